@@ -1,0 +1,30 @@
+"""`jaxtrain config show FILE` and `jaxtrain config diff A B`."""
+
+import argparse
+
+from rich.console import Console
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.cli.config_text import diff, show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|diff")
+    listing = actions.add_parser("show", help="print every key with its value and where that came from")
+    listing.add_argument("file", help="a .gin file or a run folder")
+    add_set_argument(listing)
+    comparison = actions.add_parser("diff", help="print the keys in which two configurations differ")
+    comparison.add_argument("left", metavar="A", help="a .gin file or a run folder")
+    comparison.add_argument("right", metavar="B", help="a .gin file or a run folder; --set changes this one")
+    add_set_argument(comparison)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if arguments.action == "show":
+        console.print(show(load(arguments.file, arguments.set)), soft_wrap=True)
+    else:
+        differences = diff(load(arguments.left).config, load(arguments.right, arguments.set).config)
+        console.print("\n".join(map(str, differences)) or "no differences", soft_wrap=True)
+    return 0

@@ -1,0 +1,153 @@
+"""`--set path=value`: changes to the tree of a configuration, by path.
+
+    model.d_model=512    phases[0].steps=100    optimizer=@Lion()    optimizer=@jaxtrain.optim.lion.Lion(b1=0.95)
+
+A value is a Python literal, and a string where it is none. `@Name(key=value)` is a new node; a short name is looked up
+in the modules beside the classes that the field has now or is annotated with, a full one anywhere.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import io
+import pkgutil
+import re
+import tokenize
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from types import ModuleType
+from typing import get_type_hints
+
+from jaxtrain.cli.config_symbols import check_target
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, check_field, join, new_node, plant, sequence
+from jaxtrain.cli.config_types import classes_in, nearest
+
+ORIGIN = "--set"
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """Give a command `--set`; its values are `arguments.set`, a list."""
+    help = "change one key of the configuration, e.g. model.d_model=512 or optimizer='@Lion()'; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=help)
+
+
+def apply_override(root: Node, override: str) -> None:
+    """Set one `path=value` in the tree.
+
+    Raises:
+        ValueError: there is no such path (with the nearest valid name), or the value cannot be read.
+    """
+    path, equals, text = (part.strip() for part in override.partition("="))
+    try:
+        if not equals or not path:
+            raise ValueError("write it as path=value")
+        *keys, last = re.sub(r"\[(\d+)\]", r".\1", path).split(".")
+        parent, hint, at = root, type(root), ""
+        for key in keys:
+            parent, hint, at = _child(parent, hint, at, key)
+        key, hint = _key(parent, hint, at, last)
+        parent.children[key] = _parse(text, [*classes_in(hint), *_classes_now(parent, key)])
+    except ValueError as error:
+        raise ValueError(f"{ORIGIN} {override}: {error}") from error
+
+
+def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, object]:
+    """The key of a child as its parent stores it, and the annotation it must fit."""
+    match parent:
+        case Node():
+            check_field(parent.cls, key)
+            return key, get_type_hints(parent.cls)[key]
+        case Items() if key.isdecimal() and int(key) < len(parent.children):
+            return int(key), hint
+        case Items():
+            raise ValueError(f"{at} has no entry {key!r}; it has {len(parent.children)}, counted from 0")
+    raise ValueError(f"{at} is a plain value, there is no {key!r} below it; set it as a whole")
+
+
+def _child(parent: Tree, hint: object, at: str, key: str) -> tuple[Tree, object, str]:
+    key, hint = _key(parent, hint, at, key)
+    at = join(at, key)
+    if isinstance(parent, Node) and key not in parent.children:
+        raise ValueError(f"{at} is not set yet; set it first, {ORIGIN} {at}='@...()'")
+    return parent.children[key], hint, at
+
+
+def _classes_now(parent: Node | Items, key: str | int) -> list[type]:
+    current = parent.children.get(key) if isinstance(parent, Node) else parent.children[key]
+    nodes = current.children if isinstance(current, Items) else [current]
+    return [node.cls for node in nodes if isinstance(node, Node)]
+
+
+def _parse(text: str, near: list[type]) -> Tree:
+    if re.match(r"[\s(\[]*@", text):
+        return _parse_nodes(text, near)
+    try:
+        return plant(ast.literal_eval(text), ORIGIN)
+    except (ValueError, SyntaxError, TypeError):
+        return Leaf(value=text, origin=ORIGIN)  # the type check refuses it where the leaf is no string
+
+
+def _parse_nodes(text: str, near: list[type]) -> Tree:
+    try:
+        tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string != "@"]
+        expression = ast.parse(tokenize.untokenize(tokens).strip(), mode="eval").body
+    except (SyntaxError, tokenize.TokenError):
+        raise ValueError("cannot be read; write @Name(key=value, ...)") from None
+    return _plant_expression(expression, near)
+
+
+def _plant_expression(expression: ast.expr, near: list[type]) -> Tree:
+    match expression:
+        case ast.Call(args=[]):
+            return _plant_call(expression, near)
+        case ast.Tuple() | ast.List():
+            return sequence([_plant_expression(item, near) for item in expression.elts], ORIGIN)
+        case ast.Name(id=word):
+            return Leaf(value=word, origin=ORIGIN)
+    try:
+        return plant(ast.literal_eval(expression), ORIGIN)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(expression)} is neither a literal nor @Name(key=value, ...)") from None
+
+
+def _plant_call(call: ast.Call, near: list[type]) -> Tree:
+    target = find_target(ast.unparse(call.func), near)
+    check_target(target)
+    if not isinstance(target, type):
+        return plant(target(), ORIGIN)
+    hints = get_type_hints(target)
+    given = {}
+    for keyword in call.keywords:
+        check_field(target, keyword.arg)
+        given[keyword.arg] = _plant_expression(keyword.value, classes_in(hints[keyword.arg]))
+    return new_node(target, given, ORIGIN)
+
+
+def find_target(name: str, near: Iterable[type]) -> Callable:
+    """The dataclass or preset called `name`: by its full path, or by the end of it among the modules beside `near`."""
+    module, _, attribute = name.rpartition(".")
+    with contextlib.suppress(ModuleNotFoundError, AttributeError, ValueError):
+        return getattr(importlib.import_module(module), attribute)
+    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _beside(near)}
+    matches = [full for full in known if f".{full}".endswith(f".{name}")]
+    if len(matches) > 1:
+        raise ValueError(f"@{name}() may be any of {', '.join(sorted(matches))}; write one in full")
+    if not matches:
+        raise ValueError(f"there is no class {name!r}{nearest(name, [cls.__qualname__ for cls in known.values()])}")
+    return known[matches[0]]
+
+
+def _beside(classes: Iterable[type]) -> list[type]:
+    """Dataclasses of the packages that `classes` are defined in."""
+    modules = []
+    for name in {cls.__module__ for cls in classes}:
+        package, _, _ = name.rpartition(".")
+        siblings = pkgutil.iter_modules(importlib.import_module(package).__path__) if package else ()
+        modules += [name, *(f"{package}.{sibling.name}" for sibling in siblings if not sibling.name.startswith("_"))]
+    return [cls for name in dict.fromkeys(modules) for cls in _dataclasses(importlib.import_module(name))]
+
+
+def _dataclasses(module: ModuleType) -> list[type]:
+    classes = [value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value)]
+    return [cls for cls in classes if cls.__module__ == module.__name__]

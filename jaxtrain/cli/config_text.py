@@ -1,0 +1,115 @@
+"""A built configuration as text: the file that reproduces it, a listing with origins, the differences from another."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import NamedTuple
+
+from rich.text import Text
+
+from jaxtrain.cli.config_file import LoadedConfig
+from jaxtrain.cli.config_override import ORIGIN as OVERRIDE
+from jaxtrain.cli.config_tree import DEFAULT, config_fields, entries, join
+from jaxtrain.cli.config_types import describe
+
+
+def render(config: object) -> str:
+    """A gin file with every key of `config`, from which `load` makes an equal one.
+
+    Raises:
+        ValueError: a class is local to a function or a value has no literal, so that no file could name it.
+    """
+    nodes = {path: value for path, value in entries(config) if isinstance(value, type)}
+    modules = _module_names(nodes)
+    counts = Counter(nodes.values())
+    names = {}
+    for path, cls in nodes.items():
+        scope = path.replace(".", "/").replace("[", "_").replace("]", "") if counts[cls] > 1 and path else ""
+        names[path] = f"{scope}{'/' if scope else ''}{modules[cls.__module__][0]}.{cls.__qualname__}"
+    imports = sorted(statement for _, statement in modules.values())
+    head = ["# Every key of a run, written by jaxtrain. It alone makes the same configuration.", ""]
+    head += ["from __gin__ import dynamic_registration", *imports]
+    return "\n".join(head) + "\n" + "".join(_sections(config, "", names))
+
+
+def _module_names(nodes: dict[str, type]) -> dict[str, tuple[str, str]]:
+    """Module -> (the name it is imported as, the import statement), the shortest that is unique."""
+    for path, cls in nodes.items():
+        if "<locals>" in cls.__qualname__:
+            raise ValueError(f"{path or cls.__name__}: {cls.__qualname__} is local to a function; move it to a module")
+    modules = sorted({cls.__module__ for cls in nodes.values()})
+    taken = Counter([*(module.rpartition(".")[2] for module in modules), "gin"])
+    names = {}
+    for module in modules:
+        package, _, last = module.rpartition(".")
+        name = last if taken[last] == 1 else module.replace(".", "_")
+        statement = f"from {package} import {last}" if package else f"import {last}"
+        names[module] = (name, statement if name == last else f"{statement} as {name}")
+    return names
+
+
+def _sections(value: object, path: str, names: dict[str, str]) -> Iterator[str]:
+    """One block a dataclass, parents before children."""
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _sections(item, join(path, i), names)
+    if not is_dataclass(value):
+        return
+    fields = {name: getattr(value, name) for name in config_fields(type(value))}
+    lines = [f"  {name} = {_literal(field, join(path, name), names)}" for name, field in fields.items()]
+    if lines:
+        yield "\n".join(["", *([f"# {path}"] if path else []), f"{names[path]}:", *lines, ""])
+    for name, field in fields.items():
+        yield from _sections(field, join(path, name), names)
+
+
+def _literal(value: object, path: str, names: dict[str, str]) -> str:
+    if is_dataclass(value):
+        return f"@{names[path]}()"
+    if isinstance(value, tuple):
+        items = [_literal(item, join(path, i), names) for i, item in enumerate(value)]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    if type(value) is float and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"  # no other literal overflows to infinity
+    if type(value) not in (bool, int, float, str, type(None)) or value != value:  # nan
+        raise ValueError(
+            f"{path}={value!r} has no literal; use int, float (not nan), bool, str, None or tuples of these"
+        )
+    return repr(value)
+
+
+def leaf_count(config: object) -> int:
+    """Number of keys that hold plain values."""
+    return sum(not isinstance(value, type) for _, value in entries(config))
+
+
+def show(loaded: LoadedConfig) -> Text:
+    """Every path with its value and origin, one a line, as `--set` takes it."""
+    rows = [(path, describe(value), loaded.origins[path]) for path, value in entries(loaded.config) if path]
+    paths, values = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
+    styles = {DEFAULT: "dim", OVERRIDE: "bold yellow"}
+    text = Text()
+    for path, value, origin in rows:
+        text.append(f"{path:{paths}}  {value:{min(values, 60)}}  ")
+        text.append(f"{origin}\n", style=styles.get(origin, "cyan"))
+    return text.append(f"{leaf_count(loaded.config)} keys")
+
+
+class Difference(NamedTuple):
+    """A path whose value differs; None where one side has no such path."""
+
+    path: str
+    left: str | None
+    right: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.left or '(absent)'} -> {self.right or '(absent)'}"
+
+
+def diff(left: object, right: object) -> list[Difference]:
+    """Paths at which two configurations have different values or classes."""
+    a, b = dict(entries(left)), dict(entries(right))
+    absent = object()
+    changed = [path for path in a | b if a.get(path, absent) != b.get(path, absent)]
+    return [Difference(path, *(describe(side[path]) if path in side else None for side in (a, b))) for path in changed]

@@ -1,0 +1,143 @@
+"""The tree of a configuration while it is put together, before its dataclasses exist.
+
+A file fills the tree, `--set` changes it, and `build` then calls every dataclass once, from the leaves up. So two
+overrides that are valid only together are checked together, and a required field may come from either.
+"""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import get_type_hints
+
+from jaxtrain.cli.config_types import convert, describe, describe_hint, label, nearest
+
+DEFAULT = "default"
+
+
+@dataclass(kw_only=True, slots=True)
+class Leaf:
+    """A plain value, or a tuple of them."""
+
+    value: object
+    origin: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Node:
+    """A dataclass to be. A required field nobody gave is absent from `children`."""
+
+    cls: type
+    children: dict[str, "Tree"]
+    origin: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Items:
+    """A tuple that holds nodes."""
+
+    children: list["Tree"]
+    origin: str
+
+
+type Tree = Leaf | Node | Items
+
+
+def config_fields(cls: type) -> dict[str, Field]:
+    return {field.name: field for field in fields(cls) if field.init}
+
+
+def check_field(cls: type, name: str) -> None:
+    """Raise ValueError with the nearest field of `cls` where it has none of that name."""
+    if name not in config_fields(cls):
+        raise ValueError(f"{label(cls)} has no key {name!r}{nearest(name, config_fields(cls))}")
+
+
+def join(path: str, key: str | int) -> str:
+    """Path of a child: `phases[0]` for an index, `model.d_model` for a name."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
+
+
+def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:
+    """A node with what it is given, and the defaults of its class for the rest."""
+    children = dict(given)
+    for name, field in config_fields(cls).items():
+        if name not in given and field.default is not MISSING:
+            children[name] = plant(field.default, DEFAULT)
+        elif name not in given and field.default_factory is not MISSING:
+            children[name] = plant(field.default_factory(), DEFAULT)
+    return Node(cls=cls, children=children, origin=origin)
+
+
+def plant(value: object, origin: str) -> Tree:
+    """The tree of a value that exists: a dataclass, a tuple, or a leaf."""
+    if is_dataclass(value):
+        children = {name: plant(getattr(value, name), origin) for name in config_fields(type(value))}
+        return Node(cls=type(value), children=children, origin=origin)
+    if isinstance(value, tuple | list):
+        return sequence([plant(item, origin) for item in value], origin)
+    return Leaf(value=value, origin=origin)
+
+
+def sequence(children: list[Tree], origin: str) -> Tree:
+    """A tuple: one leaf where it holds plain values only."""
+    if all(isinstance(child, Leaf) for child in children):
+        return Leaf(value=tuple(child.value for child in children), origin=origin)
+    return Items(children=children, origin=origin)
+
+
+def build(tree: Tree, origins: dict[str, str], path: str = "") -> object:
+    """Call the dataclasses of the tree, filling `origins` with where each path's value came from.
+
+    Raises:
+        ValueError: a field is missing or of the wrong type, or a `__post_init__` refused; with the path.
+    """
+    origins[path] = tree.origin
+    match tree:
+        case Leaf():
+            return tree.value
+        case Items():
+            return tuple(build(child, origins, join(path, i)) for i, child in enumerate(tree.children))
+        case Node():
+            return _build_node(tree, origins, path)
+
+
+def _build_node(node: Node, origins: dict[str, str], path: str) -> object:
+    hints = get_type_hints(node.cls)
+    values = {name: _build_field(node, hints[name], origins, path, name) for name in config_fields(node.cls)}
+    try:
+        return node.cls(**values)
+    except ValueError as error:
+        where = f"{path} ({label(node.cls)})" if path else label(node.cls)
+        raise ValueError(f"{_at(node.origin)}{where}: {error}") from error
+
+
+def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, name: str) -> object:
+    path = join(path, name)
+    if name not in node.children:
+        key = f"{label(node.cls)}.{name}"
+        raise ValueError(f"{_at(node.origin)}{path} is missing: bind {key}, or give --set {path}=...")
+    value = build(node.children[name], origins, path)
+    try:
+        return convert(value, hint)
+    except TypeError:
+        kind = "" if is_dataclass(value) or value is None else f", not {type(value).__name__}"
+        wrong = f"{path}={describe(value)} must be {describe_hint(hint)}{kind}"
+        raise ValueError(f"{_at(node.children[name].origin)}{wrong}") from None
+
+
+def _at(origin: str) -> str:
+    return "" if origin == DEFAULT else f"{origin}: "
+
+
+def entries(config: object, path: str = "") -> Iterable[tuple[str, object]]:
+    """(path, class) of every dataclass and (path, value) of every leaf of a built configuration, in field order."""
+    if is_dataclass(config):
+        yield path, type(config)
+        for name in config_fields(type(config)):
+            yield from entries(getattr(config, name), join(path, name))
+    elif isinstance(config, tuple) and any(is_dataclass(item) for item in config):
+        for i, item in enumerate(config):
+            yield from entries(item, join(path, i))
+    else:
+        yield path, config

@@ -1,0 +1,98 @@
+"""Does a value fit the annotation of a dataclass field, and how to name either in an error.
+
+The annotations understood are those configurations use: int, float, bool, str, None, Literal, unions, tuples, and
+classes (nested dataclasses, their bases, Protocols). Anything else accepts no value.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin
+
+PLAIN = (bool, int, float, str, NoneType)
+
+
+def convert(value: object, hint: object) -> object:
+    """Return `value` as `hint` wants it, int made float and list made tuple; raise TypeError where it does not fit."""
+    if isinstance(hint, TypeAliasType):
+        return convert(value, hint.__value__)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _convert_union(value, arguments)
+    if origin is tuple or hint is tuple:
+        return _convert_tuple(value, arguments)
+    if origin is Literal:
+        fits = any(type(value) is type(option) and value == option for option in arguments)
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif hint in PLAIN or hint is None:
+        fits = value is None if hint is None else type(value) is hint  # bool is an int to isinstance, not to a reader
+    else:
+        fits = hint in (Any, object) or _is_instance(value, origin or hint)
+    if not fits:
+        raise TypeError
+    return value
+
+
+def _convert_union(value: object, options: tuple) -> object:
+    for option in sorted(options, key=lambda option: option is not type(value)):  # 1 stays an int in `float | int`
+        try:
+            return convert(value, option)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _convert_tuple(value: object, arguments: tuple) -> tuple:
+    if not isinstance(value, tuple | list):
+        raise TypeError
+    if not arguments:
+        return tuple(value)
+    if arguments[-1] is Ellipsis:
+        return tuple(convert(item, arguments[0]) for item in value)
+    if len(value) != len(arguments):
+        raise TypeError
+    return tuple(convert(item, hint) for item, hint in zip(value, arguments, strict=True))
+
+
+def _is_instance(value: object, hint: object) -> bool:
+    if not is_dataclass(value) or not isinstance(hint, type):
+        return False
+    try:
+        return isinstance(value, hint)
+    except TypeError:  # a Protocol that is not checkable at run time: any dataclass may follow it
+        return True
+
+
+def classes_in(hint: object) -> list[type]:
+    """Classes, other than plain types, that an annotation names."""
+    if isinstance(hint, TypeAliasType):
+        return classes_in(hint.__value__)
+    if arguments := get_args(hint):
+        return [cls for argument in arguments for cls in classes_in(argument)]
+    return [hint] if isinstance(hint, type) and hint not in (*PLAIN, tuple, object) else []
+
+
+def label(target: object) -> str:
+    """A class as configurations write it: the last part of its module, and its name."""
+    return f"{target.__module__.rpartition('.')[2]}.{target.__qualname__}"
+
+
+def describe(value: object) -> str:
+    """A value as configurations write it."""
+    if is_dataclass(value):
+        return f"@{label(value if isinstance(value, type) else type(value))}()"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
+
+
+def describe_hint(hint: object) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The end of an error about an unknown `name`: the valid one most like it."""
+    close = difflib.get_close_matches(name, sorted(set(options)), n=1, cutoff=0.0)
+    return f"; the nearest valid name is {close[0]!r}" if close else ""

@@ -1,0 +1,63 @@
+"""The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
+
+Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError, a
+missing file, something unsupported) ends as one line on stderr and exit code 2; anything else keeps its traceback.
+"""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train, or resume, the run that a configuration describes",
+    "eval": "evaluate a run's checkpoint on its validation data",
+    "generate": "continue prompts with a run's model",
+    "convert": "import weights from Hugging Face safetensors, or export to them",
+    "plot": "draw loss, learning rate and throughput of runs",
+    "tokenizer": "tokenizer train: make a tokenizer from text files",
+    "config": "config show, config diff: look at configurations",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that imports its command when it is first asked to parse, so that `jaxtrain --help` stays fast."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.command: str | None = None
+        help = "print the traceback of an error, too"
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=help)
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self.command:
+            module = importlib.import_module(f"jaxtrain.cli.{self.command}")
+            self.command = None
+            self.set_defaults(_run=module.run)
+            module.add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jaxtrain", description="Train language models on any device mesh.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command, help in COMMANDS.items():
+        commands.add_parser(command, help=help, description=help).command = command
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments._run(arguments)
+    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+        if "traceback" in arguments:
+            traceback.print_exc()
+        lines = (line.strip() for line in str(error).splitlines())
+        print(f"jaxtrain: error: {'; '.join(filter(None, lines))}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""`jaxtrain tokenizer train`: a byte-level BPE from any source, as a `tokenizers` JSON file.
+
+Byte-level pairs (Sennrich et al. (2016), arXiv:1508.07909, over bytes and words as in GPT-2), so that any text can be
+encoded and comes back exactly. The library counts and merges; what is ours is the choice of its parts.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from jaxtrain.data.sources import Source
+from jaxtrain.data.tokenizers import HuggingFaceTokenizer
+
+_SMALLEST_VOCABULARY = 257  # every byte, and the end of a document
+
+
+def train_tokenizer(
+    source: Source, *, vocab_size: int, path: str, end_of_document: str = "<|endoftext|>", progress: bool = False
+) -> HuggingFaceTokenizer:
+    """Learn a vocabulary from the source, read as a stream, write it to `path` whole or not at all, and return it.
+
+    The vocabulary is smaller than asked for where the text has too few different pairs.
+
+    Raises:
+      ValueError: the vocabulary has no room for every byte, or the folder of `path` does not exist.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise ValueError(f"{vocab_size=} must be at least {_SMALLEST_VOCABULARY}: the bytes and the end of a document.")
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"{path=} is in a folder that does not exist. Make it, or name another file.")
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[end_of_document],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
+    model.train_from_iterator((document.text for document in source.documents()), trainer)
+    _write(model.to_str(pretty=True), target)
+    return HuggingFaceTokenizer(path=path, end_of_document=end_of_document)
+
+
+def _write(content: str, target: Path) -> None:
+    """Write a file that is complete or absent, whenever the process ends."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tokenizer-") as folder:
+        whole = Path(folder) / target.name
+        whole.write_text(content, encoding="utf-8")
+        os.replace(whole, target)

@@ -1,0 +1,34 @@
+"""Text to batches: sources, tokenizers, a token store, packing, mixtures, and the grain iterator over all of it."""
+
+from jaxtrain.data.bigram import bigram_loss
+from jaxtrain.data.config import DataConfig
+from jaxtrain.data.loader import describe_batch, loader
+from jaxtrain.data.mixture import Mixture, Weighted
+from jaxtrain.data.packing import BestFit, ConcatenateAndSplit, Packing
+from jaxtrain.data.rows import open_rows
+from jaxtrain.data.sources import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from jaxtrain.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, Tokenizer
+
+__all__ = [
+    "ArrayRecord",
+    "BestFit",
+    "ByteTokenizer",
+    "ConcatenateAndSplit",
+    "DataConfig",
+    "Document",
+    "HuggingFaceTokenizer",
+    "JsonLines",
+    "Mixture",
+    "Packing",
+    "Parquet",
+    "SentencePiece",
+    "Source",
+    "StandardLibrary",
+    "TextFiles",
+    "Tokenizer",
+    "Weighted",
+    "bigram_loss",
+    "describe_batch",
+    "loader",
+    "open_rows",
+]

@@ -1,0 +1,54 @@
+"""The bar to beat: the loss of a model that only counts which token follows which.
+
+Witten and Bell (1991), as an interpolation: p(b|a) = (c(ab) + t(a) p(b)) / (c(a) + t(a)), with c the counts of the
+training split, t(a) the number of different tokens seen after a, and p(b) the add-one unigram. It is better than
+adding one to the pair counts, so it is the stricter bar. A mixture's sources are counted as they are, unweighted.
+"""
+
+import numpy as np
+
+from jaxtrain.data.config import DataConfig
+from jaxtrain.data.loader import loader
+from jaxtrain.data.rows import Rows, open_rows
+
+_LARGEST_VOCABULARY = 1024
+
+
+def bigram_loss(
+    config: DataConfig, *, batch_size: int, sequence_length: int, seed: int, num_batches: int | None = None
+) -> float:
+    """Return the mean cross-entropy in nats a token on one pass over validation, or its first `num_batches` batches.
+
+    The arguments are those of the validation `loader`: exactly its pairs are measured, by its weights.
+    """
+    vocab_size = config.tokenizer.vocab_size
+    if vocab_size > _LARGEST_VOCABULARY:
+        raise ValueError(f"{vocab_size=} is too large to count pairs: at most {_LARGEST_VOCABULARY}. Compare on bytes.")
+    train = open_rows(config, split="train", sequence_length=sequence_length, seed=seed)
+    loss_table = -np.log(_smoothed(_pair_counts(train, vocab_size)))
+    batches = loader(
+        config, split="validation", batch_size=batch_size, sequence_length=sequence_length, seed=seed, num_epochs=1
+    )
+    loss = weight = 0.0
+    for number, batch in enumerate(batches):
+        if number == num_batches:
+            break
+        loss += float((loss_table[batch.tokens, batch.targets] * batch.weights).sum())
+        weight += float(batch.weights.sum())
+    return loss / weight
+
+
+def _pair_counts(rows: Rows, vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size * vocab_size, np.int64)
+    for source in rows.sources:
+        for tokens in source.document_tokens():
+            pair = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
+            counts += np.bincount(pair, minlength=len(counts))
+    return counts.reshape(vocab_size, vocab_size)
+
+
+def _smoothed(counts: np.ndarray) -> np.ndarray:
+    unigram = counts.sum(axis=0) + 1
+    unigram = unigram / unigram.sum()
+    followers = np.maximum((counts > 0).sum(axis=1, keepdims=True), 1)
+    return (counts + followers * unigram) / (counts.sum(axis=1, keepdims=True) + followers)

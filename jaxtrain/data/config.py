@@ -1,0 +1,29 @@
+"""What to train on, and how it becomes rows of tokens."""
+
+import dataclasses
+
+from jaxtrain.data.mixture import Mixture
+from jaxtrain.data.packing import BestFit, Packing
+from jaxtrain.data.sources.base import Source
+from jaxtrain.data.tokenizers import ByteTokenizer, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """A source or a mixture, its share held out for validation, its tokenizer and its packing."""
+
+    source: Source | Mixture
+    validation_fraction: float = 0.05
+    tokenizer: Tokenizer = ByteTokenizer()
+    packing: Packing = BestFit()
+
+    def __post_init__(self):
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction} must be at least 0 and below 1.")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The single source, or those of the mixture."""
+        if isinstance(self.source, Mixture):
+            return tuple(part.source for part in self.source.sources)
+        return (self.source,)

@@ -1,0 +1,102 @@
+"""The iterator that training reads: batch s is rows [start_row + s B, start_row + (s + 1) B) of the global order.
+
+Every process reads only the rows it needs, and its iterator's state is the number of batches consumed: the same on
+every process and for any number of them. Rows are read from a memory map by index, so the global shuffle costs
+nothing; background threads build whole batches ahead and out of order, and hand them over in order (RINAS, Zhong et
+al. (2023), arXiv:2312.02368, reorders inside a batch instead, which saves nothing once batches overlap).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from jaxtrain.data.config import DataConfig
+from jaxtrain.data.rows import Rows, open_rows
+from jaxtrain.data.source_rows import blank_row
+from jaxtrain.data.split import Split
+from jaxtrain.shapes import Batch
+
+_READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+
+
+def loader(
+    config: DataConfig,
+    *,
+    split: Split,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    start_row: int = 0,
+    num_epochs: int | None = None,
+) -> grain.DatasetIterator[Batch]:
+    """Return an iterator over batches of numpy arrays, with get_state() and set_state().
+
+    Args:
+      config: what to read.
+      split: 'train' or 'validation'.
+      batch_size: rows of the global batch.
+      sequence_length: tokens of a row.
+      seed: of the shuffle. Use a constant for validation, so that every run is measured on the same batches.
+      rows: which rows of each global batch to build, in this order; all of them by default.
+      start_row: rows of the global order already consumed, for a phase that goes on with another batch size.
+      num_epochs: passes over the split; endless by default. The last batch is filled up with rows of weight 0.
+
+    Raises:
+      ValueError: an argument is out of range, or the split has no text.
+    """
+    rows = range(batch_size) if rows is None else rows
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise ValueError(f"{rows=} must name at least one row, each from 0 to {batch_size=} - 1.")
+    if start_row < 0:
+        raise ValueError(f"{start_row=} must not be negative.")
+    every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
+    part = _PartOfBatches(every, batch_size, tuple(rows), start_row, sequence_length)
+    batches = grain.MapDataset.source(part).batch(len(rows), batch_fn=_stack)
+    return iter(batches.to_iter_dataset(_READ_AHEAD))
+
+
+def describe_batch(
+    config: DataConfig,
+    *,
+    split: Split,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    batch: int,
+    start_row: int = 0,
+    num_epochs: int | None = None,
+) -> str:
+    """Return, one line a row, which tokens of which documents a batch of `loader` with the same arguments holds."""
+    every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
+    first = start_row + batch * batch_size
+    numbers = range(first, min(first + batch_size, len(every)))
+    lines = [f"  row {number - first}: {every.describe(number)}" for number in numbers]
+    return "\n".join([f"batch {batch} of {split} (rows {first} to {first + batch_size - 1}, {seed=}):", *lines])
+
+
+class _PartOfBatches:
+    """The chosen rows of batch after batch, as one sequence; rows past the end are blank."""
+
+    def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], start_row: int, sequence_length: int):
+        self._every = every
+        self._batch_size = batch_size
+        self._chosen = chosen
+        self._start_row = start_row
+        self._sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        if len(self._every) == sys.maxsize:
+            return sys.maxsize // self._batch_size * len(self._chosen)
+        return -(-(len(self._every) - self._start_row) // self._batch_size) * len(self._chosen)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, position = divmod(index, len(self._chosen))
+        row = self._start_row + batch * self._batch_size + self._chosen[position]
+        return self._every[row] if row < len(self._every) else blank_row(self._sequence_length)
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -1,0 +1,87 @@
+"""Mixtures of sources: which source gives which row, in closed form, so any row can be found without those before.
+
+Weights are shares of the tokens trained on. Where none are given they are n^(1/temperature) for n tokens: 1 is in
+proportion to size, larger values even the sources out (Li et al. (2024), "Upsample or Upweight? Balanced Training on
+Heavily Imbalanced Datasets", arXiv:2410.04579). Its Cooldown, lowering the temperature during training, is a phase
+with another mixture; weighting losses instead of rows is left out, as its gradients have the larger variance.
+Grain's own mix is not used: it rounds weights to hundredths of the smallest and knows no epochs of its parents.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jaxtrain.data.sources.base import Source
+
+_RESOLUTION = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Weighted:
+    """A source and its share of the tokens relative to the others', None for one that follows from its size."""
+
+    source: Source
+    weight: float | None = None
+
+    def __post_init__(self):
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(f"weight={self.weight} must be positive and finite. Leave out an unwanted source.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Several sources, each shuffled and repeated by itself."""
+
+    sources: tuple[Weighted, ...]
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        given = [part.weight is not None for part in self.sources]
+        if not given:
+            raise ValueError("sources=() must name at least one source.")
+        if any(given) != all(given):
+            raise ValueError("weight must be given for every source of a mixture or for none.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive; 1 is in proportion to size.")
+        if all(given) and self.temperature != 1:
+            raise ValueError(f"temperature={self.temperature} has no effect on given weights. Leave out one of them.")
+
+    def token_shares(self, token_counts: list[int]) -> np.ndarray:
+        """Return each source's share of the tokens, given how many tokens each one has; the sum is 1."""
+        if self.sources[0].weight is not None:
+            weights = np.array([part.weight for part in self.sources], np.float64)
+        else:
+            weights = (np.array(token_counts) / max(token_counts)) ** (1 / self.temperature)
+        return weights / weights.sum()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interleaving:
+    """An even interleaving of sources in proportion to whole numbers.
+
+    Of the first n rows the first source has n - floor(n (S - s) / S), with s its share and S the sum of all shares;
+    the next has the same of what remains, and so on. Every prefix is within one row a source passed over of exact,
+    and after S rows each source has had exactly its share.
+    """
+
+    shares: tuple[int, ...]
+
+    def counts(self, rows: int) -> list[int]:
+        """Return how many of the first `rows` rows each source gives."""
+        counts, remaining = [], sum(self.shares)
+        for share in self.shares:
+            after = rows * (remaining - share) // remaining if remaining else 0
+            counts.append(rows - after)
+            rows, remaining = after, remaining - share
+        return counts
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the source of a row and how many rows the source gave before it."""
+        pairs = zip(self.counts(row), self.counts(row + 1), strict=True)
+        return next((source, before) for source, (before, after) in enumerate(pairs) if after != before)
+
+
+def by_weight(weights: np.ndarray) -> Interleaving:
+    """Return the interleaving in proportion to weights, exact to a billionth."""
+    return Interleaving(tuple(max(1, round(weight * _RESOLUTION)) for weight in weights / weights.sum()))

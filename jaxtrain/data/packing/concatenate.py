@@ -1,0 +1,45 @@
+"""Concatenate and split: documents in random order end to end, cut every L. No padding, but most rows cut a document.
+
+Each epoch the stream also starts at a random place of the first document, whose beginning then comes last: a source
+of one document would otherwise be cut at the same places for ever.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxtrain.data.packing.base import Packing, Plan, shuffled_rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ConcatenateAndSplit(Packing):
+    """Every row but the last is full; about one document a row is cut though it would have fitted."""
+
+    def plan(self, lengths: np.ndarray, *, row_length: int, rng: np.random.Generator) -> Plan:
+        document, start, length = _stream(lengths, rng)
+        ends = np.cumsum(length)
+        total = int(ends[-1])
+        piece_ends = np.union1d(ends, np.arange(row_length, total, row_length))
+        piece_starts = np.concatenate([np.zeros(1, np.int64), piece_ends[:-1]])
+        stretch = np.searchsorted(ends, piece_starts, side="right")
+        offset = piece_starts - (ends - length)[stretch]
+        return shuffled_rows(
+            document[stretch],
+            start[stretch] + offset,
+            piece_ends - piece_starts,
+            piece_starts // row_length,
+            rows=-(-total // row_length),
+            rng=rng,
+        )
+
+
+def _stream(lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (document, start, length) in the order of the stream: shuffled, the first document rotated."""
+    document = rng.permutation(len(lengths))
+    length = lengths[document].astype(np.int64)
+    begin = int(rng.integers(length[0]))
+    start = np.zeros_like(length)
+    start[0], length[0] = begin, length[0] - begin
+    if not begin:
+        return document, start, length
+    return np.append(document, document[0]), np.append(start, 0), np.append(length, begin)

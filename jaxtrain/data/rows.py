@@ -1,0 +1,87 @@
+"""All the rows of a split, over every source: the one global order that every process reads its part of."""
+
+import sys
+
+import numpy as np
+
+from jaxtrain.data.config import DataConfig
+from jaxtrain.data.mixture import Interleaving, Mixture, by_weight
+from jaxtrain.data.source_rows import SourceRows
+from jaxtrain.data.split import Split, documents_of
+from jaxtrain.data.store import open_store
+from jaxtrain.shapes import Batch
+
+
+class Rows:
+    """Random access to rows (a grain data source). Without end, or `num_epochs` times every row of every source."""
+
+    def __init__(self, sources: list[SourceRows], interleaving: Interleaving, *, length: int, labels: list[str]):
+        self.sources = sources
+        self._interleaving = interleaving
+        self._length = length
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        source, row = self._interleaving.locate(index)
+        return self.sources[source].row(row)
+
+    def describe(self, index: int) -> str:
+        """Return the source and the stretches of documents that a row holds."""
+        source, row = self._interleaving.locate(index)
+        return f"{self._labels[source]}: {self.sources[source].describe(row)}"
+
+    def ledger(self, rows: int) -> dict[str, int]:
+        """Return how many tokens that bear loss each source gives to the first `rows` rows, by the source's text."""
+        counts = self._interleaving.counts(rows)
+        tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
+        return dict(zip(self._labels, tokens, strict=True))
+
+
+def open_rows(
+    config: DataConfig, *, split: Split, sequence_length: int, seed: int, num_epochs: int | None = None
+) -> Rows:
+    """Tokenise what the cache lacks, and return the rows of a split.
+
+    Endless rows of a mixture are interleaved by its weights; with `num_epochs`, in proportion to the sources' sizes,
+    so that every row comes exactly that often.
+    """
+    if sequence_length < 1:
+        raise ValueError(f"{sequence_length=} must be at least 1.")
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"{num_epochs=} must be at least 1, or None for endless rows.")
+    if seed < 0:
+        raise ValueError(f"{seed=} must not be negative.")
+    sources = [
+        _source_rows(config, number, split=split, sequence_length=sequence_length, seed=seed)
+        for number in range(len(config.sources))
+    ]
+    if num_epochs is None:
+        interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
+    else:
+        interleaving = Interleaving(tuple(source.rows_per_epoch for source in sources))
+        length = num_epochs * sum(interleaving.shares)
+    return Rows(sources, interleaving, length=length, labels=_labels(config))
+
+
+def _source_rows(config: DataConfig, number: int, *, split: Split, sequence_length: int, seed: int) -> SourceRows:
+    store = open_store(config.sources[number], config.tokenizer)
+    documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
+    return SourceRows(store, documents, packing=config.packing, sequence_length=sequence_length, seed=(seed, number))
+
+
+def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length: int) -> np.ndarray:
+    """Turn shares of tokens into shares of rows: a source whose rows carry more padding needs more of them."""
+    if not isinstance(config.source, Mixture):
+        return np.ones(1)
+    shares = config.source.token_shares([source.tokens_per_epoch for source in sources])
+    tokens_per_row = np.array([source.tokens_per_epoch / source.rows_per_epoch for source in sources])
+    return shares / tokens_per_row
+
+
+def _labels(config: DataConfig) -> list[str]:
+    """Return the sources' own texts, numbered where two are the same."""
+    texts = [repr(source) for source in config.sources]
+    return [text if texts.count(text) == 1 else f"{text} #{number}" for number, text in enumerate(texts)]

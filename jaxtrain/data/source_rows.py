@@ -1,0 +1,96 @@
+"""The packed rows of one source, by index, for any number of epochs."""
+
+import threading
+
+import numpy as np
+
+from jaxtrain.data.packing import Packing, Plan
+from jaxtrain.data.split import Documents
+from jaxtrain.data.store import TokenStore
+from jaxtrain.shapes import Batch
+
+_EPOCHS_KEPT = 2  # reading ahead across the end of an epoch needs both
+
+
+class SourceRows:
+    """Row i is row i % rows_per_epoch of epoch i // rows_per_epoch. Each epoch is packed and shuffled anew.
+
+    An epoch is a function of (seed, epoch) alone. Safe to read from several threads.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        documents: Documents,
+        *,
+        packing: Packing,
+        sequence_length: int,
+        seed: tuple[int, ...],
+    ):
+        self._store = store
+        self._documents = documents
+        self._packing = packing
+        self._sequence_length = sequence_length
+        self._seed = seed
+        self._plans: dict[int, Plan] = {}
+        self._lock = threading.Lock()
+        self.tokens_per_epoch = int((documents.lengths - 1).sum())
+        self.rows_per_epoch = self._plan(0).rows
+
+    def row(self, index: int) -> Batch:
+        """Return a row, without a batch axis: the pieces one after another, then padding."""
+        document, start, length = self._pieces(index)
+        filled, pieces = int(length.sum()), np.arange(len(length))
+        position = np.arange(filled) - np.repeat(np.cumsum(length) - length, length)
+        at = np.repeat(self._documents.starts[document] + start, length) + position
+        row = blank_row(self._sequence_length)
+        row.tokens[:filled] = self._store.tokens[at]
+        row.targets[:filled] = self._store.tokens[at + 1]
+        row.weights[:filled] = 1
+        row.segment_ids[:filled] = np.repeat(pieces + 1, length)
+        row.positions[:filled] = position
+        return row
+
+    def describe(self, index: int) -> str:
+        """Return which tokens of which documents a row holds: 'json/decoder.py[256:512], abc.py[0:90]'."""
+        document, start, length = self._pieces(index)
+        original = self._documents.index[document]
+        begin = self._documents.starts[document] - self._store.starts[original] + start
+        return ", ".join(
+            f"{self._store.key(i)}[{first}:{first + count}]"
+            for i, first, count in zip(original.tolist(), begin.tolist(), length.tolist(), strict=True)
+        )
+
+    def tokens_in(self, rows: int) -> int:
+        """Return how many tokens that bear loss the first `rows` rows hold."""
+        epochs, rest = divmod(rows, self.rows_per_epoch)
+        plan = self._plan(epochs)
+        return epochs * self.tokens_per_epoch + int(plan.length[: plan.offsets[rest]].sum())
+
+    def document_tokens(self):
+        """Yield the tokens of each document of this split, in the order of the store."""
+        for start, length in zip(self._documents.starts.tolist(), self._documents.lengths.tolist(), strict=True):
+            yield self._store.tokens[start : start + length]
+
+    def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epoch, row = divmod(index, self.rows_per_epoch)
+        return self._plan(epoch).row(row)
+
+    def _plan(self, epoch: int) -> Plan:
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans[epoch] = self._packing.plan(
+                    self._documents.lengths - 1,
+                    row_length=self._sequence_length,
+                    rng=np.random.default_rng((*self._seed, epoch)),
+                )
+                for old in sorted(self._plans)[:-_EPOCHS_KEPT]:
+                    if old != epoch:
+                        del self._plans[old]
+            return self._plans[epoch]
+
+
+def blank_row(sequence_length: int) -> Batch:
+    """Return a row of nothing but padding, without a batch axis."""
+    ids = np.zeros((4, sequence_length), np.int32)
+    return Batch(ids[0], ids[1], np.zeros(sequence_length, np.float32), ids[2], ids[3])

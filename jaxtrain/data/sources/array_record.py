@@ -1,0 +1,72 @@
+"""ArrayRecord files whose records are UTF-8 texts.
+
+The reader needs a path on this machine. A remote file is copied to a temporary folder while it is read, one at a time:
+tokenisation reads every record just once, so keeping copies would buy nothing.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxtrain.data.sources import files
+from jaxtrain.data.sources.base import Document, Source
+
+_RECORDS_A_READ = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayRecord(Source):
+    """Every record of every file that matches `glob`. A key is file:record, from 0."""
+
+    glob: str
+
+    def documents(self) -> Iterator[Document]:
+        for file in files.matched(self.glob):
+            with _local(file) as path:
+                for index, record in enumerate(self._records(file, path)):
+                    yield Document(f"{file.key}:{index}", self._text(f"{file.path}:{index}", record))
+
+    def fingerprint(self) -> str:
+        return files.fingerprint(files.matched(self.glob))
+
+    def _records(self, file: files.File, path: str) -> Iterator[bytes]:
+        reader = self._reader(file, path)
+        try:
+            for start in range(0, reader.num_records(), _RECORDS_A_READ):
+                yield from reader.read(start, min(start + _RECORDS_A_READ, reader.num_records()))
+        finally:
+            reader.close()
+
+    def _reader(self, file: files.File, path: str):
+        try:
+            from array_record.python import array_record_module  # has no build for every platform
+        except ImportError as e:
+            raise ValueError(f"glob={self.glob!r}: array_record is not installed. Use JsonLines or Parquet.") from e
+        try:
+            reader = array_record_module.ArrayRecordReader(path)
+            if not reader.ok():
+                raise ValueError("its footer cannot be read")
+        except (ValueError, RuntimeError) as e:
+            raise ValueError(f"glob={self.glob!r} matches {file.path}, not ArrayRecord ({e}). Narrow it.") from e
+        return reader
+
+    def _text(self, where: str, record: bytes) -> str:
+        try:
+            return record.decode()
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f"glob={self.glob!r}: record {where} is not UTF-8 text ({e}). Write texts, not serialised messages."
+            ) from e
+
+
+@contextlib.contextmanager
+def _local(file: files.File) -> Iterator[str]:
+    if file.is_local:
+        yield file.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = str(Path(folder) / "copy.array_record")
+        file.filesystem.get_file(file.path, copy)
+        yield copy

@@ -1,0 +1,189 @@
+"""A source tokenised once: its tokens, memory-mapped from a cache folder.
+
+A store is the folder <cache>/tokens/<key> of
+
+    tokens.bin          every document's ids, the end-of-document id after each, uint16 or uint32
+    document_ends.npy   where in tokens.bin each document ends
+    keys.bin            the documents' keys, UTF-8        key_ends.npy    where in keys.bin each key ends
+    key_hashes.npy      64 bits of each key: what decides between training and validation
+    meta.json           the token type, and every file's size and checksum
+
+under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` hashes the source's fingerprint and the tokenizer's identity, so a
+changed file or tokenizer is another store and nothing is ever updated in place. A store is built in a folder of its
+own and renamed when complete: processes may race, and be killed, at any point. One that does not match its meta.json
+is built anew. How documents are divided into training and validation is decided when reading, not stored.
+"""
+
+import array
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.data.tokenizers.base import Tokenizer
+
+_FORMAT = 1
+_BATCH_CHARACTERS = 2**22
+_BATCH_DOCUMENTS = 1024
+_CHECKED_BYTES = 2**26  # a checksum of the whole of a large store would delay every start by a full read
+_ABANDONED_SECONDS = 24 * 3600
+_FILES = ("tokens.bin", "document_ends.npy", "keys.bin", "key_ends.npy", "key_hashes.npy")
+
+_log = logging.getLogger(__name__)
+
+
+class TokenStore(NamedTuple):
+    """A tokenised source. Document i is tokens[starts[i] : starts[i] + lengths[i]], its end-of-document id included."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    key_hashes: np.ndarray
+    key_bytes: np.ndarray
+    key_ends: np.ndarray
+
+    def key(self, document: int) -> str:
+        begin = self.key_ends[document - 1] if document else 0
+        return self.key_bytes[begin : self.key_ends[document]].tobytes().decode(errors="replace")
+
+
+def cache_folder() -> Path:
+    """Return `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain."""
+    return Path(os.environ.get("JAXTRAIN_CACHE") or Path.home() / ".cache" / "jaxtrain")
+
+
+def open_store(source: Source, tokenizer: Tokenizer) -> TokenStore:
+    """Open the store of a source, tokenising it first where the cache has none that is whole.
+
+    Raises:
+      ValueError: the source has no text.
+    """
+    folder = cache_folder() / "tokens" / _key(source, tokenizer)
+    for _ in range(3):  # another process may replace a damaged store between our check and our use
+        store = _read(folder)
+        if store is not None:
+            return store
+        _build(source, tokenizer, folder)
+    raise OSError(f"{folder} cannot be written whole: it is damaged again each time it is built. Check the disk.")
+
+
+def _key(source: Source, tokenizer: Tokenizer) -> str:
+    parts = [_FORMAT, type(source).__qualname__, source.fingerprint(), tokenizer.identity()]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _read(folder: Path) -> TokenStore | None:
+    """Return the store, or None where there is none, or one that its meta.json does not describe."""
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+        if any(_checksum(folder / name) != meta["files"][name] for name in _FILES):
+            raise ValueError("a file is not what was written")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        _log.warning("The token store %s is damaged (%s); tokenising again.", folder, e)
+        return None
+    ends = np.load(folder / "document_ends.npy")
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    return TokenStore(
+        tokens=_mapped(folder / "tokens.bin", np.dtype(meta["dtype"])),
+        starts=starts,
+        lengths=ends - starts,
+        key_hashes=np.load(folder / "key_hashes.npy"),
+        key_bytes=_mapped(folder / "keys.bin", np.dtype(np.uint8)),
+        key_ends=np.load(folder / "key_ends.npy"),
+    )
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # a plain view: indexing np.memmap itself is slow
+
+
+def _checksum(path: Path) -> list[int]:
+    with path.open("rb") as stream:
+        return [path.stat().st_size, zlib.crc32(stream.read(_CHECKED_BYTES))]
+
+
+def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    began = time.monotonic()
+    _log.info("Tokenising %s, once, into %s", source, folder)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as building:
+        whole = Path(building) / "store"
+        whole.mkdir()
+        count = _write(source, tokenizer, whole)
+        _publish(whole, folder, damaged=Path(building) / "damaged")
+    _log.info("%d tokens in %.1f s", count, time.monotonic() - began)
+
+
+def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
+    """Write the files of a store, meta.json last, and return the number of tokens."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    end_of_document = np.array([tokenizer.end_of_document_id], dtype)
+    lengths, key_lengths, hashes = array.array("q"), array.array("q"), array.array("Q")
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "keys.bin").open("wb") as keys:
+        for batch in _batches(source.documents()):
+            encoded = tokenizer.encode_batch([document.text for document in batch])
+            for document, ids in zip(batch, encoded, strict=True):
+                key = document.key.encode(errors="replace")
+                tokens.write(ids.astype(dtype))
+                tokens.write(end_of_document)
+                keys.write(key)
+                lengths.append(len(ids) + 1)
+                key_lengths.append(len(key))
+                hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+    if not lengths:
+        raise ValueError(f"{source=} has no text: every document is empty. Name another one.")
+    np.save(folder / "document_ends.npy", np.cumsum(np.array(lengths, np.int64)))
+    np.save(folder / "key_ends.npy", np.cumsum(np.array(key_lengths, np.int64)))
+    np.save(folder / "key_hashes.npy", np.array(hashes, np.uint64))
+    meta = {"format": _FORMAT, "dtype": dtype.name, "files": {name: _checksum(folder / name) for name in _FILES}}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    return sum(lengths)
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Group non-empty documents so that a tokenizer can work in parallel and memory stays bounded."""
+    batch, characters = [], 0
+    for document in documents:
+        if document.text:
+            batch.append(document)
+            characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _publish(whole: Path, folder: Path, *, damaged: Path) -> None:
+    """Rename a complete store to its place, unless another process was first with a good one."""
+    if folder.exists() and _read(folder) is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, damaged)
+    try:
+        os.replace(whole, folder)
+    except OSError:
+        if _read(folder) is None:
+            raise
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Delete what killed builds left behind."""
+    for building in itertools.islice(parent.glob(".building-*"), 100):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - building.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""What a tokenizer is: text to ids and back, and the id that ends a document."""
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back. Subclasses are frozen dataclasses of plain fields, one file each."""
+
+    __slots__ = ()
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included: every id is below it."""
+
+    @property
+    @abc.abstractmethod
+    def end_of_document_id(self) -> int:
+        """The id appended to every document; a generated one ends the text."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the int32 ids of each text. Nothing is added, and text that spells a special token stays text."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text. Special ids and ids the tokenizer lacks are dropped; broken UTF-8 becomes U+FFFD."""
+
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """Return a text that changes whenever any encoding could."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the int32 ids of one text."""
+        return self.encode_batch([text])[0]

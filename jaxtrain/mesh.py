@@ -1,0 +1,183 @@
+"""The named device mesh, and the one table from logical axis names to mesh axes.
+
+Layers name the axes of their parameters and activations (`embed`, `heads`, `batch`, ...). This file alone knows which
+mesh axis each name lies on, so a layer runs unchanged on one device and on a pod. Axes are Auto: the compiler
+partitions, and the constraints below tell it where.
+
+Fully sharded data parallelism is Rajbhandari et al. (2020), arXiv:1910.02054 (stage 3); the tensor axis is Shoeybi et
+al. (2019), arXiv:1909.08053, with activations sharded over the sequence between the layers, Korthikanti et al. (2022),
+arXiv:2205.05198.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")  # slowest links first
+
+RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "width": (),  # vectors of model width: norm scales, output biases
+    "places": (),  # learned positions
+    # activations
+    "batch": ("replica", "data", "fsdp", "expert"),
+    "length": ("context",),
+    "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
+}
+GATHERED = ("fsdp",)  # axes over which a parameter is stored in shards and gathered for use
+MAY_REPLICATE = ("kv_heads", "vocab")  # whole on every device where the axis does not divide them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshConfig:
+    """Devices along each axis. One of them may be -1: whatever the other axes leave over."""
+
+    replica: int = 1
+    stage: int = 1
+    data: int = 1
+    fsdp: int = -1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name in AXES:
+            size = getattr(self, name)
+            if size < 1 and size != -1:
+                raise ValueError(f"mesh.{name}={size}: an axis is at least 1, or -1 for what the others leave over")
+        if sum(getattr(self, name) == -1 for name in AXES) > 1:
+            raise ValueError("mesh: only one axis can be -1, what the others leave over; give the rest a number")
+        for name in ("stage", "expert"):
+            if getattr(self, name) != 1:
+                raise ValueError(f"mesh.{name}={getattr(self, name)}: the axis {name} is reserved and must be 1")
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """Return the axis sizes for so many devices. Raises ValueError where they do not multiply to it."""
+        given = [getattr(self, field.name) for field in fields(self)]
+        known = math.prod(size for size in given if size != -1)
+        sizes = tuple(devices // known if size == -1 else size for size in given)
+        if math.prod(sizes) != devices:
+            shown = " x ".join(f"{name}={size}" for name, size in zip(AXES, given, strict=True) if size != 1)
+            raise ValueError(
+                f"mesh {shown or 'of one device'} does not fit {devices} devices: the axes must multiply to {devices}; "
+                f"set one of them to -1 to take what is left over"
+            )
+        return sizes
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Return the mesh over `devices` (all devices by default), laid out along the fast links."""
+        devices = jax.devices() if devices is None else devices
+        sizes = self.sizes(len(devices))
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=np.asarray(devices))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Return over how many devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def axis_size(name: str) -> int:
+    """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
+def _axes(name: str | None, drop: tuple[str, ...]) -> tuple[str, ...]:
+    return () if name is None else tuple(axis for axis in RULES[name] if axis not in drop)
+
+
+def _fits(axes: tuple[str, ...], size: int, mesh) -> bool:
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+
+
+def activation_spec(names: Sequence[str | None], shape: Sequence[int], mesh) -> P:
+    """Return the partition of an activation; an axis that does not divide its dimension is left out."""
+    axes = [_axes(name, ()) for name in names]
+    return P(*(a if a and _fits(a, size, mesh) else None for a, size in zip(axes, shape, strict=True)))
+
+
+def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, drop: tuple[str, ...] = ()) -> P:
+    """Return the partition of a parameter.
+
+    Raises:
+        ValueError: a mesh axis does not divide its dimension (key-value heads and vocabulary are replicated instead).
+    """
+    parts = []
+    for name, size in zip(names, shape, strict=True):
+        axes = _axes(name, drop)
+        if axes and not _fits(axes, size, mesh):
+            if name not in MAY_REPLICATE:
+                raise ValueError(
+                    f"mesh axis {'x'.join(axes)}={math.prod(mesh.shape[a] for a in axes)} does not divide the "
+                    f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
+                )
+            axes = ()
+        parts.append(axes or None)
+    return P(*parts)
+
+
+def shardings(names: dict, shapes: dict, mesh: Mesh) -> dict:
+    """Return the NamedSharding of every parameter of a tree, from its tree of logical names and of shapes."""
+
+    def sharding(leaf_names, leaf):
+        return NamedSharding(mesh, parameter_spec(leaf_names, leaf.shape, mesh))
+
+    return jax.tree.map(sharding, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Lay an activation out by the logical names of its axes; outside a mesh, return it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, mesh))
+
+
+def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, parameter_spec(names, x.shape, mesh, drop=drop))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(w, names, dtype, master_dtype):
+    # The constraint before the gather keeps the cast on the shards, so that what travels is in `dtype`.
+    return _place(_place(w.astype(dtype), names, ()), names, GATHERED)
+
+
+def _gather_forward(w, names, dtype, master_dtype):
+    return _gather(w, names, dtype, master_dtype), None
+
+
+def _gather_backward(names, dtype, master_dtype, _, dw):
+    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
+    # gradient to the layout of the shards lets the compiler reduce-scatter.
+    return (_place(dw, names, ()).astype(master_dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def gather(params, names, dtype):
+    """Return parameters ready for use: matrices in the compute dtype, all of them whole along `fsdp`.
+
+    Called where a layer uses its parameters, so inside the scan over layers only one layer is whole at a time.
+    Vectors (norm scales, biases) keep their dtype. Gradients come back in the layout of the shards.
+    """
+
+    def one(leaf_names, w):
+        return _gather(w, leaf_names, np.dtype(dtype) if w.ndim > 1 else w.dtype, w.dtype)
+
+    return jax.tree.map(one, names, params, is_leaf=lambda x: isinstance(x, tuple))

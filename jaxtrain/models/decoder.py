@@ -1,0 +1,174 @@
+"""A causal decoder: embedding, a pattern of blocks repeated R times, final norm, head.
+
+The parameters of the pattern are stacked over its repeats ([R, ...] on every leaf) and the repeats run in a scan, so
+neither the program nor its compile time grows with depth. The layout of the parameters is the same with the scan
+unrolled. Nothing here knows of devices: `gather` and `constrain` carry logical names only.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jaxtrain.mesh import constrain, gather
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embed import Embedding, Head, Positions, look_up, project
+from jaxtrain.nn.norm import NormConfig, RMSNormConfig
+from jaxtrain.nn.param import TokenContext, dropout, fold_in, logical_names
+from jaxtrain.nn.remat import NoRemat, RematPolicy
+from jaxtrain.shapes import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
+
+    vocab_size: int
+    d_model: int
+    repeats: int
+    pattern: tuple[BlockConfig, ...]
+    max_length: int
+    norm: NormConfig = RMSNormConfig()
+    tied_embeddings: bool = False
+    learned_positions: bool = False
+    scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
+    logit_softcap: float | None = None
+    dropout: float = 0.0
+    compute_dtype: str = "float32"
+    remat: RematPolicy = NoRemat()
+    scan: bool = True
+
+    def __post_init__(self):
+        if self.compute_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"compute_dtype={self.compute_dtype!r}: must be float32, bfloat16 or float16")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+        if not self.pattern:
+            raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
+        for name in ("vocab_size", "d_model", "repeats", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def build(self, key: Key[Array, ""]) -> "Decoder":
+        return Decoder(self, rngs=nnx.Rngs(key))
+
+    @property
+    def layers(self) -> int:
+        return self.repeats * len(self.pattern)
+
+    @property
+    def parameter_count(self) -> int:
+        blocks = sum(block.parameter_count(self.d_model, self.norm) for block in self.pattern)
+        tables = self.vocab_size * (1 if self.tied_embeddings else 2) + self.learned_positions * self.max_length
+        return self.repeats * blocks + tables * self.d_model + self.norm.parameter_count(self.d_model)
+
+    def flops_per_token(self, length: int) -> float:
+        """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
+
+        6 a parameter that multiplies (head included, look-ups not), and 12 a head dimension for every key a query
+        sees. Counted in Kaplan et al. (2020), arXiv:2001.08361, section 2.1, with causal attention at its true half.
+        """
+        matrices = self.repeats * sum(block.matrix_count(self.d_model) for block in self.pattern)
+        mixers = [block.mixer for block in self.pattern]
+        scores = self.repeats * sum(m.heads * m.head_dim * m.mean_keys(length) for m in mixers)
+        return 6.0 * (matrices + self.vocab_size * self.d_model) + 12.0 * scores
+
+
+class Pattern(nnx.Module):
+    """The blocks of one repeat."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.blocks = nnx.List(
+            [b.build(config.d_model, norm=config.norm, dropout=config.dropout, rngs=rngs) for b in config.pattern]
+        )
+
+    def __call__(self, x, context: TokenContext, states):
+        states = list(states)
+        for i, block in enumerate(self.blocks):
+            x, states[i] = block(x, context.in_layer(i), states[i])
+        return x, tuple(states)
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = c = config
+        self.embedding = Embedding(c.vocab_size, c.d_model, rngs=rngs)
+        if c.learned_positions:
+            self.positions = Positions(c.max_length, c.d_model, rngs=rngs)
+        self.blocks = nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats))
+        self.final_norm = c.norm.build(c.d_model)
+        if not c.tied_embeddings:
+            self.output = Head(c.vocab_size, c.d_model, rngs=rngs)
+
+    def names(self) -> dict:
+        """Return the logical axis names of every parameter, as a tree like the parameters."""
+        names = logical_names(self)
+        names["blocks"] = logical_names(self.blocks, leading=("layers",))
+        return names
+
+    def __call__(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
+        """Return float32 logits of whole sequences."""
+        return self.head(self.hidden(batch, dropout_keys))
+
+    def hidden(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L D"]:
+        """Return what the head reads."""
+        if batch.tokens.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"sequence of {batch.tokens.shape[1]} tokens: the model's max_length is {self.config.max_length}"
+            )
+        context = TokenContext(
+            positions=batch.positions,
+            segment_ids=batch.segment_ids,
+            key_positions=batch.positions,
+            key_segment_ids=batch.segment_ids,
+            dropout_keys=dropout_keys,
+        )
+        x = self.embed(batch.tokens, context)
+        return self.run_blocks(x, context, self.no_states())[0]
+
+    def no_states(self) -> tuple[None, ...]:
+        return (None,) * len(self.config.pattern)
+
+    def initial_states(self, batch: int, length: int):
+        """Return empty decoding states for so many tokens, stacked over repeats."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.blocks.blocks)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.config.repeats, *leaf.shape)), one)
+
+    def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
+        c = self.config
+        x = look_up(self._table(self.embedding.table), tokens)
+        if c.scale_embeddings:
+            x = x * jnp.asarray(c.d_model**0.5, x.dtype)
+        if c.learned_positions:
+            x = x + look_up(self._table(self.positions.table), context.positions)
+        x = dropout(x, c.dropout, fold_in(context.dropout_keys, c.repeats), site=0)
+        return constrain(x, "batch", "residual_length", None)
+
+    def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states):
+        """Run all repeats of the pattern; return the hidden states and the new decoding states."""
+        c = self.config
+        graph, params = nnx.split(self.blocks)
+        names = logical_names(self.blocks)
+
+        def repeat(x, inputs):
+            layer, params, state = inputs
+            pattern = nnx.merge(graph, gather(params, names, c.compute_dtype))
+            return pattern(x, context.in_layer(layer), state)
+
+        xs = (jnp.arange(c.repeats), nnx.to_pure_dict(params), states)
+        return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
+
+    def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
+        """Return float32 logits."""
+        c = self.config
+        x = constrain(self.final_norm(x), "batch", "length", None)
+        logits = project(x, self._table(self.embedding.table if c.tied_embeddings else self.output.kernel))
+        if c.logit_softcap is not None:
+            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        return constrain(logits, "batch", "length", "vocab")
+
+    def _table(self, param: nnx.Param) -> jax.Array:
+        return gather(param[...], param.names, self.config.compute_dtype)

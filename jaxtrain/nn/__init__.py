@@ -1,0 +1,1 @@
+"""Layers: one family a file, each NNX module beside its frozen configuration."""

@@ -1,0 +1,37 @@
+"""Token embeddings, learned positions, and the output head."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtrain.nn.param import normal
+
+
+class Embedding(nnx.Module):
+    """A table looked up by token; rows have unit variance over sqrt(D) so that a tied head starts near uniform."""
+
+    def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
+        self.table = normal(rngs.params(), (vocab_size, d_model), ("vocab", "embed"), fan_in=d_model)
+
+
+class Positions(nnx.Module):
+    """One learned vector a position (GPT-2)."""
+
+    def __init__(self, max_length: int, d_model: int, *, rngs: nnx.Rngs):
+        self.table = normal(rngs.params(), (max_length, d_model), ("places", "embed"), fan_in=d_model)
+
+
+class Head(nnx.Module):
+    """Logits of a vocabulary from the model width."""
+
+    def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
+        self.kernel = normal(rngs.params(), (vocab_size, d_model), ("vocab", "embed"), fan_in=d_model)
+
+
+def look_up(table: Float[Array, "W D"], ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    return jnp.take(table, ids, axis=0, mode="clip")
+
+
+def project(x: Float[Array, "B L D"], table: Float[Array, "W D"]) -> Float[Array, "B L W"]:
+    """Return float32 logits."""
+    return jnp.einsum("BLD,WD->BLW", x, table, preferred_element_type=jnp.float32)

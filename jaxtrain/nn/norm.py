@@ -1,0 +1,73 @@
+"""Root-mean-square and layer normalisation over the last axis, in float32.
+
+Zhang and Sennrich (2019), arXiv:1910.07467; Ba et al. (2016), arXiv:1607.06450.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtrain.nn.param import constant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RMSNormConfig:
+    """x / sqrt(mean(x^2) + epsilon) * scale. With `unit_offset` the parameter is scale - 1 (Gemma)."""
+
+    epsilon: float = 1e-6
+    unit_offset: bool = False
+
+    def build(self, width: int) -> "RMSNorm":
+        return RMSNorm(self, width)
+
+    def parameter_count(self, width: int) -> int:
+        return width
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, config: RMSNormConfig, width: int):
+        self.config = config
+        self.scale = constant(0.0 if config.unit_offset else 1.0, (width,), ("width",))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        x32 = x.astype(jnp.float32)
+        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.config.unit_offset else 0.0)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.config.epsilon)
+        return (x32 * inverse * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerNormConfig:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias."""
+
+    epsilon: float = 1e-5
+    bias: bool = True
+
+    def build(self, width: int) -> "LayerNorm":
+        return LayerNorm(self, width)
+
+    def parameter_count(self, width: int) -> int:
+        return width * (1 + self.bias)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, config: LayerNormConfig, width: int):
+        self.config = config
+        self.scale = constant(1.0, (width,), ("width",))
+        if config.bias:
+            self.bias = constant(0.0, (width,), ("width",))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.config.epsilon)
+        y = centred * inverse * jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        if self.config.bias:
+            y = y + jnp.expand_dims(self.bias[...], range(x.ndim - 1))
+        return y.astype(x.dtype)
+
+
+NormConfig = RMSNormConfig | LayerNormConfig

@@ -1,0 +1,68 @@
+"""What a block keeps for its backward pass, and what it computes again (Chen et al., 2016, arXiv:1604.06174)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+policies = jax.checkpoint_policies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoRemat:
+    """Keep everything."""
+
+    def wrap(self, body: Callable) -> Callable:
+        return body
+
+
+class _Policy:
+    """A checkpointed body; blocks run inside a scan, which already keeps the compiler from undoing the remat."""
+
+    __slots__ = ()
+
+    def policy(self):
+        raise NotImplementedError
+
+    def wrap(self, body: Callable) -> Callable:
+        return jax.checkpoint(body, policy=self.policy(), prevent_cse=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullRemat(_Policy):
+    """Keep only the input of each block."""
+
+    def policy(self):
+        return policies.nothing_saveable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveOutputs(_Policy):
+    """Keep the outputs of mixers and feed-forward layers as well."""
+
+    def policy(self):
+        return policies.save_only_these_names("mixer_output", "mlp_output")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveDots(_Policy):
+    """Keep the result of every matrix product with weights; recompute scores and elementwise work."""
+
+    def policy(self):
+        return policies.dots_with_no_batch_dims_saveable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OffloadOutputs(_Policy):
+    """Keep the outputs of mixers and feed-forward layers in host memory."""
+
+    def policy(self):
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["mixer_output", "mlp_output"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+
+RematPolicy = NoRemat | FullRemat | SaveOutputs | SaveDots | OffloadOutputs

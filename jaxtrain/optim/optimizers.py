@@ -1,0 +1,144 @@
+"""Optimizers from optax, as configurations.
+
+Weight decay is decoupled and falls on matrices alone, found by the logical names of their axes: stacked norm scales
+and biases have two dimensions but are still vectors.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from jaxtrain.optim.schedules import Schedule
+
+VECTOR_AXES = (("width",), ("mlp",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
+
+
+def is_matrix(names: tuple[str | None, ...]) -> bool:
+    """Tell a weight matrix from a norm scale or a bias by its axis names."""
+    return tuple(name for name in names if name != "layers") not in VECTOR_AXES
+
+
+def matrices(names: dict) -> dict:
+    """Return a tree of booleans: which parameters are matrices."""
+    return jax.tree.map(is_matrix, names, is_leaf=lambda x: isinstance(x, tuple))
+
+
+class _Optimizer:
+    __slots__ = ()
+
+    def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
+        """Return the parameters to evaluate, sample and export with."""
+        return params
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamW(_Optimizer):
+    """Loshchilov and Hutter (2019), arXiv:1711.05101."""
+
+    learning_rate: Schedule
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate, b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=matrices(names)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lion(_Optimizer):
+    """The sign of an interpolated momentum. Chen et al. (2023), arXiv:2302.06675."""
+
+    learning_rate: Schedule
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1.0
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=matrices(names))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adafactor(_Optimizer):
+    """Second moments factored into rows and columns. Shazeer and Stern (2018), arXiv:1804.04235."""
+
+    learning_rate: Schedule
+    decay_rate: float = 0.8
+    clipping_threshold: float = 1.0
+    weight_decay: float = 0.0
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        return optax.adafactor(
+            rate,
+            decay_rate=self.decay_rate,
+            clipping_threshold=self.clipping_threshold,
+            weight_decay_rate=self.weight_decay or None,
+            weight_decay_mask=matrices(names),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Muon(_Optimizer):
+    """Orthogonalised momentum on the matrices of the blocks, Adam without decay on everything else.
+
+    Jordan et al. (2024), kellerjordan.github.io/posts/muon; update scaled to AdamW's size as in Liu et al. (2025),
+    arXiv:2502.16982, so that one learning rate and weight decay serve both.
+    """
+
+    learning_rate: Schedule
+    momentum: float = 0.95
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.1
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        return optax.contrib.muon(
+            rate,
+            beta=self.momentum,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            weight_decay=self.weight_decay,
+            weight_decay_mask=matrices(names),
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=jax.tree.map(muon_dimensions, names, is_leaf=lambda x: isinstance(x, tuple)),
+        )
+
+
+def muon_dimensions(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Return which axes are rows and which columns of a block's matrix; None for what Muon does not touch."""
+    if names[0] != "layers" or not is_matrix(names):
+        return None
+    width = names.index("embed")
+    others = tuple(i for i in range(1, len(names)) if i != width)
+    rows, columns = ((width,), others) if width < others[0] else (others, (width,))
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=rows, output_axis=columns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleFree(_Optimizer):
+    """AdamW that averages instead of decaying. Defazio et al. (2024), arXiv:2405.15682.
+
+    Gradients are taken at the interpolated point; evaluation, samples and exports use the average. Its learning rate
+    wants no decay: give it `Constant` with a warm-up.
+    """
+
+    learning_rate: Schedule
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        base = optax.adamw(
+            rate, b1=0.0, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=matrices(names)
+        )
+        return optax.contrib.schedule_free(base, learning_rate=rate, b1=self.b1)
+
+    def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
+        return optax.contrib.schedule_free_eval_params(opt_state, params)
+
+
+Optimizer = AdamW | Lion | Adafactor | Muon | ScheduleFree

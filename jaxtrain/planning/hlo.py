@@ -1,0 +1,225 @@
+"""Read compiled HLO text: computations, instructions, array types, and how often each computation runs.
+
+Only what counting needs: names, opcodes, operands, result types and the attributes that name other computations. The
+text is what `compiled.as_text()` gives on CPU, GPU and TPU. Loops are multiplied out: the trip count is the compiler's
+own note where it leaves one (`known_trip_count`), otherwise it is worked out from the loop's counter and condition.
+Left out: everything about layouts and schedules.
+"""
+
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_OPENING = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\{$")
+_NAMED = re.compile(r"^\s+(ROOT\s+)?%([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\]")
+_UNBOUNDED = 2**40  # rounds past which a loop counts as endless
+
+Scalar = int | bool | tuple | None  # what `_evaluate` knows of a value: a number, a tuple of these, or nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instruction:
+    name: str
+    opcode: str
+    type: str  # of the result, as written
+    operands: tuple[str, ...]
+    inside: str  # the text between the parentheses: the value of a constant, the number of a parameter
+    attributes: str  # everything after the parentheses
+
+    def attribute(self, pattern: str) -> str | None:
+        """Return the first group of a pattern where the attributes hold it."""
+        found = re.search(pattern, self.attributes)
+        return found and found[1]
+
+    def called(self) -> tuple[str, ...]:
+        """Return the computations this one calls: body of a loop or fusion, branches; not the condition of a loop."""
+        branches = _BRANCHES.search(self.attributes)
+        listed = [name.strip().lstrip("%") for name in branches[1].split(",")] if branches else []
+        return (*_CALLED.findall(self.attributes), *listed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Computation:
+    name: str
+    instructions: dict[str, Instruction]  # by name, in the order of the text
+    root: str
+
+
+class Run(NamedTuple):
+    """A computation that runs: how often a step, and whether a loop around it has a length nobody knows."""
+
+    computation: Computation
+    times: int
+    unbounded: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    computations: dict[str, Computation]
+    entry: str
+
+    def runs(self) -> Iterator[Run]:
+        """Yield every computation that runs, once for each place it is called from.
+
+        A loop of unknown length counts as one round; of a conditional every branch counts. Bodies of fusions and the
+        scalar functions of reductions are not yielded: they belong to the instruction that calls them.
+        """
+        yield from self._runs(self.entry, (), 1, False)
+
+    def _runs(self, name: str, arguments: tuple[Scalar, ...], times: int, unbounded: bool) -> Iterator[Run]:
+        computation = self.computations[name]
+        yield Run(computation, times, unbounded)
+        for instruction in computation.instructions.values():
+            if instruction.opcode == "while":
+                start = _evaluate(self, computation, instruction.operands[0], arguments)
+                trips, carried = _loop(self, instruction, start)
+                inner = times * (1 if trips is None else trips)
+                yield from self._runs(instruction.called()[0], (carried,), inner, unbounded or trips is None)
+            elif instruction.opcode in ("call", "conditional", "async-start"):
+                for called in instruction.called():
+                    yield from self._runs(called, (), times, unbounded)
+
+
+def parse(text: str) -> Program:
+    """Parse the text of a compiled program. Raises ValueError where it has no entry computation."""
+    computations, entry, name, lines = {}, None, None, []
+    for line in text.splitlines():
+        if opening := _OPENING.match(line):
+            name, lines = opening[2], []
+            entry = name if opening[1] else entry
+        elif name and line.startswith("}"):
+            computations[name], name = _computation(name, lines), None
+        elif name:
+            lines.append(line)
+    if entry is None:
+        raise ValueError(f"text={text[:40]!r}...: no ENTRY computation; give the text of `compiled.as_text()`")
+    return Program(computations=computations, entry=entry)
+
+
+def array_bytes(type_text: str) -> tuple[int, ...]:
+    """Return the bytes of each array of a type: one for an array, several for a tuple."""
+    return tuple(_bytes(kind, dimensions) for kind, dimensions in _ARRAY.findall(_without_layouts(type_text)))
+
+
+def shape(type_text: str) -> str:
+    """Return a type without its layouts, `bf16[4096,11008]`."""
+    return re.sub(r"/\*.*?\*/", "", _without_layouts(type_text))
+
+
+def _without_layouts(type_text: str) -> str:
+    return re.sub(r"\{[^}]*\}", "", type_text)
+
+
+def _bytes(kind: str, dimensions: str) -> int:
+    # The width of an element is the first number of its name: bf16, s32, f8e4m3fn, c64; pred has none and takes a byte.
+    width = re.search(r"\d+", kind)
+    bits = int(width[0]) if width else {"pred": 8}.get(kind, 0)
+    count = 1
+    for size in dimensions.split(",") if dimensions else ():
+        count *= int(size)
+    return -(-count * bits // 8)
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    instructions, root = {}, ""
+    for line in lines:
+        if named := _NAMED.match(line):
+            instructions[named[2]] = _instruction(named[2], named[3])
+            root = named[2] if named[1] else root
+    return Computation(name=name, instructions=instructions, root=root)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    opening = text.index("(", end)
+    closing = _closing(text, opening)
+    inside = text[opening + 1 : closing - 1]
+    return Instruction(
+        name=name,
+        opcode=text[end:opening].strip(),
+        type=text[:end],
+        operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+        inside=inside,
+        attributes=text[closing:],
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """Return the place after the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.end()
+    raise ValueError(f"text={text[:40]!r}...: a parenthesis is not closed; the text of a compiled program is cut off")
+
+
+def _loop(program: Program, loop: Instruction, start: Scalar) -> tuple[int | None, Scalar]:
+    """Return how often a loop turns (None: unknown) and what its body knows of the carried values in every round."""
+    body = program.computations[loop.called()[0]]
+    following = _evaluate(program, body, body.root, (start,))
+    if not isinstance(start, tuple) or not isinstance(following, tuple):
+        start = following = ()
+    carried = tuple(a if a == b else None for a, b in zip(start, following, strict=True))
+    if noted := _TRIPS.search(loop.attributes):
+        return int(noted[1]), carried
+    condition = program.computations[loop.attribute(r"\bcondition=%?([\w.\-]+)")]
+
+    def goes_on(rounds: int) -> Scalar:
+        # Counters of compiled loops advance by a constant, so any round can be told from the first two.
+        state = (_advanced(a, b, rounds) for a, b in zip(start, following, strict=True))
+        return _evaluate(program, condition, condition.root, (tuple(state),))
+
+    high = 1
+    while goes_on(high) is True and high < _UNBOUNDED:
+        high *= 2
+    if goes_on(high) is not False:
+        return None, carried
+    return bisect.bisect_left(range(high), True, key=lambda rounds: goes_on(rounds) is False), carried
+
+
+def _advanced(first: Scalar, second: Scalar, rounds: int) -> Scalar:
+    known = isinstance(first, int) and isinstance(second, int)
+    return first + rounds * (second - first) if known else None
+
+
+_ARITHMETIC = {"add": int.__add__, "subtract": int.__sub__, "multiply": int.__mul__}
+_COMPARISONS = {"LT": int.__lt__, "LE": int.__le__, "GT": int.__gt__, "GE": int.__ge__}
+
+
+def _evaluate(program: Program, computation: Computation, name: str, arguments: tuple[Scalar, ...]) -> Scalar:
+    """Work out an integer, a comparison, or a tuple with some known entries; None for everything else."""
+    instruction = computation.instructions[name]
+
+    def operand(index: int) -> Scalar:
+        return _evaluate(program, computation, instruction.operands[index], arguments)
+
+    match instruction.opcode:
+        case "constant":
+            return int(instruction.inside) if re.fullmatch(r"-?\d+", instruction.inside) else None
+        case "parameter":
+            number = int(instruction.inside)
+            return arguments[number] if number < len(arguments) else None
+        case "copy" | "bitcast" | "convert" | "reshape":
+            return operand(0)
+        case "tuple":
+            return tuple(operand(index) for index in range(len(instruction.operands)))
+        case "get-tuple-element":
+            whole = operand(0)
+            return whole[int(instruction.attribute(r"\bindex=(\d+)"))] if whole else None
+        case "add" | "subtract" | "multiply" | "compare":
+            left, right = operand(0), operand(1)
+            direction = instruction.attribute(r"\bdirection=(\w+)")
+            operation = (_ARITHMETIC | _COMPARISONS).get(direction or instruction.opcode)
+            return operation(left, right) if None not in (left, right, operation) else None
+        case "fusion" | "call":
+            inner = program.computations[instruction.called()[0]]
+            known = tuple(operand(index) for index in range(len(instruction.operands)))
+            return _evaluate(program, inner, inner.root, known)
+    return None

@@ -1,0 +1,30 @@
+"""Dimension legend and the batch that flows from data to objective.
+
+One letter an axis, the same in annotations, einsums and suffixes (`q_BLHK`):
+
+    B batch            L length (queries)   S source length (keys)   D model width
+    F feed-forward     H query heads        J key-value heads        K head dim
+    G query heads per key-value head        W vocabulary             R repeats of the block pattern
+    A microbatches accumulated in a step
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+ParamTree = dict  # nested dicts of arrays: the layout of checkpoints, surgery and optimizers
+
+
+class Batch(NamedTuple):
+    """Packed token sequences. Leaves are numpy on the way in and sharded jax arrays in the step.
+
+    `targets[b, t]` follows `tokens[b, t]` in the same document. `segment_ids` number the documents of a row from 1;
+    0 is padding. `positions` restart at 0 in every document. `weights` are 0 where no loss is taken: on padding and
+    on the last token of a document cut off from its successor.
+    """
+
+    tokens: Int[Array, "B L"]
+    targets: Int[Array, "B L"]
+    weights: Float[Array, "B L"]
+    segment_ids: Int[Array, "B L"]
+    positions: Int[Array, "B L"]

@@ -1,0 +1,82 @@
+"""The training state, created in place on the mesh."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, Key
+
+from jaxtrain.mesh import shardings
+from jaxtrain.models.decoder import Decoder, DecoderConfig
+from jaxtrain.shapes import ParamTree
+
+
+class TrainState(NamedTuple):
+    """What a step replaces. `skipped` counts steps with a non-finite loss or gradient, which changed nothing else."""
+
+    params: ParamTree
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+    @property
+    def updates(self) -> Int[Array, ""]:
+        """Updates made so far: what learning-rate schedules count."""
+        return self.step - self.skipped
+
+
+def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, ParamTree, dict]:
+    """Return a model's graph, the shapes of its parameters and their axis names, computing nothing."""
+    model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
+    graph, params = nnx.split(model, nnx.Param)
+    return graph, nnx.to_pure_dict(params), model.names()
+
+
+def initial_params(config: DecoderConfig, key: Key[Array, ""]) -> ParamTree:
+    model: Decoder = config.build(key)
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def state_from_params(params: ParamTree, tx: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, tx.init(params), zero, zero, zero)
+
+
+def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
+    """Return where every leaf of a state lies: moments as the parameter they belong to, all else on every device.
+
+    A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small.
+    """
+    params = shardings(names, state.params, mesh)
+    whole = NamedSharding(mesh, P())
+    shapes = jax.tree_util.tree_leaves_with_path(state.params)
+    known = {
+        path: (leaf.shape, sharding) for (path, leaf), sharding in zip(shapes, jax.tree.leaves(params), strict=True)
+    }
+
+    def sharding(path, leaf):
+        for start in range(len(path)):
+            shape, found = known.get(path[start:], (None, whole))
+            if shape == leaf.shape:
+                return found
+        return whole
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def create_state(
+    config: DecoderConfig, tx: optax.GradientTransformation, names: dict, mesh: Mesh, key: Key[Array, ""]
+) -> TrainState:
+    """Initialise a state, each shard on its own device; the values do not depend on the mesh."""
+
+    def create(key):
+        return state_from_params(initial_params(config, key), tx)
+
+    layout = state_shardings(jax.eval_shape(create, key), names, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(create, out_shardings=layout)(key)

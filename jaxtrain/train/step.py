@@ -1,0 +1,76 @@
+"""The train step: one jitted, donated function from (state, batch) to (state, metrics)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from jaxtrain.models.decoder import Decoder
+from jaxtrain.objectives.sums import Sums
+from jaxtrain.shapes import Batch
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.state import TrainState
+
+Objective = Callable[[Decoder, Batch, Key[Array, " B"] | None], Sums]
+Metrics = dict[str, Array]
+
+
+def example_keys(key: Key[Array, ""], rows: int) -> Key[Array, " B"]:
+    """Return one dropout key a row of the global batch, the same however the rows are spread or cut."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    gradients: Accumulate,
+    tx: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    *,
+    dropout: bool,
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]:
+    """Return the step, to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
+    """
+
+    def loss_fn(params, batch, keys):
+        return objective(nnx.merge(graph, params), batch, keys)
+
+    def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        keys = example_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0]) if dropout else None
+        sums, gradient = gradients(loss_fn, state.params, batch, keys)
+        weight = jnp.maximum(sums.weight, 1.0)
+        gradient = jax.tree.map(lambda g: g / weight, gradient)
+        loss, norm = sums.loss / weight, optax.global_norm(gradient)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics = {
+            "loss": loss,
+            **{name: value / weight for name, value in sums.metrics.items()},
+            "gradient_norm": norm,
+            "learning_rate": learning_rate(state.updates),
+            "weight": sums.weight,
+            "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        }
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        return TrainState(params, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
+
+    return train_step
+
+
+def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[dict, Batch], Sums]:
+    """Return the jitted `(params, batch) -> Sums` of an evaluation: no dropout."""
+
+    def evaluate(params, batch):
+        return objective(nnx.merge(graph, params), batch, None)
+
+    return jax.jit(evaluate)

@@ -1,0 +1,122 @@
+"""Record what `transformers` computes for a tiny random model of each family that `jaxtrain convert` knows.
+
+    ENVIRONMENT/bin/python scripts/peers/make_goldens.py tests/golden/huggingface
+
+Each family gets a folder as `save_pretrained` writes it (config.json and safetensors, Llama's in two shards with an
+index) and golden.npz: tokens, float32 logits and the versions that made them. Sizes are small, and every number that
+the family's mathematics has is off its neutral value: norms are not 1, biases not 0, windows shorter than the text,
+soft caps low enough to bend, the head dimension unlike d_model / heads, rope wavelengths on both sides of the scaling's
+limits. A reader that leaves any of them out misses the logits by far more than rounding.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config
+
+BATCH, LENGTH, VOCABULARY, SEED = 2, 24, 96, 20240607
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+LLAMA3_ROPE = {  # a wavelength that is kept, one in the blend and several that are stretched
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def configs() -> dict[str, PreTrainedConfig]:
+    """Return the configuration of each family, by folder name."""
+    return {
+        "llama": LlamaConfig(**COMMON, head_dim=12, rope_parameters=LLAMA3_ROPE, rms_norm_eps=1e-5),
+        "qwen3": Qwen3Config(
+            **COMMON | {"num_hidden_layers": 3, "num_key_value_heads": 1},
+            head_dim=12,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            tie_word_embeddings=True,
+        ),
+        "gemma2": Gemma2Config(
+            **COMMON | {"num_hidden_layers": 4, "intermediate_size": 24},
+            head_dim=10,
+            query_pre_attn_scalar=7,
+            sliding_window=5,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        ),
+        "mistral": MistralConfig(**COMMON, head_dim=10, sliding_window=6),
+        "gpt2": GPT2Config(
+            vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
+        ),
+    }
+
+
+def deviation(name: str, shape: tuple[int, ...]) -> float:
+    """Return how far the parameter spreads: 1/sqrt(fan in) for matrices, which sit inputs first only in GPT-2."""
+    if len(shape) == 1:
+        return 0.3
+    embedding = "embed" in name or "wte" in name or "wpe" in name
+    inputs_first = ".h." in name
+    return 0.5 if embedding else shape[0 if inputs_first else 1] ** -0.5
+
+
+def randomise(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Draw every parameter anew, around its initial value where that is a constant (norms, biases)."""
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = rng.standard_normal(parameter.shape, dtype=np.float32) * deviation(name, tuple(parameter.shape))
+            centre = parameter if parameter.ndim == 1 else torch.zeros(())
+            parameter.copy_(centre + torch.from_numpy(noise))
+
+
+def record(config: PreTrainedConfig, folder: Path, *, shards: int) -> None:
+    """Write one family's folder."""
+    config.dtype = "float32"
+    torch.manual_seed(SEED)
+    rng = np.random.default_rng(SEED)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    randomise(model, rng)
+    tokens = rng.integers(0, VOCABULARY, (BATCH, LENGTH), dtype=np.int32)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits
+    if not 0.5 < logits.std() < 10:
+        raise RuntimeError(f"{folder.name}: logits spread by {logits.std():.3g}, too flat or too wild to compare")
+    shutil.rmtree(folder, ignore_errors=True)
+    size_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
+    # A shard's last tensor may not fit, so the limit is a little over an even split.
+    model.save_pretrained(folder, max_shard_size=int(size_bytes / shards * 1.1) if shards > 1 else "1GB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    np.savez(folder / "golden.npz", tokens=tokens, logits=logits.float().numpy(), versions=np.array(versions))
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    kilobytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e3
+    print(f"{folder.name}: {len(list(folder.glob('*.safetensors')))} file(s), {kilobytes:.0f} kB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    transformers.utils.logging.disable_progress_bar()
+    for family, config in configs().items():
+        record(config, folder / family, shards=2 if family == "llama" else 1)
+
+
+if __name__ == "__main__":
+    main()

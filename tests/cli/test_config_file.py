@@ -1,0 +1,300 @@
+"""Configuration files: what loads, what is refused and in which words, and what a load leaves behind."""
+
+import re
+
+import gin
+import pytest
+from toy.config import Phase, RunConfig
+from toy.layers import AttentionConfig, IdentityConfig, ModelConfig, NormConfig, tiny
+from toy.optim.adam import Adam, Constant
+from toy.optim.lion import Lion
+
+from jaxtrain.cli.config_file import load
+
+HEAD = """\
+from __gin__ import dynamic_registration
+from toy import config
+from toy import layers
+from toy.optim import lion
+"""
+RUN = """\
+config.RunConfig:
+  model = @layers.ModelConfig()
+  phases = (@config.Phase(),)
+config.Phase.steps = 10
+layers.ModelConfig.d_model = 64
+"""
+FULL = """\
+width = 64
+config.RunConfig:
+  model = @layers.ModelConfig()
+  phases = (@config.Phase(), @long/config.Phase())
+  optimizer = @lion.Lion()
+  clip = 2
+config.Phase.steps = 10
+long/config.Phase.length = 4096
+layers.ModelConfig.d_model = %width
+layers.ModelConfig.mixers = (@layers.AttentionConfig(), @layers.IdentityConfig(), @local/layers.AttentionConfig())
+layers.AttentionConfig.heads = 4
+local/layers.AttentionConfig:
+  window = 16
+  norm = @layers.NormConfig()
+local/layers.NormConfig.epsilon = 1e-5
+lion.Lion.b1 = 0.95
+"""
+FULL_CONFIG = RunConfig(
+    model=ModelConfig(
+        d_model=64,
+        mixers=(
+            AttentionConfig(heads=4),
+            IdentityConfig(),
+            AttentionConfig(heads=4, window=16, norm=NormConfig(epsilon=1e-5)),
+        ),
+    ),
+    phases=(Phase(steps=10), Phase(steps=10, length=4096)),
+    optimizer=Lion(b1=0.95),
+    clip=2.0,
+)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a file in the working directory, so that errors name it without a folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, name: str = "run.gin", head: str = HEAD) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(head + text, encoding="utf-8")
+        return name
+
+    return write
+
+
+def _error(path: str, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path, overrides, root=RunConfig)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_file_makes_the_tree_it_describes(write):
+    assert load(write(FULL), root=RunConfig).config == FULL_CONFIG
+
+
+def test_gin_itself_reads_the_file_to_the_same_configuration(write):
+    try:
+        gin.parse_config_file(write(FULL))
+        assert gin.get_configurable(RunConfig)() == FULL_CONFIG
+    finally:
+        gin.clear_config()
+
+
+def test_ints_become_floats_and_lists_tuples(write):
+    text = RUN.replace("(@config.Phase(),)", "[@config.Phase()]") + "config.RunConfig.seeds = [1, 2]\n"
+    config = load(write(text + "config.RunConfig.clip = 3\n"), root=RunConfig).config
+    assert config.seeds == (1, 2) and type(config.clip) is float and config.phases == (Phase(steps=10),)
+
+
+def test_a_preset_function_is_a_node_that_can_be_overridden(write):
+    path = write(RUN.replace("@layers.ModelConfig()", "@layers.tiny()").replace("layers.ModelConfig.d_model = 64", ""))
+    assert load(path, root=RunConfig).config.model == tiny()
+    assert load(path, ["model.mixers[1].window=5"], root=RunConfig).config.model.mixers[1].window == 5
+
+
+def test_origins_name_file_and_line_or_default_or_override(write):
+    write(RUN, "base.gin")
+    path = write('include "base.gin"\nsteps = 3\nconfig.Phase.steps = %steps\n')
+    origins = load(path, ["name=other"], root=RunConfig).origins
+    assert origins["model.d_model"] == "base.gin:9"
+    assert origins["model"] == "base.gin:6"
+    assert origins["phases[0].steps"] == "run.gin:6"  # the line of the macro's value
+    assert origins["model.norm.epsilon"] == "default"
+    assert origins["name"] == "--set"
+
+
+def test_include_is_found_beside_the_file_and_in_configs(write):
+    write(RUN, "configs/base.gin")
+    expected = RunConfig(model=ModelConfig(d_model=64), phases=(Phase(steps=10),))
+    for path in (write('include "base.gin"\n', "configs/near.gin"), write('include "base.gin"\n', "far.gin")):
+        assert load(path, root=RunConfig).config == expected
+
+
+def test_run_folder_stands_for_its_config_file(write, tmp_path):
+    write(RUN, "folder/config.gin")
+    assert load(tmp_path / "folder", root=RunConfig).config.model.d_model == 64
+
+
+def test_key_of_an_included_file_may_fall_out_of_use_when_its_node_is_replaced(write):
+    write(RUN + "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.b1 = 0.8\n", "base.gin")
+    replaced = 'include "base.gin"\nfrom toy.optim import adam\nconfig.RunConfig.optimizer = @adam.Adam()\n'
+    assert load(write(replaced), root=RunConfig).config.optimizer == Adam()
+    assert "run.gin:8: lion.Lion.b1 is unused" in _error(write(replaced + "lion.Lion.b1 = 0.7\n"))
+
+
+ERRORS = {
+    "misspelt field": (
+        "layers.ModelConfig.tide = True",
+        "run.gin:10: layers.ModelConfig has no key 'tide'; the nearest valid name is 'tied'",
+    ),
+    "misspelt field in a block": (
+        "layers.NormConfig:\n  epsilom = 1.0",
+        "run.gin:11: layers.NormConfig has no key 'epsilom'; the nearest valid name is 'epsilon'",
+    ),
+    "misspelt class": (
+        "layers.ModelConfi.tied = True",
+        "run.gin:10: layers.ModelConfi: toy.layers has no 'ModelConfi'; the nearest valid name is 'ModelConfig'",
+    ),
+    "misspelt module": (
+        "from toy.optim import lionn",
+        "run.gin:10: there is no module 'toy.optim.lionn'; the nearest valid name is 'lion'",
+    ),
+    "name that is not imported": (
+        "layer.ModelConfig.tied = True",
+        "run.gin:10: layer.ModelConfig: no import provides 'layer'; the nearest valid name is 'layers'",
+    ),
+    "misspelt macro": (
+        "width = 3\nconfig.RunConfig.name = %widht\nconfig.RunConfig.note = %width",
+        "run.gin:11: there is no macro 'widht'; the nearest valid name is 'width'",
+    ),
+    "unused macro": ("width = 3", "run.gin:10: the macro width is unused: no value refers to it; use it or remove it"),
+    "unused class": (
+        "lion.Lion.b1 = 0.5",
+        "run.gin:10: lion.Lion.b1 is unused: nothing refers to @lion.Lion(); the nearest valid name is "
+        "'config.RunConfig'",
+    ),
+    "misspelt scope": (
+        "layers.ModelConfig.mixers = (@local/layers.AttentionConfig(),)\nlocal/layers.AttentionConfig.heads = 1\n"
+        "locl/layers.AttentionConfig.window = 1",
+        "run.gin:12: locl/layers.AttentionConfig.window is unused: nothing refers to @locl/layers.AttentionConfig(); "
+        "the nearest valid name is 'local/layers.AttentionConfig'",
+    ),
+    "string for int": (
+        "config.Phase.length = 'abc'",
+        "run.gin:10: phases[0].length='abc' must be int | None, not str",
+    ),
+    "float for int": ("config.Phase.length = 1.0", "run.gin:10: phases[0].length=1.0 must be int | None, not float"),
+    "bool for int": ("config.Phase.length = True", "run.gin:10: phases[0].length=True must be int | None, not bool"),
+    "int for bool": ("layers.ModelConfig.tied = 1", "run.gin:10: model.tied=1 must be bool, not int"),
+    "None where not optional": ("config.RunConfig.name = None", "run.gin:10: name=None must be str"),
+    "not one of a Literal": (
+        "layers.NormConfig.kind = 'rsm'\nlayers.ModelConfig.norm = @layers.NormConfig()",
+        "run.gin:10: model.norm.kind='rsm' must be Literal['rms', 'layer'], not str",
+    ),
+    "wrong item of a tuple": (
+        "config.RunConfig.seeds = (1, 'b')",
+        "run.gin:10: seeds=(1, 'b') must be tuple[int, ...], not tuple",
+    ),
+    "wrong length of a tuple": (
+        "from toy.optim import adam\nconfig.RunConfig.optimizer = @adam.Adam()\nadam.Adam.betas = (0.9,)",
+        "run.gin:12: optimizer.betas=(0.9,) must be tuple[float, float], not tuple",
+    ),
+    "dict": ("config.RunConfig.name = {'a': 1}", "run.gin:10: name={'a': 1} must be str, not dict"),
+    "dataclass of another kind": (
+        "layers.ModelConfig.norm = @config.Phase()",
+        "run.gin:10: model.norm=@config.Phase() must be NormConfig",
+    ),
+    "not of the base class": (
+        "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.schedule = @config.Phase()",
+        "run.gin:11: optimizer.schedule=@config.Phase() must be Schedule",
+    ),
+    "leaf for a node": (
+        "config.RunConfig.optimizer = 'adam'",
+        "run.gin:10: optimizer='adam' must be Optimizer, not str",
+    ),
+    "missing field": (
+        "layers.ModelConfig.mixers = (@layers.AttentionConfig(),)",
+        "run.gin:10: model.mixers[0].heads is missing: bind layers.AttentionConfig.heads, "
+        "or give --set model.mixers[0].heads=...",
+    ),
+    "refused by the class": (
+        "layers.ModelConfig.mixers = (@layers.AttentionConfig(),)\nlayers.AttentionConfig.heads = 0",
+        "run.gin:10: model.mixers[0] (layers.AttentionConfig): heads=0: must be at least 1",
+    ),
+    "class that is not called": (
+        "layers.ModelConfig.norm = @layers.NormConfig",
+        "run.gin:10: @layers.NormConfig is the class itself; write @layers.NormConfig()",
+    ),
+    "bound twice": (
+        "config.Phase.steps = 20",
+        "run.gin:10: config.Phase.steps is bound already, at run.gin:8; remove one of the two",
+    ),
+    "key of a function": (
+        "layers.tiny.width = 3",
+        "run.gin:10: layers.tiny is a function; only keys of dataclasses can be bound",
+    ),
+    "string without quotes": (
+        "config.RunConfig.name = abc",
+        "run.gin:10: Failed to parse token 'abc'; write strings in quotes",
+    ),
+    "no statement": ("config.RunConfig", "run.gin:10: Couldn't parse statement, expected ':' or '='."),
+    "node within itself": (
+        "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.schedule = @lion.Lion()",
+        "run.gin:11: @lion.Lion() contains itself; give the inner one a scope of its own",
+    ),
+    "macro within itself": (
+        "a = %b\nb = (%a,)\nconfig.RunConfig.seeds = %a",
+        "run.gin:11: %a contains itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("extra, message", ERRORS.values(), ids=ERRORS.keys())
+def test_error_names_key_line_and_nearest_name(write, extra, message):
+    assert _error(write(RUN + extra + "\n")) == message
+
+
+def test_reference_that_cannot_make_a_configuration_is_refused(write):
+    message = _error(write(RUN.replace("@layers.ModelConfig()", "@layers.sized()")))
+    assert message.startswith("run.gin:6: ") and "neither a dataclass nor a function of no arguments" in message
+
+
+def test_bracket_left_open_is_refused_with_a_line(write):
+    assert re.fullmatch(
+        r"run.gin:1[01]: .*EOF in multi-line statement", _error(write(RUN + "config.RunConfig.seeds = (1,"))
+    )
+
+
+def test_import_above_dynamic_registration_is_refused(write):
+    assert _error(write(RUN, head="from toy import config\n")).startswith("run.gin:1: write `from __gin__ import dyn")
+
+
+def test_error_in_an_included_file_names_that_file_once(write):
+    write(RUN + "config.Phase.stepz = 1\n", "base.gin")
+    assert _error(write('include "base.gin"\n')).startswith("base.gin:10: config.Phase has no key 'stepz'")
+
+
+def test_file_that_includes_itself_is_refused(write):
+    write('include "run.gin"\n', "base.gin")
+    assert _error(write('include "base.gin"\n')) == "base.gin:5: 'run.gin' includes itself"
+
+
+def test_missing_files_are_named_with_the_nearest(write):
+    write(RUN, "quickstart.gin")
+    with pytest.raises(FileNotFoundError, match=r"no configuration file 'quikstart.gin'; .* 'quickstart.gin'"):
+        load("quikstart.gin", root=RunConfig)
+    with pytest.raises(FileNotFoundError, match=r"^run.gin:5: .* 'quickstrat.gin'; .* 'quickstart.gin'"):
+        load(write('include "quickstrat.gin"\n'), root=RunConfig)
+
+
+def test_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "model.gin").write_bytes(b"\xff\xfe\x00")
+    assert _error(tmp_path / "model.gin").endswith("model.gin is not a text file in UTF-8")
+
+
+def test_file_without_the_root_is_refused(write):
+    assert _error(write("lion.Lion.b1 = 0.5\n")) == (
+        "run.gin binds no key of config.RunConfig, the root of every configuration"
+    )
+
+
+def test_load_leaves_no_gin_state_and_classes_as_they_were(write):
+    before = (gin.config_str(), dict(gin.config._REGISTRY.items()), RunConfig.__init__, type(RunConfig))
+    path = write(FULL)
+    assert load(path, root=RunConfig) == load(path, root=RunConfig)
+    assert before == (gin.config_str(), dict(gin.config._REGISTRY.items()), RunConfig.__init__, type(RunConfig))
+    assert Lion() == Lion(b1=0.9, schedule=Constant()) and type(load(path, root=RunConfig).config) is RunConfig
+
+
+def test_failed_load_does_not_touch_the_next(write):
+    _error(write(RUN + "lion.Lion.b1 = 0.5\n", "bad.gin"))
+    assert load(write(RUN), root=RunConfig).config.optimizer == Adam()

@@ -1,0 +1,123 @@
+"""`--set path=value` changes what a file made, by path."""
+
+import dataclasses
+
+import pytest
+from toy.config import Phase, RunConfig
+from toy.layers import AttentionConfig, ModelConfig, NormConfig, tiny
+from toy.optim.adam import Adam, Constant
+from toy.optim.lion import Lion
+
+from jaxtrain.cli.config_file import load
+
+TEXT = """\
+from __gin__ import dynamic_registration
+from toy import config
+from toy import layers
+config.RunConfig:
+  model = @layers.ModelConfig()
+  phases = (@config.Phase(), @config.Phase())
+config.Phase.steps = 10
+layers.ModelConfig:
+  d_model = 64
+  mixers = (@layers.AttentionConfig(),)
+layers.AttentionConfig.heads = 4
+"""
+BASE = RunConfig(
+    model=ModelConfig(d_model=64, mixers=(AttentionConfig(heads=4),)), phases=(Phase(steps=10), Phase(steps=10))
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "run.gin").write_text(TEXT)
+    return tmp_path / "run.gin"
+
+
+CHANGES = {
+    "name=abc": {"name": "abc"},
+    "name='a b'": {"name": "a b"},
+    "name=gs://bucket/a@b=c": {"name": "gs://bucket/a@b=c"},
+    "note=None": {"note": None},
+    "clip=2": {"clip": 2.0},
+    " clip = None ": {"clip": None},
+    "seeds=[1, 2]": {"seeds": (1, 2)},
+    "phases[0].steps=100": {"phases": (Phase(steps=100), Phase(steps=10))},
+    "phases.1.length=5": {"phases": (Phase(steps=10), Phase(steps=10, length=5))},
+    "phases[1]=@Phase(steps=1)": {"phases": (Phase(steps=10), Phase(steps=1))},
+    "phases=(@Phase(steps=1), @toy.config.Phase(steps=2))": {"phases": (Phase(steps=1), Phase(steps=2))},
+    "phases=[@Phase(steps=1)]": {"phases": (Phase(steps=1),)},
+    "optimizer=@Adam()": {"optimizer": Adam()},
+    "optimizer=@Lion()": {"optimizer": Lion()},
+    "optimizer=@lion.Lion(b1=0.95)": {"optimizer": Lion(b1=0.95)},
+    "optimizer=@toy.optim.lion.Lion(schedule=@Constant(value=1))": {"optimizer": Lion(schedule=Constant(value=1.0))},
+    "optimizer.schedule.value=1e-4": {"optimizer": Adam(schedule=Constant(value=1e-4))},
+    "model.norm=@NormConfig(kind=layer)": {"model": dataclasses.replace(BASE.model, norm=NormConfig(kind="layer"))},
+    "model.norm=@NormConfig(kind='layer')": {"model": dataclasses.replace(BASE.model, norm=NormConfig(kind="layer"))},
+    "model=@toy.layers.tiny()": {"model": tiny()},
+}
+
+
+@pytest.mark.parametrize("override, change", CHANGES.items(), ids=CHANGES.keys())
+def test_override_changes_exactly_its_path(path, override, change):
+    assert load(path, [override], root=RunConfig).config == dataclasses.replace(BASE, **change)
+
+
+def test_later_overrides_win_and_reach_into_earlier_ones(path):
+    config = load(path, ["optimizer=@Lion()", "optimizer.b1=0.5", "name=a", "name=b"], root=RunConfig).config
+    assert config.optimizer == Lion(b1=0.5) and config.name == "b"
+
+
+def test_overrides_valid_only_together_are_accepted_together(path):
+    with pytest.raises(ValueError, match=r"run.gin:5: model \(layers.ModelConfig\): heads=3: must divide d_model=64"):
+        load(path, ["model.mixers[0].heads=3"], root=RunConfig)
+    assert load(path, ["model.mixers[0].heads=3", "model.d_model=9"], root=RunConfig).config.model.d_model == 9
+
+
+def test_override_may_supply_what_the_file_left_out(path):
+    path.write_text(TEXT.replace("  d_model = 64\n", ""))
+    assert load(path, ["model.d_model=64"], root=RunConfig).config == BASE
+
+
+ERRORS = {
+    "model.d_modle=3": "--set model.d_modle=3: layers.ModelConfig has no key 'd_modle'; the nearest valid name is "
+    "'d_model'",
+    "modle.d_model=3": "--set modle.d_model=3: config.RunConfig has no key 'modle'; the nearest valid name is 'model'",
+    "model.d_model=abc": "--set: model.d_model='abc' must be int, not str",
+    "model.d_model=1.5": "--set: model.d_model=1.5 must be int, not float",
+    "model.tied=true": "--set: model.tied='true' must be bool, not str",
+    "name=3": "--set: name=3 must be str, not int",
+    "clip={[]: 1}": "--set: clip='{[]: 1}' must be float | None, not str",
+    "model=3": "--set: model=3 must be ModelConfig, not int",
+    "phases[2].steps=1": "--set phases[2].steps=1: phases has no entry '2'; it has 2, counted from 0",
+    "phases.first.steps=1": "--set phases.first.steps=1: phases has no entry 'first'; it has 2, counted from 0",
+    "name.first=1": "--set name.first=1: name is a plain value, there is no 'first' below it; set it as a whole",
+    "seeds[0]=1": "--set seeds[0]=1: seeds is a plain value, there is no '0' below it; set it as a whole",
+    "name": "--set name: write it as path=value",
+    "=3": "--set =3: write it as path=value",
+    "optimizer=@Lyon()": "--set optimizer=@Lyon(): there is no class 'Lyon'; the nearest valid name is 'Lion'",
+    "optimizer=@toy.optim.lion.Loin()": "--set optimizer=@toy.optim.lion.Loin(): there is no class "
+    "'toy.optim.lion.Loin'; the nearest valid name is 'Lion'",
+    "optimizer=@Lion(b2=1)": "--set optimizer=@Lion(b2=1): lion.Lion has no key 'b2'; the nearest valid name is 'b1'",
+    "optimizer=@Lion(0.5)": "--set optimizer=@Lion(0.5): Lion(0.5) is neither a literal nor @Name(key=value, ...)",
+    "optimizer=@Lion(": "--set optimizer=@Lion(: cannot be read; write @Name(key=value, ...)",
+    "optimizer=@Lion": "--set: optimizer='Lion' must be Optimizer, not str",
+    "model.norm=@AttentionConfig(heads=2)": "--set: model.norm=@layers.AttentionConfig() must be NormConfig",
+    "model.norm=@NormConfig(kind=batch)": "--set: model.norm.kind='batch' must be Literal['rms', 'layer'], not str",
+    "model.mixers[0]=@AttentionConfig()": "--set: model.mixers[0].heads is missing: bind layers.AttentionConfig.heads, "
+    "or give --set model.mixers[0].heads=...",
+    "model=@toy.layers.sized()": "neither a dataclass nor a function of no arguments that makes one",
+}
+
+
+@pytest.mark.parametrize("override, message", ERRORS.items(), ids=ERRORS.keys())
+def test_wrong_override_is_refused_by_path_with_the_nearest_name(path, override, message):
+    with pytest.raises(ValueError) as caught:
+        load(path, [override], root=RunConfig)
+    assert str(caught.value).endswith(message) and "\n" not in str(caught.value)
+
+
+def test_key_below_a_node_nobody_set_says_to_set_it_first(path):
+    path.write_text(TEXT.replace("  model = @layers.ModelConfig()\n", "").split("layers.ModelConfig:")[0])
+    with pytest.raises(ValueError, match=r"model is not set yet; set it first, --set model='@...\(\)'"):
+        load(path, ["model.tied=False"], root=RunConfig)
