@@ -10,9 +10,9 @@
     local/attention.AttentionConfig:                # scopes tell several instances of a class apart
       window = 4096
 
-The language and its parser are gin's, and gin itself reads these files to the same configuration (presets apart). What
-they bind is put together here, because gin drops keys that nothing refers to, does not check types, does not remember
-lines, and keeps all it reads in global state.
+The language and its parser are gin's, and gin itself reads these files to the same configuration (with lists for tuples
+where a file writes lists). What they bind is put together here, because gin drops keys that nothing refers to, does not
+check types, does not remember lines, and keeps all it reads in global state.
 
 An unused key is an error, but for one case: where a file gives a key of an included file another value, the keys that
 only the old value used may stay unused in the included file.
@@ -51,11 +51,11 @@ def load[T](path: str | Path, overrides: Sequence[str] = (), *, root: type[T] | 
         FileNotFoundError: the file or one it includes is not there.
         ValueError: a key is unknown, unused, missing or of the wrong type, with file, line and nearest valid name.
     """
+    path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
     if root is None:
         from jaxtrain.config import TrainConfig as root  # here, since it imports all that a run may consist of
-    path = Path(path) / "config.gin" if Path(path).is_dir() else Path(path)
     bindings = Bindings()
-    _read(_find(path, [Path()]), bindings, ())
+    _read(path, bindings, ())
     tree = bindings.tree(root, str(path))
     for override in overrides:
         apply_override(tree, override)

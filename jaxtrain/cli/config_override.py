@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import inspect
 import io
 import pkgutil
 import re
@@ -21,7 +22,7 @@ from typing import get_type_hints
 
 from jaxtrain.cli.config_symbols import check_target
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, check_field, join, new_node, plant, sequence
-from jaxtrain.cli.config_types import classes_in, nearest
+from jaxtrain.cli.config_types import classes_in, label, nearest
 
 ORIGIN = "--set"
 
@@ -115,6 +116,8 @@ def _plant_call(call: ast.Call, near: list[type]) -> Tree:
     target = find_target(ast.unparse(call.func), near)
     check_target(target)
     if not isinstance(target, type):
+        if call.keywords:
+            raise ValueError(f"{label(target)} is a function; it takes no keys")
         return plant(target(), ORIGIN)
     hints = get_type_hints(target)
     given = {}
@@ -125,29 +128,34 @@ def _plant_call(call: ast.Call, near: list[type]) -> Tree:
 
 
 def find_target(name: str, near: Iterable[type]) -> Callable:
-    """The dataclass or preset called `name`: by its full path, or by the end of it among the modules beside `near`."""
+    """The class or preset called `name`: by its full path, or by the end of it among the modules beside `near`."""
     module, _, attribute = name.rpartition(".")
     with contextlib.suppress(ModuleNotFoundError, AttributeError, ValueError):
         return getattr(importlib.import_module(module), attribute)
-    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _beside(near)}
+    known = {f"{target.__module__}.{target.__qualname__}": target for target in _beside(near)}
     matches = [full for full in known if f".{full}".endswith(f".{name}")]
     if len(matches) > 1:
         raise ValueError(f"@{name}() may be any of {', '.join(sorted(matches))}; write one in full")
     if not matches:
-        raise ValueError(f"there is no class {name!r}{nearest(name, [cls.__qualname__ for cls in known.values()])}")
+        raise ValueError(f"there is no class {name!r}{nearest(name, [target.__name__ for target in known.values()])}")
     return known[matches[0]]
 
 
-def _beside(classes: Iterable[type]) -> list[type]:
-    """Dataclasses of the packages that `classes` are defined in."""
+def _beside(classes: Iterable[type]) -> list[Callable]:
+    """Dataclasses and presets of the packages that `classes` are defined in."""
     modules = []
     for name in {cls.__module__ for cls in classes}:
         package, _, _ = name.rpartition(".")
         siblings = pkgutil.iter_modules(importlib.import_module(package).__path__) if package else ()
         modules += [name, *(f"{package}.{sibling.name}" for sibling in siblings if not sibling.name.startswith("_"))]
-    return [cls for name in dict.fromkeys(modules) for cls in _dataclasses(importlib.import_module(name))]
+    return [target for name in dict.fromkeys(modules) for target in _targets(importlib.import_module(name))]
 
 
-def _dataclasses(module: ModuleType) -> list[type]:
-    classes = [value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value)]
-    return [cls for cls in classes if cls.__module__ == module.__name__]
+def _targets(module: ModuleType) -> list[Callable]:
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    return [value for value in own if is_dataclass(value) or (inspect.isfunction(value) and _makes_dataclass(value))]
+
+
+def _makes_dataclass(function: Callable) -> bool:
+    made = inspect.signature(function).return_annotation
+    return isinstance(made, type) and is_dataclass(made) and not function.__name__.startswith("_")

@@ -18,7 +18,7 @@ from jaxtrain.data.source_rows import blank_row
 from jaxtrain.data.split import Split
 from jaxtrain.shapes import Batch
 
-_READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+_READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)  # in batches, which can be large
 
 
 def loader(

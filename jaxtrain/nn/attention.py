@@ -120,6 +120,7 @@ class Attention(nnx.Module):
                 jax.lax.dynamic_update_slice(state.values, v_BLJK.astype(state.values.dtype), at),
             )
             y_BLHK = attend(q_BLHK, state.keys, state.values, visible(context, c.window), c)
+        y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # for its gradient, which this lays out alike
         y = jnp.einsum("BLHK,HKD->BLD", y_BLHK, self.output[...])
         return (y + self.output_bias[...].astype(x.dtype)[None, None] if c.bias else y), state
 

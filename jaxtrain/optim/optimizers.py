@@ -142,3 +142,16 @@ class ScheduleFree(_Optimizer):
 
 
 Optimizer = AdamW | Lion | Adafactor | Muon | ScheduleFree
+
+
+def transformation(
+    optimizer: Optimizer, rate: optax.Schedule, names: dict, *, clip_norm: float | None
+) -> optax.GradientTransformation:
+    """Return the optimizer behind clipping by the global norm of the gradient (Pascanu et al., 2013, arXiv:1211.5063)."""
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optimizer.build(rate, names))
+
+
+def evaluation_params(optimizer: Optimizer, opt_state: optax.OptState, params: dict) -> dict:
+    """Return the parameters to evaluate with, from the state of `transformation`."""
+    return optimizer.evaluation_params(opt_state[1], params)

@@ -58,24 +58,33 @@ class Collectives:
         return sum(item.total_bytes for item in self.items if item.kind == kind)
 
     def table(self, rows: int = 20) -> str:
-        """Return the totals by kind, then the `rows` largest movers."""
-        lines = [f"{'kind':<20}{'count':>8}{'GB moved':>12}"]
-        lines += [f"{kind:<20}{self.count(kind):>8}{self.bytes(kind) / 1e9:>12.3f}" for kind in KINDS]
-        lines += [f"{'all':<20}{sum(i.times for i in self.items):>8}{self.total_bytes / 1e9:>12.3f}", ""]
-        lines += [f"{'GB moved':>9} {'times':>6} {'group':>6} {'kind':<18} shape, source"]
-        largest = sorted(self.items, key=lambda item: -item.total_bytes)
-        lines += [
-            f"{i.total_bytes / 1e9:>9.3f} {i.times:>5}{'?' if i.unbounded else ' '} {i.group:>6} {i.kind:<18} "
-            f"{i.shape} {i.source or i.name}"
-            for i in largest[:rows]
-        ]
-        if len(largest) > rows:
-            rest = largest[rows:]
-            lines.append(f"{sum(i.total_bytes for i in rest) / 1e9:>9.3f} in {len(rest)} smaller ones")
+        """Return the totals by kind, then what moves most: alike collectives (kind, shape, source) on one row."""
+        lines = [f"{'kind':<18}{'count':>8}{'GB moved':>12}"]
+        lines += [f"{kind:<18}{self.count(kind):>8}{self.bytes(kind) / 1e9:>12.3f}" for kind in KINDS]
+        lines += [f"{'all':<18}{sum(i.times for i in self.items):>8}{self.total_bytes / 1e9:>12.3f}", ""]
+        lines += [f"{'GB moved':>9} {'count':>7} {'group':>5} {'kind':<18} shape, source"]
+        groups = self._alike()
+        lines += [_row(group) for group in groups[:rows]]
+        if groups[rows:]:
+            lines.append(f"{sum(i.total_bytes for g in groups[rows:] for i in g) / 1e9:>9.3f} in smaller ones")
         return "\n".join(lines)
+
+    def _alike(self) -> list[list[Collective]]:
+        groups = {}
+        for item in self.items:
+            groups.setdefault((item.kind, item.shape, item.source, item.unbounded), []).append(item)
+        return sorted(groups.values(), key=lambda group: -sum(item.total_bytes for item in group))
 
     def __str__(self) -> str:
         return self.table()
+
+
+def _row(group: list[Collective]) -> str:
+    first, moved, count = group[0], sum(item.total_bytes for item in group), sum(item.times for item in group)
+    times = f"{count}{'?' if first.unbounded else ''}"  # ?: a loop of unknown length, counted as one round
+    return (
+        f"{moved / 1e9:>9.3f} {times:>7} {first.group:>5} {first.kind:<18} {first.shape} {first.source or first.name}"
+    )
 
 
 def collectives(text: str) -> Collectives:

@@ -7,6 +7,7 @@ Left out: everything about layouts and schedules.
 """
 
 import bisect
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\]")
 _UNBOUNDED = 2**40  # rounds past which a loop counts as endless
 
-Scalar = int | bool | tuple | None  # what `_evaluate` knows of a value: a number, a tuple of these, or nothing
+Scalar = int | bool | tuple | None  # what `_Frame` knows of a value: a number, a tuple of these, or nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +76,10 @@ class Program:
     def _runs(self, name: str, arguments: tuple[Scalar, ...], times: int, unbounded: bool) -> Iterator[Run]:
         computation = self.computations[name]
         yield Run(computation, times, unbounded)
+        frame = _Frame(self, computation, arguments)
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
-                start = _evaluate(self, computation, instruction.operands[0], arguments)
+                start = frame.value(instruction.operands[0])
                 trips, carried = _loop(self, instruction, start)
                 inner = times * (1 if trips is None else trips)
                 yield from self._runs(instruction.called()[0], (carried,), inner, unbounded or trips is None)
@@ -162,19 +164,18 @@ def _closing(text: str, opening: int) -> int:
 
 def _loop(program: Program, loop: Instruction, start: Scalar) -> tuple[int | None, Scalar]:
     """Return how often a loop turns (None: unknown) and what its body knows of the carried values in every round."""
-    body = program.computations[loop.called()[0]]
-    following = _evaluate(program, body, body.root, (start,))
+    following = _result(program, loop.called()[0], (start,))
     if not isinstance(start, tuple) or not isinstance(following, tuple):
         start = following = ()
     carried = tuple(a if a == b else None for a, b in zip(start, following, strict=True))
     if noted := _TRIPS.search(loop.attributes):
         return int(noted[1]), carried
-    condition = program.computations[loop.attribute(r"\bcondition=%?([\w.\-]+)")]
+    condition = loop.attribute(r"\bcondition=%?([\w.\-]+)")
 
     def goes_on(rounds: int) -> Scalar:
         # Counters of compiled loops advance by a constant, so any round can be told from the first two.
         state = (_advanced(a, b, rounds) for a, b in zip(start, following, strict=True))
-        return _evaluate(program, condition, condition.root, (tuple(state),))
+        return _result(program, condition, (tuple(state),))
 
     high = 1
     while goes_on(high) is True and high < _UNBOUNDED:
@@ -189,37 +190,54 @@ def _advanced(first: Scalar, second: Scalar, rounds: int) -> Scalar:
     return first + rounds * (second - first) if known else None
 
 
-_ARITHMETIC = {"add": int.__add__, "subtract": int.__sub__, "multiply": int.__mul__}
-_COMPARISONS = {"LT": int.__lt__, "LE": int.__le__, "GT": int.__gt__, "GE": int.__ge__}
+_OPERATIONS = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+}
 
 
-def _evaluate(program: Program, computation: Computation, name: str, arguments: tuple[Scalar, ...]) -> Scalar:
-    """Work out an integer, a comparison, or a tuple with some known entries; None for everything else."""
-    instruction = computation.instructions[name]
+class _Frame:
+    """What is known of one call of a computation: integers, comparisons, and tuples with some known entries."""
 
-    def operand(index: int) -> Scalar:
-        return _evaluate(program, computation, instruction.operands[index], arguments)
+    def __init__(self, program: Program, computation: Computation, arguments: tuple[Scalar, ...]):
+        self.program, self.computation, self.arguments = program, computation, arguments
+        self.known: dict[str, Scalar] = {}
 
-    match instruction.opcode:
-        case "constant":
-            return int(instruction.inside) if re.fullmatch(r"-?\d+", instruction.inside) else None
-        case "parameter":
-            number = int(instruction.inside)
-            return arguments[number] if number < len(arguments) else None
-        case "copy" | "bitcast" | "convert" | "reshape":
-            return operand(0)
-        case "tuple":
-            return tuple(operand(index) for index in range(len(instruction.operands)))
-        case "get-tuple-element":
-            whole = operand(0)
-            return whole[int(instruction.attribute(r"\bindex=(\d+)"))] if whole else None
-        case "add" | "subtract" | "multiply" | "compare":
-            left, right = operand(0), operand(1)
-            direction = instruction.attribute(r"\bdirection=(\w+)")
-            operation = (_ARITHMETIC | _COMPARISONS).get(direction or instruction.opcode)
-            return operation(left, right) if None not in (left, right, operation) else None
-        case "fusion" | "call":
-            inner = program.computations[instruction.called()[0]]
-            known = tuple(operand(index) for index in range(len(instruction.operands)))
-            return _evaluate(program, inner, inner.root, known)
-    return None
+    def value(self, name: str) -> Scalar:
+        if name not in self.known:
+            self.known[name] = self._work_out(self.computation.instructions[name])
+        return self.known[name]
+
+    def _work_out(self, instruction: Instruction) -> Scalar:
+        match instruction.opcode:
+            case "constant":
+                return int(instruction.inside) if re.fullmatch(r"-?\d+", instruction.inside) else None
+            case "parameter":
+                number = int(instruction.inside)
+                return self.arguments[number] if number < len(self.arguments) else None
+            case "copy" | "bitcast" | "convert" | "reshape":
+                return self.value(instruction.operands[0])
+            case "tuple":
+                return tuple(self.value(operand) for operand in instruction.operands)
+            case "get-tuple-element":
+                whole = self.value(instruction.operands[0])
+                return whole[int(instruction.attribute(r"\bindex=(\d+)"))] if whole else None
+            case "add" | "subtract" | "multiply" | "compare":
+                left, right = (self.value(operand) for operand in instruction.operands)
+                operation = _OPERATIONS.get(instruction.attribute(r"\bdirection=(\w+)") or instruction.opcode)
+                return operation(left, right) if None not in (left, right, operation) else None
+            case "fusion" | "call":
+                arguments = tuple(self.value(operand) for operand in instruction.operands)
+                return _result(self.program, instruction.called()[0], arguments)
+        return None
+
+
+def _result(program: Program, name: str, arguments: tuple[Scalar, ...]) -> Scalar:
+    """Return what a call of a computation gives, as far as it can be told."""
+    computation = program.computations[name]
+    return _Frame(program, computation, arguments).value(computation.root)

@@ -69,14 +69,21 @@ def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def _creator(config: DecoderConfig, tx: optax.GradientTransformation):
+    return lambda key: state_from_params(initial_params(config, key), tx)
+
+
+def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, names: dict, mesh: Mesh) -> TrainState:
+    """Return the shapes and the layout of a state, computing nothing."""
+    state = jax.eval_shape(_creator(config, tx), jax.random.key(0))
+    layout = state_shardings(state, names, mesh)
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
+
+
 def create_state(
     config: DecoderConfig, tx: optax.GradientTransformation, names: dict, mesh: Mesh, key: Key[Array, ""]
 ) -> TrainState:
     """Initialise a state, each shard on its own device; the values do not depend on the mesh."""
-
-    def create(key):
-        return state_from_params(initial_params(config, key), tx)
-
-    layout = state_shardings(jax.eval_shape(create, key), names, mesh)
+    layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, names, mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(create, out_shardings=layout)(key)
+        return jax.jit(_creator(config, tx), out_shardings=layout)(key)

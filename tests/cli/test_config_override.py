@@ -55,6 +55,7 @@ CHANGES = {
     "model.norm=@NormConfig(kind=layer)": {"model": dataclasses.replace(BASE.model, norm=NormConfig(kind="layer"))},
     "model.norm=@NormConfig(kind='layer')": {"model": dataclasses.replace(BASE.model, norm=NormConfig(kind="layer"))},
     "model=@toy.layers.tiny()": {"model": tiny()},
+    "model=@tiny()": {"model": tiny()},
 }
 
 
@@ -106,6 +107,8 @@ ERRORS = {
     "model.norm=@NormConfig(kind=batch)": "--set: model.norm.kind='batch' must be Literal['rms', 'layer'], not str",
     "model.mixers[0]=@AttentionConfig()": "--set: model.mixers[0].heads is missing: bind layers.AttentionConfig.heads, "
     "or give --set model.mixers[0].heads=...",
+    "model=@tyny()": "--set model=@tyny(): there is no class 'tyny'; the nearest valid name is 'tiny'",
+    "model=@tiny(width=3)": "--set model=@tiny(width=3): layers.tiny is a function; it takes no keys",
     "model=@toy.layers.sized()": "neither a dataclass nor a function of no arguments that makes one",
 }
 

@@ -1,0 +1,109 @@
+"""The configuration of a run: everything it needs, checked across its parts before anything is computed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxtrain.data import DataConfig
+from jaxtrain.mesh import AXES, RULES, MeshConfig
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.optim.optimizers import Optimizer
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.hooks import Hook
+from jaxtrain.train.loop import Result, Trainer
+from jaxtrain.train.metrics import TensorBoard, Writer
+from jaxtrain.train.phases import Phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A run. Build one in Python, or fill it from a gin file with the `jaxtrain` command."""
+
+    model: DecoderConfig
+    data: DataConfig
+    optimizer: Optimizer
+    phases: tuple[Phase, ...]
+    objective: NextToken = NextToken()
+    mesh: MeshConfig = MeshConfig()
+    hooks: tuple[Hook, ...] = ()
+    gradients: Accumulate = Accumulate()
+    clip_norm: float | None = 1.0
+    seed: int = 0
+    max_skipped_steps: int = 10
+    writers: tuple[Writer, ...] = (TensorBoard(),)
+
+    def __post_init__(self):
+        if not self.phases:
+            raise ValueError("phases=(): a run needs at least one Phase")
+        if self.max_skipped_steps < 1:
+            raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
+        names = [hook.name for hook in self.hooks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"hooks: one of {', '.join(names)} stands twice; each kind of hook runs once")
+        for index, phase in enumerate(self.phases):
+            where = f"phases[{index}]"
+            if phase.sequence_length > self.model.max_length:
+                raise ValueError(
+                    f"{where}.sequence_length={phase.sequence_length} exceeds model.max_length={self.model.max_length}: "
+                    f"shorten the sequences or raise max_length"
+                )
+            vocab_size = (phase.data or self.data).tokenizer.vocab_size
+            if vocab_size > self.model.vocab_size:
+                raise ValueError(
+                    f"the tokenizer has {vocab_size} tokens, model.vocab_size={self.model.vocab_size}: "
+                    f"set model.vocab_size to at least {vocab_size}"
+                )
+
+    def check_devices(self, devices: int) -> None:
+        """Raise ValueError where this many devices cannot run the configuration, naming the key and the remedy."""
+        for index, phase in enumerate(self.phases):
+            sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
+            self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
+            for position, block in enumerate(self.model.pattern):
+                if block.mixer.heads % sizes["tensor"]:
+                    raise ValueError(
+                        f"model.pattern[{position}].mixer.heads={block.mixer.heads} is not divisible by "
+                        f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
+                    )
+
+    def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:
+        shards = 1
+        for axis in RULES["batch"]:
+            shards *= sizes[axis]
+        parts = shards * self.gradients.microbatches
+        if batch_size % parts:
+            shown = " x ".join(f"{axis}={sizes[axis]}" for axis in RULES["batch"] if sizes[axis] > 1)
+            raise ValueError(
+                f"{key}={batch_size} is not divisible by {parts} (mesh {shown or 'of one device'}, "
+                f"microbatches={self.gradients.microbatches}): use {-(-batch_size // parts) * parts}"
+            )
+
+    def trainer(
+        self, folder: str | Path, *, devices: list[jax.Device] | None = None, profile_steps: int = 0
+    ) -> Trainer:
+        """Return the run of this configuration in a folder, on all devices unless told which."""
+        self.check_devices(len(jax.devices() if devices is None else devices))
+        return Trainer(
+            model=self.model,
+            data=self.data,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            phases=self.phases,
+            mesh=self.mesh,
+            hooks=self.hooks,
+            gradients=self.gradients,
+            clip_norm=self.clip_norm,
+            seed=self.seed,
+            max_skipped_steps=self.max_skipped_steps,
+            writers=self.writers,
+            folder=RunFolder(Path(folder)),
+            devices=devices,
+            profile_steps=profile_steps,
+        )
+
+    def train(self, folder: str | Path) -> Result:
+        """Train, or resume, in a run folder."""
+        return self.trainer(folder).train()

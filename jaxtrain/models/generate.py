@@ -1,0 +1,137 @@
+"""Sampling from a decoder, one token at a time, with cached states.
+
+Temperature; the k likeliest tokens (Fan et al., 2018, arXiv:1805.04833); nucleus sampling (Holtzman et al., 2020,
+arXiv:1904.09751). Prompts of a batch may differ in length: short ones are padded on the right, and padding is a
+document of its own that nothing attends to.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jaxtrain.models.decoder import Decoder
+from jaxtrain.nn.param import TokenContext
+from jaxtrain.shapes import ParamTree
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Temperature 0 takes the likeliest token. `top_k` and `top_p` leave only the likeliest tokens to draw from."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must not be negative; 0 takes the likeliest token")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
+
+    def draw(self, logits: Float[Array, "B W"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        """Return one token a row; the smallest set of likeliest tokens whose probability reaches top_p is kept."""
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            smallest = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
+            logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        if self.top_p is not None:
+            order = jnp.argsort(-logits, axis=-1)
+            sorted_p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+            # A token stays if those before it do not reach top_p yet: the likeliest always does.
+            stays = jnp.cumsum(sorted_p, axis=-1) - sorted_p < self.top_p
+            kept = jnp.zeros_like(stays).at[jnp.arange(logits.shape[0])[:, None], order].set(stays)
+            logits = jnp.where(kept, logits, -jnp.inf)
+        return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+def generate(
+    graph: nnx.GraphDef,
+    params: ParamTree,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    key: Key[Array, ""],
+    stop_token: int | None = None,
+) -> list[list[int]]:
+    """Return each prompt's continuation: up to `tokens` tokens, ended by `stop_token` (not included).
+
+    The draws of a prompt depend on its index in the batch and on `key`, not on the other prompts.
+
+    Raises:
+        ValueError: a prompt is empty, or prompt and continuation exceed the model's max_length.
+    """
+    max_length = nnx.merge(graph, params).config.max_length
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError("prompt is empty: give at least one token to continue from")
+        if len(prompt) + tokens > max_length:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and {tokens} more exceed the model's context of {max_length}: "
+                f"shorten the prompt or ask for at most {max(max_length - len(prompt), 0)} tokens"
+            )
+    lengths = np.array([len(prompt) for prompt in prompts])
+    padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
+    drawn = np.asarray(_generate(graph, params, padded, lengths, keys, tokens, sampling))
+    return [_until(row.tolist(), stop_token) for row in drawn]
+
+
+def _padded(length: int, max_length: int) -> int:
+    """Round a prompt length up to a power of two, so that few lengths are compiled."""
+    return min(1 << (length - 1).bit_length(), max_length)
+
+
+def _until(tokens: list[int], stop_token: int | None) -> list[int]:
+    return tokens[: tokens.index(stop_token)] if stop_token in tokens else tokens
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _generate(graph, params, prompts, lengths, keys, tokens: int, sampling: Sampling) -> Int[Array, "B T"]:
+    model: Decoder = nnx.merge(graph, params)
+    B, L = prompts.shape
+    slots = L + tokens
+    places = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
+    is_prompt = places < lengths[:, None]
+    # Slot s < L holds prompt token s (document 1) or padding (document 0); slot L + t holds generated token t.
+    positions = jnp.where(places < L, places, places - L + lengths[:, None])
+    segment_ids = (is_prompt | (places >= L)).astype(jnp.int32)
+
+    def step(chunk, states, start):
+        length = chunk.shape[1]
+        # A slot not written yet has a later position than any query, so causality hides it.
+        context = TokenContext(
+            positions=jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1),
+            segment_ids=jax.lax.dynamic_slice_in_dim(segment_ids, start, length, axis=1),
+            key_positions=positions,
+            key_segment_ids=segment_ids,
+            cache_index=start,
+        )
+        return model.run_blocks(model.embed(chunk, context), context, states)
+
+    def draw(x_BD, t):
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
+        return sampling.draw(model.head(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)
+
+    hidden, states = step(prompts, model.initial_states(B, slots), jnp.zeros((), jnp.int32))
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+
+    def advance(carry, t):
+        token, states = carry
+        hidden, states = step(token[:, None], states, L + t)
+        return (draw(hidden[:, 0], t + 1), states), token
+
+    (final, _), drawn = jax.lax.scan(advance, (draw(last, 0), states), jnp.arange(tokens - 1))
+    return jnp.concatenate([drawn, final[None]]).swapaxes(0, 1)

@@ -1,0 +1,31 @@
+"""What a compiled program needs of a device's memory, by the compiler's own account."""
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes a device. `aliased` is the part of the outputs that takes over the memory of donated arguments."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to fit at once: arguments, temporaries, and outputs with memory of their own."""
+        return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+def memory(compiled: jax.stages.Compiled) -> Memory:
+    """Return the memory of a compiled program. `compiled` is what `jax.jit(f).lower(...).compile()` gives."""
+    found = compiled.memory_analysis()
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+    )

@@ -1,0 +1,1 @@
+"""From parameters to parameters: import and export of other formats."""

@@ -1,0 +1,106 @@
+"""Export: a DecoderConfig and its parameters as a folder that Hugging Face transformers loads."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.shapes import ParamTree
+from jaxtrain.surgery.huggingface.families import check_expressible, family_named, family_of
+from jaxtrain.surgery.huggingface.layout import Path as LeafPath
+from jaxtrain.surgery.huggingface.layout import Tensor
+from jaxtrain.surgery.huggingface.leaf import LazyLeaf, Rows
+from jaxtrain.surgery.huggingface.tensor_files import NAMES, Planned, Writer
+
+
+def export_folder(
+    config: DecoderConfig,
+    params: ParamTree,
+    folder: str | Path,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a new folder, whole or not at all.
+
+    Leaves of `params` are arrays, or `LazyLeaf`s, read one at a time. Host memory beside them: one tensor and what of
+    its parameter was read.
+
+    Args:
+        family: as config.json names it; by default the first that expresses the decoder.
+        dtype: of all tensors; by default each keeps its own, and with it its bits.
+        settings: what else to put in config.json (token ids and such).
+
+    Raises:
+        ValueError: the folder exists, or no family (or not the one named) expresses the decoder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists: name a new folder")
+    chosen = family_of(config) if family is None else family_named(family)
+    check_expressible(config, chosen)
+    leaves = {tuple(_key(k) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    tensors = list(chosen.tensors(config))
+    planned = {t.name: Planned(_dtype(leaves[t.parts[0].path], dtype), t.shape) for t in tensors}
+    main_dtype = max(planned.values(), key=lambda tensor: tensor.size_bytes).dtype
+    written = {
+        **(settings or {}),
+        "architectures": [chosen.architecture],
+        "model_type": chosen.model_type,
+        "torch_dtype": main_dtype.name,
+        **chosen.write(config),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        (whole / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with Writer(whole, planned, max_shard_bytes=max_shard_bytes) as writer:
+            for tensor, array in _filled(tensors, leaves, planned):
+                writer.write(tensor.name, array)
+        os.replace(whole, folder)
+
+
+def _filled(
+    tensors: list[Tensor], leaves: Mapping[LeafPath, Any], planned: Mapping[str, Planned]
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yield every tensor with its values, all repeats of a leaf one after the other so that each is read once."""
+
+    def paths(tensor: Tensor) -> list[str]:
+        return [".".join(map(str, part.path)) for part in tensor.parts]
+
+    for _, group in groupby(sorted(tensors, key=paths), key=paths):
+        group = list(group)
+        read = {part.path: _rows(leaves[part.path]) for part in group[0].parts}
+        for tensor in group:
+            array = np.empty(tensor.shape, planned[tensor.name].dtype)
+            for part in tensor.parts:
+                part.view(array)[...] = read[part.path](tensor.repeat)
+            yield tensor, array
+
+
+def _rows(leaf: Any) -> Rows:
+    if isinstance(leaf, LazyLeaf):
+        return leaf.rows()
+    return lambda repeat: np.asarray(leaf if repeat is None else leaf[repeat])
+
+
+def _dtype(leaf: Any, dtype: str | None) -> np.dtype:
+    found = np.dtype(leaf.dtype) if dtype is None else jnp.dtype(dtype)
+    if found not in NAMES:
+        raise ValueError(f"dtype={found.name!r}: weights are written as {', '.join(d.name for d in NAMES)}")
+    return found
+
+
+def _key(entry: jax.tree_util.DictKey) -> str | int:
+    return entry.key

@@ -1,0 +1,79 @@
+"""Which of our parameters lies where in a family's tensors.
+
+A tensor of a family has parts. A part is a parameter's path and a view: a function from an array of the tensor's shape
+to the part of it that is the parameter, in the parameter's own layout, sharing memory. Two families of shapes occur:
+`torch.nn.Linear` keeps [outputs, inputs], GPT-2 [inputs, outputs] with queries, keys and values side by side; heads
+and head dim are one axis in both, and two in ours.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.block import BlockConfig
+
+Path = tuple[str | int, ...]
+View = Callable[[np.ndarray], np.ndarray]
+Axes = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    path: Path
+    view: View
+
+
+class Tensor(NamedTuple):
+    """One tensor of a family. `repeat` says which slice of stacked parameters its parts are; None: they are whole."""
+
+    name: str
+    shape: Axes
+    parts: tuple[Part, ...]
+    repeat: int | None = None
+
+
+def as_is(name: str, shape: Axes, *path: str | int) -> Tensor:
+    """A tensor that is a parameter as it stands: tables and norms."""
+    return Tensor(name, shape, (Part(path, lambda w: w),))
+
+
+def heads_apart(name: str, shape: Axes, *path: str | int) -> Tensor:
+    """A vector whose axis is several of ours: biases."""
+    return Tensor(name, (math.prod(shape),), (Part(path, lambda w: w.reshape(shape)),))
+
+
+def outputs_first(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> Tensor:
+    """The matrix of a `torch.nn.Linear`."""
+    order = (*range(len(outputs), len(outputs) + len(inputs)), *range(len(outputs)))
+    part = Part(path, lambda w: w.reshape(*outputs, *inputs).transpose(order))
+    return Tensor(name, (math.prod(outputs), math.prod(inputs)), (part,))
+
+
+def inputs_first(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> Tensor:
+    """The matrix of GPT-2's `Conv1D`."""
+    part = Part(path, lambda w: w.reshape(*inputs, *outputs))
+    return Tensor(name, (math.prod(inputs), math.prod(outputs)), (part,))
+
+
+def side_by_side(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> Tensor:
+    """Parameters of one shape next to each other along the outputs; inputs () for biases."""
+    count, before = len(paths), (slice(None),) * len(inputs)
+
+    def nth(i: int) -> View:
+        return lambda w: w.reshape(*inputs, count, *outputs)[*before, i]
+
+    shape = (*((math.prod(inputs),) if inputs else ()), count * math.prod(outputs))
+    return Tensor(name, shape, tuple(Part(path, nth(i)) for i, path in enumerate(paths)))
+
+
+def in_layers(
+    config: DecoderConfig, prefix: str, block_tensors: Callable[[DecoderConfig, BlockConfig], list[Tensor]]
+) -> Iterator[Tensor]:
+    """Yield the tensors of every layer, named `prefix` + layer, as slices of the parameters stacked over repeats."""
+    for layer in range(config.layers):
+        repeat, position = divmod(layer, len(config.pattern))
+        for tensor in block_tensors(config, config.pattern[position]):
+            parts = tuple(Part(("blocks", "blocks", position, *part.path), part.view) for part in tensor.parts)
+            yield Tensor(f"{prefix}{layer}.{tensor.name}", tensor.shape, parts, repeat)

@@ -1,0 +1,238 @@
+"""Llama and the families of its shape: Mistral, Qwen 3 and Gemma 2.
+
+They share the names of tensors and of most settings. What sets one apart is data: its defaults, its norms, and which
+layers have a window. Attention dropout is left out, as in the layer itself: it changes training only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.surgery.huggingface.family import Family, Settings, shortest_pattern, write_activation, write_rope
+from jaxtrain.surgery.huggingface.layout import Tensor, as_is, heads_apart, in_layers, outputs_first
+
+Windows = tuple[int | None, ...]  # of every layer
+
+DEFAULTS = {  # of every family here, where it has no default of its own
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "layer_types": None,
+    "query_pre_attn_scalar": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LlamaShaped(Family):
+    """`read_windows` and `write_windows` say how config.json tells the windows of the layers."""
+
+    model_type: str
+    architecture: str
+    defaults: Mapping[str, Any]
+    read_windows: Callable[[Settings], Windows]
+    write_windows: Callable[[Windows], dict[str, Any]]
+    activation_key: str = "hidden_act"
+    qk_norm: bool = False
+    gemma: bool = False  # norms on both sides with scales around 0, scaled embeddings, soft caps, scale of queries
+    prefix: str = "model."
+    ignored: str = r".*\.rotary_emb\.inv_freq"
+
+    def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
+        s = Settings(settings, {**DEFAULTS, **self.defaults})
+        s.require("the gated feed-forward layer has no biases", mlp_bias=False)
+        norm = RMSNormConfig(epsilon=float(s["rms_norm_eps"]), unit_offset=self.gemma)
+        pattern, repeats = shortest_pattern(tuple(self._block(s, norm, window) for window in self.read_windows(s)))
+        return DecoderConfig(
+            vocab_size=s["vocab_size"],
+            d_model=s["hidden_size"],
+            repeats=repeats,
+            pattern=pattern,
+            max_length=s["max_position_embeddings"],
+            norm=norm,
+            tied_embeddings=s["tie_word_embeddings"],
+            scale_embeddings=self.gemma,
+            logit_softcap=s["final_logit_softcapping"] if self.gemma else None,
+        )
+
+    def _block(self, s: Settings, norm: RMSNormConfig, window: int | None) -> BlockConfig:
+        heads = s["num_attention_heads"]
+        head_dim = s["head_dim"] or s["hidden_size"] // heads
+        scalar = s["query_pre_attn_scalar"] if self.gemma else head_dim
+        attention = AttentionConfig(
+            heads=heads,
+            kv_heads=s["num_key_value_heads"] or heads,
+            head_dim=head_dim,
+            rope=s.rope(),
+            qk_norm=norm if self.qk_norm else None,
+            bias=s["attention_bias"],
+            window=window,
+            softcap=s["attn_logit_softcapping"] if self.gemma else None,
+            scale=None if scalar == head_dim else scalar**-0.5,
+        )
+        mlp = GatedMLPConfig(hidden=s["intermediate_size"], activation=s.activation(self.activation_key))
+        return BlockConfig(mixer=attention, mlp=mlp, post_norm=self.gemma)
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        block = config.pattern[0]
+        mixer = block.mixer
+        windows = tuple(block.mixer.window for block in config.pattern * config.repeats)
+        gemma = {
+            "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
+            "attn_logit_softcapping": mixer.softcap,
+            "final_logit_softcapping": config.logit_softcap,
+        }
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": block.mlp.hidden,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": mixer.heads,
+            "num_key_value_heads": mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            "max_position_embeddings": config.max_length,
+            "rms_norm_eps": config.norm.epsilon,
+            "tie_word_embeddings": config.tied_embeddings,
+            "attention_bias": mixer.bias,
+            self.activation_key: write_activation(block.mlp.activation, tanh="gelu_pytorch_tanh"),
+            **write_rope(mixer.rope),
+            **self.write_windows(windows),
+            **(gemma if self.gemma else {}),
+        }
+
+    def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
+        table = (config.vocab_size, config.d_model)
+        yield as_is("model.embed_tokens.weight", table, "embedding", "table")
+        yield from in_layers(config, "model.layers.", self._block_tensors)
+        yield as_is("model.norm.weight", (config.d_model,), "final_norm", "scale")
+        if not config.tied_embeddings:
+            yield as_is("lm_head.weight", table, "output", "kernel")
+
+    def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
+        D, F, mixer = (config.d_model,), (block.mlp.hidden,), block.mixer
+        H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
+        tensors = [
+            outputs_first("self_attn.q_proj.weight", D, H, "mixer", "query"),
+            outputs_first("self_attn.k_proj.weight", D, J, "mixer", "key"),
+            outputs_first("self_attn.v_proj.weight", D, J, "mixer", "value"),
+            outputs_first("self_attn.o_proj.weight", H, D, "mixer", "output"),
+            outputs_first("mlp.gate_proj.weight", D, F, "mlp", "gate"),
+            outputs_first("mlp.up_proj.weight", D, F, "mlp", "up"),
+            outputs_first("mlp.down_proj.weight", F, D, "mlp", "down"),
+        ]
+        norms = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"}
+        if self.gemma:
+            norms = {
+                "input_layernorm": "mixer_norm",
+                "post_attention_layernorm": "mixer_post_norm",
+                "pre_feedforward_layernorm": "mlp_norm",
+                "post_feedforward_layernorm": "mlp_post_norm",
+            }
+        tensors += [as_is(f"{theirs}.weight", D, ours, "scale") for theirs, ours in norms.items()]
+        if mixer.bias:
+            biases = {"q": ("query_bias", H), "k": ("key_bias", J), "v": ("value_bias", J), "o": ("output_bias", D)}
+            tensors += [heads_apart(f"self_attn.{x}_proj.bias", n, "mixer", ours) for x, (ours, n) in biases.items()]
+        if mixer.qk_norm:
+            K = (mixer.head_dim,)
+            tensors.append(as_is("self_attn.q_norm.weight", K, "mixer", "query_norm", "scale"))
+            tensors.append(as_is("self_attn.k_norm.weight", K, "mixer", "key_norm", "scale"))
+        return tensors
+
+
+def _no_windows(s: Settings) -> Windows:
+    return (None,) * s["num_hidden_layers"]
+
+
+def _same_window(s: Settings) -> Windows:
+    return (s["sliding_window"],) * s["num_hidden_layers"]
+
+
+def _gemma2_windows(s: Settings) -> Windows:
+    return _listed_windows(s, [i % 2 == 0 for i in range(s["num_hidden_layers"])])
+
+
+def _qwen3_windows(s: Settings) -> Windows:
+    slides = [s["use_sliding_window"] and i >= s["max_window_layers"] for i in range(s["num_hidden_layers"])]
+    return _listed_windows(s, slides)
+
+
+def _listed_windows(s: Settings, default: list[bool]) -> Windows:
+    """Read `layer_types`, or without it the family's rule."""
+    types = s["layer_types"] or ["sliding_attention" if slides else "full_attention" for slides in default]
+    if len(types) != len(default) or not set(types) <= {"sliding_attention", "full_attention"}:
+        raise ValueError(
+            f"config.json: layer_types={types!r} must give sliding_attention or full_attention for each of the "
+            f"{len(default)} layers"
+        )
+    return tuple(s["sliding_window"] if kind == "sliding_attention" else None for kind in types)
+
+
+def _write_layer_types(windows: Windows) -> dict[str, Any]:
+    return {
+        "sliding_window": next(filter(None, windows), None),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+    }
+
+
+def _write_qwen3_windows(windows: Windows) -> dict[str, Any]:
+    first = next((i for i, window in enumerate(windows) if window), len(windows))
+    return {**_write_layer_types(windows), "use_sliding_window": any(windows), "max_window_layers": first}
+
+
+LLAMA = LlamaShaped(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    defaults={"max_position_embeddings": 2048},
+    read_windows=_no_windows,
+    write_windows=lambda windows: {},
+)
+MISTRAL = LlamaShaped(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072},
+    read_windows=_same_window,
+    write_windows=lambda windows: {"sliding_window": windows[0]},
+)
+QWEN3 = LlamaShaped(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    defaults={
+        "head_dim": 128,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32_768,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    read_windows=_qwen3_windows,
+    write_windows=_write_qwen3_windows,
+    qk_norm=True,
+)
+GEMMA2 = LlamaShaped(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    defaults={
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    read_windows=_gemma2_windows,
+    write_windows=_write_layer_types,
+    activation_key="hidden_activation",
+    gemma=True,
+)

@@ -1,0 +1,146 @@
+"""Folders of safetensors: tensors mapped one at a time when reading, written one at a time into their place.
+
+A file is a length (8 bytes), a JSON header and the bytes of the tensors. The `safetensors` package checks the header;
+we map the tensors ourselves so that no more than one is resident, and write ourselves because the package wants all
+tensors of a file at once. A large model is several files and an index.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies. `dtype` is the file's name for it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def map(self) -> np.ndarray:
+        """Return the tensor as a read-only map of the file; its memory is given back with the array."""
+        return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): download or export it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a JSON object: download or export it again")
+    return content
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Return every tensor of a folder by name. Raises ValueError for missing or damaged files."""
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        files = sorted(set(weight_map.values()))
+        missing = [name for name in files if not (folder / name).exists()]
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {', '.join(missing)}, {len(missing)} of the {len(files)} shards that {INDEX} names: "
+                f"download the missing files into the folder"
+            )
+    elif (folder / SINGLE).exists():
+        files = [SINGLE]
+    else:
+        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: save the weights as safetensors first")
+    return {name: tensor for file in files for name, tensor in _header(folder / file).items()}
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(file, "np"):
+            pass  # checks the header against the length of the file
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut short ({error}): download or export it again") from error
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+class Planned(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class Writer:
+    """Writes planned tensors in any order into as many files as the limit asks for. A context manager."""
+
+    def __init__(self, folder: Path, planned: Mapping[str, Planned], *, max_shard_bytes: int):
+        self._stack = ExitStack()
+        self._places = {}  # name -> (open file, offset)
+        shards = _shards(planned, max_shard_bytes)
+        files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
+            self._create(folder / file, {name: planned[name] for name in shard})
+        if len(shards) > 1:
+            weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+            metadata = {
+                "total_parameters": sum(math.prod(tensor.shape) for tensor in planned.values()),
+                "total_size": sum(tensor.size_bytes for tensor in planned.values()),
+            }
+            index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _create(self, file: Path, tensors: Mapping[str, Planned]) -> None:
+        header, end = {"__metadata__": {"format": "pt"}}, 0
+        # Widest dtypes first, then by name: the order of the safetensors package, so equal tensors make equal files.
+        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+            offsets = [end, end := end + tensor.size_bytes]
+            header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        stream = self._stack.enter_context(file.open("wb"))
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(stream.tell() + end)
+        start = stream.tell()
+        self._places |= {name: (stream, start + header[name]["data_offsets"][0]) for name in tensors}
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Write a contiguous array into the place of a tensor."""
+        stream, offset = self._places.pop(name)
+        stream.seek(offset)
+        stream.write(array.reshape(-1).view(np.uint8).data)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        self._stack.close()
+        assert kind is not None or not self._places, f"never written: {', '.join(self._places)}"
+
+
+def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[list[str]]:
+    """Fill files in the order of the plan; a tensor larger than the limit has a file of its own."""
+    shards, room = [], 0
+    for name, tensor in planned.items():
+        if not shards or tensor.size_bytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= tensor.size_bytes
+    return shards

@@ -1,0 +1,77 @@
+"""The contract of a hook, and what a hook may ask of the run it is in."""
+
+from typing import ClassVar, Protocol
+
+from jaxtrain.objectives.sums import Sums
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.state import TrainState
+
+AVERAGING, LOOKING, SAVING = range(3)  # the order of hooks within a step: averages first, checkpoints last
+
+
+class RunView(Protocol):
+    """What hooks see of the run. `step` is the number of steps made, `is_last` whether none follows."""
+
+    step: int
+    is_last: bool
+
+    def evaluate(self, params: ParamTree, *, batches: int) -> Sums:
+        """Sum the objective over the first batches of validation, or all there are; host floats."""
+
+    def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
+        """Return the prompt and its continuation."""
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint of this step in the background."""
+
+    def write(self, numbers: dict[str, float]) -> None:
+        """Add numbers to the metrics of this step."""
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+
+    def evaluation_params(self, state: TrainState) -> dict[str, ParamTree]:
+        """Return the parameters worth evaluating: the model's own under "", averages under their hook's name."""
+
+
+class Hook(Protocol):
+    """A frozen configuration with these methods. Every process makes the same decisions.
+
+    `name` is unique in a run and labels the hook's state in checkpoints; `order` is one of the constants above.
+    """
+
+    order: ClassVar[int]
+
+    @property
+    def name(self) -> str: ...
+
+    def initial_state(self, state: TrainState) -> ParamTree:
+        """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
+
+    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+        """Look at, or replace, the training state; return it and the hook's own new state."""
+
+    def averaged_params(self, own: ParamTree) -> ParamTree | None:
+        """Return parameters to evaluate and export in place of the model's, if the hook makes any."""
+
+
+class StatelessHook:
+    """What hooks without state share."""
+
+    __slots__ = ()
+
+    def initial_state(self, state: TrainState) -> ParamTree:
+        return {}
+
+    def averaged_params(self, own: ParamTree) -> ParamTree | None:
+        return None
+
+
+def due(run: RunView, every_steps: int) -> bool:
+    """Tell whether something that happens every so many steps, and at the end, happens now."""
+    return run.is_last or run.step % every_steps == 0
+
+
+def check_interval(hook) -> None:
+    if hook.every_steps < 1:
+        raise ValueError(f"every_steps={hook.every_steps}: must be at least 1")

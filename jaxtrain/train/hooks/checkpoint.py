@@ -1,0 +1,37 @@
+"""Checkpoints at intervals and at the end."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.checkpoint import Retention
+from jaxtrain.train.hooks.base import SAVING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint(StatelessHook):
+    """Save every so many steps; keep the last few, and those at multiples of `keep_every_steps` for good."""
+
+    every_steps: int
+    keep_last: int = 2
+    keep_every_steps: int | None = None
+    order: ClassVar[int] = SAVING
+
+    def __post_init__(self):
+        check_interval(self)
+        if self.keep_last < 1:
+            raise ValueError(f"keep_last={self.keep_last}: must be at least 1")
+
+    @property
+    def name(self) -> str:
+        return "checkpoint"
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(keep_last=self.keep_last, keep_every_steps=self.keep_every_steps)
+
+    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+        if due(run, self.every_steps):
+            run.save(state)
+        return state, own

@@ -1,0 +1,35 @@
+"""The validation loss, of the model and of every average that is kept."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.hooks.base import LOOKING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate(StatelessHook):
+    """Mean loss in nats a token over the first `batches` batches of validation, the same ones every time."""
+
+    every_steps: int
+    batches: int = 20
+    order: ClassVar[int] = LOOKING
+
+    def __post_init__(self):
+        check_interval(self)
+        if self.batches < 1:
+            raise ValueError(f"batches={self.batches}: must be at least 1")
+
+    @property
+    def name(self) -> str:
+        return "evaluate"
+
+    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+        if due(run, self.every_steps):
+            for name, params in run.evaluation_params(state).items():
+                sums = run.evaluate(params, batches=self.batches)
+                label = f"validation_loss_{name}" if name else "validation_loss"
+                run.write({label: sums.metrics["nll"] / sums.weight})
+                run.say(f"step {run.step}: {label.replace('_', ' ')} {sums.metrics['nll'] / sums.weight:.4f}")
+        return state, own

@@ -1,0 +1,32 @@
+"""A few lines of what the model would write."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.hooks.base import LOOKING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample(StatelessHook):
+    """Continue a prompt every so many steps and at the end."""
+
+    every_steps: int
+    prompt: str
+    tokens: int = 200
+    temperature: float = 0.8
+    order: ClassVar[int] = LOOKING
+
+    __post_init__ = check_interval
+
+    @property
+    def name(self) -> str:
+        return "sample"
+
+    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+        if due(run, self.every_steps):
+            params = list(run.evaluation_params(state).values())[0]
+            text = run.sample(params, self.prompt, tokens=self.tokens, temperature=self.temperature)
+            run.say(f"step {run.step}: sample\n{text}\n")
+        return state, own

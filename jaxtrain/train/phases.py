@@ -1,0 +1,53 @@
+"""A run is a list of phases: so many steps of one batch size, sequence length, data, learning rate and mesh."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtrain.data.config import DataConfig
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.optim.schedules import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """`batch_size` counts sequences over all devices. What is None stays as the run has it.
+
+    A phase's own `learning_rate` starts counting at the phase's first step.
+    """
+
+    steps: int
+    batch_size: int
+    sequence_length: int
+    data: DataConfig | None = None
+    learning_rate: Schedule | None = None
+    mesh: MeshConfig | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+
+class Span(NamedTuple):
+    """A phase and the steps of the run it covers: first <= step < end."""
+
+    index: int
+    phase: Phase
+    first: int
+    end: int
+
+
+def spans(phases: tuple[Phase, ...]) -> Iterator[Span]:
+    first = 0
+    for index, phase in enumerate(phases):
+        yield Span(index, phase, first, first + phase.steps)
+        first += phase.steps
+
+
+def total_steps(phases: tuple[Phase, ...]) -> int:
+    return sum(phase.steps for phase in phases)

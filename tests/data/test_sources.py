@@ -1,0 +1,161 @@
+"""Sources: what each one yields, from disk and from a URL, and what it says to input that is no text."""
+
+import gzip
+import json
+import os
+import re
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+from array_record.python import array_record_module
+
+from jaxtrain.data import ArrayRecord, JsonLines, Parquet, Source, StandardLibrary, TextFiles
+
+TEXTS = ["first", "zweite äöü", "third\nwith a line"]
+
+
+def _write_text(path: str) -> Source:
+    for number, text in enumerate(TEXTS):
+        with fsspec.open(f"{path}/{number}.txt", "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+    return TextFiles(glob=f"{path}/*.txt")
+
+
+def _write_json_lines(path: str) -> Source:
+    with fsspec.open(f"{path}/a.jsonl", "w") as stream:
+        stream.write("\n\n".join(json.dumps({"body": text, "other": 1}) for text in TEXTS))
+    return JsonLines(glob=f"{path}/*.jsonl", field="body")
+
+
+def _write_parquet(path: str) -> Source:
+    table = pyarrow.table({"body": [TEXTS[0], None, *TEXTS[1:]], "other": [0, 1, 2, 3]})
+    with fsspec.open(f"{path}/a.parquet", "wb") as stream:
+        pyarrow.parquet.write_table(table, stream, row_group_size=2)
+    return Parquet(glob=f"{path}/*.parquet", column="body")
+
+
+def _write_array_record(path: str, scratch) -> Source:
+    writer = array_record_module.ArrayRecordWriter(str(scratch / "local"), "group_size:1")
+    for text in TEXTS:
+        writer.write(text.encode())
+    writer.close()
+    with fsspec.open(f"{path}/a.array_record", "wb") as stream:
+        stream.write((scratch / "local").read_bytes())
+    return ArrayRecord(glob=f"{path}/*.array_record")
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path, memory) -> str:
+    (tmp_path / "here").mkdir()
+    return str(tmp_path / "here") if request.param == "local" else "memory://here"
+
+
+@pytest.fixture(params=["text", "json_lines", "parquet", "array_record"])
+def source(request, folder, tmp_path) -> Source:
+    if request.param == "array_record":
+        return _write_array_record(folder, tmp_path)
+    return {"text": _write_text, "json_lines": _write_json_lines, "parquet": _write_parquet}[request.param](folder)
+
+
+def test_every_source_yields_its_texts_in_order_from_disk_and_from_a_url(source):
+    documents = list(source.documents())
+    assert [document.text for document in documents] == TEXTS
+    assert len({document.key for document in documents}) == len(TEXTS)
+    assert list(source.documents()) == documents
+
+
+def test_keys_do_not_depend_on_where_the_folder_is(tmp_path, memory):
+    (tmp_path / "a").mkdir()
+    here, there = _write_text(str(tmp_path / "a")), _write_text("memory://elsewhere/b")
+    assert [d.key for d in here.documents()] == [d.key for d in there.documents()] == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_a_fingerprint_changes_with_a_file_and_with_the_sources_own_fields(tmp_path):
+    source = _write_json_lines(str(tmp_path))
+    before = source.fingerprint()
+    assert source.fingerprint() == before
+    assert JsonLines(glob=source.glob, field="other").fingerprint() != before
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))  # the same size: only the time of change tells
+    assert source.fingerprint() != before
+
+
+def test_compressed_json_lines_are_read_as_they_are(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed"}\n'))
+    assert [d.text for d in JsonLines(glob=f"{tmp_path}/*.gz").documents()] == ["packed"]
+
+
+def test_half_a_surrogate_pair_in_json_becomes_text_that_can_be_encoded(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude00"}')
+    (document,) = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
+    assert document.text.encode().decode() == "a\ufffdb \U0001f600"
+
+
+@pytest.mark.parametrize("kind", [TextFiles, JsonLines, Parquet, ArrayRecord])
+@pytest.mark.parametrize("make", ["nothing", "folder"])
+def test_a_glob_without_files_is_refused_by_name(kind, make, tmp_path):
+    glob = str(tmp_path / "nowhere")
+    if make == "folder":
+        (tmp_path / "nowhere").mkdir()
+    with pytest.raises(ValueError, match=rf"glob='{re.escape(glob)}' matches no file.*folder/\*\*"):
+        list(kind(glob=glob).documents())
+    with pytest.raises(ValueError, match="matches no file"):
+        kind(glob=glob).fingerprint()
+
+
+def test_an_unknown_protocol_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="glob='nope://x/\\*' cannot be listed.*local path"):
+        TextFiles(glob="nope://x/*").fingerprint()
+
+
+@pytest.mark.parametrize("content", [b"text\0text", b"\xff\xfe\x00", b"\x89PNG\r\n\x1a\n", "caf\xe9".encode("latin-1")])
+def test_a_binary_file_is_refused_by_name_with_the_remedy(content, tmp_path):
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"b\.txt, which is not UTF-8 text .*Narrow the glob") as error:
+        list(TextFiles(glob=f"{tmp_path}/*.txt").documents())
+    assert str(tmp_path / "*.txt") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda g: JsonLines(glob=g), r"bad:1 is not JSON"),
+        (lambda g: Parquet(glob=g), r"bad, which is not Parquet"),
+        (lambda g: ArrayRecord(glob=g), r"bad, not ArrayRecord"),
+    ],
+)
+def test_a_file_of_another_format_is_refused_by_name(source, message, tmp_path):
+    (tmp_path / "bad").write_bytes(b"plain text, nothing else\n" * 3000)
+    with pytest.raises(ValueError, match=message):
+        list(source(f"{tmp_path}/bad").documents())
+
+
+def test_a_missing_field_or_column_is_refused_naming_those_there_are(tmp_path):
+    _write_json_lines(str(tmp_path))
+    _write_parquet(str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"field='text' of .*a\.jsonl:1 must be a text; the line has \['body', 'other'\]"
+    ):
+        list(JsonLines(glob=f"{tmp_path}/*.jsonl").documents())
+    with pytest.raises(ValueError, match=r"column='text' is not in .*a\.parquet; it has \['body', 'other'\]"):
+        list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
+    with pytest.raises(ValueError, match="column='other' .* holds int64, not text"):
+        list(Parquet(glob=f"{tmp_path}/*.parquet", column="other").documents())
+
+
+def test_the_standard_library_is_more_than_five_megabytes_of_sources_and_documentation_without_tests():
+    documents = list(StandardLibrary().documents())
+    keys = [document.key for document in documents]
+    assert sum(len(document.text) for document in documents) > 5e6
+    assert keys == sorted(keys) and len(set(keys)) == len(keys)
+    assert {"json/decoder.py", "pydoc_data/topics.py"} <= set(keys)
+    assert any(key.endswith(".txt") for key in keys)
+    assert not any({"test", "tests", "site-packages", "__pycache__"} & set(key.split("/")) for key in keys)
+
+
+def test_a_python_without_its_sources_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match=r"StandardLibrary\(\) found no sources.*TextFiles"):
+        StandardLibrary().fingerprint()

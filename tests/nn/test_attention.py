@@ -1,0 +1,156 @@
+"""Attention against a loop over heads, queries and keys in float64."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import packed_batch
+from tolerances import CLOSED_FORM_LAYER, SAME_GRADIENT, assert_close
+
+from jaxtrain.nn import attention
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext
+from jaxtrain.nn.rope import RopeConfig, rotate
+
+D, L = 12, 23
+PLAIN = AttentionConfig(heads=4, kv_heads=4, head_dim=6, rope=None)
+VARIANTS = {
+    "plain": PLAIN,
+    "grouped": dataclasses.replace(PLAIN, kv_heads=2),
+    "multi-query": dataclasses.replace(PLAIN, kv_heads=1),
+    "rotary": dataclasses.replace(PLAIN, rope=RopeConfig(theta=100.0)),
+    "window": dataclasses.replace(PLAIN, window=5),
+    "soft cap": dataclasses.replace(PLAIN, softcap=0.3),
+    "scale": dataclasses.replace(PLAIN, scale=1.7),
+    "bias": dataclasses.replace(PLAIN, bias=True),
+    "qk-norm": dataclasses.replace(PLAIN, qk_norm=RMSNormConfig(epsilon=0.1)),
+    "everything": AttentionConfig(
+        heads=4, kv_heads=2, head_dim=6, qk_norm=RMSNormConfig(), bias=True, window=7, softcap=2.0, scale=0.9
+    ),
+}
+
+
+def _batch():
+    return packed_batch([[L], [9, 11]], L, vocab_size=10)
+
+
+def _context() -> TokenContext:
+    batch = _batch()
+    return TokenContext(batch.positions, batch.segment_ids, batch.positions, batch.segment_ids)
+
+
+def _layer(config: AttentionConfig) -> attention.Attention:
+    layer = config.build(D, rngs=nnx.Rngs(0))
+    for number, param in enumerate(jax.tree.leaves(nnx.state(layer), is_leaf=lambda p: isinstance(p, nnx.Param))):
+        noise = np.random.default_rng(number).standard_normal(param.shape).astype(np.float32)
+        param[...] = param[...] + 0.3 * noise
+    return layer
+
+
+def _x() -> np.ndarray:
+    return np.random.default_rng(7).standard_normal((2, L, D)).astype(np.float32)
+
+
+def _rms(x: np.ndarray, config: RMSNormConfig, scale: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.epsilon) * scale
+
+
+def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray) -> np.ndarray:
+    params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
+    w = {name: np.asarray(p, np.float64) for name, p in params.items() if not isinstance(p, dict)}
+    q, k, v = (np.einsum("bld,dhk->blhk", x, w[name]) for name in ("query", "key", "value"))
+    if config.bias:
+        q, k, v = q + w["query_bias"], k + w["key_bias"], v + w["value_bias"]
+    if config.qk_norm:
+        q = _rms(q, config.qk_norm, np.asarray(params["query_norm"]["scale"], np.float64))
+        k = _rms(k, config.qk_norm, np.asarray(params["key_norm"]["scale"], np.float64))
+    batch = _batch()
+    if config.rope:  # tested by itself
+        q, k = (np.asarray(rotate(t.astype(np.float32), batch.positions, config.rope), np.float64) for t in (q, k))
+    y = np.zeros_like(q)
+    for b, i, h in np.ndindex(y.shape[:3]):
+        j = h // (config.heads // config.kv_heads)
+        first = 0 if config.window is None else max(0, i - config.window + 1)
+        seen = [s for s in range(first, i + 1) if batch.segment_ids[b, s] == batch.segment_ids[b, i]]
+        scores = [q[b, i, h] @ k[b, s, j] * (config.scale or 1 / math.sqrt(config.head_dim)) for s in seen]
+        if config.softcap:
+            scores = [config.softcap * math.tanh(score / config.softcap) for score in scores]
+        total = sum(math.exp(score) for score in scores)
+        y[b, i, h] = sum(math.exp(score) / total * v[b, s, j] for score, s in zip(scores, seen, strict=True))
+    out = np.einsum("blhk,hkd->bld", y, w["output"])
+    return out + w["output_bias"] if config.bias else out
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_attention_is_its_formula(name):
+    layer, x = _layer(VARIANTS[name]), _x()
+    y, state = layer(x, _context())
+    assert state is None
+    assert_close(y, _by_loops(VARIANTS[name], layer, x), CLOSED_FORM_LAYER)
+
+
+@pytest.mark.parametrize("name", ["plain", "everything"])
+@pytest.mark.parametrize("block", [8, 5])
+def test_blocks_of_queries_change_neither_output_nor_gradient(name, block, monkeypatch):
+    config = VARIANTS[name]
+    q, k, v = (
+        np.random.default_rng(i).standard_normal((2, L, heads, 6)).astype(np.float32)
+        for i, heads in enumerate((4, config.kv_heads, config.kv_heads))
+    )
+
+    def loss(q, k, v):
+        y = attention.attend_in_blocks(q, k, v, _context(), config)
+        return jnp.sum(jnp.sin(y)), y
+
+    run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    whole = run(q, k, v)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    assert "remat" in str(jax.make_jaxpr(run)(q, k, v)) and whole[0][1].shape == (2, L, 4, 6)
+    assert_close(run(q, k, v), whole, SAME_GRADIENT._replace(absolute=1e-5))
+
+
+def test_no_buffer_of_blocked_attention_has_the_square_of_the_length(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    config = dataclasses.replace(PLAIN, window=4)
+    q = np.zeros((2, L, 4, 6), np.float32)
+
+    def loss(q):
+        return jnp.sum(attention.attend_in_blocks(q, q, q, _context(), config))
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(q))
+    assert "[2,4,1,4,7]" in text  # a block of 4 queries sees at most 4 + window - 1 keys
+    assert f"{L},{L}]" not in text
+
+
+def test_a_query_that_sees_no_key_gives_zero_and_a_finite_gradient():
+    q = np.ones((1, 2, 1, 6), np.float32)
+    seen = np.array([[[True, False], [False, False]]])
+    config = AttentionConfig(heads=1, kv_heads=1, head_dim=6)
+    y, gradient = jax.value_and_grad(lambda q: attention.attend(q, q, q, seen, config)[0, 1].sum())(q)
+    assert y == 0.0 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("kv_heads", 3, "must divide heads=4"), ("kv_heads", 0, "must divide"), ("window", 0, "at least 1")],
+)
+def test_impossible_heads_and_windows_are_refused(field, value, said):
+    with pytest.raises(ValueError, match=f"{field}={value}: .*{said}"):
+        dataclasses.replace(PLAIN, **{field: value})
+
+
+def test_rotary_positions_need_an_even_head():
+    with pytest.raises(ValueError, match="head_dim=5: .*even"):
+        AttentionConfig(heads=2, kv_heads=2, head_dim=5)
+
+
+@pytest.mark.parametrize(("window", "length", "mean"), [(None, 6, 3.5), (1, 6, 1.0), (3, 6, 2.5), (9, 6, 3.5)])
+def test_mean_keys_counts_what_causality_and_window_leave(window, length, mean):
+    config = dataclasses.replace(PLAIN, window=window)
+    counted = np.mean([min(i + 1, window or length) for i in range(length)])
+    assert config.mean_keys(length) == mean == counted

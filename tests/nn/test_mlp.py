@@ -1,0 +1,52 @@
+"""Feed-forward layers against their formulas, activations written out in float64."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tolerances import CLOSED_FORM_LAYER, assert_close
+
+from jaxtrain.nn.mlp import GatedMLPConfig, MLPConfig
+
+_erf = np.vectorize(math.erf)
+FORMULAS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+
+
+def _arrays(layer: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(p, np.float64) for name, p in nnx.to_pure_dict(nnx.state(layer, nnx.Param)).items()}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_plain_feed_forward_is_its_formula(x, activation):
+    layer = MLPConfig(hidden=12, activation=activation, bias=True).build(8, rngs=nnx.Rngs(0))
+    layer.up_bias[...] = jnp.linspace(-1, 1, 12)
+    layer.down_bias[...] = jnp.linspace(2, 3, 8)
+    w = _arrays(layer)
+    desired = FORMULAS[activation](x @ w["up"] + w["up_bias"]) @ w["down"] + w["down_bias"]
+    assert_close(layer(x), desired, CLOSED_FORM_LAYER)
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_gated_feed_forward_is_its_formula(x, activation):
+    layer = GatedMLPConfig(hidden=12, activation=activation).build(8, rngs=nnx.Rngs(0))
+    w = _arrays(layer)
+    desired = (FORMULAS[activation](x @ w["gate"]) * (x @ w["up"])) @ w["down"]
+    assert_close(layer(x), desired, CLOSED_FORM_LAYER)
+
+
+@pytest.mark.parametrize("config", [MLPConfig, GatedMLPConfig])
+def test_an_unknown_activation_is_refused_with_the_known_ones(config):
+    with pytest.raises(ValueError, match=r"activation='swish'.*silu, gelu, gelu_tanh, relu"):
+        config(hidden=4, activation="swish")

@@ -1,0 +1,77 @@
+"""Compiling for a TPU that is not there: its devices, its collectives, its memory."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.planning.collectives import collectives
+from jaxtrain.planning.memory import memory
+from jaxtrain.planning.peaks import PEAKS, peak_flops
+from jaxtrain.planning.topology import GENERATIONS, devices_of
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_has_devices_with_a_known_peak(generation):
+    shape = "2x2" if generation in ("v5e", "v6e") else "2x2x1"
+    devices = devices_of(f"{generation}:{shape}")
+    assert len(devices) == (8 if generation in ("v4", "tpu7x") else 4)
+    assert peak_flops(devices[0].device_kind) > 1e14
+
+
+def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
+    mesh = Mesh(np.array(devices_of("v5e:2x2")), ("fsdp",), axis_types=(AxisType.Auto,))
+    sharded, whole = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, P())
+
+    def step(w, x):
+        def layer(x, w):
+            return jnp.tanh(x @ lax.with_sharding_constraint(w, whole)), None
+
+        return w * 2, lax.scan(layer, x, w)[0]
+
+    w = jax.ShapeDtypeStruct((5, 512, 512), jnp.bfloat16, sharding=sharded)
+    x = jax.ShapeDtypeStruct((256, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)).lower(w, x).compile()
+
+    found = collectives(compiled.as_text())
+    assert found.bytes("all-gather") == 5 * 512 * 512 * 2
+    assert not any(item.unbounded for item in found.items)
+    needed = memory(compiled)
+    weights, activations = 5 * 512 * 512 * 2 // 4, 256 * 512 * 2 // 4
+    assert needed.arguments == weights + activations
+    assert needed.aliased == weights
+    output_table = needed.outputs - weights - activations  # pointers to the outputs
+    assert 0 <= output_table < 4096
+    assert needed.needed_bytes == needed.arguments + needed.temporaries + activations + output_table
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:axb", "v5e:3x3", ""])
+def test_an_unknown_topology_is_refused_with_an_example(name):
+    with pytest.raises(ValueError, match=r"topology=.*v5e:4x4"):
+        devices_of(name)
+
+
+def test_without_the_tpu_compiler_the_error_names_the_remedy():
+    program = (
+        "import sys; sys.modules['libtpu'] = None\n"
+        "from jaxtrain.planning.topology import devices_of\n"
+        "try: devices_of('v5e:2x2')\n"
+        "except ValueError as error: print(error)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"} | {"JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert "pip install libtpu" in ran.stdout
+
+
+def test_peaks_are_dense_and_unknown_devices_have_none():
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989.5e12
+    assert peak_flops("cpu") is None
+    assert all(1e12 < p.bf16_flops < 5e15 and 1e9 < p.memory_bytes < 3e11 for p in PEAKS.values())

@@ -1,0 +1,61 @@
+"""The recorded models of `transformers` (scripts/peers/make_goldens.py) and what the tests here do with them."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.shapes import Batch, ParamTree
+
+GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
+NAMES = ("llama", "qwen3", "gemma2", "mistral", "gpt2")
+
+
+class Bits(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Read a folder with the safetensors package, apart from the code under test."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as stream:
+            found |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    return found
+
+
+def bits(folder: Path) -> dict[str, Bits]:
+    return {name: Bits(array.dtype.name, array.shape, array.tobytes()) for name, array in tensors(folder).items()}
+
+
+def copy(family: str, target: Path) -> Path:
+    return Path(shutil.copytree(GOLDENS / family, target / family))
+
+
+def save(arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Replace a folder's weights by one file."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    save_file(arrays, folder / "model.safetensors")
+
+
+def logits(config: DecoderConfig, params: ParamTree, tokens: np.ndarray) -> np.ndarray:
+    graph, state = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))), nnx.Param)
+    nnx.replace_by_pure_dict(state, params)
+    ones = np.ones(tokens.shape, np.int32)
+    positions = ones.cumsum(axis=1, dtype=np.int32) - 1
+    batch = Batch(tokens, tokens, ones.astype(np.float32), ones, positions)
+    return np.asarray(jax.jit(lambda state, batch: nnx.merge(graph, state)(batch))(state, batch))
+
+
+def golden(family: str) -> tuple[np.ndarray, np.ndarray]:
+    recorded = np.load(GOLDENS / family / "golden.npz")
+    return recorded["tokens"], recorded["logits"]

@@ -1,0 +1,118 @@
+"""Exported folders hold the same bits under the same names, whole or not at all."""
+
+import dataclasses
+import json
+
+import huggingface_goldens as goldens
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
+from jaxtrain.nn.mlp import MLPConfig
+from jaxtrain.surgery.huggingface import FAMILIES, export_folder, import_folder, open_folder
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_import_then_export_is_bit_identical(family, tmp_path):
+    config, params = import_folder(goldens.GOLDENS / family)
+    export_folder(config, params, tmp_path / "out", family=family)
+    assert goldens.bits(tmp_path / "out") == goldens.bits(goldens.GOLDENS / family)
+    assert open_folder(tmp_path / "out")[0] == config
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral", "gpt2"])
+def test_the_file_itself_is_the_peers(family, tmp_path):
+    export_folder(*import_folder(goldens.GOLDENS / family), tmp_path / "out")
+    ours, theirs = (folder / "model.safetensors" for folder in (tmp_path / "out", goldens.GOLDENS / family))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_bfloat16_bits_come_back(family, tmp_path):
+    folder = goldens.copy(family, tmp_path)
+    narrow = {name: array.astype(ml_dtypes.bfloat16) for name, array in goldens.tensors(folder).items()}
+    goldens.save(narrow, folder)
+    export_folder(*import_folder(folder), tmp_path / "out")
+    assert goldens.bits(tmp_path / "out") == goldens.bits(folder)
+
+
+def test_another_dtype_is_rounded_to_on_request(tmp_path):
+    config, params = import_folder(goldens.GOLDENS / "qwen3")
+    export_folder(config, params, tmp_path / "out", dtype="bfloat16")
+    expected = {n: a.astype(ml_dtypes.bfloat16) for n, a in goldens.tensors(goldens.GOLDENS / "qwen3").items()}
+    for name, array in goldens.tensors(tmp_path / "out").items():
+        np.testing.assert_array_equal(array.view(np.uint16), expected[name].view(np.uint16), err_msg=name)
+
+
+def test_shards_stay_under_their_limit_and_the_index_names_every_tensor(tmp_path):
+    config, params = import_folder(goldens.GOLDENS / "llama")
+    export_folder(config, params, tmp_path / "out", max_shard_bytes=40_000)
+    files = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
+    assert files == [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert all((tmp_path / "out" / file).stat().st_size < 42_000 for file in files)  # 40 kB and the header
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    original = json.loads((goldens.GOLDENS / "llama" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == original["weight_map"].keys()
+    assert index["metadata"] == original["metadata"]
+    assert goldens.bits(tmp_path / "out") == goldens.bits(goldens.GOLDENS / "llama")
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_parts_cover_every_tensor_once(family):
+    config, _ = open_folder(goldens.GOLDENS / family)
+    for tensor in FAMILIES[family].tensors(config):
+        count = np.zeros(tensor.shape, np.int32)
+        for part in tensor.parts:
+            part.view(count)[...] += 1
+        assert (count == 1).all(), tensor.name
+
+
+def test_an_unfinished_export_leaves_no_folder(tmp_path):
+    config, params = import_folder(goldens.GOLDENS / "qwen3")
+    params["embedding"]["table"] = params["embedding"]["table"][:-1]
+    with pytest.raises(ValueError):
+        export_folder(config, params, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists: name a new folder"):
+        export_folder(*import_folder(goldens.GOLDENS / "qwen3"), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def with_block(config, **changes):
+    return dataclasses.replace(config, pattern=(dataclasses.replace(config.pattern[0], **changes),))
+
+
+INEXPRESSIBLE = {
+    "plain feed-forward": (with_block(llama3_tiny(), mlp=MLPConfig(hidden=160)), r"llama: .*pattern\[0\]\.mlp=MLP"),
+    "cap on a llama": (dataclasses.replace(llama3_tiny(), logit_softcap=5.0), r"llama: .*logit_softcap=5\.0"),
+    "odd scale": (
+        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, scale=0.3)),
+        r"qwen3: .*mixer\.scale=0\.3",
+    ),
+    "two widths": (
+        dataclasses.replace(llama3_tiny(), pattern=(llama3_tiny().pattern[0], gemma2_tiny().pattern[0])),
+        r"llama: it has repeats=2, the family 4",
+    ),
+    "no rotary positions": (
+        with_block(llama3_tiny(), mixer=dataclasses.replace(llama3_tiny().pattern[0].mixer, rope=None)),
+        r"llama: .*mixer\.rope=None",
+    ),
+}
+
+
+@pytest.mark.parametrize("config, message", INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)
+def test_a_decoder_of_no_family_is_refused_with_the_reasons(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_folder(config, {}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_family_named_must_express_the_decoder(tmp_path):
+    config, params = import_folder(goldens.GOLDENS / "mistral")
+    with pytest.raises(ValueError, match=r"family llama does not express this decoder: .*mixer\.window=6"):
+        export_folder(config, params, tmp_path / "out", family="llama")

@@ -1,0 +1,163 @@
+"""Imported models compute what `transformers` recorded, and weights are read as they lie, a leaf at a time."""
+
+import dataclasses
+import functools
+import json
+import math
+import tracemalloc
+
+import huggingface_goldens as goldens
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.presets import llama
+from jaxtrain.surgery.huggingface import export_folder, import_folder, open_folder
+
+TOLERANCE = 1e-4  # float32 logits of the peer
+
+
+@functools.cache
+def imported(family):
+    return import_folder(goldens.GOLDENS / family)
+
+
+def largest_error(family, config, params):
+    tokens, expected = goldens.golden(family)
+    return np.abs(goldens.logits(config, params, tokens) - expected).max()
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_logits_are_those_of_transformers(family):
+    assert largest_error(family, *imported(family)) < TOLERANCE
+
+
+def with_mixer(config, **changes):
+    blocks = (dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, **changes)) for b in config.pattern)
+    return dataclasses.replace(config, pattern=tuple(blocks))
+
+
+def with_rope(config, **changes):
+    return with_mixer(config, rope=dataclasses.replace(config.pattern[0].mixer.rope, **changes))
+
+
+WITHOUT = {
+    "llama rope scaling": ("llama", lambda c: with_rope(c, scaling=None)),
+    "llama norm epsilon": ("llama", lambda c: dataclasses.replace(c, norm=dataclasses.replace(c.norm, epsilon=1e-3))),
+    "qwen3 rope theta": ("qwen3", lambda c: with_rope(c, theta=10_000.0)),
+    "gemma2 window": ("gemma2", lambda c: with_mixer(c, window=None)),
+    "gemma2 attention soft cap": ("gemma2", lambda c: with_mixer(c, softcap=None)),
+    "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, logit_softcap=None)),
+    "gemma2 scale of queries": ("gemma2", lambda c: with_mixer(c, scale=None)),
+    "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "mistral window": ("mistral", lambda c: with_mixer(c, window=None)),
+    "mistral window off by one": ("mistral", lambda c: with_mixer(c, window=7)),
+}
+
+
+@pytest.mark.parametrize("family, change", WITHOUT.values(), ids=WITHOUT)
+def test_goldens_notice_every_setting(family, change):
+    config, params = imported(family)
+    assert largest_error(family, change(config), params) > 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_tree_is_the_decoders_own(family):
+    config, params = imported(family)
+    state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))), nnx.Param)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(state))
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+
+
+def test_bfloat16_weights_stay_bfloat16(tmp_path):
+    folder = goldens.copy("llama", tmp_path)
+    narrow = {name: array.astype(ml_dtypes.bfloat16) for name, array in goldens.tensors(folder).items()}
+    goldens.save(narrow, folder)
+    _, params = import_folder(folder)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    table = np.asarray(params["embedding"]["table"])
+    assert table.tobytes() == narrow["model.embed_tokens.weight"].tobytes()
+
+
+def test_every_device_is_given_its_shard_alone():
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    _, whole = imported("llama")
+    _, params = import_folder(goldens.GOLDENS / "llama", mesh)
+    query = params["blocks"]["blocks"][0]["mixer"]["query"]  # [R, D, H, K]: fsdp splits D, tensor splits H
+    assert {shard.data.shape for shard in query.addressable_shards} == {(2, 16, 2, 12)}
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+
+
+def test_files_of_the_base_model_and_their_causal_masks_are_read(tmp_path):
+    """The published GPT-2 files have no `transformer.` before their names, and carry the masks of attention."""
+    folder = goldens.copy("gpt2", tmp_path)
+    bare = {name.removeprefix("transformer."): array for name, array in goldens.tensors(folder).items()}
+    masks = {f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.uint8)) for layer in range(2)}
+    goldens.save(bare | masks, folder)
+    jax.tree.map(np.testing.assert_array_equal, import_folder(folder)[1], imported("gpt2")[1])
+
+
+def test_a_copy_of_the_tied_head_is_passed_over(tmp_path):
+    folder = goldens.copy("qwen3", tmp_path)
+    arrays = goldens.tensors(folder)
+    goldens.save(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]}, folder)
+    jax.tree.map(np.testing.assert_array_equal, import_folder(folder)[1], imported("qwen3")[1])
+
+
+@pytest.fixture(scope="module")
+def larger_folder(tmp_path_factory):
+    """8 MB in 40 layers, with tensors of at most 64 kB: a parameter stacked over the layers has 2.6 MB."""
+    config = llama(vocab_size=128, d_model=64, layers=40, heads=4, kv_heads=4, hidden=256, max_length=64)
+    state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))), nnx.Param)
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), nnx.to_pure_dict(state))
+    folder = tmp_path_factory.mktemp("larger") / "model"
+    export_folder(config, params, folder, max_shard_bytes=3_000_000)
+    return folder
+
+
+def peak_bytes(action):
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def two_largest(sizes):
+    return sum(sorted(sizes)[-2:])
+
+
+BOOKKEEPING_BYTES = 400_000  # headers and names of 362 tensors; does not grow with their size
+
+
+def test_importing_holds_no_more_than_the_two_largest_parameters(larger_folder):
+    _, leaves = open_folder(larger_folder)
+    leaves = jax.tree.leaves(leaves)
+    limit = two_largest(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
+
+    def read_each():
+        for leaf in leaves:
+            leaf.read()
+
+    assert peak_bytes(read_each) < limit
+
+
+def test_exporting_holds_no_more_than_the_two_largest_tensors(larger_folder, tmp_path):
+    config, leaves = open_folder(larger_folder)
+    limit = two_largest(array.nbytes for array in goldens.tensors(larger_folder).values())
+    peak = peak_bytes(lambda: export_folder(config, leaves, tmp_path / "again"))
+    assert peak < limit + BOOKKEEPING_BYTES
+    assert goldens.bits(tmp_path / "again") == goldens.bits(larger_folder)
+
+
+def test_settings_left_out_take_the_familys_default(tmp_path):
+    folder = goldens.copy("gemma2", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    for key in ("layer_types", "rms_norm_eps", "tie_word_embeddings", "hidden_activation", "rope_parameters"):
+        del settings[key]
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert open_folder(folder)[0] == imported("gemma2")[0]

@@ -1,0 +1,78 @@
+"""Small models and batches that tests share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.models import presets
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.train.state import initial_params
+
+PRESETS = {
+    "llama3": presets.llama3_tiny(),
+    "mistral": presets.mistral_tiny(),
+    "qwen3": presets.qwen3_tiny(),
+    "gemma2": presets.gemma2_tiny(),
+    "gpt2": presets.gpt2_tiny(),
+}
+
+DECODER = DecoderConfig(
+    vocab_size=64,
+    d_model=32,
+    repeats=2,
+    pattern=(
+        BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=8, window=9), mlp=GatedMLPConfig(hidden=64)),
+    ),
+    max_length=32,
+)
+
+
+def variant(**changes) -> DecoderConfig:
+    """Return the tiny decoder with some fields changed."""
+    return dataclasses.replace(DECODER, **changes)
+
+
+def random_params(config: DecoderConfig, seed: int = 0) -> ParamTree:
+    """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each of them."""
+    leaves, tree = jax.tree.flatten(jax.jit(initial_params, static_argnums=0)(config, jax.random.key(seed)))
+    random = np.random.default_rng(seed)
+    noisy = [leaf + 0.1 * random.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed: int = 0) -> Batch:
+    """Return one row for each list of document lengths, the documents side by side and padding behind them."""
+    rows, random = len(lengths), np.random.default_rng(seed)
+    tokens = random.integers(0, vocab_size, (rows, length)).astype(np.int32)
+    segment_ids, positions = np.zeros((2, rows, length), np.int32)
+    weights = np.zeros((rows, length), np.float32)
+    for row, documents in enumerate(lengths):
+        start = 0
+        for number, size in enumerate(documents, 1):
+            place = slice(start, start + size)
+            segment_ids[row, place], positions[row, place] = number, np.arange(size)
+            weights[row, start : start + size - 1] = 1.0
+            start += size
+    return Batch(tokens, np.roll(tokens, -1, axis=1), weights, segment_ids, positions)
+
+
+def training_batch(rows: int, length: int, *, vocab_size: int, seed: int = 0) -> Batch:
+    """Return rows of two documents each, cut at a random place, with padding of random length behind them."""
+    random = np.random.default_rng(seed)
+    cuts = np.sort(random.integers(1, length, (rows, 2)), axis=1)
+    lengths = [[int(a), int(b - a)] if b > a else [int(a)] for a, b in cuts]
+    return packed_batch(lengths, length, vocab_size=vocab_size, seed=seed)
+
+
+def size_of(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def bytes_of(tree) -> int:
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
