@@ -11,8 +11,9 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.optim.optimizers import is_matrix
 from jaxtrain.shapes import Batch, ParamTree
-from jaxtrain.train.state import initial_params
+from jaxtrain.train.state import abstract_model
 
 PRESETS = {
     "llama3": presets.llama3_tiny(),
@@ -39,11 +40,17 @@ def variant(**changes) -> DecoderConfig:
 
 
 def random_params(config: DecoderConfig, seed: int = 0) -> ParamTree:
-    """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each of them."""
-    leaves, tree = jax.tree.flatten(jax.jit(initial_params, static_argnums=0)(config, jax.random.key(seed)))
+    """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each; nothing is compiled."""
+    _, shapes, names = abstract_model(config)
     random = np.random.default_rng(seed)
-    noisy = [leaf + 0.1 * random.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, noisy)
+
+    def draw(path, leaf_names, leaf):
+        noise = random.standard_normal(leaf.shape).astype(np.float32)
+        if is_matrix(leaf_names):
+            return noise * np.float32(config.d_model**-0.5)
+        return np.float32(0.1) * noise + np.float32(path[-1].key == "scale")
+
+    return jax.tree_util.tree_map_with_path(draw, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed: int = 0) -> Batch:

@@ -5,6 +5,7 @@ and biases have two dimensions but are still vectors.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import optax
@@ -25,7 +26,10 @@ def matrices(names: dict) -> dict:
 
 
 class _Optimizer:
+    """What optimizers share. `averages`: evaluation needs the optimizer's state, not the parameters alone."""
+
     __slots__ = ()
+    averages: ClassVar[bool] = False
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         """Return the parameters to evaluate, sample and export with."""
@@ -130,6 +134,7 @@ class ScheduleFree(_Optimizer):
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    averages: ClassVar[bool] = True
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         base = optax.adamw(

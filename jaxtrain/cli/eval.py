@@ -1,0 +1,37 @@
+"""`jaxtrain eval RUN`: the validation loss of a run's latest checkpoint."""
+
+import argparse
+import math
+
+from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.train.evaluation import evaluate
+from jaxtrain.train.state import abstract_model
+from jaxtrain.train.step import make_evaluation_step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.batches is not None and arguments.batches < 1:
+        raise ValueError(f"--batches={arguments.batches}: must be at least 1")
+    finished = open_run(arguments)
+    config, phase = finished.config, finished.config.phases[-1]
+    graph, _, _ = abstract_model(config.model)
+    sums = evaluate(
+        make_evaluation_step(graph, config.objective),
+        finished.params,
+        phase.data or config.data,
+        batch_size=phase.batch_size,
+        sequence_length=phase.sequence_length,
+        batches=arguments.batches,
+        mesh=finished.mesh,
+    )
+    loss = sums.metrics["nll"] / sums.weight
+    print(
+        f"step {finished.step}: validation loss {loss:.4f} nats a token, perplexity {math.exp(loss):.2f}, "
+        f"over {sums.weight:,.0f} tokens"
+    )
+    return 0

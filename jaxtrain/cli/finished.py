@@ -1,0 +1,61 @@
+"""A run folder opened for use: what eval, generate and convert share."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxtrain.cli.cache import keep_compilations
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.config import TrainConfig
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train import distributed
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.trained import trained_params
+
+
+class FinishedRun(NamedTuple):
+    config: TrainConfig
+    folder: RunFolder
+    mesh: Mesh
+    step: int
+    params: ParamTree
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument("--weights", metavar="NAME", help="an average the run kept (ema, lawa) in place of the weights")
+    add_set_argument(parser)
+
+
+def open_run(arguments: argparse.Namespace) -> FinishedRun:
+    folder = RunFolder(Path(arguments.run))
+    if not folder.config.exists():
+        raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
+    config: TrainConfig = load(folder.config, arguments.set).config
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    keep_compilations()
+    distributed.start()
+    mesh = mesh_at_hand(config.mesh)
+    step, params = trained_params(
+        folder,
+        model=config.model,
+        optimizer=config.optimizer,
+        hooks=config.hooks,
+        mesh=mesh,
+        weights=arguments.weights,
+    )
+    return FinishedRun(config, folder, mesh, step, params)
+
+
+def mesh_at_hand(config: MeshConfig) -> Mesh:
+    """Return the run's mesh where these devices can form it, or else whole copies of the model on each of them."""
+    try:
+        return config.build()
+    except ValueError:
+        return MeshConfig(fsdp=1, data=jax.device_count()).build()

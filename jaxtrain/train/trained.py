@@ -1,0 +1,52 @@
+"""The parameters of a run folder, for evaluation, generation and export."""
+
+import jax
+from jax.sharding import Mesh
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.checkpoint import Checkpoints
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.hooks import Hook
+from jaxtrain.train.state import abstract_model, abstract_state
+
+
+def trained_params(
+    folder: RunFolder,
+    *,
+    model: DecoderConfig,
+    optimizer: Optimizer,
+    hooks: tuple[Hook, ...],
+    mesh: Mesh,
+    weights: str | None = None,
+) -> tuple[int, ParamTree]:
+    """Return the step of the latest sound checkpoint and its parameters, laid out over `mesh`.
+
+    `weights` names a hook whose average to take ("ema", "lawa"); None takes the model's own.
+
+    Raises:
+        ValueError: the folder has no sound checkpoint, or no average of that name.
+    """
+    checkpoints = Checkpoints(folder.checkpoints)
+    step = checkpoints.latest_sound()
+    if step is None:
+        raise ValueError(f"{folder.path}: no finished checkpoint to read; train first, or wait for the first save")
+    averages = {hook.name: hook for hook in hooks}
+    if weights is not None and weights not in averages:
+        raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
+    _, _, names = abstract_model(model)
+    rate = optimizer.learning_rate.build(1_000_000)  # only the structure of its state matters
+    target = abstract_state(model, transformation(optimizer, rate, names, clip_norm=None), names, mesh)
+    if weights is None and not optimizer.averages:
+        return step, checkpoints.restore_params(step, target.params)
+    state = checkpoints.restore_state(step, target)
+    if weights is None:
+        return step, evaluation_params(optimizer, state.opt_state, state.params)
+    hook = averages[weights]
+    own = hook.initial_state(state)
+    layout = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), own)
+    params = hook.averaged_params(checkpoints.restore_hook(step, weights, layout))
+    if params is None:
+        raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")
+    return step, params
