@@ -34,6 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "places": (),  # learned positions
     # activations
     "batch": ("replica", "data", "fsdp", "expert"),
+    "wide_batch": ("replica", "data", "expert"),  # rows whose width is split over fsdp instead
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }

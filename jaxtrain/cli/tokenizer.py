@@ -4,6 +4,7 @@ Byte-level pairs (Sennrich et al. (2016), arXiv:1508.07909, over bytes and words
 encoded and comes back exactly. The library counts and merges; what is ours is the choice of its parts.
 """
 
+import argparse
 import os
 import tempfile
 from pathlib import Path
@@ -11,16 +12,42 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxtrain.data.sources import Source
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.data.sources import Source, TextFiles
 from jaxtrain.data.tokenizers import HuggingFaceTokenizer
 
 _SMALLEST_VOCABULARY = 257  # every byte, and the end of a document
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    train = parser.add_subparsers(required=True, metavar="ACTION").add_parser("train", help="learn a vocabulary")
+    train.add_argument("config", nargs="?", help="a .gin file, whose data is read")
+    train.add_argument("--text", metavar="GLOB", help="text files to read, instead of a configuration's data")
+    train.add_argument(
+        "--vocab-size", type=int, required=True, help="tokens, the bytes and the end of document included"
+    )
+    train.add_argument("--out", required=True, metavar="FILE", help="the tokenizers JSON file to write")
+    add_set_argument(train)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if (arguments.config is None) == (arguments.text is None):
+        raise ValueError("tokenizer train reads either a configuration's data or --text GLOB: give one of them")
+    if arguments.text is not None:
+        sources = (TextFiles(glob=arguments.text),)
+    else:
+        sources = load(arguments.config, arguments.set).config.data.sources
+    tokenizer = train_tokenizer(*sources, vocab_size=arguments.vocab_size, path=arguments.out, progress=True)
+    print(f"{arguments.out}: {tokenizer.vocab_size} tokens")
+    print(f"use it with --set data.tokenizer='@HuggingFaceTokenizer(path=\"{arguments.out}\")'")
+    return 0
+
+
 def train_tokenizer(
-    source: Source, *, vocab_size: int, path: str, end_of_document: str = "<|endoftext|>", progress: bool = False
+    *sources: Source, vocab_size: int, path: str, end_of_document: str = "<|endoftext|>", progress: bool = False
 ) -> HuggingFaceTokenizer:
-    """Learn a vocabulary from the source, read as a stream, write it to `path` whole or not at all, and return it.
+    """Learn a vocabulary from the sources, read as a stream, write it to `path` whole or not at all, and return it.
 
     The vocabulary is smaller than asked for where the text has too few different pairs.
 
@@ -41,7 +68,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=progress,
     )
-    model.train_from_iterator((document.text for document in source.documents()), trainer)
+    model.train_from_iterator((document.text for source in sources for document in source.documents()), trainer)
     _write(model.to_str(pretty=True), target)
     return HuggingFaceTokenizer(path=path, end_of_document=end_of_document)
 

@@ -16,14 +16,13 @@ from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import diff, render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
+from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import CheckpointError
 from jaxtrain.train.evaluation import SEED
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
-
-LARGEST_BIGRAM = 1024  # tokens: past it, counting pairs tells little
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +91,7 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     for split in ("train", "validation"):
         open_rows(data, split=split, sequence_length=phase.sequence_length, seed=config.seed)
     evaluations = [hook for hook in config.hooks if isinstance(hook, Evaluate)]
-    if data.tokenizer.vocab_size > LARGEST_BIGRAM or not evaluations:
+    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not evaluations:
         return None
     return bigram_loss(
         data,

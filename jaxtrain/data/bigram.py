@@ -11,7 +11,7 @@ from jaxtrain.data.config import DataConfig
 from jaxtrain.data.loader import loader
 from jaxtrain.data.rows import Rows, open_rows
 
-_LARGEST_VOCABULARY = 1024
+LARGEST_VOCABULARY = 1024
 
 
 def bigram_loss(
@@ -22,8 +22,8 @@ def bigram_loss(
     The arguments are those of the validation `loader`: exactly its pairs are measured, by its weights.
     """
     vocab_size = config.tokenizer.vocab_size
-    if vocab_size > _LARGEST_VOCABULARY:
-        raise ValueError(f"{vocab_size=} is too large to count pairs: at most {_LARGEST_VOCABULARY}. Compare on bytes.")
+    if vocab_size > LARGEST_VOCABULARY:
+        raise ValueError(f"{vocab_size=} is too large to count pairs: at most {LARGEST_VOCABULARY}. Compare on bytes.")
     train = open_rows(config, split="train", sequence_length=sequence_length, seed=seed)
     loss_table = -np.log(_smoothed(_pair_counts(train, vocab_size)))
     batches = loader(

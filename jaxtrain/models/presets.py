@@ -8,7 +8,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig, MLPConfig
-from jaxtrain.nn.norm import LayerNormConfig, RMSNormConfig
+from jaxtrain.nn.norm import LayerNormConfig, OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.nn.rope import Llama3Scaling, RopeConfig
 
 
@@ -180,7 +180,7 @@ def gemma2(
         repeats=layers // 2,
         pattern=(block(window), block(None)),
         max_length=max_length,
-        norm=RMSNormConfig(epsilon=1e-6, unit_offset=True),
+        norm=OffsetRMSNormConfig(epsilon=1e-6),
         tied_embeddings=True,
         scale_embeddings=True,
         logit_softcap=30.0,

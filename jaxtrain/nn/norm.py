@@ -15,27 +15,39 @@ from jaxtrain.nn.param import constant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RMSNormConfig:
-    """x / sqrt(mean(x^2) + epsilon) * scale. With `unit_offset` the parameter is scale - 1 (Gemma)."""
+    """x / sqrt(mean(x^2) + epsilon) * scale."""
 
     epsilon: float = 1e-6
-    unit_offset: bool = False
 
     def build(self, width: int) -> "RMSNorm":
-        return RMSNorm(self, width)
+        return RMSNorm(width, epsilon=self.epsilon, offset=0.0)
+
+    def parameter_count(self, width: int) -> int:
+        return width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OffsetRMSNormConfig:
+    """x / sqrt(mean(x^2) + epsilon) * (1 + scale): weight decay pulls towards no scaling (Gemma)."""
+
+    epsilon: float = 1e-6
+
+    def build(self, width: int) -> "RMSNorm":
+        return RMSNorm(width, epsilon=self.epsilon, offset=1.0)
 
     def parameter_count(self, width: int) -> int:
         return width
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, config: RMSNormConfig, width: int):
-        self.config = config
-        self.scale = constant(0.0 if config.unit_offset else 1.0, (width,), ("width",))
+    def __init__(self, width: int, *, epsilon: float, offset: float):
+        self.epsilon, self.offset = epsilon, offset
+        self.scale = constant(1.0 - offset, (width,), ("width",))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         x32 = x.astype(jnp.float32)
-        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.config.unit_offset else 0.0)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.config.epsilon)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
         return (x32 * inverse * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
@@ -70,4 +82,4 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-NormConfig = RMSNormConfig | LayerNormConfig
+NormConfig = RMSNormConfig | OffsetRMSNormConfig | LayerNormConfig

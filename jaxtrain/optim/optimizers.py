@@ -75,13 +75,12 @@ class Adafactor(_Optimizer):
     weight_decay: float = 0.0
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
-        return optax.adafactor(
-            rate,
-            decay_rate=self.decay_rate,
-            clipping_threshold=self.clipping_threshold,
-            weight_decay_rate=self.weight_decay or None,
-            weight_decay_mask=matrices(names),
+        factored = optax.adafactor(
+            rate, decay_rate=self.decay_rate, clipping_threshold=self.clipping_threshold, weight_decay_rate=None
         )
+        # The decay that optax offers here is not multiplied by the learning rate; that of the others is.
+        decay = optax.add_decayed_weights(lambda count: -self.weight_decay * rate(count), mask=matrices(names))
+        return optax.chain(factored, decay)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -100,7 +100,7 @@ class InverseSquareRoot:
 
     def build(self, total_steps: int) -> optax.Schedule:
         warmup = max(self.warmup_steps, 1)
-        return _after_warmup(self, lambda step: self.peak * jnp.sqrt(warmup / (step + warmup)))
+        return _after_warmup(self, lambda step: self.peak * jnp.sqrt(warmup / jnp.maximum(step + warmup, 1)))
 
 
 Schedule = Constant | Cosine | Linear | WarmupStableDecay | InverseSquareRoot

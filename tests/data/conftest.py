@@ -4,15 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import hypothesis
 import numpy as np
 import pytest
 
 from jaxtrain.data import TextFiles
-
-# A busy machine is no failure, and a suite that passed passes again.
-hypothesis.settings.register_profile("data", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("data")
 
 _WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "omicron", "pi", "rho"]
 

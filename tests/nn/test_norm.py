@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tolerances import CLOSED_FORM, EXACT, assert_close
 
-from jaxtrain.nn.norm import LayerNormConfig, RMSNormConfig
+from jaxtrain.nn.norm import LayerNormConfig, OffsetRMSNormConfig, RMSNormConfig
 
 WIDTH = 24
 
@@ -20,18 +20,18 @@ def scale():
     return np.random.default_rng(1).standard_normal(WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("unit_offset", [False, True])
-def test_rms_norm_divides_by_the_root_mean_square(x, scale, unit_offset):
-    norm = RMSNormConfig(epsilon=0.5, unit_offset=unit_offset).build(WIDTH)
+@pytest.mark.parametrize(("config", "offset"), [(RMSNormConfig, 0), (OffsetRMSNormConfig, 1)])
+def test_rms_norm_divides_by_the_root_mean_square(x, scale, config, offset):
+    norm = config(epsilon=0.5).build(WIDTH)
     norm.scale[...] = jnp.asarray(scale)
     x64 = x.astype(np.float64)
-    desired = x64 / np.sqrt(np.mean(x64**2, -1, keepdims=True) + 0.5) * (scale + unit_offset)
+    desired = x64 / np.sqrt(np.mean(x64**2, -1, keepdims=True) + 0.5) * (scale + offset)
     assert_close(norm(x), desired, CLOSED_FORM)
 
 
-@pytest.mark.parametrize("unit_offset", [False, True])
-def test_a_fresh_rms_norm_gives_mean_square_one(x, unit_offset):
-    y = RMSNormConfig(unit_offset=unit_offset).build(WIDTH)(x)
+@pytest.mark.parametrize("config", [RMSNormConfig, OffsetRMSNormConfig])
+def test_a_fresh_rms_norm_gives_mean_square_one(x, config):
+    y = config().build(WIDTH)(x)
     assert_close(np.mean(np.square(y), axis=-1), np.ones((2, 5)), CLOSED_FORM)
 
 

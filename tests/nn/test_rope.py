@@ -44,7 +44,9 @@ def test_rotation_is_multiplication_by_a_unit_complex_number(scaling):
     z = x[..., : HEAD_DIM // 2] + 1j * x[..., HEAD_DIM // 2 :].astype(np.float64)
     angle = positions[:, :, None, None] * np.array(_frequencies(500.0, scaling))
     z = z * np.exp(1j * angle)
-    assert_close(rotate(x, positions, config), np.concatenate([z.real, z.imag], -1), CLOSED_FORM._replace(absolute=1e-5))
+    assert_close(
+        rotate(x, positions, config), np.concatenate([z.real, z.imag], -1), CLOSED_FORM._replace(absolute=1e-5)
+    )
 
 
 def test_llama3_scaling_keeps_fast_pairs_divides_slow_ones_and_blends_between():

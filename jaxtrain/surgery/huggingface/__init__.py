@@ -8,7 +8,7 @@ two cannot disagree. Left out: quantized weights, and pickled .bin files, which 
 
 from jaxtrain.surgery.huggingface.export import export_folder
 from jaxtrain.surgery.huggingface.families import FAMILIES
-from jaxtrain.surgery.huggingface.leaf import LazyLeaf, Leaf, Rows
+from jaxtrain.surgery.huggingface.leaf import Leaf
 from jaxtrain.surgery.huggingface.read import import_folder, open_folder
 
-__all__ = ["FAMILIES", "LazyLeaf", "Leaf", "Rows", "export_folder", "import_folder", "open_folder"]
+__all__ = ["FAMILIES", "Leaf", "export_folder", "import_folder", "open_folder"]

@@ -17,8 +17,8 @@ from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.huggingface.families import check_expressible, family_named, family_of
 from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.huggingface.layout import Tensor
-from jaxtrain.surgery.huggingface.leaf import LazyLeaf, Rows
 from jaxtrain.surgery.huggingface.tensor_files import NAMES, Planned, Writer
+from jaxtrain.surgery.lazy import LazyLeaf, Rows
 
 
 def export_folder(

@@ -1,26 +1,12 @@
-"""Parameters that are not in memory yet."""
+"""Parameters in Hugging Face files."""
 
-import abc
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxtrain.surgery.huggingface.layout import View
 from jaxtrain.surgery.huggingface.tensor_files import Stored
-
-Rows = Callable[[int | None], np.ndarray]  # a repeat of a stacked parameter, or None for the whole, to its values
-
-
-class LazyLeaf(abc.ABC):
-    """A parameter that is read when it is needed."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @abc.abstractmethod
-    def rows(self) -> Rows:
-        """Return a function that gives the values; what had to be read for it is held as long as the function is."""
+from jaxtrain.surgery.lazy import Box, LazyLeaf, Rows
 
 
 class Source(NamedTuple):
@@ -29,30 +15,30 @@ class Source(NamedTuple):
 
 
 class Leaf(LazyLeaf):
-    """A parameter in Hugging Face files. One that is stacked has a source for every repeat."""
+    """A view of a tensor; where the parameter is stacked, one of a tensor for every repeat."""
 
     def __init__(self, sources: list[Source], *, stacked: bool):
         self._sources = sources
         self._stacked = stacked
-        one = sources[0].view(sources[0].stored.map())
+        one = self._map(0)
         self.dtype: np.dtype = one.dtype
         self.shape: tuple[int, ...] = (len(sources), *one.shape) if stacked else one.shape
 
-    def rows(self) -> Rows:
-        return lambda repeat: self._map(self._sources[repeat or 0])
-
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+    def read(self, box: Box = ()) -> np.ndarray:
         """Return the parameter, or a box of it, as a new array: all that is held, but for one mapped tensor."""
         if not self._stacked:
-            return np.array(self._map(self._sources[0])[index])
-        sources = self._sources[index[0]] if index else self._sources
+            return np.array(self._map(0)[box])
+        repeats = range(len(self._sources))[box[0] if box else slice(None)]
         whole = None
-        for i, source in enumerate(sources):
-            row = self._map(source)[index[1:]]
-            whole = np.empty((len(sources), *row.shape), self.dtype) if whole is None else whole
+        for i, repeat in enumerate(repeats):
+            row = self._map(repeat)[box[1:]]
+            whole = np.empty((len(repeats), *row.shape), self.dtype) if whole is None else whole
             whole[i] = row
         return whole
 
-    @staticmethod
-    def _map(source: Source) -> np.ndarray:
+    def rows(self) -> Rows:
+        return lambda repeat: self._map(repeat or 0)
+
+    def _map(self, repeat: int) -> np.ndarray:
+        source = self._sources[repeat]
         return source.view(source.stored.map())

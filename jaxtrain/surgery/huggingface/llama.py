@@ -12,7 +12,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.surgery.huggingface.family import Family, Settings, shortest_pattern, write_activation, write_rope
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, heads_apart, in_layers, outputs_first
 
@@ -50,7 +50,8 @@ class LlamaShaped(Family):
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         s = Settings(settings, {**DEFAULTS, **self.defaults})
         s.require("the gated feed-forward layer has no biases", mlp_bias=False)
-        norm = RMSNormConfig(epsilon=float(s["rms_norm_eps"]), unit_offset=self.gemma)
+        norm_type = OffsetRMSNormConfig if self.gemma else RMSNormConfig
+        norm = norm_type(epsilon=float(s["rms_norm_eps"]))
         pattern, repeats = shortest_pattern(tuple(self._block(s, norm, window) for window in self.read_windows(s)))
         return DecoderConfig(
             vocab_size=s["vocab_size"],
@@ -64,7 +65,7 @@ class LlamaShaped(Family):
             logit_softcap=s["final_logit_softcapping"] if self.gemma else None,
         )
 
-    def _block(self, s: Settings, norm: RMSNormConfig, window: int | None) -> BlockConfig:
+    def _block(self, s: Settings, norm: RMSNormConfig | OffsetRMSNormConfig, window: int | None) -> BlockConfig:
         heads = s["num_attention_heads"]
         head_dim = s["head_dim"] or s["hidden_size"] // heads
         scalar = s["query_pre_attn_scalar"] if self.gemma else head_dim

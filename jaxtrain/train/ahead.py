@@ -1,0 +1,44 @@
+"""The train step compiled for devices that need not be there: what it holds in memory and what it moves."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from jaxtrain.mesh import activation_spec
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.optim.optimizers import Optimizer, transformation
+from jaxtrain.shapes import Batch
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import abstract_model, abstract_state
+from jaxtrain.train.step import Objective, make_train_step
+
+
+def compile_step(
+    *,
+    model: DecoderConfig,
+    objective: Objective,
+    optimizer: Optimizer,
+    gradients: Accumulate,
+    clip_norm: float | None,
+    phase: Phase,
+    mesh: Mesh,
+) -> jax.stages.Compiled:
+    """Return the donated train step of a phase, compiled for the devices of `mesh`; nothing is computed."""
+    graph, _, names = abstract_model(model)
+    rate = optimizer.learning_rate.build(phase.steps)
+    tx = transformation(optimizer, rate, names, clip_norm=clip_norm)
+    step = make_train_step(graph, objective, gradients, tx, rate, dropout=model.dropout > 0)
+    state = abstract_state(model, tx, names, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        return jax.jit(step, donate_argnums=0).lower(state, abstract_batch(phase, mesh), key).compile()
+
+
+def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
+    """Return the shapes and the layout of a global batch."""
+    shape = (phase.batch_size, phase.sequence_length)
+    sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
+    integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    return Batch(integers, integers, weights, integers, integers)

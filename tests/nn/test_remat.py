@@ -1,0 +1,63 @@
+"""Every remat policy computes the same; they differ in what is kept for the backward pass."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import bytes_of, random_params, training_batch, variant
+from tolerances import SAME_GRADIENT, assert_close
+
+from jaxtrain.nn.remat import FullRemat, NoRemat, OffloadOutputs, SaveDots, SaveOutputs
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.train.state import abstract_model
+
+REPEATS = 3
+BATCH = training_batch(4, 16, vocab_size=64)
+KEYS = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(4))
+
+
+def _config(policy):
+    return variant(repeats=REPEATS, dropout=0.2, remat=policy)
+
+
+PARAMS = random_params(_config(NoRemat()))
+
+
+def _loss(policy):
+    graph, _, _ = abstract_model(_config(policy))
+    return lambda params: NextToken()(nnx.merge(graph, params), BATCH, KEYS).loss
+
+
+@pytest.fixture(scope="module")
+def kept_everything():
+    return jax.jit(jax.value_and_grad(_loss(NoRemat())))(PARAMS)
+
+
+@pytest.mark.parametrize("policy", [FullRemat(), SaveOutputs(), SaveDots(), OffloadOutputs()], ids=type)
+def test_a_policy_changes_neither_loss_nor_gradient(policy, kept_everything):
+    assert_close(jax.jit(jax.value_and_grad(_loss(policy)))(PARAMS), kept_everything, SAME_GRADIENT)
+
+
+def _residuals(policy) -> list:
+    return jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(_loss(policy), params)[1], PARAMS))
+
+
+def _residual_bytes(policy) -> int:
+    return bytes_of(_residuals(policy))
+
+
+def test_policies_keep_less_and_less():
+    kept = [_residual_bytes(policy) for policy in (NoRemat(), SaveDots(), SaveOutputs(), FullRemat())]
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4, kept
+
+
+def test_saving_outputs_keeps_the_mixers_output_of_each_block_beside_its_input():
+    activation = 4 * 16 * 32 * 4  # batch, length, width, bytes of float32
+    # The feed-forward layer's output is the input of the next repeat, which is kept anyway.
+    assert _residual_bytes(SaveOutputs()) - _residual_bytes(FullRemat()) == REPEATS * activation
+
+
+def test_offloaded_outputs_lie_in_host_memory():
+    jaxpr = str(jax.make_jaxpr(jax.grad(_loss(OffloadOutputs())))(PARAMS))
+    assert "f32<host>[3,4,16,32]" in jaxpr
+    assert "<host>" not in str(jax.make_jaxpr(jax.grad(_loss(SaveOutputs())))(PARAMS))

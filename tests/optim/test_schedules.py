@@ -1,0 +1,79 @@
+"""Learning rates at known steps."""
+
+import math
+
+import jax
+import pytest
+from tolerances import SCHEDULE
+
+from jaxtrain.optim.schedules import Constant, Cosine, InverseSquareRoot, Linear, WarmupStableDecay
+
+TOTAL = 100
+ALL = [
+    Constant(peak=2.0, warmup_steps=10),
+    Cosine(peak=2.0, warmup_steps=10),
+    Linear(peak=2.0, warmup_steps=10),
+    WarmupStableDecay(peak=2.0, warmup_steps=10, decay_steps=20),
+    InverseSquareRoot(peak=2.0, warmup_steps=10),
+]
+
+
+def _close(desired: float):
+    return pytest.approx(desired, rel=SCHEDULE.relative, abs=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=type)
+def test_every_schedule_warms_up_in_a_straight_line_to_its_peak(schedule):
+    rate = schedule.build(TOTAL)
+    assert [float(rate(step)) for step in (0, 1, 5, 10)] == [_close(v) for v in (0.0, 0.2, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        (Constant(peak=2.0, warmup_steps=10), {11: 2.0, 100: 2.0, 1000: 2.0}),
+        (
+            Cosine(peak=2.0, warmup_steps=10, final_ratio=0.1),
+            {55: 1.1, 32.5: 0.2 + 0.9 * (1 + math.cos(math.pi / 4)), 100: 0.2, 150: 0.2},
+        ),
+        (Linear(peak=2.0, warmup_steps=10, final_ratio=0.5), {55: 1.5, 100: 1.0, 150: 1.0}),
+        (Linear(peak=2.0, warmup_steps=10), {55: 1.0, 99: 2 / 90, 100: 0.0}),
+        (
+            WarmupStableDecay(peak=2.0, warmup_steps=10, decay_steps=20, final_ratio=0.1),
+            {11: 2.0, 80: 2.0, 90: 1.1, 100: 0.2, 150: 0.2},
+        ),
+        (InverseSquareRoot(peak=2.0, warmup_steps=10), {40: 1.0, 90: 2 / 3, 1000: 0.2}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_after_the_warm_up_a_schedule_has_its_known_values(schedule, steps):
+    rate = schedule.build(TOTAL)
+    assert {step: float(rate(step)) for step in steps} == {step: _close(value) for step, value in steps.items()}
+
+
+@pytest.mark.parametrize("schedule", [Constant(peak=2.0), Cosine(peak=2.0), Linear(peak=2.0)], ids=type)
+def test_without_warm_up_the_first_step_has_the_peak(schedule):
+    assert float(schedule.build(TOTAL)(0)) == 2.0
+
+
+def test_a_schedule_that_decays_all_the_way_fits_exactly():
+    rate = WarmupStableDecay(peak=2.0, warmup_steps=10, decay_steps=90).build(TOTAL)
+    assert float(rate(10)) == 2.0 and float(rate(55)) == _close(1.0)
+
+
+def test_warm_up_and_decay_that_exceed_the_run_are_refused():
+    with pytest.raises(ValueError, match=r"warmup_steps=10 and decay_steps=91 exceed the 100 steps"):
+        WarmupStableDecay(peak=2.0, warmup_steps=10, decay_steps=91).build(TOTAL)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=type)
+def test_a_schedule_can_be_traced(schedule):
+    rate = schedule.build(TOTAL)
+    assert float(jax.jit(rate)(37)) == _close(float(rate(37)))
+
+
+@pytest.mark.parametrize(("field", "value"), [("peak", -1.0), ("warmup_steps", -1)])
+@pytest.mark.parametrize("schedule", [Constant, Cosine, Linear, InverseSquareRoot])
+def test_negative_rates_and_warm_ups_are_refused(schedule, field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        schedule(**{"peak": 1.0, field: value})

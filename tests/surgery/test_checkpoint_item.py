@@ -1,0 +1,90 @@
+"""Parameters stream into a checkpoint that Orbax restores, and back out of one, without being in memory whole."""
+
+import math
+import tracemalloc
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxtrain.surgery import checkpoint_item
+from jaxtrain.surgery.checkpoint_item import boxes, open_params, write_params
+from jaxtrain.surgery.lazy import LazyLeaf
+
+
+class Made(LazyLeaf):
+    """A parameter whose values are made when they are asked for."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+
+    def read(self, box=()):
+        box = box or tuple(slice(0, size) for size in self.shape)
+        index = np.ravel_multi_index(np.ogrid[box], self.shape)
+        return (index % 251).astype(self.dtype)
+
+    def rows(self):
+        return lambda repeat: self.read() if repeat is None else self.read()[repeat]
+
+
+TREE = {
+    "blocks": {"blocks": {0: {"query": Made((6, 40, 30), np.float32), "scale": Made((6, 30), jax.numpy.bfloat16)}}},
+    "table": Made((501, 33), np.float32),
+}
+TARGET = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), TREE)
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_item, "CHUNK_BYTES", 10_000)  # several chunks, with edges, on both kinds of leaf
+    return write_params(tmp_path / "checkpoints", 0, TREE)
+
+
+def equal(got, expected):
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(expected.read(), np.float32))
+
+
+def test_orbax_restores_what_was_streamed(step):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), TARGET)
+    with ocp.CheckpointManager(step.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        assert manager.latest_step() == 0
+        restored = manager.restore(0, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+    jax.tree.map(equal, restored, TREE)
+
+
+def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
+    leaves = open_params(step, TARGET)
+    jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
+    query = leaves["blocks"]["blocks"][0]["query"].rows()
+    np.testing.assert_array_equal(query(4), TREE["blocks"]["blocks"][0]["query"].read()[4])
+
+
+def test_a_checkpoint_of_another_model_is_refused(step):
+    with pytest.raises(ValueError, match=r"table is \(501, 33\), the configuration has \(500, 33\)"):
+        open_params(step, TARGET | {"table": jax.ShapeDtypeStruct((500, 33), np.float32)})
+    with pytest.raises(ValueError, match=r"extra is none, the configuration has \(2,\)"):
+        open_params(step, TARGET | {"extra": jax.ShapeDtypeStruct((2,), np.float32)})
+
+
+def test_boxes_tile_the_shape():
+    seen = np.zeros((7, 5), np.int32)
+    for box in boxes(seen.shape, (3, 2)):
+        seen[box] += 1
+    assert (seen == 1).all()
+
+
+def test_writing_holds_a_few_chunks_however_large_the_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_item, "CHUNK_BYTES", 1 << 18)
+    tree = {str(i): Made((16, 256, 256), np.float32) for i in range(2)}  # 4 MB each
+    largest = []
+    read = Made.read
+    monkeypatch.setattr(Made, "read", lambda self, box=(): largest.append(read(self, box).nbytes) or read(self, box))
+    tracemalloc.start()
+    write_params(tmp_path / "checkpoints", 0, tree)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(largest) == 1 << 18 and sum(largest) == sum(math.prod(leaf.shape) * 4 for leaf in tree.values())
+    assert peak < 3_000_000
