@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
-from jaxtrain.mesh import AXES, RULES, MeshConfig
+from jaxtrain.mesh import AXES, RULES, MeshConfig, shardings
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.hooks import Hook
+from jaxtrain.train.hooks import Hook, Sample
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import abstract_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +49,8 @@ class TrainConfig:
             where = f"phases[{index}]"
             if phase.sequence_length > self.model.max_length:
                 raise ValueError(
-                    f"{where}.sequence_length={phase.sequence_length} exceeds model.max_length={self.model.max_length}: "
-                    f"shorten the sequences or raise max_length"
+                    f"{where}.sequence_length={phase.sequence_length} exceeds "
+                    f"model.max_length={self.model.max_length}: shorten the sequences or raise max_length"
                 )
             vocab_size = (phase.data or self.data).tokenizer.vocab_size
             if vocab_size > self.model.vocab_size:
@@ -56,9 +58,25 @@ class TrainConfig:
                     f"the tokenizer has {vocab_size} tokens, model.vocab_size={self.model.vocab_size}: "
                     f"set model.vocab_size to at least {vocab_size}"
                 )
+        for index, hook in enumerate(self.hooks):
+            if isinstance(hook, Sample):
+                self._check_sample(f"hooks[{index}]", hook)
+
+    def _check_sample(self, where: str, hook: Sample) -> None:
+        """Find now what would otherwise end the run when the first sample is due."""
+        for data in dict.fromkeys(phase.data or self.data for phase in self.phases):
+            prompt = len(data.tokenizer.encode(hook.prompt))
+            if not prompt:
+                raise ValueError(f"{where}.prompt={hook.prompt!r}: give at least one token to continue from")
+            if prompt + hook.tokens > self.model.max_length:
+                raise ValueError(
+                    f"{where}.tokens={hook.tokens} after a prompt of {prompt} exceed "
+                    f"model.max_length={self.model.max_length}: shorten them or raise max_length"
+                )
 
     def check_devices(self, devices: int) -> None:
         """Raise ValueError where this many devices cannot run the configuration, naming the key and the remedy."""
+        _, shapes, names = abstract_model(self.model)
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
@@ -68,14 +86,15 @@ class TrainConfig:
                         f"model.pattern[{position}].mixer.heads={block.mixer.heads} is not divisible by "
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
+            shardings(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
     def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:
         shards = 1
         for axis in RULES["batch"]:
-            shards *= sizes[axis]
+            shards *= sizes.get(axis, 1)
         parts = shards * self.gradients.microbatches
         if batch_size % parts:
-            shown = " x ".join(f"{axis}={sizes[axis]}" for axis in RULES["batch"] if sizes[axis] > 1)
+            shown = " x ".join(f"{axis}={sizes[axis]}" for axis in RULES["batch"] if sizes.get(axis, 1) > 1)
             raise ValueError(
                 f"{key}={batch_size} is not divisible by {parts} (mesh {shown or 'of one device'}, "
                 f"microbatches={self.gradients.microbatches}): use {-(-batch_size // parts) * parts}"

@@ -15,16 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")  # slowest links first
+OUTER = "fsdp_outer"  # a mesh has it, after `fsdp`, where the devices of `fsdp` fill more than a plane of a 3-D torus
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "layers": (),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", OUTER),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -33,12 +35,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "width": (),  # vectors of model width: norm scales, output biases
     "places": (),  # learned positions
     # activations
-    "batch": ("replica", "data", "fsdp", "expert"),
+    "batch": ("replica", "data", "fsdp", OUTER, "expert"),
     "wide_batch": ("replica", "data", "expert"),  # rows whose width is split over fsdp instead
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
-GATHERED = ("fsdp",)  # axes over which a parameter is stored in shards and gathered for use
+GATHERED = ("fsdp", OUTER)  # axes over which a parameter is stored in shards and gathered for use, the last first
 MAY_REPLICATE = ("kv_heads", "vocab")  # whole on every device where the axis does not divide them
 
 
@@ -72,42 +74,63 @@ class MeshConfig:
         sizes = tuple(devices // known if size == -1 else size for size in given)
         if math.prod(sizes) != devices:
             shown = " x ".join(f"{name}={size}" for name, size in zip(AXES, given, strict=True) if size != 1)
-            raise ValueError(
-                f"mesh {shown or 'of one device'} does not fit {devices} devices: the axes must multiply to {devices}; "
-                f"set one of them to -1 to take what is left over"
+            remedy = (
+                f"the axes given multiply to {known}, which does not divide {devices}; change one of them"
+                if -1 in given
+                else f"the axes must multiply to {devices}; set one of them to -1 to take what is left over"
             )
+            raise ValueError(f"mesh {shown or 'of one device'} does not fit {devices} devices: {remedy}")
         return sizes
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Return the mesh over `devices` (all devices by default), laid out along the fast links."""
         devices = jax.devices() if devices is None else devices
-        sizes = self.sizes(len(devices))
-        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=np.asarray(devices))
+        shape = dict(zip(AXES, self.sizes(len(devices)), strict=True))
+        outer = _hops_outside_a_plane(devices, shape["fsdp"])
+        if outer > 1:
+            upto = {name: shape[name] for name in AXES[: AXES.index("fsdp") + 1]}
+            shape = upto | {OUTER: outer} | shape | {"fsdp": shape["fsdp"] // outer}
+        types = (AxisType.Auto,) * len(shape)
+        return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=np.asarray(devices))
+
+
+def _hops_outside_a_plane(devices: Sequence[jax.Device], fsdp: int) -> int:
+    """Return into how many planes of a TPU's torus an fsdp group reaches, 1 if one plane holds it.
+
+    XLA for TPU has no all-gather and no reduce-scatter over a group that spans three dimensions of the torus, only
+    an all-reduce of the whole, which moves twice as much. In two hops it has both: between planes first, while the
+    pieces are small, then within them.
+    """
+    if devices[0].platform != "tpu":
+        return 1
+    bounds = [len({device.coords[axis] for device in devices}) for axis in range(len(devices[0].coords))]
+    plane = math.prod(sorted(bounds)[-2:])
+    return fsdp // plane if fsdp > plane and fsdp % plane == 0 else 1
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Return over how many devices the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return _product(RULES["batch"], mesh)
 
 
 def axis_size(name: str) -> int:
     """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+    return 1 if mesh.empty else _product(RULES[name], mesh)
 
 
-def _axes(name: str | None, drop: tuple[str, ...]) -> tuple[str, ...]:
-    return () if name is None else tuple(axis for axis in RULES[name] if axis not in drop)
+def _product(axes: tuple[str, ...], mesh) -> int:
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
-def _fits(axes: tuple[str, ...], size: int, mesh) -> bool:
-    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+def _axes(name: str | None, mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return () if name is None else tuple(axis for axis in RULES[name] if axis in mesh.shape and axis not in drop)
 
 
 def activation_spec(names: Sequence[str | None], shape: Sequence[int], mesh) -> P:
     """Return the partition of an activation; an axis that does not divide its dimension is left out."""
-    axes = [_axes(name, ()) for name in names]
-    return P(*(a if a and _fits(a, size, mesh) else None for a, size in zip(axes, shape, strict=True)))
+    axes = [_axes(name, mesh) for name in names]
+    return P(*(a if a and size % _product(a, mesh) == 0 else None for a, size in zip(axes, shape, strict=True)))
 
 
 def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, drop: tuple[str, ...] = ()) -> P:
@@ -118,11 +141,11 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
     """
     parts = []
     for name, size in zip(names, shape, strict=True):
-        axes = _axes(name, drop)
-        if axes and not _fits(axes, size, mesh):
+        axes = _axes(name, mesh, drop)
+        if size % _product(axes, mesh):
             if name not in MAY_REPLICATE:
                 raise ValueError(
-                    f"mesh axis {'x'.join(axes)}={math.prod(mesh.shape[a] for a in axes)} does not divide the "
+                    f"mesh axis {'x'.join(axes)}={_product(axes, mesh)} does not divide the "
                     f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
                 )
             axes = ()
@@ -154,8 +177,9 @@ def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gather(w, names, dtype, master_dtype):
-    # The constraint before the gather keeps the cast on the shards, so that what travels is in `dtype`.
-    return _place(_place(w.astype(dtype), names, ()), names, GATHERED)
+    # The first constraint keeps the cast on the shards, so that what travels is in `dtype`; then one hop an axis.
+    w = _place(_round(w, dtype), names, ())
+    return _place(_place(w, names, GATHERED[1:]), names, GATHERED)
 
 
 def _gather_forward(w, names, dtype, master_dtype):
@@ -165,7 +189,15 @@ def _gather_forward(w, names, dtype, master_dtype):
 def _gather_backward(names, dtype, master_dtype, _, dw):
     # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
     # gradient to the layout of the shards lets the compiler reduce-scatter.
-    return (_place(dw, names, ()).astype(master_dtype),)
+    return (_place(_place(dw, names, GATHERED[1:]), names, ()).astype(master_dtype),)
+
+
+def _round(w: jax.Array, dtype: np.dtype) -> jax.Array:
+    # XLA moves a plain cast of the stacked weights out of the scan over layers and keeps a second copy of all of them;
+    # an explicit rounding to the same bits it leaves where it is.
+    if dtype == jnp.bfloat16 and w.dtype == jnp.float32:
+        w = jax.lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
+    return w.astype(dtype)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

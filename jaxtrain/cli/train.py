@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
@@ -17,12 +18,14 @@ from jaxtrain.cli.config_text import diff, render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
+from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
-from jaxtrain.train.checkpoint import CheckpointError
+from jaxtrain.train.checkpoint import CheckpointError, Checkpoints
 from jaxtrain.train.evaluation import SEED
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
+from jaxtrain.train.state import abstract_model, state_from_params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that are reported here
     keep_compilations()
     distributed.start()
-    config.check_devices(jax.device_count())
+    trainer = config.trainer(folder.path, profile_steps=arguments.profile)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
     if folder.is_used and not arguments.overwrite:
         check_same(folder, config, resume=arguments.resume)
     console = Console(quiet=jax.process_index() != 0)
@@ -52,10 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         folder.clear()
     if jax.process_index() == 0:
         folder.write_config(render(config))
+        bigram_record.keep(folder, bigram)
     describe(config, folder, console)
     began = time.perf_counter()
     try:
-        result = config.trainer(folder.path, profile_steps=arguments.profile).train()
+        result = trainer.train()
     except (NonFiniteError, CheckpointError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
@@ -69,36 +75,59 @@ def default_folder(config: str) -> Path:
 
 
 def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
-    """Refuse to mix two configurations in one folder unless told to."""
-    if resume:
-        return
+    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it."""
     if not folder.config.exists():
-        raise ValueError(f"{folder.path}: holds checkpoints but no config.gin; pass --resume to go on, or --overwrite")
-    differences = diff(load(folder.config).config, config)
-    if differences:
-        shown = "\n".join(f"  {difference}" for difference in differences)
+        if not resume:
+            name = folder.config.name
+            raise ValueError(f"{folder.path}: holds checkpoints but no {name}; pass --resume to go on, or --overwrite")
+        return
+    before = load(folder.config).config
+    differences = diff(before, config)
+    if not differences:
+        return
+    listed = "\n".join(f"  {difference}" for difference in differences)
+    if not resume:
         raise ValueError(
-            f"{folder.path} holds a run with another configuration:\n{shown}\n"
+            f"{folder.path} holds a run with another configuration:\n{listed}\n"
             f"pass --resume to go on with the new one, --overwrite to begin anew, or --run for another folder"
         )
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        saved = [checkpoints.has_progress(step) for step in checkpoints.steps()]
+    if saved and state_shapes(before, whole=any(saved)) != state_shapes(config, whole=any(saved)):
+        raise ValueError(
+            f"{folder.path} cannot --resume, its checkpoints are of another model or optimizer:\n{listed}\n"
+            f"go back to the one they were made with, pass --overwrite to begin anew, or --run for another folder"
+        )
+
+
+def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
+    """Return the shape and type of every leaf of the parameters, or of the whole training state."""
+    _, params, names = abstract_model(config.model)
+    rate = config.optimizer.learning_rate.build(1)
+    tx = transformation(config.optimizer, rate, names, clip_norm=config.clip_norm)
+    state = jax.eval_shape(lambda params: state_from_params(params, tx), params)
+    leaves = jax.tree_util.tree_leaves_with_path(state if whole else params)
+    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 
 def prepare_data(config: TrainConfig, console: Console) -> float | None:
     """Tokenise what is not tokenised yet; return the loss of a bigram model where one can be counted."""
+    console.print("preparing data ...", style="dim")
+    evaluation = next((hook for hook in config.hooks if isinstance(hook, Evaluate)), None)
+    for phase in config.phases:
+        for split in ("train", "validation") if evaluation else ("train",):
+            data, length = phase.data or config.data, phase.sequence_length
+            open_rows(data, split=split, sequence_length=length, seed=config.seed)
     phase = config.phases[0]
     data = phase.data or config.data
-    console.print("preparing data ...", style="dim")
-    for split in ("train", "validation"):
-        open_rows(data, split=split, sequence_length=phase.sequence_length, seed=config.seed)
-    evaluations = [hook for hook in config.hooks if isinstance(hook, Evaluate)]
-    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not evaluations:
+    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or evaluation is None:
         return None
     return bigram_loss(
         data,
         batch_size=phase.batch_size,
         sequence_length=phase.sequence_length,
         seed=SEED,
-        num_batches=evaluations[0].batches,
+        num_batches=evaluation.batches,
     )
 
 

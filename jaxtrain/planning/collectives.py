@@ -97,13 +97,18 @@ def _of_run(program: Program, computation: Computation, times: int, unbounded: b
     fused_channels = set()
     for instruction in computation.instructions.values():
         if instruction.opcode == "fusion":
-            for inside, found in _fused(program, instruction):
+            for body, found in _fused(program, instruction):
                 channel = found.attribute(r"\bchannel_id=(\d+)")
                 if channel is None or channel not in fused_channels:
                     fused_channels.add(channel)
-                    yield _collective(_disguised(inside, found), found, computation.name, times, unbounded)
+                    source = _source(found) or _source(instruction)
+                    yield _collective(_disguised(body, found), found, source, computation.name, times, unbounded)
         elif kind := _kind(instruction):
-            yield _collective(kind, instruction, computation.name, times, unbounded)
+            yield _collective(kind, instruction, _source(instruction), computation.name, times, unbounded)
+
+
+def _source(instruction: Instruction) -> str:
+    return instruction.attribute(r'\bop_name="([^"]*)"') or ""
 
 
 def _kind(instruction: Instruction) -> str | None:
@@ -129,7 +134,9 @@ def _disguised(body: Computation, found: Instruction) -> str:
     return "reduce-scatter" if _kind(found) == "all-reduce" and sliced else _kind(found)
 
 
-def _collective(kind: str, found: Instruction, computation: str, times: int, unbounded: bool) -> Collective:
+def _collective(
+    kind: str, found: Instruction, source: str, computation: str, times: int, unbounded: bool
+) -> Collective:
     group = _group(found)
     return Collective(
         kind=kind,
@@ -138,7 +145,7 @@ def _collective(kind: str, found: Instruction, computation: str, times: int, unb
         group=group,
         times=times,
         unbounded=unbounded,
-        source=found.attribute(r'\bop_name="([^"]*)"') or "",
+        source=source,
         computation=computation,
         name=found.name,
     )

@@ -2,10 +2,11 @@
 
 Orbax itself wants a whole tree in memory to save one. Here the leaves are LazyLeafs: Orbax is told how to write one
 (its seam for this is the TypeHandler) and asks for a chunk of a leaf when the one before it is on the disk. What it
-writes it restores like any other checkpoint. Reading goes by whole leaves.
+writes it restores like any other checkpoint. Reading goes past Orbax, to the TensorStore format under it.
 """
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,17 +48,15 @@ def boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Box]:
         yield tuple(slice(at, min(at + step, size)) for at, step, size in zip(corner, chunk, shape, strict=True))
 
 
-def write_params(checkpoints: Path, step: int, params: ParamTree) -> Path:
-    """Write a checkpoint that has parameters only, and return its folder. Leaves of `params` are LazyLeafs."""
+def write_params(step: Path, params: ParamTree) -> None:
+    """Write the folder of a checkpoint that has parameters only. Leaves of `params` are LazyLeafs."""
     registry = ocp.type_handlers.create_type_handler_registry(
         (LazyLeaf, LazyLeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    handlers = {"params": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
-    with ocp.CheckpointManager(checkpoints.absolute(), item_handlers=handlers, options=options) as manager:
+    handler = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    with ocp.Checkpointer(handler) as checkpointer:
         args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(_save_args, params))
-        manager.save(step, args=ocp.args.Composite(params=args), force=True)
-    return checkpoints / str(step)
+        checkpointer.save(step.absolute(), args=ocp.args.Composite(params=args))
 
 
 def _save_args(leaf: LazyLeaf) -> ocp.SaveArgs:
@@ -67,27 +66,19 @@ def _save_args(leaf: LazyLeaf) -> ocp.SaveArgs:
 
 
 class CheckpointLeaf(LazyLeaf):
-    """A parameter in a checkpoint."""
+    """A parameter in a checkpoint. Where the file is cut between repeats they are read one by one, or else together."""
 
-    def __init__(self, item: Path, path: tuple[str | int, ...], shape: tuple[int, ...], dtype: np.dtype):
-        self._item = item
-        self._path = path
-        self.shape = shape
-        self.dtype = dtype
+    def __init__(self, store: tensorstore.TensorStore):
+        self._store = store
+        self.shape = tuple(store.shape)
+        self.dtype = store.dtype.numpy_dtype
 
     def read(self, box: Box = ()) -> np.ndarray:
-        target = jax.ShapeDtypeStruct(self.shape, self.dtype)
-        args: ParamTree | ocp.RestoreArgs = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(self._path):
-            target, args = {key: target}, {key: args}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            restore = ocp.args.PyTreeRestore(item=target, restore_args=args, partial_restore=True)
-            found = checkpointer.restore(self._item.absolute(), args=restore)
-        for key in self._path:
-            found = found[key]
-        return found[box]
+        return self._store[box].read().result()
 
     def rows(self) -> Rows:
+        if self._store.chunk_layout.read_chunk.shape[0] == 1:
+            return lambda repeat: self._store[() if repeat is None else repeat].read().result()
         whole = self.read()
         return lambda repeat: whole if repeat is None else whole[repeat]
 
@@ -98,19 +89,23 @@ def open_params(step: Path, target: ParamTree) -> ParamTree:
     Raises:
         ValueError: the checkpoint lacks a parameter of `target`, or has it in another shape.
     """
-    item = step / "params"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(item.absolute()).item_metadata.tree
+    item = (step / "params").absolute()
+    driver = "zarr3" if json.loads((item / "_METADATA").read_text())["use_zarr3"] else "zarr"
+    # What is read at once is in memory up to three times (as stored, decoded, put together): little at once.
+    context = tensorstore.Context({"file_io_concurrency": {"limit": 2}, "data_copy_concurrency": {"limit": 2}})
 
     def leaf(path, wanted) -> CheckpointLeaf:
-        keys = tuple(entry.key for entry in path)
-        found = stored
-        for key in keys:
-            found = found.get(str(key), {})
-        name = ".".join(map(str, keys))
-        if found == {} or tuple(found.shape) != wanted.shape:
-            shape = "none" if found == {} else tuple(found.shape)
-            raise ValueError(f"{step}: {name} is {shape}, the configuration has {wanted.shape}: it is of another model")
-        return CheckpointLeaf(item, keys, wanted.shape, np.dtype(found.dtype))
+        name = ".".join(str(entry.key) for entry in path)
+        kvstore = {"driver": "ocdbt", "base": f"file://{item}/", "path": f"{name}/"}
+        try:
+            store = tensorstore.open({"driver": driver, "kvstore": kvstore}, open=True, read=True, context=context)
+            found = CheckpointLeaf(store.result())
+        except ValueError as error:
+            raise ValueError(
+                f"{step} has no {name}, which the configuration asks for: it is of another model"
+            ) from error
+        if found.shape != wanted.shape:
+            raise ValueError(f"{step}: {name} is {found.shape}, the configuration has {wanted.shape}: another model's")
+        return found
 
     return jax.tree_util.tree_map_with_path(leaf, target)

@@ -1,8 +1,13 @@
-"""Batches for the step: each process reads the rows its devices need and joins them into one global array."""
+"""Batches for the step: each process reads the rows its devices need and joins them into one global array.
 
+How far a run has read is the number of rows taken of each stream: the same on any mesh and any number of processes, and
+still right when the batch size changes. A stream is some data cut to some sequence length, named by its text; phases
+that read the same stream go on where the one before stopped.
+"""
+
+import functools
 from collections.abc import Callable
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -40,38 +45,28 @@ class Layout:
 
 
 class Feed:
-    """The endless batches of a phase, built ahead in the background; its state is the number taken."""
+    """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated."""
 
-    def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, rows_before: int):
+    def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, taken: dict[str, int]):
         self._layout = Layout(phase.batch_size, phase.sequence_length, mesh)
-        self._data, self._phase, self._seed, self._rows_before = data, phase, seed, rows_before
-        self._iterator: grain.DatasetIterator = loader(
-            data,
-            split="train",
-            batch_size=phase.batch_size,
-            sequence_length=phase.sequence_length,
-            seed=seed,
-            rows=self._layout.rows,
-            start_row=rows_before,
-        )
+        self._stream, self._taken = f"{phase.sequence_length} tokens of {data}", taken
+        where = {
+            "split": "train",
+            "batch_size": phase.batch_size,
+            "sequence_length": phase.sequence_length,
+            "seed": seed,
+            "start_row": taken.setdefault(self._stream, 0),
+        }
+        self._iterator = loader(data, rows=self._layout.rows, **where)
+        self._describe = functools.partial(describe_batch, data, **where)
+        self._rows, self._batches = phase.batch_size, 0
 
     def __next__(self) -> Batch:
-        return self._layout.globalise(next(self._iterator))
+        batch = next(self._iterator)
+        self._batches += 1
+        self._taken[self._stream] += self._rows
+        return self._layout.globalise(batch)
 
-    def state(self) -> dict:
-        return self._iterator.get_state()
-
-    def restore(self, state: dict) -> None:
-        self._iterator.set_state(state)
-
-    def describe(self, batch: int) -> str:
-        """Say which documents a batch of this phase was made of."""
-        return describe_batch(
-            self._data,
-            split="train",
-            batch_size=self._phase.batch_size,
-            sequence_length=self._phase.sequence_length,
-            seed=self._seed,
-            batch=batch,
-            start_row=self._rows_before,
-        )
+    def describe(self, *, ago: int) -> str:
+        """Say which documents a batch was made of: the last one taken, or the one so many before it."""
+        return self._describe(batch=self._batches - 1 - ago)

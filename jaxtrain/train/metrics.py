@@ -1,16 +1,26 @@
 """Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if asked."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jaxtrain.train.folder import SaveError
+
+METRICS = "metrics.jsonl"
 Numbers = dict[str, float]
 
 
 class Sink(Protocol):
     def write(self, step: int, numbers: Numbers) -> None: ...
+
+    def flush(self) -> None:
+        """See to it that what was written survives the process and the machine."""
 
     def close(self) -> None: ...
 
@@ -18,51 +28,62 @@ class Sink(Protocol):
 class JsonLines:
     """One JSON object a line, flushed as it is written. On resuming, lines after the restored step are dropped."""
 
-    def __init__(self, path: Path, *, from_step: int):
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= from_step]
+    def __init__(self, folder: Path, *, from_step: int):
+        path = folder / METRICS
+        kept = [record for record in read_metrics(path) if record["step"] <= from_step] if path.exists() else []
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.write_text("".join(map(_line, kept)))
         temporary.rename(path)
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, numbers: Numbers) -> None:
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.write(_line({"step": step, **numbers}))
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # cut off in the middle by a kill
-        return float("inf")
+def _line(record: dict) -> str:
+    return json.dumps(record) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Return the records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Return the records of a metrics.jsonl, without a last line that was cut off in the middle."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorBoard:
     """Event files in the run folder's `tensorboard`."""
 
-    def open(self, folder: Path) -> Sink:
-        from tensorboardX import SummaryWriter
-
-        return _TensorBoardSink(SummaryWriter(str(folder / "tensorboard")))
+    def open(self, folder: Path, *, from_step: int) -> Sink:
+        return _TensorBoardSink(folder / "tensorboard", from_step)
 
 
 class _TensorBoardSink:
-    def __init__(self, writer):
-        self._writer = writer
+    """Writes events itself: the threads of tensorboardX's SummaryWriter block for ever when the disk is full."""
+
+    def __init__(self, folder: Path, from_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{uuid.uuid4().hex[:8]}")
+        # Tells TensorBoard to forget what an earlier process wrote for these steps.
+        self._writer.write_event(Event(step=from_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, numbers: Numbers) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -74,14 +95,16 @@ class WeightsAndBiases:
 
     project: str
 
-    def open(self, folder: Path) -> Sink:
+    def open(self, folder: Path, *, from_step: int) -> Sink:
         try:
             import wandb
         except ImportError as error:
             raise ValueError("WeightsAndBiases needs the package wandb: install jaxtrain[wandb]") from error
-        return _WeightsAndBiasesSink(
-            wandb.init(project=self.project, name=folder.name, dir=str(folder), resume="allow")
-        )
+        known = folder / "wandb_id.txt"  # so that a resumed run goes on in the same place
+        if not known.exists():
+            known.write_text(uuid.uuid4().hex)
+        run = wandb.init(project=self.project, name=folder.name, dir=str(folder), id=known.read_text(), resume="allow")
+        return _WeightsAndBiasesSink(run)
 
 
 class _WeightsAndBiasesSink:
@@ -91,6 +114,9 @@ class _WeightsAndBiasesSink:
     def write(self, step: int, numbers: Numbers) -> None:
         self._run.log(numbers, step=step)
 
+    def flush(self) -> None:
+        """Leave it to the service's own process."""
+
     def close(self) -> None:
         self._run.finish()
 
@@ -99,21 +125,39 @@ Writer = TensorBoard | WeightsAndBiases
 
 
 class Metrics:
-    """All sinks of a run as one; only the first process writes."""
+    """All sinks of a run as one; only the first process writes.
+
+    Raises:
+        SaveError: from every method, if a sink's file cannot be written.
+    """
 
     def __init__(self, folder: Path, writers: tuple[Writer, ...], *, from_step: int, writes: bool):
+        self._folder = folder
         self._sinks: list[Sink] = []
         if writes:
-            self._sinks = [JsonLines(folder / "metrics.jsonl", from_step=from_step)]
-            self._sinks += [writer.open(folder) for writer in writers]
+            with self._reported():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._sinks.append(JsonLines(folder, from_step=from_step))
+                self._sinks += [writer.open(folder, from_step=from_step) for writer in writers]
 
     def write(self, step: int, numbers: Numbers) -> None:
-        for sink in self._sinks:
-            sink.write(step, numbers)
+        with self._reported():
+            for sink in self._sinks:
+                sink.write(step, numbers)
+
+    def flush(self) -> None:
+        with self._reported():
+            for sink in self._sinks:
+                sink.flush()
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        with self._reported():
+            for sink in self._sinks:
+                sink.close()
 
-
-Report = Callable[[str], None]
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(f"metrics could not be written to {self._folder}", error) from error

@@ -49,5 +49,11 @@ def spans(phases: tuple[Phase, ...]) -> Iterator[Span]:
         first += phase.steps
 
 
+def remaining(phases: tuple[Phase, ...], step: int) -> Iterator[Span]:
+    """Yield the phases not over at a step; the last one when all are over."""
+    *_, last = spans(phases)
+    return (span for span in spans(phases) if step < span.end or (span == last and step >= last.end))
+
+
 def total_steps(phases: tuple[Phase, ...]) -> int:
     return sum(phase.steps for phase in phases)

@@ -43,8 +43,8 @@ def initial_params(config: DecoderConfig, key: Key[Array, ""]) -> ParamTree:
 
 
 def state_from_params(params: ParamTree, tx: optax.GradientTransformation) -> TrainState:
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, tx.init(params), zero, zero, zero)
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each, or they could not all be donated
+    return TrainState(params, tx.init(params), *counters)
 
 
 def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:

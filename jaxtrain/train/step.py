@@ -45,7 +45,7 @@ def make_train_step(
         sums, gradient = gradients(loss_fn, state.params, batch, keys)
         weight = jnp.maximum(sums.weight, 1.0)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
-        loss, norm = sums.loss / weight, optax.global_norm(gradient)
+        loss, norm = sums.loss / weight, optax.tree.norm(gradient)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)

@@ -88,13 +88,20 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_no_vector(optimiz
         return (optax.apply_updates(params, updates), state), None
 
     (end, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
-    iterates = (1 - RATE * DECAY) ** np.arange(1, steps + 1)
-    left = iterates[-1]
-    if isinstance(optimizer, ScheduleFree):  # trains a mixture of the average and the last iterate
-        left = 0.9 * iterates.mean() + 0.1 * iterates[-1]
+    left = _mixture_left(steps) if isinstance(optimizer, ScheduleFree) else (1 - RATE * DECAY) ** steps
     for name, before in params.items():
         desired = before * np.float32(left if is_matrix(NAMES[name]) else 1.0)
         assert_close(end[name], desired, CLOSED_FORM_LAYER, name)
+
+
+def _mixture_left(steps: int) -> float:
+    """Return what decay leaves of schedule-free's y = 0.9 x + 0.1 z, where x averages z and z decays by y."""
+    x = y = z = 1.0
+    for step in range(1, steps + 1):
+        z -= RATE * DECAY * y
+        x += (z - x) / step
+        y = 0.9 * x + 0.1 * z
+    return y
 
 
 @every(ALL)

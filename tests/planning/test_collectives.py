@@ -136,7 +136,7 @@ TPU_FORMS = """HloModule step
 ENTRY %main (a: f32[16,8], b: bf16[4,8]) -> f32[4,8] {
   %a = f32[16,8]{1,0} parameter(0)
   %b = bf16[4,8]{1,0} parameter(1)
-  %all-reduce-scatter = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%reduced
+  %all-reduce-scatter = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%reduced, metadata={op_name="loss/dot"}
   %gather-start = (bf16[4,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) fusion(%b), kind=kCustom, calls=%begun
   %gather-done = bf16[16,8]{1,0} fusion(%b), kind=kCustom, calls=%ended
   %one = s32[] constant(1)
@@ -152,6 +152,7 @@ def test_collectives_that_the_tpu_compiler_disguises_are_seen_for_what_they_are(
     found = {item.kind: item for item in collectives(TPU_FORMS).items}
     assert set(found) == {"reduce-scatter", "all-gather", "collective-permute"}
     assert (found["reduce-scatter"].bytes, found["reduce-scatter"].group) == (16 * 8 * 4, 4)
+    assert found["reduce-scatter"].source == "loss/dot"
     assert (found["all-gather"].bytes, found["all-gather"].times, found["all-gather"].group) == (16 * 8 * 2, 1, 4)
 
 

@@ -37,8 +37,9 @@ TARGET = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_item, "CHUNK_BYTES", 10_000)  # several chunks, with edges, on both kinds of leaf
-    return write_params(tmp_path / "checkpoints", 0, TREE)
+    monkeypatch.setattr(checkpoint_item, "CHUNK_BYTES", 20_000)  # several chunks, with edges, on both kinds of leaf
+    write_params(tmp_path / "0", TREE)
+    return tmp_path / "0"
 
 
 def equal(got, expected):
@@ -49,9 +50,9 @@ def equal(got, expected):
 def test_orbax_restores_what_was_streamed(step):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), TARGET)
-    with ocp.CheckpointManager(step.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        assert manager.latest_step() == 0
-        restored = manager.restore(0, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        restored = checkpointer.restore(step, args=args)["params"]
     jax.tree.map(equal, restored, TREE)
 
 
@@ -65,7 +66,7 @@ def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
 def test_a_checkpoint_of_another_model_is_refused(step):
     with pytest.raises(ValueError, match=r"table is \(501, 33\), the configuration has \(500, 33\)"):
         open_params(step, TARGET | {"table": jax.ShapeDtypeStruct((500, 33), np.float32)})
-    with pytest.raises(ValueError, match=r"extra is none, the configuration has \(2,\)"):
+    with pytest.raises(ValueError, match="has no extra, which the configuration asks for"):
         open_params(step, TARGET | {"extra": jax.ShapeDtypeStruct((2,), np.float32)})
 
 
@@ -83,7 +84,7 @@ def test_writing_holds_a_few_chunks_however_large_the_parameters(tmp_path, monke
     read = Made.read
     monkeypatch.setattr(Made, "read", lambda self, box=(): largest.append(read(self, box).nbytes) or read(self, box))
     tracemalloc.start()
-    write_params(tmp_path / "checkpoints", 0, tree)
+    write_params(tmp_path / "0", tree)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert max(largest) == 1 << 18 and sum(largest) == sum(math.prod(leaf.shape) * 4 for leaf in tree.values())

@@ -62,7 +62,7 @@ class LatestWeightAverage:
 
     def initial_state(self, state: TrainState) -> ParamTree:
         queue = [_to_host(_copy(state.params)) for _ in range(self.window)]
-        return {"queue": queue, "filled": jnp.zeros((), jnp.int32)}
+        return {"queue": queue, "filled": jnp.zeros_like(state.step)}
 
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if run.step % self.every_steps:

@@ -1,0 +1,18 @@
+"""The bigram model's loss, kept in a run's metrics.jsonl as a record of step 0, for `jaxtrain plot` to draw."""
+
+import json
+from collections.abc import Sequence
+
+from jaxtrain.train.folder import RunFolder
+
+KEY = "bigram_loss"
+
+
+def keep(folder: RunFolder, loss: float | None) -> None:
+    """Begin the metrics of a new run with the loss; one that goes on has it already."""
+    if loss is not None and not folder.metrics.exists():
+        folder.metrics.write_text(json.dumps({"step": 0, KEY: loss}) + "\n", encoding="utf-8")
+
+
+def kept(records: Sequence[dict]) -> float | None:
+    return next((record[KEY] for record in records if KEY in record), None)

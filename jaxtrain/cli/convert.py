@@ -1,0 +1,208 @@
+"""`jaxtrain convert SOURCE TARGET`: a Hugging Face folder to a run folder, or a run folder to a Hugging Face folder.
+
+Which of the two is told by what SOURCE is. The run has checkpoint 0, parameters only, and a configuration with the
+model's architecture and tokenizer and placeholders for the rest: it generates at once, and trains when it is told on
+what. Weights pass through a piece at a time and keep their bits. What else lay in the Hugging Face folder (tokenizer
+files, token ids) waits in the run's huggingface/ for the way back.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_text import render
+from jaxtrain.cli.finished import mesh_at_hand
+from jaxtrain.config import TrainConfig
+from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.schedules import Cosine
+from jaxtrain.shapes import ParamTree
+from jaxtrain.surgery.checkpoint_item import open_params, write_params
+from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
+from jaxtrain.train.checkpoint import Checkpoints
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.hooks import Checkpoint
+from jaxtrain.train.manifest import write_manifest
+from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import abstract_model
+from jaxtrain.train.trained import trained_params
+
+CARRIED = "huggingface"  # in the run folder
+CARRIED_FILES = (  # beside config.json
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+CARRIED_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MODEL_ONLY = "model.gin"  # in place of config.gin where no tokenizer is at hand
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a Hugging Face folder, or the folder of a run")
+    parser.add_argument("target", type=Path, help="the folder to make: the other kind")
+    parser.add_argument("--family", choices=tuple(FAMILIES), help="on export: the family, if several express the model")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="on export: round the weights to it"
+    )
+    parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    source, target = arguments.source, arguments.target
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists: name a new folder")
+    if RunFolder(source).is_used:
+        export_run(RunFolder(source), target, arguments)
+    elif (source / "config.json").exists():
+        if arguments.family or arguments.dtype or arguments.weights:
+            raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
+        import_run(source, target)
+    else:
+        raise ValueError(
+            f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
+        )
+    return 0
+
+
+# -- in ---------------------------------------------------------------------------------------------------------
+
+
+def import_run(source: Path, target: Path) -> None:
+    """Make a run folder, whole or not at all."""
+    model, params = open_folder(source)
+    config = configuration(model, source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        folder = RunFolder(Path(temporary) / "run")
+        folder.path.mkdir()
+        carry(source, folder.path / CARRIED)
+        shutil.copy(source / "config.json", folder.path / CARRIED)
+        write_params(folder.checkpoints / "0", params)
+        write_manifest(folder.checkpoints / "0")
+        (folder.path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
+        os.replace(folder.path, target)
+    if config:  # now that its tokenizer is where it says
+        RunFolder(target).write_config(render(at_home(config, target)))
+        (target / MODEL_ONLY).unlink()
+    print(f"{model.parameter_count:,} parameters from {source}; the run is in {target}")
+    if config:
+        if isinstance(config.data.tokenizer, ByteTokenizer):
+            print(f"{source} has no tokenizer.json: the run's config.gin takes bytes; set data.tokenizer if not so")
+        print(f'next: jaxtrain generate {target} --prompt "Once"')
+    else:
+        print(f"it has {MODEL_ONLY} and no config.gin, as {source} has no tokenizer.json; it can be exported again")
+
+
+def configuration(model: DecoderConfig, source: Path) -> TrainConfig | None:
+    """Return a run of the model, its data and steps being placeholders, or None where no tokenizer fits."""
+    tokenizer = tokenizer_of(source)
+    if tokenizer is None:
+        if ByteTokenizer().vocab_size > model.vocab_size:
+            return None
+        tokenizer = ByteTokenizer()
+    return TrainConfig(
+        model=model,
+        data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer),
+        optimizer=AdamW(learning_rate=Cosine(peak=1e-5, warmup_steps=100)),
+        phases=(Phase(steps=1000, batch_size=8, sequence_length=min(1024, model.max_length)),),
+        hooks=(Checkpoint(every_steps=500),),
+    )
+
+
+def at_home(config: TrainConfig, target: Path) -> TrainConfig:
+    """Return the configuration with the tokenizer that was carried into the run folder."""
+    tokenizer = config.data.tokenizer
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        path = target / CARRIED / Path(tokenizer.path).name
+        tokenizer = dataclasses.replace(tokenizer, path=str(path.absolute()))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+
+
+def tokenizer_of(source: Path) -> Tokenizer | None:
+    file = source / "tokenizer.json"
+    if not file.exists():
+        return None
+    tokenizer, end = HuggingFaceTokenizer(path=str(file)), end_of_document(source)
+    return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
+
+
+def end_of_document(source: Path) -> str | None:
+    """Return the token that ends a text, by tokenizer_config.json or by the id in config.json."""
+    token = settings(source / "tokenizer_config.json").get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is None:
+        ids = settings(source / "config.json").get("eos_token_id")
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        model = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+        token = model.id_to_token(first) if isinstance(first, int) else None
+    return token
+
+
+# -- out --------------------------------------------------------------------------------------------------------
+
+
+def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
+    config = load(folder.config).config if folder.config.exists() else None
+    model = config.model if config else load(folder.path / MODEL_ONLY, root=DecoderConfig).config
+    step, params = weights_of(folder, model, config, arguments.weights)
+    given = settings(folder.path / CARRIED / "config.json")
+    export_folder(
+        model,
+        params,
+        target,
+        family=arguments.family or given.get("model_type"),
+        dtype=arguments.dtype,
+        settings={key: given[key] for key in CARRIED_SETTINGS if key in given},
+    )
+    carry(folder.path / CARRIED, target)
+    if config and isinstance(config.data.tokenizer, HuggingFaceTokenizer):
+        shutil.copy(config.data.tokenizer.path, target / "tokenizer.json")
+    print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
+
+
+def weights_of(
+    folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
+) -> tuple[int, ParamTree]:
+    """Return the step and the parameters of the latest sound checkpoint; averages pass through memory whole."""
+    if config and (weights or config.optimizer.averages):
+        mesh = mesh_at_hand(config.mesh)
+        run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
+        return trained_params(folder, **run)
+    step = Checkpoints(folder.checkpoints).latest_sound()
+    if step is None:
+        raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
+    _, target, _ = abstract_model(model)
+    return step, open_params(folder.checkpoints / str(step), target)
+
+
+# -- both -------------------------------------------------------------------------------------------------------
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy what a Hugging Face folder has beside configuration and weights."""
+    target.mkdir(exist_ok=True)
+    for name in CARRIED_FILES:
+        if (source / name).exists():
+            shutil.copy(source / name, target)
+
+
+def settings(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -1,0 +1,233 @@
+"""`jaxtrain plot RUN...`: loss, learning rate and throughput of one or several runs, as one picture.
+
+Read from metrics.jsonl alone, so a run may still be going on, and its checkpoints may be gone. The training loss is
+drawn twice: faint as measured, and as a moving average over about a fiftieth of the run.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from jaxtrain.cli.bigram_record import kept
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.metrics import read_metrics
+
+VALIDATION = "validation_loss"
+AVERAGE_MARKERS = {"ema": "D", "lawa": "^"}
+GREY = "0.35"
+STYLE = {
+    "grid": {"color": "0.9", "linewidth": 0.8},
+    "raw": {"linewidth": 0.6, "alpha": 0.28},
+    "smooth": {"linewidth": 1.8},
+    "bigram": {"linewidth": 1.2, "linestyle": (0, (5, 3))},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="the picture to write; plot.png in the first run by default")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folders = [Path(folder) for folder in arguments.runs]
+    out = Path(arguments.out) if arguments.out else folders[0] / "plot.png"
+    figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    print(f"wrote {out}")
+    return 0
+
+
+class Series(NamedTuple):
+    """A number of a run, at the steps where it was measured."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Curves(NamedTuple):
+    """What is drawn of a run. `validation` maps a metric (validation_loss, validation_loss_ema, ...) to its points."""
+
+    name: str
+    loss: Series
+    validation: dict[str, Series]
+    learning_rate: Series
+    tokens_per_second: Series
+    bigram: float | None
+
+
+def read_curves(folder: Path, name: str) -> Curves:
+    """Return the curves of a run folder.
+
+    Raises:
+        ValueError: the folder has no metrics of a step yet, or they cannot be read.
+    """
+    path = RunFolder(folder).metrics
+    if not path.is_file():
+        raise ValueError(f"{folder}: nothing to plot, there is no {path.name} in it; name the folder of a run")
+    try:
+        records = read_metrics(path)
+    except ValueError as error:
+        raise ValueError(f"{path} has a line that is not JSON ({error}); remove the line, or resume the run") from error
+    loss = _series(records, "loss")
+    if not len(loss.steps):
+        raise ValueError(f"{path} has no step yet: wait until the run has made one, then plot again")
+    kinds = dict.fromkeys(key for record in records for key in record if key.startswith(VALIDATION))
+    return Curves(
+        name=name,
+        loss=loss,
+        validation={kind: _series(records, kind) for kind in sorted(kinds)},
+        learning_rate=_series(records, "learning_rate"),
+        tokens_per_second=_series(records, "tokens_per_second"),
+        bigram=kept(records),
+    )
+
+
+def _series(records: Sequence[dict], key: str) -> Series:
+    found = [(record["step"], record[key]) for record in records if key in record]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return Series(np.array(steps, int), np.array(values, float))
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """Return short distinct names of runs: the paths without the folders that all of them are in."""
+    paths = [folder.resolve() for folder in folders]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
+
+
+def smoothed(values: np.ndarray, window: float) -> np.ndarray:
+    """Return the exponential moving average over about `window` values, unbiased at the start.
+
+    A value that is not finite (a skipped step) leaves the average as it was.
+    """
+    keep = math.exp(-1 / window)
+    total = weight = 0.0
+    averages = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1
+        if weight:
+            averages[i] = total / weight
+    return averages
+
+
+def draw(runs: Sequence[Curves]) -> Figure:
+    """Return the picture: loss above, learning rate and throughput below, one colour a run."""
+    figure = Figure(figsize=(10, 7.5), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
+    loss = figure.add_subplot(grid[0, :])
+    rate, speed = (figure.add_subplot(grid[1, column], sharex=loss) for column in (0, 1))
+    colors = [colormaps["tab10"](i % 10) for i in range(len(runs))]
+    for curves, color in zip(runs, colors, strict=True):
+        _draw_loss(loss, curves, color)
+        rate.plot(*curves.learning_rate, color=color, **STYLE["smooth"])
+        _draw_smoothed(speed, curves.tokens_per_second, color)
+    _draw_bigrams(loss, runs, colors)
+    loss.set_ylim(_loss_limits(runs))
+    speed.set_ylim(bottom=0)
+    rate.set_ylim(bottom=0)
+    _label(loss, "loss", "nats a token")
+    _label(rate, "learning rate", "")
+    _label(speed, "throughput", "tokens a second")
+    rate.yaxis.set_major_formatter("{x:g}")
+    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _explain(figure, loss, runs, colors)
+    return figure
+
+
+def _draw_loss(axes: Axes, curves: Curves, color) -> None:
+    _draw_smoothed(axes, curves.loss, color)
+    for kind, points in curves.validation.items():
+        axes.plot(*points, color=color, zorder=4, **_point_style(kind, color))
+
+
+def _point_style(kind: str, color) -> dict:
+    """Return a full dot for the model's own weights, and a larger hollow mark for averages, which may lie around it."""
+    if kind == VALIDATION:
+        return {"marker": "o", "markersize": 6, "markeredgecolor": "white", "linestyle": "none"}
+    marker = AVERAGE_MARKERS.get(kind.removeprefix(f"{VALIDATION}_"), "s")
+    return {"marker": marker, "markersize": 9, "markeredgecolor": color, "fillstyle": "none", "linestyle": "none"}
+
+
+def _draw_smoothed(axes: Axes, series: Series, color) -> None:
+    axes.plot(*series, color=color, **STYLE["raw"])
+    axes.plot(series.steps, smoothed(series.values, _window(series)), color=color, zorder=3, **STYLE["smooth"])
+
+
+def _window(series: Series) -> float:
+    return max(len(series.steps) / 50, 1)
+
+
+def _draw_bigrams(axes: Axes, runs: Sequence[Curves], colors: Sequence) -> None:
+    """One grey bar where all runs have the same, and one in the colour of each run otherwise."""
+    known = [(curves.bigram, color) for curves, color in zip(runs, colors, strict=True) if curves.bigram is not None]
+    same = len({bigram for bigram, _ in known}) == 1
+    for bigram, color in known[:1] if same else known:
+        axes.axhline(bigram, color=GREY if same else color, zorder=2, **STYLE["bigram"])
+
+
+def _loss_limits(runs: Sequence[Curves]) -> tuple[float, float]:
+    """Leave out the fall of the very first steps, which would flatten all the rest."""
+    shown = [smoothed(curves.loss.values, _window(curves.loss)) for curves in runs]
+    late = np.concatenate([values[len(values) // 20 :] for values in shown])
+    points = [series.values for curves in runs for series in curves.validation.values()]
+    bigrams = [curves.bigram for curves in runs if curves.bigram is not None]
+    low, high = _range(np.concatenate([late, *points, bigrams]))
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _label(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.set_xlabel("step", color=GREY)
+    axes.set_ylabel(unit, color=GREY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(**STYLE["grid"])
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.7")
+    axes.tick_params(color="0.7", labelcolor="0.25")
+
+
+def _explain(figure: Figure, loss: Axes, runs: Sequence[Curves], colors: Sequence) -> None:
+    """A legend of line kinds in the loss, and one of the runs above everything; one run is a title instead."""
+    color = colors[0] if len(runs) == 1 else GREY
+    loss.legend(handles=_kinds(runs, color), loc="upper right", frameon=True, edgecolor="0.9", fontsize=10)
+    if len(runs) == 1:
+        figure.suptitle(runs[0].name, fontsize=14)
+        return
+    handles = [Line2D([], [], color=c, linewidth=3, label=r.name) for r, c in zip(runs, colors, strict=True)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 4), frameon=False, fontsize=11)
+
+
+def _kinds(runs: Sequence[Curves], color) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=color, label="train, smoothed", **STYLE["smooth"]),
+        Line2D([], [], color=color, label="train, each step", **STYLE["raw"] | {"alpha": 0.5, "linewidth": 1}),
+    ]
+    for kind in dict.fromkeys(kind for curves in runs for kind in curves.validation):
+        label = "validation" + kind.removeprefix(VALIDATION).replace("_", ", ", 1)
+        handles.append(Line2D([], [], color=color, label=label, **_point_style(kind, color)))
+    bigrams = {curves.bigram for curves in runs} - {None}
+    if bigrams:
+        values = ", ".join(f"{bigram:.3f}" for bigram in sorted(bigrams))
+        handles.append(Line2D([], [], color=GREY, label=f"bigram model, {values}", **STYLE["bigram"]))
+    return handles

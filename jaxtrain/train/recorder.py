@@ -1,0 +1,80 @@
+"""What a step measured, on its way from the devices to the metrics and the progress bar.
+
+It is read one step late, so that the devices work on a step while the host waits for the one before it.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from jaxtrain.train.folder import SaveError
+from jaxtrain.train.metrics import Metrics, Numbers
+from jaxtrain.train.progress import Bar, Speed, model_flops_utilization
+
+
+class _Pending(NamedTuple):
+    step: int
+    measured: dict[str, jax.Array]  # by the step, still on the devices
+    added: Numbers  # by hooks, after it
+
+
+class Recorder:
+    """In a `with`, shows the bar; on the way out closes the metrics. `latest` is the last of everything measured."""
+
+    def __init__(self, metrics: Metrics, bar: Bar):
+        self._metrics, self._bar = metrics, bar
+        self._pending: _Pending | None = None
+        self.latest: Numbers = {}
+
+    def __enter__(self) -> "Recorder":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._bar.__exit__(kind, error, traceback)
+        try:
+            self._metrics.close()
+        except SaveError:
+            if error is None:  # or else the error on its way tells the user more
+                raise
+
+    def enter_phase(self, *, tokens_per_step: int, flops_per_token: float, devices: int) -> None:
+        self._speed = Speed()
+        self._tokens_per_step, self._flops_per_token, self._devices = tokens_per_step, flops_per_token, devices
+
+    def begin(self, step: int, measured: dict[str, jax.Array]) -> None:
+        """Take what a step that has just been started is going to measure."""
+        assert self._pending is None
+        self._pending = _Pending(step, measured, {})
+
+    def add(self, numbers: Numbers) -> None:
+        """Add what a hook measured after the step at hand."""
+        assert self._pending is not None, "the step's line is written already: numbers come before checkpoints"
+        self._pending.added.update(numbers)
+
+    def finish(self) -> tuple[int, Numbers] | None:
+        """Wait for the step at hand and write what it measured; return it, or None if there is none at hand."""
+        if self._pending is None:
+            return None
+        (step, measured, added), self._pending = self._pending, None
+        numbers = {name: float(value) for name, value in measured.items()} | self._speed_numbers()
+        if added:
+            self._speed.pause()  # the step after it waited for a hook
+        self._bar.update(step, numbers)
+        self.latest |= numbers | added
+        self._metrics.write(step, numbers | added)
+        return step, numbers
+
+    def flush(self) -> None:
+        """See to it that all lines up to here survive the machine."""
+        self._metrics.flush()
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _speed_numbers(self) -> Numbers:
+        tokens_per_second = self._speed.step_done(self._tokens_per_step)
+        if tokens_per_second is None:
+            return {}
+        mfu = model_flops_utilization(tokens_per_second, self._flops_per_token, self._devices)
+        return {"tokens_per_second": tokens_per_second} | ({} if mfu is None else {"mfu": mfu})

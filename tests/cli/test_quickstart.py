@@ -1,0 +1,100 @@
+"""The quickstart from the first line to the last picture, made tiny."""
+
+import math
+import shlex
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tiny_run import EVALUATED_STEPS, QUICKSTART, STEPS, content
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_text import leaf_count
+from jaxtrain.cli.main import main
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.metrics import read_metrics
+
+
+def measured(folder, key):
+    """Return {step: number} of one metric of a run."""
+    return {record["step"]: record[key] for record in read_metrics(RunFolder(folder).metrics) if key in record}
+
+
+def next_commands(run):
+    """Return the command lines that the end of training proposes."""
+    lines = [line.removeprefix("next:").strip() for line in run.printed.splitlines()]
+    return [shlex.split(line.removeprefix("jaxtrain ")) for line in lines if line.startswith("jaxtrain ")]
+
+
+def events(folder):
+    """Return {metric: {step: number}} of a run's TensorBoard files, read record by record."""
+    found = {}
+    for file in (folder / "tensorboard").iterdir():
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])  # then 4 bytes of checksum, the event, 4 of checksum
+            event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_quickstart_has_at_most_sixty_keys():
+    assert leaf_count(load(QUICKSTART).config) <= 60
+
+
+def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
+    printed = tiny_run.printed
+    assert f"{load(tiny_run.folder).config.model.parameter_count:,} parameters, {STEPS} steps" in printed
+    loss, bigram = measured(tiny_run.folder, "validation_loss")[STEPS], measured(tiny_run.folder, "bigram_loss")[0]
+    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f})" in printed
+    assert f"a bigram model counted on the same training split: {bigram:.4f}" in printed
+    assert f"the run is in {tiny_run.folder}" in printed
+    assert [command[:2] for command in next_commands(tiny_run)] == [
+        [name, str(tiny_run.folder)] for name in ("generate", "eval", "plot")
+    ]
+
+
+def test_the_commands_it_proposes_work(tiny_run, tmp_path, capsys):
+    generate, evaluate, plot = next_commands(tiny_run)
+    before = content(tiny_run.folder)
+    assert main([*generate, "--tokens", "20"]) == 0
+    assert capsys.readouterr().out.startswith("def ")
+    assert main([*evaluate, "--batches", "2"]) == 0
+    loss = measured(tiny_run.folder, "validation_loss")[STEPS]
+    assert f"step {STEPS}: validation loss {loss:.4f} nats a token" in capsys.readouterr().out
+    assert main([*plot, "--out", str(tmp_path / "plot.png")]) == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert content(tiny_run.folder) == before
+
+
+def test_metrics_have_every_step(tiny_run):
+    steps = list(range(1, STEPS + 1))
+    for key in ("loss", "nll", "learning_rate", "gradient_norm", "weight"):
+        assert list(measured(tiny_run.folder, key)) == steps, key
+    assert all(2 < loss < 10 for loss in measured(tiny_run.folder, "loss").values())
+    assert list(measured(tiny_run.folder, "validation_loss")) == list(EVALUATED_STEPS)
+    assert min(measured(tiny_run.folder, "tokens_per_second").values()) > 0
+    assert measured(tiny_run.folder, "bigram_loss").keys() == {0}
+
+
+def test_tensorboard_has_what_metrics_have(tiny_run):
+    found = events(tiny_run.folder)
+    for key in ("loss", "learning_rate", "validation_loss"):
+        assert found[key] == pytest.approx(measured(tiny_run.folder, key)), key
+
+
+def test_samples_are_kept(tiny_run):
+    assert f"step {STEPS}" in RunFolder(tiny_run.folder).samples.read_text(encoding="utf-8")
+
+
+def test_the_operative_configuration_alone_reproduces_the_run(tiny_run, tmp_path, monkeypatch):
+    config = tmp_path / "elsewhere" / "config.gin"
+    config.parent.mkdir()
+    config.write_bytes(RunFolder(tiny_run.folder).config.read_bytes())
+    monkeypatch.chdir(config.parent)
+    again = tmp_path / "again"
+    assert main(["train", str(config), "--run", str(again)]) == 0
+    for key in ("loss", "gradient_norm", "validation_loss", "bigram_loss"):
+        assert measured(again, key) == measured(tiny_run.folder, key), key
+    assert load(again).config == load(tiny_run.folder).config

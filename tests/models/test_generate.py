@@ -1,0 +1,103 @@
+"""Generation with a cache is generation without one; and what each way of sampling may draw."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import PRESETS, packed_batch, random_params
+
+from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.train.state import abstract_model
+
+GREEDY = Sampling(temperature=0.0)
+TOKENS = 6
+
+
+def _prompts() -> list[list[int]]:
+    random = np.random.default_rng(3)
+    return [random.integers(0, 320, size).tolist() for size in (35, 3)]  # one longer than the windows of the presets
+
+
+def _generate(name: str, prompts, sampling=GREEDY, **options):
+    config = PRESETS[name]
+    graph, _, _ = abstract_model(config)
+    return generate(graph, random_params(config), prompts, tokens=TOKENS, sampling=sampling, **options)
+
+
+def _likeliest_without_cache(name: str, sequences: list[list[int]]) -> np.ndarray:
+    """Return the likeliest next token after every token of every sequence."""
+    length = max(map(len, sequences))
+    batch = packed_batch([[len(sequence)] for sequence in sequences], length, vocab_size=320)
+    for row, sequence in zip(batch.tokens, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    graph, _, _ = abstract_model(PRESETS[name])
+    forward = jax.jit(lambda params: jnp.argmax(nnx.merge(graph, params)(batch), axis=-1))
+    return np.asarray(forward(random_params(PRESETS[name])))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_cached_generation_is_uncached_generation(name):
+    prompts = _prompts()
+    continued = _generate(name, prompts, key=jax.random.key(0))
+    likeliest = _likeliest_without_cache(name, [p + c for p, c in zip(prompts, continued, strict=True)])
+    for row, prompt, tokens in zip(likeliest, prompts, continued, strict=True):
+        assert tokens == row[len(prompt) - 1 : len(prompt) - 1 + TOKENS].tolist()
+        assert len(set(tokens)) > 1  # not one token over and over
+
+
+def test_what_a_prompt_draws_does_not_depend_on_the_others():
+    prompts, sampling = _prompts(), Sampling(temperature=1.0, top_k=50)
+    together = _generate("llama3", prompts, sampling, key=jax.random.key(1))
+    assert _generate("llama3", prompts[:1], sampling, key=jax.random.key(1)) == together[:1]
+    assert _generate("llama3", prompts, sampling, key=jax.random.key(2)) != together
+
+
+def test_a_continuation_ends_before_the_stop_token():
+    whole = _generate("llama3", _prompts(), key=jax.random.key(0))[0]
+    stop = whole[3]
+    ended = _generate("llama3", _prompts(), key=jax.random.key(0), stop_token=stop)[0]
+    assert ended == whole[: whole.index(stop)]
+
+
+PROBABILITIES = np.array([0.05, 0.4, 0.05, 0.3, 0.2])
+
+
+def _draws(sampling: Sampling, count: int = 4000) -> np.ndarray:
+    """Return the share of each token in many draws from one distribution."""
+    logits = np.broadcast_to(np.log(PROBABILITIES).astype(np.float32), (count, 5))
+    drawn = jax.jit(sampling.draw)(logits, jax.random.split(jax.random.key(0), count))
+    return np.bincount(drawn, minlength=5) / count
+
+
+@pytest.mark.parametrize(
+    ("sampling", "desired"),
+    [
+        (Sampling(), PROBABILITIES),
+        (Sampling(temperature=0.0), [0, 1, 0, 0, 0]),
+        (Sampling(temperature=0.5), PROBABILITIES**2 / (PROBABILITIES**2).sum()),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7, 0]),
+        (Sampling(top_k=99), PROBABILITIES),
+        (Sampling(top_p=0.6), [0, 4 / 7, 0, 3 / 7, 0]),
+        (Sampling(top_p=0.71), [0, 4 / 9, 0, 3 / 9, 2 / 9]),
+        (Sampling(top_p=0.01), [0, 1, 0, 0, 0]),
+        (Sampling(top_k=3, top_p=0.5), [0, 4 / 7, 0, 3 / 7, 0]),
+    ],
+)
+def test_tokens_are_drawn_with_their_share(sampling, desired):
+    shares = _draws(sampling)
+    assert shares == pytest.approx(np.array(desired), abs=0.04)
+    assert not shares[np.array(desired) == 0].any()
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)])
+def test_impossible_sampling_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        Sampling(**{field: value})
+
+
+def test_prompts_that_are_empty_or_exceed_the_context_are_refused_with_the_lengths():
+    with pytest.raises(ValueError, match="empty"):
+        _generate("gpt2", [[]], key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"252 tokens and 6 more exceed the model's context of 256: .*at most 4"):
+        _generate("gpt2", [[1] * 252], key=jax.random.key(0))

@@ -1,0 +1,156 @@
+"""`jaxtrain convert` there and back: same bits, tokenizer and token ids carried along, clear refusals."""
+
+import dataclasses
+import json
+
+import huggingface_goldens as goldens
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.main import main
+from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, TextFiles
+from jaxtrain.models import presets
+from jaxtrain.surgery.huggingface import export_folder, open_folder
+from jaxtrain.train.checkpoint import Checkpoints
+from jaxtrain.train.hooks import Checkpoint
+from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import abstract_model
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_there_and_back_is_bit_identical(family, tmp_path, capsys):
+    source, run, back = goldens.copy(family, tmp_path), tmp_path / "run", tmp_path / "back"
+    if family == "qwen3":
+        narrow = {name: array.astype(ml_dtypes.bfloat16) for name, array in goldens.tensors(source).items()}
+        goldens.save(narrow, source)
+    assert main(["convert", str(source), str(run)]) == 0
+    assert main(["convert", str(run), str(back)]) == 0
+    assert goldens.bits(back) == goldens.bits(source)
+    assert open_folder(back)[0] == open_folder(source)[0]
+    original, settings = (json.loads((folder / "config.json").read_text()) for folder in (source, back))
+    for key in ("model_type", "architectures", "bos_token_id", "eos_token_id"):
+        assert settings[key] == original[key]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """A Qwen 3 whose vocabulary has room for bytes."""
+    config = presets.qwen3_tiny()
+    folder = tmp_path_factory.mktemp("tiny") / "qwen3"
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32), abstract_model(config)[1])
+    export_folder(config, params, folder)
+    return folder
+
+
+def add_tokenizer(folder):
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"def": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    model.add_special_tokens(["<eos>"])
+    model.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<eos>"}}')
+
+
+def test_an_imported_run_has_a_configuration_and_a_sound_checkpoint(tiny_folder, tmp_path):
+    assert main(["convert", str(tiny_folder), str(tmp_path / "run")]) == 0
+    config = load(tmp_path / "run").config
+    assert config.model == presets.qwen3_tiny()
+    assert config.data.tokenizer == ByteTokenizer()
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.latest_sound() == 0
+    _, shapes, _ = abstract_model(config.model)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), shapes)
+    table = checkpoints.restore_params(0, target)["embedding"]["table"]
+    np.testing.assert_array_equal(table, goldens.tensors(tiny_folder)["model.embed_tokens.weight"])
+
+
+def test_an_imported_run_generates(tiny_folder, tmp_path, capsys):
+    assert main(["convert", str(tiny_folder), str(tmp_path / "run")]) == 0
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "def ", "--tokens", "3", "--temperature", "0"]) == 0
+    assert "def " in capsys.readouterr().out
+
+
+def test_the_tokenizer_comes_along_and_goes_back(tiny_folder, tmp_path, monkeypatch):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "source", "run"]) == 0
+    tokenizer = load("run").config.data.tokenizer
+    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.end_of_document_id == 1
+    assert tokenizer.encode("def").tolist() == [0]
+    assert main(["convert", "run", "back"]) == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_weights_are_rounded_on_request(tiny_folder, tmp_path):
+    assert main(["convert", str(tiny_folder), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back"), "--dtype", "bfloat16"]) == 0
+    assert {tensor.dtype for tensor in goldens.bits(tmp_path / "back").values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_an_imported_run_trains_on_from_the_weights_and_goes_back(tiny_folder, tmp_path):
+    """Files of bfloat16 become float32 master weights. Worth its seconds: the way of everyone who fine-tunes."""
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    narrow = {name: array.astype(ml_dtypes.bfloat16) for name, array in goldens.tensors(source).items()}
+    goldens.save(narrow, source)
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    (tmp_path / "words.txt").write_text("some words to train on " * 100)
+    loaded = load(tmp_path / "run").config
+    data = dataclasses.replace(loaded.data, source=TextFiles(glob=str(tmp_path / "*.txt")), validation_fraction=0.0)
+    phases = (Phase(steps=1, batch_size=2, sequence_length=16),)
+    config = dataclasses.replace(loaded, data=data, phases=phases, writers=(), hooks=(Checkpoint(every_steps=1),))
+    result = config.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
+    table = np.asarray(result.state.params["embedding"]["table"])
+    assert result.step == 1 and table.dtype == np.float32
+    np.testing.assert_allclose(table, narrow["model.embed_tokens.weight"].astype(np.float32), atol=1e-5, rtol=0)
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.embed_tokens.weight"], table)
+    query = np.asarray(result.state.params["blocks"]["blocks"][0]["mixer"]["query"])[1].reshape(64, -1)
+    np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.layers.1.self_attn.q_proj.weight"], query.T)
+
+
+def refused(capsys, *arguments):
+    assert main(["convert", *map(str, arguments)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_what_is_neither_kind_of_folder_is_refused(tmp_path, capsys):
+    assert "is neither a run" in refused(capsys, tmp_path / "nothing", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_that_exists_is_left_as_it_was(tiny_folder, tmp_path, capsys):
+    (tmp_path / "config.gin").write_text("mine")
+    assert "exists: name a new folder" in refused(capsys, tiny_folder, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.gin"]
+
+
+def test_a_failed_import_leaves_nothing(tmp_path, capsys):
+    source = goldens.copy("llama", tmp_path)
+    (source / "model-00001-of-00002.safetensors").unlink()
+    assert "lacks model-00001-of-00002.safetensors" in refused(capsys, source, tmp_path / "run")
+    assert [file.name for file in tmp_path.iterdir()] == ["llama"]
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path, capsys):
+    source = goldens.copy("llama", tmp_path)
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | {"model_type": "mamba"}))
+    assert "knows llama, mistral, qwen3, gemma2, gpt2" in refused(capsys, source, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_not_exported(tiny_folder, tmp_path, capsys):
+    assert main(["convert", str(tiny_folder), str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    file = max((tmp_path / "run" / "checkpoints" / "0").rglob("*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert "no finished checkpoint to export" in refused(capsys, tmp_path / "run", tmp_path / "back")
+    assert not (tmp_path / "back").exists()

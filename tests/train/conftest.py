@@ -1,0 +1,26 @@
+"""What tests of training share: one corpus, and compilations kept from test to test and process to process."""
+
+import jax
+import pytest
+import runs
+
+from jaxtrain.data import DataConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_compilations(tmp_path_factory):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "cache" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> DataConfig:
+    return runs.write_corpus(tmp_path_factory.mktemp("text") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory) -> list[float]:
+    """The losses of runs.tiny_run, not interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.train(runs.tiny_run(data), folder)
+    return runs.losses(folder)

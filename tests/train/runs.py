@@ -1,0 +1,128 @@
+"""Small whole runs that the tests of training share."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from tiny import variant
+
+from jaxtrain.cli.config_text import render
+from jaxtrain.config import TrainConfig
+from jaxtrain.data import DataConfig, TextFiles
+from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.schedules import Constant
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.hooks import Checkpoint
+from jaxtrain.train.hooks.base import SAVING, StatelessHook
+from jaxtrain.train.loop import Result
+from jaxtrain.train.phases import Phase
+
+LENGTH = 16
+COMMAND = (sys.executable, "-m", "jaxtrain.cli.main", "train")
+
+
+def write_corpus(folder: Path, *, files: int = 8, alphabet: str = "abcdefgh \n") -> DataConfig:
+    """Write files of random text, and return the data that they are."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        random = np.random.default_rng(number)
+        (folder / f"document{number}.txt").write_text("".join(random.choice(list(alphabet), 600)))
+    return DataConfig(source=TextFiles(glob=f"{folder}/*.txt"), validation_fraction=0.3)
+
+
+def tiny_run(data: DataConfig, *, steps: int = 12, save_every: int = 5, **changes) -> TrainConfig:
+    """Return a run of a tiny decoder, with some fields changed."""
+    config = TrainConfig(
+        model=variant(vocab_size=320),
+        data=data,
+        optimizer=AdamW(learning_rate=Constant(peak=1e-2, warmup_steps=3)),  # runs of any length share a compilation
+        phases=(Phase(steps=steps, batch_size=8, sequence_length=LENGTH),),
+        hooks=(Checkpoint(every_steps=save_every),),
+        writers=(),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def train(config: TrainConfig, folder: Path) -> Result:
+    return config.train(folder)
+
+
+def write_config(config: TrainConfig, path: Path) -> Path:
+    path.write_text(render(config))
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the loss of every step, having seen that each step has one line."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def host_copy(tree: ParamTree) -> ParamTree:
+    return jax.tree.map(np.array, tree)
+
+
+class Crash(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CrashAfter(StatelessHook):
+    """Ends a run in this process the hard way, after a step and its checkpoint."""
+
+    step: int
+    order = SAVING + 1
+
+    @property
+    def name(self) -> str:
+        return "crash"
+
+    def after_step(self, run, state, own):
+        if run.step == self.step:
+            raise Crash
+        return state, own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Watch(StatelessHook):
+    """Calls a function with the run and the state after every step."""
+
+    look: Callable
+    order = SAVING + 1
+
+    @property
+    def name(self) -> str:
+        return "watch"
+
+    def after_step(self, run, state, own):
+        self.look(run, state)
+        return state, own
+
+
+def start_command(config: Path, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
+    """Start `jaxtrain train` as a process of its own; its output goes to files beside the run folder."""
+    out, err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
+    with out.open("w") as stdout, err.open("w") as stderr:
+        return subprocess.Popen(
+            [*COMMAND, str(config), "--run", str(folder), *options],
+            env=os.environ | environment,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, *, seconds: float = 240) -> None:
+    """Wait for something that a process is to do before it ends."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before that"
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.001)

@@ -1,0 +1,60 @@
+"""Twenty steps of a tiny decoder on a mesh, for the tests of the same loss. Run as a program it is one of several
+processes, told who it is by the variables of `jaxtrain.train.distributed`, and prints its losses as JSON."""
+
+import json
+
+import jax
+import numpy as np
+from tiny import random_params, training_batch, variant
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.schedules import Cosine
+from jaxtrain.train.distributed import start
+from jaxtrain.train.feed import Layout
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.state import abstract_model, state_from_params, state_shardings
+from jaxtrain.train.step import make_train_step
+
+STEPS, ROWS, LENGTH, DROPOUT = 20, 16, 16, 0.1
+OPTIMIZER = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
+TWO_PROCESSES = MeshConfig(data=2, fsdp=2, tensor=2)  # `data` goes across the processes
+
+
+def losses(mesh_config: MeshConfig, *, dropout: float, microbatches: int = 1, devices=None) -> list[float]:
+    """Return the loss of every step. The same initial values are laid out over whatever mesh is asked for."""
+    config, mesh = variant(dropout=dropout), mesh_config.build(devices)
+    graph, _, names = abstract_model(config)
+    rate = OPTIMIZER.learning_rate.build(STEPS)
+    tx = transformation(OPTIMIZER, rate, names, clip_norm=1.0)
+    state = state_from_params(random_params(config), tx)
+    state = jax.tree.map(_spread, state, state_shardings(state, names, mesh))
+    layout = Layout(ROWS, LENGTH, mesh)
+    step = make_train_step(
+        graph, NextToken(z_loss=1e-3), Accumulate(microbatches=microbatches), tx, rate, dropout=dropout > 0
+    )
+    found = []
+    with jax.set_mesh(mesh):
+        step = jax.jit(step, donate_argnums=0)
+        for seed in range(STEPS):
+            batch = training_batch(ROWS, LENGTH, vocab_size=64, seed=seed)
+            own_rows = jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch)
+            state, metrics = step(state, layout.globalise(own_rows), jax.random.key(7))
+            found.append(metrics["loss"])
+    return [float(loss) for loss in found]
+
+
+def _spread(x, sharding) -> jax.Array:
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _one_of_several() -> None:
+    start()
+    assert jax.process_count() == 2 and jax.device_count() == 8 and jax.local_device_count() == 4
+    print("\n" + json.dumps(losses(TWO_PROCESSES, dropout=DROPOUT)))  # the collectives' library prints before it
+
+
+if __name__ == "__main__":
+    _one_of_several()

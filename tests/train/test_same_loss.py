@@ -1,0 +1,89 @@
+"""The promise of the project: a run has the same loss on any mesh, and its dropout too."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import same_loss
+from same_loss import DROPOUT, TWO_PROCESSES
+from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
+
+from jaxtrain.mesh import MeshConfig
+
+
+@functools.cache
+def _one_device(dropout: float) -> list[float]:
+    return same_loss.losses(MeshConfig(), dropout=dropout, devices=jax.devices()[:1])
+
+
+MESHES = {
+    "data 8": MeshConfig(data=8, fsdp=1),
+    "fsdp 8": MeshConfig(fsdp=8),
+    "data 2 x fsdp 2 x tensor 2": TWO_PROCESSES,
+    "fsdp 2 x tensor 4": MeshConfig(fsdp=2, tensor=4),  # more than there are key-value heads
+    "replica 2 x context 2 x tensor 2": MeshConfig(replica=2, fsdp=1, context=2, tensor=2),
+}
+
+
+def _close(found: list[float], dropout: float = DROPOUT) -> None:
+    assert len(found) == same_loss.STEPS
+    assert_close(np.array(found), np.array(_one_device(dropout)), SAME_LOSS_ON_ANY_MESH)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_the_loss_of_every_step_is_that_of_one_device(name):
+    _close(same_loss.losses(MESHES[name], dropout=DROPOUT))
+
+
+def test_the_loss_without_dropout_is_that_of_one_device():
+    _close(same_loss.losses(TWO_PROCESSES, dropout=0.0), dropout=0.0)
+
+
+def test_the_loss_of_four_microbatches_is_that_of_the_whole_batch():
+    _close(same_loss.losses(TWO_PROCESSES, dropout=DROPOUT, microbatches=4))
+
+
+def test_the_run_learns_and_dropout_shows():
+    with_dropout, without = _one_device(DROPOUT), _one_device(0.0)
+    assert np.mean(without[-4:]) < np.mean(without[:4]) - 0.1
+    assert np.max(np.abs(np.subtract(with_dropout, without))) > 100 * SAME_LOSS_ON_ANY_MESH.absolute
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def _start(process: int, port: int) -> subprocess.Popen:
+    tests = Path(same_loss.__file__).parents[1]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+    }
+    command = [sys.executable, same_loss.__file__]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_of_four_devices_have_the_loss_of_one_device():
+    port = _free_port()
+    processes = [_start(process, port) for process in range(2)]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text
+        _close(json.loads(text.splitlines()[-1]))

@@ -1,0 +1,252 @@
+"""The train step: accumulation, skipped steps, precision, donation, and a state that is created in shards."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jaxpr_dots import dots
+from tiny import DECODER, bytes_of, random_params, training_batch, variant
+from tolerances import EXACT, SAME_GRADIENT, assert_close
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.objectives.sums import Sums
+from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.schedules import Linear
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.state import abstract_model, create_state, state_from_params
+from jaxtrain.train.step import example_keys, make_train_step
+
+ROWS, LENGTH = 8, 12
+OPTIMIZER = AdamW(learning_rate=Linear(peak=0.01, warmup_steps=4))
+RATE = OPTIMIZER.learning_rate.build(20)
+KEY = jax.random.key(5)
+
+
+def _batch(seed: int = 0):
+    """Rows of very different weight: of four microbatches the first has none, the second is all tokens."""
+    batch = training_batch(ROWS, LENGTH, vocab_size=64, seed=seed)
+    batch.weights[0::4], batch.weights[1::4] = 0.0, 1.0
+    return batch
+
+
+def _tx(config=DECODER) -> optax.GradientTransformation:
+    return transformation(OPTIMIZER, RATE, abstract_model(config)[2], clip_norm=1.0)
+
+
+def _state(config=DECODER, tx=None):
+    return state_from_params(jax.tree.map(jnp.asarray, random_params(config)), tx or _tx(config))
+
+
+def _step(config=DECODER, *, objective=NextToken(), microbatches: int = 1, tx=None):  # noqa: B008
+    graph, _, _ = abstract_model(config)
+    gradients = Accumulate(microbatches=microbatches)
+    return make_train_step(graph, objective, gradients, tx or _tx(config), RATE, dropout=config.dropout > 0)
+
+
+def _sums_and_gradient(microbatches: int):
+    config = variant(dropout=0.2)
+    graph, _, _ = abstract_model(config)
+
+    def loss_fn(params, batch, keys):
+        return NextToken(z_loss=0.01)(nnx.merge(graph, params), batch, keys)
+
+    def run(params, batch):
+        return Accumulate(microbatches=microbatches)(loss_fn, params, batch, example_keys(KEY, ROWS))
+
+    return jax.jit(run)(random_params(config), _batch())
+
+
+def test_accumulated_gradients_of_unequal_weights_are_those_of_the_whole_batch():
+    weights = _batch().weights.reshape(ROWS // 4, 4, LENGTH).sum((0, 2))
+    assert weights[0] == 0 and weights[1] > 2 * weights[2:].max()  # a mean of means would be far off
+    (whole, gradient), (sums, accumulated) = _sums_and_gradient(1), _sums_and_gradient(4)
+    assert_close(sums, whole, SAME_GRADIENT._replace(absolute=1e-4))  # sums over 60 tokens, not means
+    assert_close(accumulated, gradient, SAME_GRADIENT._replace(absolute=1e-4))
+
+
+def test_a_batch_without_any_weight_costs_nothing_and_divides_by_nothing():
+    batch = _batch()._replace(weights=np.zeros((ROWS, LENGTH), np.float32))
+    state, metrics = jax.jit(_step(objective=_squares))(_state(), batch, KEY)
+    assert metrics["loss"] == 0 and metrics["weight"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def _squares(model, batch, keys) -> Sums:
+    """A loss cheap to compile. The first weight, when it is 0, makes the gradient nan and leaves the loss finite."""
+    square = jnp.sum(jnp.square(model.embedding.table[...]))
+    switch = jnp.where(batch.weights[0, 0] < 0, 0.0, 1.0)
+    loss = square * jnp.sum(jnp.abs(batch.weights)) + jnp.sqrt(switch * square)
+    weight = jnp.sum(jnp.abs(batch.weights))
+    return Sums(jnp.where(weight == 0, 0.0 * square, loss), weight, {})
+
+
+def _poisoned(kind: str):
+    weights = np.ones((ROWS, LENGTH), np.float32)
+    weights[0, 0] = {"good": 1.0, "loss": np.inf, "gradient": -1.0}[kind]
+    return _batch()._replace(weights=weights)
+
+
+def test_a_non_finite_loss_or_gradient_changes_nothing_is_counted_and_the_count_resets():
+    step, state, seen = jax.jit(_step(objective=_squares)), _state(), []
+    for kind in ("good", "loss", "gradient", "good", "gradient"):
+        before = state
+        state, metrics = step(before, _poisoned(kind), KEY)
+        unchanged = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before[:2], state[:2])), strict=True)]
+        assert all(unchanged) if kind != "good" else not all(unchanged), kind
+        assert np.isfinite(metrics["loss"]) == (kind != "loss"), kind
+        assert np.isfinite(metrics["gradient_norm"]) == (kind == "good"), kind
+        seen.append((int(state.step), int(state.skipped), int(state.skipped_in_a_row), float(metrics["learning_rate"])))
+    rates = [float(RATE(update)) for update in (0, 1, 1, 1, 2)]  # the schedule counts updates, not steps
+    assert [row[:3] for row in seen] == [(1, 0, 0), (2, 1, 1), (3, 2, 2), (4, 2, 0), (5, 3, 1)]
+    assert [row[3] for row in seen] == pytest.approx(rates)
+
+
+def test_a_skipped_step_leaves_later_steps_as_if_it_had_not_been():
+    step = jax.jit(_step(objective=_squares))
+
+    def run(kinds):
+        state = _state()
+        for kind in kinds:
+            state, _ = step(state, _poisoned(kind), KEY)
+        return state
+
+    assert_close(run(["good", "loss", "good"])[:2], run(["good", "good"])[:2], EXACT)
+
+
+def test_the_state_is_donated():
+    state = _state()
+    leaves = jax.tree.leaves(state)
+    new, _ = jax.jit(_step(objective=_squares), donate_argnums=0)(state, _batch(), KEY)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The whole step of the tiny decoder, donated, on one device."""
+    state = _state()
+    step = jax.jit(_step(), donate_argnums=0)
+    return step.lower(state, _batch(), KEY).compile(), state
+
+
+def test_a_donated_step_writes_over_its_input(compiled):
+    step, state = compiled
+    memory = step.memory_analysis()
+    assert memory.alias_size_in_bytes >= bytes_of(state)
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1024  # the metrics
+
+
+def test_the_loss_falls(compiled):
+    step, state = compiled
+    state = jax.tree.map(jnp.copy, state)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, _batch(), KEY)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.3
+    assert float(metrics["nll"]) == losses[-1]  # no z-loss here
+    assert float(metrics["weight"]) == _batch().weights.sum()
+
+
+BF16 = variant(compute_dtype="bfloat16")
+
+
+def test_bfloat16_compute_keeps_parameters_moments_and_gradients_in_float32():
+    seen = []
+
+    def record(updates, state, params):
+        seen.extend(leaf.dtype for leaf in jax.tree.leaves(updates))
+        return updates, state
+
+    tx = optax.chain(optax.GradientTransformation(lambda params: (), record), _tx(BF16))
+    state = _state(BF16, tx)
+    new, metrics = jax.eval_shape(_step(BF16, tx=tx, microbatches=2), state, _batch(), KEY)
+    assert set(seen) == {jnp.dtype("float32")}
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(new.params)} == {"float32"}
+    assert metrics["loss"].dtype == jnp.float32
+
+
+def test_bfloat16_compute_multiplies_weights_and_activations_in_bfloat16():
+    graph, _, _ = abstract_model(BF16)
+
+    def loss(params):
+        return NextToken()(nnx.merge(graph, params), _batch(), None).loss
+
+    found = dots(loss, random_params(BF16))
+    assert len(found) == 10  # four projections, scores, values, three of the feed-forward layer, head
+    assert {operand.name for inputs, _ in found for operand in inputs} == {"bfloat16"}
+    assert sorted(output.name for _, output in found) == ["bfloat16"] * 8 + ["float32"] * 2  # scores, logits
+
+
+def test_bfloat16_loss_is_close_to_the_float32_loss():
+    params = random_params(DECODER)
+
+    def loss(config):
+        sums = NextToken()(nnx.merge(abstract_model(config)[0], params), _batch(), None)
+        return sums.loss / sums.weight
+
+    full, half = jax.jit(lambda: (loss(DECODER), loss(BF16)))()
+    assert full != half
+    assert float(half) == pytest.approx(float(full), rel=0.01)
+
+
+def test_dropout_keys_depend_on_the_row_alone():
+    assert_close(*(jax.random.key_data(example_keys(KEY, rows))[:4] for rows in (4, 8)), EXACT)
+    assert len({tuple(key) for key in np.asarray(jax.random.key_data(example_keys(KEY, 8)))}) == 8
+
+
+def test_a_microbatch_count_below_one_is_refused():
+    with pytest.raises(ValueError, match="microbatches=0: must be at least 1"):
+        Accumulate(microbatches=0)
+
+
+ODD_SIZES = variant(d_model=48, vocab_size=80)  # sizes that no shard of another parameter has
+
+
+@pytest.fixture(scope="module")
+def created():
+    """A state created on a mesh, and the text of the program that created it."""
+    mesh, texts, jit = MeshConfig(data=1, fsdp=2, tensor=4).build(), [], jax.jit
+
+    def keep_text(function, **options):
+        def call(*args):
+            program = jit(function, **options).lower(*args).compile()
+            texts.append(program.as_text())
+            return program(*args)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", keep_text)
+        state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES)[2], mesh, jax.random.key(0))
+    (text,) = texts
+    return state, text
+
+
+def test_every_matrix_is_created_in_shards(created):
+    state, text = created
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        if leaf.size > 200:
+            assert leaf.size >= 2 * np.prod(leaf.sharding.shard_shape(leaf.shape)), path
+            of_a_layer = leaf.shape[1:] if path[0].key == "blocks" else leaf.shape
+            whole = rf"[\[,]{','.join(map(str, of_a_layer))}\]"
+            assert not re.search(whole, text), f"{jax.tree_util.keystr(path)} is whole on a device"
+
+
+def test_moments_are_created_where_their_parameters_are(created):
+    state, _ = created
+    moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
+    for moment in moments:
+        assert jax.tree.map(lambda x: x.sharding, moment) == jax.tree.map(lambda x: x.sharding, state.params)
+
+
+def test_values_at_creation_do_not_depend_on_the_mesh(created):
+    alone = MeshConfig().build(jax.devices()[:1])
+    state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES)[2], alone, jax.random.key(0))
+    assert_close(created[0], state, EXACT._replace(absolute=1e-7))
