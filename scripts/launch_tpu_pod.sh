@@ -36,6 +36,6 @@ on_every_host 'mkdir -p ~/jaxtrain && tar -xzf ~/jaxtrain.tar.gz -C ~/jaxtrain &
 
 printf -v command '%q ' "$@"
 # In a session of its own the command outlives the connection. What the log shows ends soon after the command does.
-on_every_host "set -e; cd ~/jaxtrain; PATH=~/jaxtrain/.venv/bin:\$PATH
-  setsid nohup $command > ~/jaxtrain.log 2>&1 < /dev/null & run=\$!
+on_every_host "set -e; cd ~/jaxtrain; PATH=~/jaxtrain/.venv/bin:\$PATH; : > ~/jaxtrain.log
+  setsid nohup $command >> ~/jaxtrain.log 2>&1 < /dev/null & run=\$!
   echo \$run > ~/jaxtrain.pid; tail -n +1 -f --pid=\$run ~/jaxtrain.log & wait \$run"

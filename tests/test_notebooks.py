@@ -58,8 +58,6 @@ def test_quickstart_trains_draws_and_writes(executed):
     assert [record["step"] for record in read_metrics(folder / "run" / "metrics.jsonl")] == [1, 2, 3]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
-        o.data["image/png"] for c in notebook.cells for o in c.get("outputs", ()) if "image/png" in o.get("data", ())
-    ]
     assert [base64.b64decode(picture)[:4] for picture in pictures] == [b"\x89PNG"]
     text = printed(tagged(notebook, "writing"))
     assert text.count("-" * 80) == 3

@@ -15,10 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxtrain.mesh import axis_size, constrain
+from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 
+MASKED = -1e30  # added to the scores of keys out of sight
 QUERY_BLOCK = 512  # queries whose scores exist at once; longer sequences go block by block
 
 
@@ -93,9 +95,9 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """Attend. With a state, the L new tokens are written at `context.cache_index` and see all that is cached."""
         c = self.config
-        q_BLHK = jnp.einsum("BLD,DHK->BLHK", x, self.query[...])
-        k_BLJK = jnp.einsum("BLD,DJK->BLJK", x, self.key[...])
-        v_BLJK = jnp.einsum("BLD,DJK->BLJK", x, self.value[...])
+        q_BLHK = dense(x, self.query[...])
+        k_BLJK = dense(x, self.key[...])
+        v_BLJK = dense(x, self.value[...])
         if c.bias:
             q_BLHK = q_BLHK + self.query_bias[...].astype(x.dtype)[None, None]
             k_BLJK = k_BLJK + self.key_bias[...].astype(x.dtype)[None, None]
@@ -121,7 +123,7 @@ class Attention(nnx.Module):
             )
             y_BLHK = attend(q_BLHK, state.keys, state.values, visible(context, c.window), c)
         y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # for its gradient, which this lays out alike
-        y = jnp.einsum("BLHK,HKD->BLD", y_BLHK, self.output[...])
+        y = dense(y_BLHK, self.output[...], inputs=2)
         return (y + self.output_bias[...].astype(x.dtype)[None, None] if c.bias else y), state
 
 
@@ -143,16 +145,24 @@ def attend(
     seen: Bool[Array, "B L S"],
     config: AttentionConfig,
 ) -> Float[Array, "B L H K"]:
-    """softmax(softcap(scale q k^T)) v over the keys seen; scores and softmax in float32. A query that sees none gets 0."""
+    """softmax(softcap(scale q k^T)) v over the keys seen; scores, softmax and sums in float32.
+
+    Division by the sum comes after the product with the values, L x K rather than L x S of it.
+    """
     B, L, H, K = q.shape
+    S, J, G = k.shape[1], k.shape[2], q.shape[2] // k.shape[2]
     scale = K**-0.5 if config.scale is None else config.scale
-    q_BLJGK = (q * jnp.asarray(scale, q.dtype)).reshape(B, L, k.shape[2], H // k.shape[2], K)
-    scores = jnp.einsum("BLJGK,BSJK->BJGLS", q_BLJGK, k, preferred_element_type=jnp.float32)
+    # The G query heads of a key head are rows of one matrix product.
+    q_BJMK = (q * jnp.asarray(scale, q.dtype)).reshape(B, L, J, G, K).transpose(0, 2, 3, 1, 4).reshape(B, J, G * L, K)
+    scores = jnp.einsum("BJMK,BSJK->BJMS", q_BJMK, k, preferred_element_type=jnp.float32).reshape(B, J, G, L, S)
     if config.softcap is not None:
         scores = config.softcap * jnp.tanh(scores / config.softcap)
-    probabilities = jax.nn.softmax(scores, axis=-1, where=seen[:, None, None])
-    y_BLJGK = jnp.einsum("BJGLS,BSJK->BLJGK", probabilities.astype(v.dtype), v)
-    return y_BLJGK.reshape(B, L, H, K)
+    scores = scores + jnp.where(seen, 0.0, MASKED)[:, None, None]
+    exponentials = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    e_BJMS = exponentials.astype(v.dtype).reshape(B, J, G * L, S)
+    y_BJMK = jnp.einsum("BJMS,BSJK->BJMK", e_BJMS, v, preferred_element_type=jnp.float32)
+    y_BJGLK = y_BJMK.reshape(B, J, G, L, K) / jnp.sum(exponentials, axis=-1, keepdims=True)
+    return y_BJGLK.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(B, L, H, K)
 
 
 def attend_in_blocks(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.mesh import constrain
 from jaxtrain.nn.param import normal
 
 
@@ -51,6 +52,8 @@ def _project_backward(residuals, dlogits):
     x, table = residuals
     dlogits = dlogits.astype(x.dtype)
     dx, dtable = jnp.einsum("BLW,WD->BLD", dlogits, table), jnp.einsum("BLW,BLD->WD", dlogits, x)
+    # Scattered before the barrier, which would otherwise keep the sum over `vocab` from becoming a reduce-scatter.
+    dx = constrain(dx, "batch", "residual_length", None)
     # Both now: the compiler would put the second off until after the backward pass of all layers, logits kept for it.
     return jax.lax.optimization_barrier((dx, dtable))
 

@@ -4,11 +4,11 @@ import functools
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
+from jaxtrain.nn.dense import dense
 from jaxtrain.nn.param import constant, normal
 
 ACTIVATIONS = {
@@ -56,11 +56,11 @@ class MLP(nnx.Module):
             self.down_bias = constant(0.0, (d_model,), ("width",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        h_BLF = jnp.einsum("BLD,DF->BLF", x, self.up[...])
+        h_BLF = dense(x, self.up[...])
         if self.config.bias:
             h_BLF = h_BLF + self.up_bias[...].astype(x.dtype)[None, None]
         h_BLF = constrain(ACTIVATIONS[self.config.activation](h_BLF), "batch", "length", "mlp")
-        y = jnp.einsum("BLF,FD->BLD", h_BLF, self.down[...])
+        y = dense(h_BLF, self.down[...])
         return y + self.down_bias[...].astype(x.dtype)[None, None] if self.config.bias else y
 
 
@@ -93,10 +93,10 @@ class GatedMLP(nnx.Module):
         self.down = normal(rngs.params(), (hidden, d_model), ("mlp", "embed"), fan_in=hidden)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = jnp.einsum("BLD,DF->BLF", x, self.gate[...])
-        up_BLF = jnp.einsum("BLD,DF->BLF", x, self.up[...])
+        gate_BLF = dense(x, self.gate[...])
+        up_BLF = dense(x, self.up[...])
         h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
-        return jnp.einsum("BLF,FD->BLD", h_BLF, self.down[...])
+        return dense(h_BLF, self.down[...])
 
 
 FeedForwardConfig = MLPConfig | GatedMLPConfig

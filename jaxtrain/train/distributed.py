@@ -46,7 +46,7 @@ def _start_told(address: str, count: int, index: int) -> None:
 
 def _on_tpu_machine() -> bool:
     # JAX sets the variable when it is imported where there are TPU chips and libtpu.
-    return os.environ.get("TPU_ML_PLATFORM") == "JAX" and "tpu" in (jax.config.jax_platforms or "tpu")
+    return os.environ.get("TPU_ML_PLATFORM") == "JAX" and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
 
 
 def _start_tpu() -> None:

@@ -116,7 +116,8 @@ class Trainer:
         span, _, feed, mesh, *_ = work = self._work
         with jax.set_mesh(mesh):
             while self.step < span.end and not stop.decided():
-                state, measured = work.train_step(state, next(feed), self._dropout_key)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    state, measured = work.train_step(state, next(feed), self._dropout_key)
                 self.step += 1
                 self._finish_step()  # the one before: meanwhile the devices work on this one
                 self._recorder.begin(self.step, measured)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from jaxtrain.train.folder import SaveError
 
@@ -28,13 +28,18 @@ class Sink(Protocol):
 class JsonLines:
     """One JSON object a line, flushed as it is written. On resuming, lines after the restored step are dropped."""
 
-    def __init__(self, folder: Path, *, from_step: int):
+    def open(self, folder: Path, *, from_step: int) -> Sink:
         path = folder / METRICS
         kept = [record for record in read_metrics(path) if record["step"] <= from_step] if path.exists() else []
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(map(_line, kept)))
         temporary.rename(path)
-        self._file = path.open("a", buffering=1)
+        return _JsonLinesSink(path.open("a", buffering=1))
+
+
+class _JsonLinesSink:
+    def __init__(self, file: TextIO):
+        self._file = file
 
     def write(self, step: int, numbers: Numbers) -> None:
         self._file.write(_line({"step": step, **numbers}))
@@ -134,11 +139,13 @@ class Metrics:
     def __init__(self, folder: Path, writers: tuple[Writer, ...], *, from_step: int, writes: bool):
         self._folder = folder
         self._sinks: list[Sink] = []
-        if writes:
-            with self._reported():
+        with self._reported(), contextlib.ExitStack() as opened:
+            if writes:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._sinks.append(JsonLines(folder, from_step=from_step))
-                self._sinks += [writer.open(folder, from_step=from_step) for writer in writers]
+                for writer in (JsonLines(), *writers):
+                    sink = writer.open(folder, from_step=from_step)
+                    self._sinks.append(opened.enter_context(contextlib.closing(sink)))
+            self._opened = opened.pop_all()
 
     def write(self, step: int, numbers: Numbers) -> None:
         with self._reported():
@@ -152,8 +159,7 @@ class Metrics:
 
     def close(self) -> None:
         with self._reported():
-            for sink in self._sinks:
-                sink.close()
+            self._opened.close()
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,6 +13,7 @@ from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, ass
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn import attention
+from jaxtrain.nn.embed import project
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import Batch
@@ -114,6 +116,16 @@ def test_a_tied_head_multiplies_by_the_embedding_table():
     normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * params["final_norm"]["scale"]
     assert_close(_model(config, params).head(x), normed @ params["embedding"]["table"].T, CLOSED_FORM_LAYER)
     assert "output" not in params and "output" in random_params(DECODER)
+
+
+def test_the_gradient_of_the_head_is_that_of_its_matrix_product():
+    random = np.random.default_rng(0)
+    x, table = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 4), (5, 4)))
+
+    def gradient(function):
+        return jax.grad(lambda x, table: jnp.sum(jnp.sin(function(x, table))), argnums=(0, 1))(x, table)
+
+    assert_close(gradient(project), gradient(lambda x, table: x @ table.T), SAME_GRADIENT)
 
 
 def _loss(config: DecoderConfig):

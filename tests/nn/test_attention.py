@@ -128,12 +128,19 @@ def test_no_buffer_of_blocked_attention_has_the_square_of_the_length(monkeypatch
     assert f"{L},{L}]" not in text
 
 
-def test_a_query_that_sees_no_key_gives_zero_and_a_finite_gradient():
+def test_a_query_that_sees_no_key_is_finite_and_so_is_its_gradient():
     q = np.ones((1, 2, 1, 6), np.float32)
     seen = np.array([[[True, False], [False, False]]])
     config = AttentionConfig(heads=1, kv_heads=1, head_dim=6)
     y, gradient = jax.value_and_grad(lambda q: attention.attend(q, q, q, seen, config)[0, 1].sum())(q)
-    assert y == 0.0 and np.isfinite(gradient).all()
+    assert np.isfinite(y) and np.isfinite(gradient).all()
+
+
+def test_huge_scores_give_the_value_of_the_likeliest_key():
+    q = 1e4 * np.eye(4, 6, dtype=np.float32)[None, :, None]
+    v = np.random.default_rng(0).standard_normal((1, 4, 1, 6)).astype(np.float32)
+    config = AttentionConfig(heads=1, kv_heads=1, head_dim=6)
+    assert_close(attention.attend(q, q, v, np.tri(4, dtype=bool)[None], config), v, CLOSED_FORM_LAYER)
 
 
 @pytest.mark.parametrize(

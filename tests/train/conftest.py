@@ -20,7 +20,7 @@ def data(tmp_path_factory) -> DataConfig:
 
 @pytest.fixture(scope="session")
 def whole(data, tmp_path_factory) -> list[float]:
-    """The losses of runs.tiny_run, not interrupted."""
+    """The losses of 60 steps of runs.tiny_run, not interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    runs.train(runs.tiny_run(data), folder)
+    runs.train(runs.tiny_run(data, steps=60, save_every=60), folder)
     return runs.losses(folder)

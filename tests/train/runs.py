@@ -1,7 +1,6 @@
 """Small whole runs that the tests of training share."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -22,9 +21,11 @@ from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.hooks.base import SAVING, StatelessHook
 from jaxtrain.train.loop import Result
+from jaxtrain.train.metrics import read_metrics
 from jaxtrain.train.phases import Phase
 
 LENGTH = 16
+OPTIMIZER = AdamW(learning_rate=Constant(peak=1e-2, warmup_steps=3))  # runs of any length share a compilation
 COMMAND = (sys.executable, "-m", "jaxtrain.cli.main", "train")
 
 
@@ -42,7 +43,7 @@ def tiny_run(data: DataConfig, *, steps: int = 12, save_every: int = 5, **change
     config = TrainConfig(
         model=variant(vocab_size=320),
         data=data,
-        optimizer=AdamW(learning_rate=Constant(peak=1e-2, warmup_steps=3)),  # runs of any length share a compilation
+        optimizer=OPTIMIZER,
         phases=(Phase(steps=steps, batch_size=8, sequence_length=LENGTH),),
         hooks=(Checkpoint(every_steps=save_every),),
         writers=(),
@@ -59,9 +60,14 @@ def write_config(config: TrainConfig, path: Path) -> Path:
     return path
 
 
+def steps_of(folder: Path) -> list[dict]:
+    """Return what was measured at the steps of a run; the command may put a record of step 0 before them."""
+    return [record for record in read_metrics(folder / "metrics.jsonl") if record["step"]]
+
+
 def losses(folder: Path) -> list[float]:
     """Return the loss of every step, having seen that each step has one line."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = steps_of(folder)
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return [record["loss"] for record in records]
 
@@ -107,9 +113,11 @@ class Watch(StatelessHook):
         return state, own
 
 
-def start_command(config: Path, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
-    """Start `jaxtrain train` as a process of its own; its output goes to files beside the run folder."""
-    out, err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
+def start_command(
+    config: Path, folder: Path, *options: str, output: str = "run", **environment: str
+) -> subprocess.Popen:
+    """Start `jaxtrain train` as a process of its own; what it says goes to files beside the run folder."""
+    out, err = (folder.parent / f"{output}.{name}" for name in ("out", "err"))
     with out.open("w") as stdout, err.open("w") as stderr:
         return subprocess.Popen(
             [*COMMAND, str(config), "--run", str(folder), *options],

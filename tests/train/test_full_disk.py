@@ -42,7 +42,7 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
     assert "What was saved before is unharmed" in message and message.count("\n") == 1
     assert Checkpoints(folder / "checkpoints").latest_sound() == 5
     assert main(longer) == 0
-    assert runs.losses(folder) == whole
+    assert runs.losses(folder) == whole[:12]
 
 
 @pytest.fixture
@@ -66,5 +66,5 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(data, whole, small
         runs.train(config, folder)
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     assert runs.train(config, folder).finished
-    assert runs.losses(folder) == whole
+    assert runs.losses(folder) == whole[:12]
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["10", "12"]

@@ -11,18 +11,17 @@ import runs
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.main import main
-from jaxtrain.config import TrainConfig
 from jaxtrain.train.hooks import Checkpoint, ExponentialMovingAverage
 from jaxtrain.train.metrics import TensorBoard
 
 STEPS = 60
 
 
-@pytest.fixture(scope="module")
-def config(data, tmp_path_factory) -> Path:
+@pytest.fixture
+def config(data, tmp_path) -> Path:
     hooks = (ExponentialMovingAverage(decay=0.9), Checkpoint(every_steps=6))
-    config: TrainConfig = runs.tiny_run(data, steps=STEPS, hooks=hooks, writers=(TensorBoard(),))
-    return runs.write_config(config, tmp_path_factory.mktemp("config") / "tiny.gin")
+    config = runs.tiny_run(data, steps=STEPS, hooks=hooks, writers=(TensorBoard(),))
+    return runs.write_config(config, tmp_path / "tiny.gin")
 
 
 def _train(config: Path, folder: Path, *options: str) -> None:
@@ -38,11 +37,9 @@ def _saving(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
-def test_a_killed_run_goes_on_exactly(config, tmp_path, capsys):
+def test_a_killed_run_goes_on_exactly(config, whole, tmp_path, capsys):
     """Killed at a random step, then while it writes a checkpoint, then asked to stop; worth four starts, some 30 s."""
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    _train(config, whole)
-
+    folder = tmp_path / "run"
     step = random.randint(7, 20)
     process = runs.start_command(config, folder)
     runs.wait_until(lambda: _lines(folder) >= step, process)
@@ -60,20 +57,20 @@ def test_a_killed_run_goes_on_exactly(config, tmp_path, capsys):
     runs.wait_until(lambda: _lines(folder) > 30, process)
     process.terminate()
     assert process.wait(timeout=120) == 0
-    said = Path(f"{folder}.out").read_text()
+    said = (tmp_path / "run.out").read_text()
     stopped = _lines(folder)
     assert stopped < STEPS
     assert f"stopped by a signal after step {stopped}, saved" in said
-    assert ("it was never finished" in Path(f"{folder}.err").read_text()) >= left_half_written
+    assert ("it was never finished" in (tmp_path / "run.err").read_text()) >= left_half_written
     assert (folder / "checkpoints" / str(stopped) / "manifest.json").exists()
 
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
     _train(config, folder)
     assert f"going on from the checkpoint of step {stopped}" in capsys.readouterr().out
-    assert runs.losses(folder) == runs.losses(whole)
+    assert runs.losses(folder) == whole
 
     _train(config, elsewhere, "--resume", "--set", "mesh.tensor=2", "--set", "model.scan=False")
-    assert_close(np.array(runs.losses(elsewhere)), np.array(runs.losses(whole)), SAME_LOSS_ON_ANY_MESH)
+    assert_close(np.array(runs.losses(elsewhere)), np.array(whole), SAME_LOSS_ON_ANY_MESH)
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     _train(config, folder)

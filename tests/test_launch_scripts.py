@@ -1,0 +1,172 @@
+"""The scripts that start runs: on this machine for real, on SLURM and on TPU pods up to the commands they call."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.train.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+LOCAL = (sys.executable, SCRIPTS / "launch_local.py")
+TINY = {
+    "model.d_model": 8,
+    "model.repeats": 1,
+    "model.pattern[0].mixer.head_dim": 2,
+    "model.pattern[0].mlp.hidden": 8,
+    "phases[0].steps": 2,
+    "phases[0].batch_size": 2,
+    "phases[0].sequence_length": 8,
+    "hooks": "(@Checkpoint(every_steps=2),)",
+}
+# A process that says who it is, then waits to be told to stop; or the second of two fails, once the first one waits.
+PROCESS = """\
+import os, signal, sys, time
+index, stopped = int(os.environ["JAX_PROCESS_ID"]), []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: stopped.append(signal.Signals(number).name))
+print("process", index, "of", os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRESS"], flush=True)
+if len(sys.argv) > 1:
+    if index == 0:
+        open(sys.argv[1], "w").close()
+    else:
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.05)
+        sys.exit(7)
+while not stopped:
+    time.sleep(0.05)
+print("saved after", stopped, flush=True)
+"""
+
+
+def environment(**changes):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
+    return kept | {"JAX_PLATFORMS": "cpu"} | changes
+
+
+def launch(*command, **options):
+    options = {"env": environment(), "stdin": subprocess.DEVNULL, "text": True} | options
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0, **options
+    )
+
+
+def finish(process):
+    """Wait for a script and return its exit code and its output lines; leave nothing running whatever happens."""
+    try:
+        out, errors = process.communicate(timeout=300)
+    finally:
+        process.send_signal(signal.SIGTERM)
+    return process.returncode, out.splitlines(), errors.splitlines()
+
+
+def fake_command(folder, name, text):
+    """Put a command on a path of its own."""
+    file = folder / "bin" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    file.chmod(0o755)
+    return {"PATH": f"{file.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("launch_*") if path.suffix != ".py"))
+def test_script_is_sound_shell(script):
+    subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
+
+
+def test_local_processes_train_one_run(tmp_path):
+    (tmp_path / "a.txt").write_text("some text to learn from\n" * 40)
+    run = tmp_path / "run"
+    changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    jaxtrain = [sys.executable, "-m", "jaxtrain.cli.main"]
+    process = launch(*LOCAL, 2, *jaxtrain, "train", ROOT / "configs" / "quickstart.gin", "--run", run, *sets)
+    code, out, errors = finish(process)
+    assert code == 0, errors
+    assert any("on 2 cpu" in line for line in out)
+    assert sum("the run is in" in line for line in out) == 1, "the first process speaks for all"
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    assert load(run).config.phases[0].steps == 2
+    assert (run / "checkpoints" / "2" / "manifest.json").is_file()
+
+
+def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):
+    process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS, tmp_path / "waiting")
+    code, out, _ = finish(process)
+    assert code == 7
+    assert "saved after ['SIGTERM']" in out
+    assert [line for line in out if line.startswith("[process 1] process 1 of 2 127.0.0.1:")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_reaches_every_local_process_once(number):
+    process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS)
+    begun = [process.stdout.readline(), process.stdout.readline()]
+    assert len({line.split()[-1] for line in begun}) == 1, "one coordinator"
+    time.sleep(0.2)
+    process.send_signal(number)
+    code, out, _ = finish(process)
+    assert code == 0
+    assert sorted(out) == [f"[process 1] saved after ['{number.name}']", f"saved after ['{number.name}']"]
+
+
+def test_local_launch_without_a_command_explains_itself():
+    code, _, errors = finish(launch(*LOCAL, 0, "true"))
+    assert code == 2 and "give a number of processes, at least 1, and a command" in errors[-1]
+
+
+def test_slurm_starts_one_training_a_task(tmp_path):
+    path = fake_command(tmp_path, "srun", 'printf "%s\\n" "$@"')
+    settings = environment(**path, JAXTRAIN="/bin/true", SLURM_CPUS_PER_TASK="4")
+    process = launch("bash", SCRIPTS / "launch_slurm.sbatch", "a b.gin", "--run", "run", env=settings)
+    code, out, errors = finish(process)
+    assert code == 0, errors
+    assert out[-5:] == ["/bin/true", "train", "a b.gin", "--run", "run"]
+    assert "--cpus-per-task=4" in out and "--kill-on-bad-exit=1" in out
+
+
+def test_slurm_says_what_is_missing(tmp_path):
+    process = launch("bash", SCRIPTS / "launch_slurm.sbatch", "x.gin", env=environment(SLURM_SUBMIT_DIR=str(tmp_path)))
+    code, _, [error] = finish(process)
+    assert code == 2 and error.startswith(f"{tmp_path}/.venv/bin/jaxtrain is not there: ")
+
+
+GCLOUD = """\
+echo "$@" >> "$HOME/calls"
+cd "$HOME"
+for argument; do [[ $argument == --command=* ]] && exec bash -c "${argument#--command=}"; done
+cp "$5" "$HOME/${6#*:}"
+"""
+
+
+def test_every_tpu_host_gets_the_checkout_and_runs_the_command(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    fake_command(tmp_path, "python3", "true")  # stands for the installation
+    settings = environment(**fake_command(tmp_path, "gcloud", GCLOUD), HOME=str(home), ZONE="zone-b")
+    command = ["bash", "-c", "echo 'two  words' $PWD; exit 5"]
+    code, out, errors = finish(launch(SCRIPTS / "launch_tpu_pod.sh", "pod", *command, env=settings))
+    assert code == 5, errors
+    assert out == [f"two  words {home}/jaxtrain"]
+    assert (home / "jaxtrain" / "pyproject.toml").read_text() == (ROOT / "pyproject.toml").read_text()
+    calls = [line for line in (home / "calls").read_text().splitlines() if line.startswith("compute")]
+    assert [call.split()[3] for call in calls] == ["scp", "ssh", "ssh"]
+    assert all("--worker=all --zone=zone-b" in call for call in calls)
+
+
+def test_tpu_hosts_can_be_told_to_stop(tmp_path):
+    settings = environment(**fake_command(tmp_path, "gcloud", GCLOUD), HOME=str(tmp_path), STOP="1")
+    running = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    (tmp_path / "jaxtrain.pid").write_text(f"{running.pid}\n")
+    try:
+        code, _, errors = finish(launch(SCRIPTS / "launch_tpu_pod.sh", "pod", env=settings))
+        assert code == 0, errors
+        assert running.wait(timeout=10) == -signal.SIGTERM
+    finally:
+        running.kill()

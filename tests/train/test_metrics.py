@@ -1,0 +1,108 @@
+"""One line a step, whatever happens to the process in between; and what goes elsewhere goes on there, too."""
+
+import contextlib
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from jaxtrain.train.folder import SaveError
+from jaxtrain.train.metrics import Metrics, TensorBoard, WeightsAndBiases, read_metrics
+
+
+def _write(folder: Path, steps: range, *, from_step: int, writers: tuple = ()) -> Metrics:
+    metrics = Metrics(folder, writers, from_step=from_step, writes=True)
+    for step in steps:
+        metrics.write(step, {"loss": step / 2})
+    return metrics
+
+
+def test_a_resumed_run_has_one_line_a_step(tmp_path):
+    killed = _write(tmp_path, range(1, 6), from_step=0)  # not closed, and nothing is lost
+    _write(tmp_path, range(4, 8), from_step=3).close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in range(1, 8)]
+    killed.close()
+
+
+def test_a_last_line_cut_off_in_the_middle_is_left_out(tmp_path):
+    _write(tmp_path, range(1, 4), from_step=0).close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    for cut in (1, 4, len(whole.splitlines()[-1])):  # the line's end, some of it, nearly all
+        path.write_text(whole[:-cut])
+        assert [record["step"] for record in read_metrics(path)] == [1, 2]
+        _write(tmp_path, range(3, 5), from_step=2).close()
+        assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_only_the_process_that_is_told_to_writes(tmp_path):
+    metrics = Metrics(tmp_path / "run", (TensorBoard(),), from_step=0, writes=False)
+    metrics.write(1, {"loss": 1.0})
+    metrics.flush()
+    metrics.close()
+    assert not (tmp_path / "run").exists()
+
+
+def _events(path: Path) -> list[Event]:
+    """Read a file of TFRecords: length, its checksum, data, its checksum."""
+    content, events = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[12 + length + 4 :]
+    return events
+
+
+def test_tensorboard_shows_a_resumed_run_once(tmp_path):
+    killed = _write(tmp_path, range(1, 6), from_step=0, writers=(TensorBoard(),))
+    killed.flush()
+    _write(tmp_path, range(4, 8), from_step=3, writers=(TensorBoard(),)).close()
+    before, after = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: len(_events(path)), reverse=True)
+    points = [(event.step, event.summary.value[0].simple_value) for event in _events(before) if event.summary.value]
+    assert points == [(step, step / 2) for step in range(1, 6)]
+    start = next(event for event in _events(after) if event.HasField("session_log"))
+    assert (start.step, start.session_log.status) == (4, SessionLog.START)  # TensorBoard drops earlier points from here
+    assert [event.step for event in _events(after) if event.summary.value] == [4, 5, 6, 7]
+    killed.close()
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_weights_and_biases(tmp_path, monkeypatch):
+    given, logged = [], []
+
+    def init(*, project, name, dir, id, resume):
+        given.append((project, name, id, resume))
+        return SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for first in (1, 3):
+        _write(tmp_path, range(first, first + 2), from_step=first - 1, writers=(WeightsAndBiases(project="p"),)).close()
+    assert given[0] == given[1] and given[0][0::3] == ("p", "allow") and len(given[0][2]) >= 8
+    assert logged == [(step, {"loss": step / 2}) for step in range(1, 5)]
+
+
+def test_weights_and_biases_is_asked_for_by_name_where_it_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"jaxtrain\[wandb\]"):
+        _write(tmp_path, range(0), from_step=0, writers=(WeightsAndBiases(project="p"),))
+
+
+class _Full:
+    def open(self, folder, *, from_step):
+        return self
+
+    def write(self, step, numbers):
+        raise OSError(28, "No space left on device")
+
+    def close(self):
+        pass
+
+
+def test_metrics_that_cannot_be_written_are_reported_with_the_reason(tmp_path):
+    with (
+        contextlib.closing(_write(tmp_path, range(0), from_step=0, writers=(_Full(),))) as metrics,
+        pytest.raises(SaveError, match=f"metrics could not be written to {tmp_path}: No space left on device"),
+    ):
+        metrics.write(1, {"loss": 1.0})
