@@ -18,6 +18,7 @@ from jaxtrain.data.source_rows import blank_row
 from jaxtrain.data.split import Split
 from jaxtrain.shapes import Batch
 
+_ENDLESS = 1 << 40  # batches: grain computes with lengths, which sys.maxsize would overflow
 _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)  # in batches, which can be large
 
 
@@ -89,7 +90,7 @@ class _PartOfBatches:
 
     def __len__(self) -> int:
         if len(self._every) == sys.maxsize:
-            return sys.maxsize // self._batch_size * len(self._chosen)
+            return _ENDLESS * len(self._chosen)
         return -(-(len(self._every) - self._start_row) // self._batch_size) * len(self._chosen)
 
     def __getitem__(self, index: int) -> Batch:

@@ -33,6 +33,6 @@ def cross_entropy(
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
     """Return -log softmax(logits)[target] and log-sum-exp(logits), both a token."""
     log_z_BL = jax.nn.logsumexp(logits, axis=-1)
-    # A sum over the vocabulary rather than a gather from it: every device reads only its own part of a split vocabulary.
+    # A sum over the vocabulary, not a gather from it: every device reads only its own part of a split vocabulary.
     is_target = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
     return log_z_BL - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1), log_z_BL

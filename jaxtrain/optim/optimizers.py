@@ -151,7 +151,7 @@ Optimizer = AdamW | Lion | Adafactor | Muon | ScheduleFree
 def transformation(
     optimizer: Optimizer, rate: optax.Schedule, names: dict, *, clip_norm: float | None
 ) -> optax.GradientTransformation:
-    """Return the optimizer behind clipping by the global norm of the gradient (Pascanu et al., 2013, arXiv:1211.5063)."""
+    """Return the optimizer behind clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063)."""
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer.build(rate, names))
 
