@@ -30,6 +30,9 @@ class _Parser(argparse.ArgumentParser):
         help = "print the traceback of an error, too"
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=help)
 
+    def error(self, message: str):
+        self.exit(2, f"jaxtrain: error: {message}; see {self.prog} --help\n")
+
     def parse_known_args(self, args=None, namespace=None):
         if self.command:
             module = importlib.import_module(f"jaxtrain.cli.{self.command}")

@@ -75,10 +75,11 @@ def generate(
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")
-        if len(prompt) + tokens > max_length:
+        room = max_length - len(prompt)
+        if tokens > room:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and {tokens} more exceed the model's context of {max_length}: "
-                f"shorten the prompt or ask for at most {max(max_length - len(prompt), 0)} tokens"
+                + ("shorten the prompt" if room < 1 else f"shorten the prompt or ask for at most {room} tokens")
             )
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)

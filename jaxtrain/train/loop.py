@@ -210,6 +210,7 @@ class Trainer:
 
     def evaluate(self, params: ParamTree, *, batches: int) -> Sums:
         phase = self._work.span.phase
+        self._recorder.interrupted()
         return evaluate(
             self._evaluate,
             params,
@@ -222,6 +223,7 @@ class Trainer:
 
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self._work.data.tokenizer
+        self._recorder.interrupted()
         ids = tokenizer.encode(prompt).tolist()
         [new] = generate(
             self.graph,
@@ -243,6 +245,7 @@ class Trainer:
             self._recorder.flush()
             self._checkpoints.save(self.step, Snapshot(state, self._taken, self._hooks.to_save()))
             self._saved = self.step
+            self._recorder.interrupted()
 
     def write(self, numbers: Numbers) -> None:
         self._recorder.add(numbers)

@@ -58,12 +58,14 @@ class Recorder:
             return None
         (step, measured, added), self._pending = self._pending, None
         numbers = {name: float(value) for name, value in measured.items()} | self._speed_numbers()
-        if added:
-            self._speed.pause()  # the step after it waited for a hook
         self._bar.update(step, numbers)
         self.latest |= numbers | added
         self._metrics.write(step, numbers | added)
         return step, numbers
+
+    def interrupted(self) -> None:
+        """Leave the interval at hand out of the speed: a hook takes its time in it."""
+        self._speed.pause()
 
     def flush(self) -> None:
         """See to it that all lines up to here survive the machine."""
