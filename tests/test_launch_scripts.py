@@ -101,7 +101,7 @@ def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path
     code, out, _ = finish(process)
     assert code == 7
     assert "saved after ['SIGTERM']" in out
-    assert [line for line in out if line.startswith("[process 1] process 1 of 2 127.0.0.1:")]
+    assert any("[process 1] process 1 of 2 127.0.0.1:" in line for line in out), out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
