@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "evaluate a run's checkpoint on its validation data",
     "generate": "continue prompts with a run's model",
     "convert": "import weights from Hugging Face safetensors, or export to them",
+    "compile": "compile the train step for TPUs that are not there: memory and collectives",
     "plot": "draw loss, learning rate and throughput of runs",
     "tokenizer": "tokenizer train: make a tokenizer from text files",
     "config": "config show, config diff: look at configurations",

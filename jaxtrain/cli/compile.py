@@ -1,0 +1,41 @@
+"""`jaxtrain compile CONFIG --topology v5e:4x4`: the train step compiled for TPUs that are not there."""
+
+import argparse
+import os
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.config import TrainConfig
+from jaxtrain.planning.collectives import collectives
+from jaxtrain.planning.memory import memory
+from jaxtrain.planning.topology import devices_of
+from jaxtrain.train.ahead import compile_step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a .gin file, or the folder of a run")
+    parser.add_argument("--topology", required=True, help="a TPU generation and the chips along each axis: v5e:4x4")
+    parser.add_argument("--rows", type=int, default=12, help="rows of the table of collectives")
+    add_set_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the compiler installed, JAX would look for a TPU to run on
+    config: TrainConfig = load(arguments.config, arguments.set).config
+    devices = devices_of(arguments.topology)
+    config.check_devices(len(devices))
+    for index, phase in enumerate(config.phases):
+        compiled = compile_step(
+            model=config.model,
+            objective=config.objective,
+            optimizer=config.optimizer,
+            gradients=config.gradients,
+            clip_norm=config.clip_norm,
+            phase=phase,
+            mesh=(phase.mesh or config.mesh).build(devices),
+        )
+        need = memory(compiled)
+        print(f"phases[{index}] on {len(devices)} devices of {arguments.topology}, bytes a device:")
+        print(f"  arguments {need.arguments:,}  temporaries {need.temporaries:,}  needed {need.needed_bytes:,}")
+        print(collectives(compiled.as_text()).table(arguments.rows))
+    return 0

@@ -1,0 +1,27 @@
+"""`jaxtrain compile` against TPUs that are not there."""
+
+import pytest
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.main import main
+from jaxtrain.models.presets import llama2_7b
+
+TINY = ["--set", "model.repeats=1", "--set", "model.d_model=128", "--set", "phases.0.batch_size=4"]
+
+
+def test_compile_prints_memory_and_collectives_of_an_absent_slice(capsys):
+    assert main(["compile", "configs/quickstart.gin", "--topology", "v5e:2x2", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "on 4 devices of v5e:2x2" in out and "needed" in out and "reduce-scatter" in out
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e:7x7"])
+def test_an_unknown_topology_is_one_line_and_exit_code_two(topology, capsys):
+    assert main(["compile", "configs/quickstart.gin", "--topology", topology, *TINY]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and topology in error
+
+
+def test_the_7b_configuration_is_the_published_model():
+    model = load("configs/llama2_7b.gin").config.model
+    assert model.parameter_count == llama2_7b().parameter_count == 6_738_415_616
