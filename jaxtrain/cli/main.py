@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "import weights from Hugging Face safetensors, or export to them",
     "compile": "compile the train step for TPUs that are not there: memory and collectives",
     "plot": "draw loss, learning rate and throughput of runs",
+    "schedule": "schedule show, schedule compare: look at pipeline schedules",
     "tokenizer": "tokenizer train: make a tokenizer from text files",
     "config": "config show, config diff: look at configurations",
 }

@@ -1,0 +1,225 @@
+"""Lower a table to a `TickProgram`: assign ticks, buffer slots, and where each result goes.
+
+Within a stage the order of actions stays the table's. Residuals and deferred values live between actions of one stage,
+so their slots are coloured by that order, and residual slots equal the simulator's peak on every stage. Inputs and
+gradients arrive by tick and are coloured by tick. The form of the program is described in `tick_program`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.pipeline.coloring import Lifetime, color
+from jaxtrain.pipeline.simulator import Costs, choose_ticks
+from jaxtrain.pipeline.table import Action, Table, Unit, backward, forward
+from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Payloads, Slots, Target, TickProgram, Weight
+from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks
+from jaxtrain.pipeline.validation import result
+
+Piece = tuple[int, int]  # microbatch, chunk
+
+# Moments of a tick at which mailboxes are written and read.
+_ARRIVAL, _FORWARD, _HEAD, _BACKWARD, _MOMENTS = range(5)
+
+
+def lower(
+    table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None, weight_slots: int = WEIGHT_SLOTS
+) -> TickProgram:
+    """Return the program, packed as given or in the way that takes least time at these costs."""
+    plan = _Plan(table, ticks or choose_ticks(table, costs, weight_slots=weight_slots))
+    hops = [plan.hop(action) for actions in table.stages for action in actions if action.unit != Unit.WEIGHT]
+    residuals, deferred = _colored(map(_residuals, table.stages)), _colored(map(_deferred, table.stages))
+    inputs = _colored(plan.lifetimes(hops, Unit.FORWARD))
+    gradients = _colored(plan.lifetimes(hops, Unit.BACKWARD))
+    return TickProgram(
+        placement=table.placement,
+        routes=table.routes,
+        forward=_forward(plan, hops, inputs.slots, residuals.slots, gradients.slots),
+        backward=_backward(plan, hops, gradients.slots, residuals.slots, deferred.slots),
+        weight=_weight(plan, residuals.slots, deferred.slots),
+        arrivals=_arrivals(plan, hops, inputs.slots, gradients.slots),
+        embedding=plan.by_replica(lambda action: action.unit == Unit.FORWARD and action.chunk == 0),
+        head=plan.by_replica(lambda action: action.unit == Unit.FORWARD and action.chunk == plan.last_chunk),
+        embedding_gradient=plan.by_replica(lambda action: action.sends_gradient and action.chunk == 0),
+        slots=Slots(*(max(kind.counts) for kind in (inputs, residuals, gradients, deferred))),
+        residuals_by_stage=residuals.counts,
+        payloads=Payloads(_most(hops, Target.NEXT), _most(hops, Target.PREVIOUS)),
+        ring=any(_wraps(hop, plan.stages) for hop in hops),
+    )
+
+
+class _Place(NamedTuple):
+    """Where and when an action runs."""
+
+    tick: int
+    stage: int
+
+
+class _Hop(NamedTuple):
+    """The result of an F or B on its way to the piece that reads it, None at the model's two ends."""
+
+    action: Action
+    source: _Place
+    target: Target
+    reader: Piece | None
+    reader_stage: int
+
+
+class _Colored(NamedTuple):
+    """The slot of every value of one buffer, and the slots each stage needs."""
+
+    slots: Mapping[Piece, int]
+    counts: tuple[int, ...]
+
+
+class _Plan:
+    """The table with the place of every action."""
+
+    def __init__(self, table: Table, ticks: Ticks):
+        self.table = table
+        self.stages = len(table.stages)
+        self.last_chunk = table.placement.chunks - 1
+        self.held = {pair: at for pairs in table.placement.held for at, pair in enumerate(pairs)}
+        self.places = {
+            action: _Place(tick, stage)
+            for stage, (actions, at) in enumerate(zip(table.stages, ticks, strict=True))
+            for action, tick in zip(actions, at, strict=True)
+        }
+        self.results = {result(action): place for action, place in self.places.items()}
+        self.shape = (1 + max(place.tick for place in self.places.values()), self.stages)
+
+    def hop(self, action: Action) -> _Hop:
+        """Where this F or B's result goes."""
+        ahead = action.unit == Unit.FORWARD
+        chunk = action.chunk + (1 if ahead else -1)
+        source = self.places[action]
+        if not 0 <= chunk <= self.last_chunk:
+            return _Hop(action, source, Target.END, None, source.stage)
+        stage = self.table.home(action._replace(chunk=chunk))
+        target = _direction(source.stage, stage, self.stages, ahead)
+        return _Hop(action, source, target, (action.microbatch, chunk), stage)
+
+    def lifetimes(self, hops: Iterable[_Hop], unit: Unit) -> list[dict[Piece, Lifetime]]:
+        """By stage, how long each value waits in the mailbox of F (inputs) or of B (gradients)."""
+        waits: list[dict[Piece, Lifetime]] = [{} for _ in range(self.stages)]
+        for action, source, target, reader, stage in hops:
+            if (action.unit == Unit.FORWARD) == (unit == Unit.FORWARD) and reader is not None:
+                moment = _FORWARD if unit == Unit.FORWARD else _BACKWARD
+                made = (source.tick, moment) if target == Target.HERE else (source.tick + 1, _ARRIVAL)
+                waits[stage][reader] = self._until_read(made, Action(unit, *reader), moment)
+            elif unit == Unit.BACKWARD and action == forward(action.microbatch, self.last_chunk):
+                piece = (action.microbatch, action.chunk)
+                waits[stage][piece] = self._until_read((source.tick, _HEAD), backward(*piece), _BACKWARD)
+        return waits
+
+    def _until_read(self, made: tuple[int, int], reader: Action, moment: int) -> Lifetime:
+        return Lifetime(made[0] * _MOMENTS + made[1], self.results[reader].tick * _MOMENTS + moment)
+
+    def column(self, action: Action) -> tuple[int, int, int, int]:
+        """Microbatch, chunk, replica and index among the stage's weights."""
+        replica = self.table.routes[action.microbatch]
+        return action.microbatch, action.chunk, replica, self.held[replica, action.chunk]
+
+    def empty(self, *more: int) -> np.ndarray:
+        return np.full((*self.shape, *more), -1, np.int32)
+
+    def by_replica(self, wanted: Callable[[Action], bool]) -> np.ndarray:
+        """Microbatch of the wanted action by tick and weight copy."""
+        rows = np.full((self.shape[0], self.table.placement.replicas), -1, np.int32)
+        for action, place in self.places.items():
+            if wanted(action):
+                rows[place.tick, self.table.routes[action.microbatch]] = action.microbatch
+        return rows
+
+
+def _forward(plan: _Plan, hops: Iterable[_Hop], inputs: Mapping, residuals: Mapping, gradients: Mapping) -> Forward:
+    tables = Forward(*(plan.empty() for _ in Forward._fields))
+    for action, place, target, reader, _ in hops:
+        if action.unit == Unit.FORWARD:
+            piece = (action.microbatch, action.chunk)
+            slot = gradients[piece] if target == Target.END else inputs[reader] if target == Target.HERE else -1
+            _set(tables, place, (*plan.column(action), inputs.get(piece, -1), residuals[piece], target, slot))
+    return tables
+
+
+def _backward(plan: _Plan, hops: Iterable[_Hop], gradients: Mapping, residuals: Mapping, deferred: Mapping) -> Backward:
+    tables = Backward(*(plan.empty() for _ in Backward._fields))
+    for action, place, target, reader, _ in hops:
+        if action.sends_gradient:
+            piece = (action.microbatch, action.chunk)
+            slot = gradients[reader] if target == Target.HERE else -1
+            kept = (gradients[piece], residuals[piece], action.unit == Unit.FUSED, deferred.get(piece, -1))
+            _set(tables, place, (*plan.column(action), *kept, target, slot))
+    return tables
+
+
+def _weight(plan: _Plan, residuals: Mapping, deferred: Mapping) -> Weight:
+    actions = [(action, place) for action, place in plan.places.items() if action.unit == Unit.WEIGHT]
+    most = max(Counter(place for _, place in actions).values(), default=0)
+    tables = Weight(*(plan.empty(most) for _ in Weight._fields))
+    used: Counter[_Place] = Counter()
+    for action, place in actions:
+        piece = (action.microbatch, action.chunk)
+        _set(tables, (*place, used[place]), (*plan.column(action), residuals[piece], deferred[piece]))
+        used[place] += 1
+    return tables
+
+
+def _arrivals(plan: _Plan, hops: Iterable[_Hop], inputs: Mapping, gradients: Mapping) -> Arrivals:
+    tables = Arrivals(*(plan.empty() for _ in Arrivals._fields))
+    for action, source, target, reader, stage in hops:
+        if target in (Target.NEXT, Target.PREVIOUS):
+            ahead, from_previous = action.unit == Unit.FORWARD, target == Target.NEXT
+            mailbox = tables[(0 if ahead else 2) + (0 if from_previous else 1)]
+            mailbox[source.tick + 1, stage] = (inputs if ahead else gradients)[reader]
+    return tables
+
+
+def _set(tables: Iterable[np.ndarray], place: tuple[int, ...], values: tuple[int, ...]) -> None:
+    for table, value in zip(tables, values, strict=True):
+        assert table[place] == -1, "two actions in one slot"
+        table[place] = value
+
+
+def _direction(source: int, target: int, stages: int, ahead: bool) -> Target:
+    """The exchange that carries a result; between two stages both do, and F and B take different ones."""
+    if source == target:
+        return Target.HERE
+    is_next, is_previous = (target - source) % stages == 1, (source - target) % stages == 1
+    if not is_next and not is_previous:
+        raise ValueError(
+            f"a result goes from stage {source} to stage {target}: the loop exchanges with neighbours only; "
+            f"put consecutive chunks on the same stage, on neighbours, or on the last and the first"
+        )
+    return Target.NEXT if is_next and (ahead or not is_previous) else Target.PREVIOUS
+
+
+def _wraps(hop: _Hop, stages: int) -> bool:
+    step = {Target.NEXT: 1, Target.PREVIOUS: -1}.get(hop.target, 0)
+    return not 0 <= hop.source.stage + step < stages
+
+
+def _most(hops: Iterable[_Hop], target: Target) -> int:
+    return max(Counter(hop.source for hop in hops if hop.target == target).values(), default=0)
+
+
+def _residuals(actions: tuple[Action, ...]) -> dict[Piece, Lifetime]:
+    """From F to the end of W, in the stage's order."""
+    starts = {(a.microbatch, a.chunk): at for at, a in enumerate(actions) if a.starts_activation}
+    ends = {(a.microbatch, a.chunk): at for at, a in enumerate(actions) if a.ends_activation}
+    return {piece: Lifetime(start, ends[piece]) for piece, start in starts.items()}
+
+
+def _deferred(actions: tuple[Action, ...]) -> dict[Piece, Lifetime]:
+    """From B to W, in the stage's order, where the two are separate."""
+    starts = {(a.microbatch, a.chunk): at for at, a in enumerate(actions) if a.unit == Unit.BACKWARD}
+    ends = {(a.microbatch, a.chunk): at for at, a in enumerate(actions) if a.unit == Unit.WEIGHT}
+    return {piece: Lifetime(start, ends[piece]) for piece, start in starts.items()}
+
+
+def _colored(lifetimes: Iterable[Mapping[Piece, Lifetime]]) -> _Colored:
+    colored = [color(stage) for stage in lifetimes]
+    slots = {piece: slot for by_piece, _ in colored for piece, slot in by_piece.items()}
+    return _Colored(slots, tuple(count for _, count in colored))

@@ -1,0 +1,117 @@
+"""Which stage holds which chunk of the model.
+
+The blocks are cut into `chunks` consecutive pieces. A placement maps each chunk to a stage; with two weight copies
+(`replicas`), each copy has its own map. Four published shapes, for four stages:
+
+    loop           0 1 2 3 0 1 2 3    Narayanan et al. (2021), arXiv:2104.04473
+    V              0 1 2 3 3 2 1 0    Qi et al. (2024), arXiv:2405.15362
+    wave           V, repeated        Liu et al. (2023), arXiv:2308.15762
+    bidirectional  any of them, and a second copy of the weights on the mirrored stages
+                                      Li and Hoefler (2021), arXiv:2107.06925
+
+Replicated stages (several devices on one slow stage, PipeDream) are left out: that is the data axis.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """`homes[replica][chunk]` is the stage that computes the chunk for microbatches travelling on that replica."""
+
+    stages: int
+    homes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if self.stages < 1:
+            raise ValueError(f"stages={self.stages}: a pipeline has at least one stage")
+        if not self.homes or len({len(home) for home in self.homes}) != 1:
+            raise ValueError(f"homes={self.homes}: every replica needs one stage for each chunk")
+        held = {stage for home in self.homes for stage in home}
+        if held != set(range(self.stages)):
+            raise ValueError(
+                f"homes={self.homes}: stages must be numbered 0 to {self.stages - 1} and each hold a chunk; "
+                f"missing {sorted(set(range(self.stages)) - held)}, unknown {sorted(held - set(range(self.stages)))}"
+            )
+
+    @property
+    def replicas(self) -> int:
+        """Copies of every weight."""
+        return len(self.homes)
+
+    @property
+    def chunks(self) -> int:
+        """Pieces the model is cut into; each microbatch visits all of them."""
+        return len(self.homes[0])
+
+    @property
+    def chunks_per_stage(self) -> float:
+        """Chunks that make up one stage's share of one weight copy: the unit of memory and work in the papers."""
+        return self.chunks / self.stages
+
+    def stage(self, chunk: int, replica: int = 0) -> int:
+        """Stage that holds this copy of the chunk."""
+        return self.homes[replica][chunk]
+
+    @property
+    def held(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The (replica, chunk) pairs of each stage, in the order of its stacked weights."""
+        held: list[list[tuple[int, int]]] = [[] for _ in range(self.stages)]
+        for replica, home in enumerate(self.homes):
+            for chunk, stage in enumerate(home):
+                held[stage].append((replica, chunk))
+        return tuple(map(tuple, held))
+
+    def layers(self, count: int) -> tuple[range, ...]:
+        """Cut `count` layers into consecutive chunks, the first ones a layer longer where it does not divide."""
+        if count < self.chunks:
+            raise ValueError(
+                f"layers={count} cannot fill chunks={self.chunks}: every chunk needs a layer; "
+                f"use at most {count} chunks (fewer stages or fewer chunks per stage)"
+            )
+        short, extra = divmod(count, self.chunks)
+        starts = [chunk * short + min(chunk, extra) for chunk in range(self.chunks + 1)]
+        return tuple(range(starts[chunk], starts[chunk + 1]) for chunk in range(self.chunks))
+
+
+def loop(stages: int, chunks_per_stage: int = 1) -> Placement:
+    """Chunk c on stage c mod p."""
+    require_positive(stages=stages, chunks_per_stage=chunks_per_stage)
+    return Placement(stages=stages, homes=(tuple(range(stages)) * chunks_per_stage,))
+
+
+def wave(stages: int, waves: int = 1) -> Placement:
+    """There and back, `waves` times; both turning points pass data on within the stage."""
+    require_positive(stages=stages, waves=waves)
+    there = tuple(range(stages))
+    return Placement(stages=stages, homes=((there + there[::-1]) * waves,))
+
+
+def v_shape(stages: int) -> Placement:
+    """One wave: stage i holds chunks i and 2p-1-i, so stage 0 has both the first and the last."""
+    return wave(stages, waves=1)
+
+
+def bidirectional(placement: Placement) -> Placement:
+    """Add a second weight copy that runs the other way, from the last stage to the first."""
+    stages = placement.stages
+    if stages % 2:
+        raise ValueError(
+            f"stages={stages}: two directions meet in the middle, so the number of stages must be even; "
+            f"nearest {nearest(stages, 2)}"
+        )
+    mirrored = tuple(tuple(stages - 1 - stage for stage in home) for home in placement.homes)
+    return Placement(stages=stages, homes=placement.homes + mirrored)
+
+
+def require_positive(**counts: int) -> None:
+    """Raise for a count below one, by its name."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count} must be at least 1")
+
+
+def nearest(value: int, factor: int) -> str:
+    """The multiples of `factor` around `value`, as an error message names them."""
+    below = value // factor * factor
+    return f"{below} or {below + factor}" if below else f"{factor}"

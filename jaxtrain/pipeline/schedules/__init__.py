@@ -1,0 +1,1 @@
+"""One class a paper. A new schedule is a new file here; `catalog` finds it."""

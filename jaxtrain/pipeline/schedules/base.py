@@ -1,0 +1,34 @@
+"""What every schedule is, and the two rules about microbatches that several share."""
+
+from abc import ABC, abstractmethod
+
+from jaxtrain.pipeline.placement import nearest
+from jaxtrain.pipeline.simulator import Costs
+from jaxtrain.pipeline.table import Table
+
+
+class Schedule(ABC):
+    """A frozen dataclass of parameters that writes the table for a number of stages and microbatches."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def table(self, stages: int, microbatches: int) -> Table:
+        """Return the table. ValueError names the rule where the numbers do not fit the schedule."""
+
+    def tuned(self, costs: Costs) -> "Schedule":
+        """Return the schedule for these costs of a whole stage. Most have one order for all costs."""
+        return self
+
+
+def require_multiple(microbatches: int, factor: int, reason: str) -> None:
+    """Raise unless the microbatches come in groups of `factor`."""
+    if microbatches < 1 or microbatches % factor:
+        around = nearest(max(microbatches, 0), factor)
+        raise ValueError(f"microbatches={microbatches} must be a multiple of {factor} ({reason}); nearest {around}")
+
+
+def require_at_least(microbatches: int, smallest: int, reason: str) -> None:
+    """Raise if there are too few microbatches."""
+    if microbatches < smallest:
+        raise ValueError(f"microbatches={microbatches} must be at least {smallest} ({reason}); nearest {smallest}")

@@ -1,0 +1,30 @@
+"""Breadth-first pipeline: all microbatches through a chunk before the next chunk. Lamy-Poirier (2022),
+arXiv:2211.05953.
+
+With fully sharded parameters each chunk is then gathered once a pass, however many microbatches there are.
+"""
+
+from dataclasses import dataclass
+
+from jaxtrain.pipeline.placement import loop, require_positive
+from jaxtrain.pipeline.schedules.base import Schedule, require_at_least
+from jaxtrain.pipeline.table import Action, Table, forward, fused, of_stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BreadthFirst(Schedule):
+    """Bubble (p-1)/(vm+p-1) of all time; activations of all m microbatches."""
+
+    chunks_per_stage: int = 2
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        require_positive(stages=stages, chunks_per_stage=self.chunks_per_stage, microbatches=microbatches)
+        if self.chunks_per_stage > 1:
+            require_at_least(microbatches, stages, "a microbatch returns to the first stage after that many steps")
+        rows = (_row(stage, stages, microbatches, self.chunks_per_stage) for stage in range(stages))
+        return of_stages(loop(stages, self.chunks_per_stage), rows)
+
+
+def _row(stage: int, stages: int, microbatches: int, chunks_per_stage: int) -> list[Action]:
+    order = [(i, chunk) for chunk in range(stage, stages * chunks_per_stage, stages) for i in range(microbatches)]
+    return [forward(*unit) for unit in order] + [fused(*unit) for unit in reversed(order)]

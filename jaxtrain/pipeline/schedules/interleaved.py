@@ -1,0 +1,24 @@
+"""Interleaved 1F1B: several chunks a stage in a loop. Narayanan et al. (2021), arXiv:2104.04473."""
+
+from dataclasses import dataclass
+
+from jaxtrain.pipeline.orders import interleaved_row
+from jaxtrain.pipeline.placement import loop, require_positive
+from jaxtrain.pipeline.schedules.base import Schedule, require_multiple
+from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
+from jaxtrain.pipeline.table import Table, of_stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interleaved(Schedule):
+    """Bubble (p-1)/(vm+p-1) of all time; peak (v+1)p-1 chunks on stage 0. One chunk a stage is 1F1B."""
+
+    chunks_per_stage: int = 2
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        require_positive(stages=stages, chunks_per_stage=self.chunks_per_stage)
+        if self.chunks_per_stage == 1:
+            return OneFOneB().table(stages, microbatches)
+        require_multiple(microbatches, stages, "groups of one microbatch a stage go through a chunk together")
+        rows = (interleaved_row(stage, stages, microbatches, self.chunks_per_stage) for stage in range(stages))
+        return of_stages(loop(stages, self.chunks_per_stage), rows)

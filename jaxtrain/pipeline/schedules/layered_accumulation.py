@@ -1,0 +1,21 @@
+"""Layered gradient accumulation with a modular pipeline: chunks of one layer. Lamy-Poirier (2021), arXiv:2106.02679.
+
+Layer i lives on stage i mod p and all microbatches pass it before the next: breadth-first order at the finest cut. The
+bubble shrinks from p-1 stages' time to p-1 layers' time, for that many times more transfers.
+"""
+
+from dataclasses import dataclass
+
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.schedules.breadth_first import BreadthFirst
+from jaxtrain.pipeline.table import Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayeredAccumulation(Schedule):
+    """The forwards take m L/p + p-1 layer times; a model of L layers takes `layers_per_stage` = L/p."""
+
+    layers_per_stage: int = 4
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        return BreadthFirst(chunks_per_stage=self.layers_per_stage).table(stages, microbatches)

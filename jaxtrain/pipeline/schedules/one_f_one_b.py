@@ -1,0 +1,25 @@
+"""1F1B with a flush at the end of the step. Narayanan et al. (2019, 2021), arXiv:1806.03377, arXiv:2104.04473.
+
+PipeDream's own form has no flush and keeps several versions of the weights; that needs stashing and is left out.
+"""
+
+from dataclasses import dataclass
+
+from jaxtrain.pipeline.orders import one_forward_one_backward
+from jaxtrain.pipeline.placement import loop, require_positive
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.table import Table, forward, fused, of_stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OneFOneB(Schedule):
+    """GPipe's bubble with at most p - stage activations. In one compiled loop take `PairedOneFOneB` instead."""
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        require_positive(stages=stages, microbatches=microbatches)
+        count = range(microbatches)
+        rows = (
+            one_forward_one_backward([forward(i, s) for i in count], [fused(i, s) for i in count], stages - 1 - s)
+            for s in range(stages)
+        )
+        return of_stages(loop(stages), rows)

@@ -1,0 +1,21 @@
+"""ZB-H1: 1F1B with the backward split, at 1F1B's memory. Qi et al. (2023), arXiv:2401.10241, section 2.2.
+
+Stage s puts its W off by s microbatches, so that every stage keeps p activations (up to W) and W fill the last waits.
+"""
+
+from dataclasses import dataclass
+
+from jaxtrain.pipeline.orders import split_row
+from jaxtrain.pipeline.placement import loop, require_positive
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.table import Table, of_stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZBH1(Schedule):
+    """Bubble (p-1)/(3m+p-1) of all time at F = B = W; peak p."""
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        require_positive(stages=stages, microbatches=microbatches)
+        rows = (split_row(stage, microbatches, warmup=stages - stage, deferred=stage) for stage in range(stages))
+        return of_stages(loop(stages), rows)

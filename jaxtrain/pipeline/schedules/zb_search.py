@@ -1,0 +1,60 @@
+"""An automatic zero-bubble schedule for given costs and memory. After Qi et al. (2023), arXiv:2401.10241, section 3.1.
+
+The paper fills each stage's time by a greedy rule with a few binary choices, and tries all of them. Here the
+candidates are ZB-H1 and ZB-H2's family (warm-up by `slope` forwards for each stage behind, W put off up to the memory
+limit), each played through with the costs by list scheduling, with and without patience; the fastest wins, the smaller
+one of equals. The paper's integer program is left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from jaxtrain.pipeline.list_scheduling import reorder
+from jaxtrain.pipeline.orders import split_row
+from jaxtrain.pipeline.placement import loop, require_positive
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.simulator import Costs, peak_activations, simulate
+from jaxtrain.pipeline.table import Table, of_stages
+
+_SLOPES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZBSearch(Schedule):
+    """Costs of one stage's units; `memory_limit` in activations of one microbatch, 0 for 1F1B's p."""
+
+    forward: float = 1.0
+    backward: float = 1.0
+    weight: float = 1.0
+    transfer: float = 0.0
+    memory_limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.memory_limit < 0:
+            raise ValueError(f"memory_limit={self.memory_limit} must be at least 1, or 0 for as many as stages")
+
+    @property
+    def costs(self) -> Costs:
+        return Costs(forward=self.forward, backward=self.backward, weight=self.weight, transfer=self.transfer)
+
+    def tuned(self, costs: Costs) -> "ZBSearch":
+        parts = {"forward": costs.forward, "backward": costs.backward, "weight": costs.weight}
+        if any(isinstance(cost, tuple) for cost in parts.values()):
+            raise ValueError(f"{costs}: the search takes one cost for all chunks, as all its stages are alike")
+        return replace(self, transfer=costs.transfer, **parts)
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        require_positive(stages=stages, microbatches=microbatches)
+        candidates = self._candidates(stages, microbatches, self.memory_limit or stages)
+        return min(candidates, key=lambda table: (simulate(table, self.costs).makespan, max(peak_activations(table))))
+
+    def _candidates(self, stages: int, microbatches: int, limit: int) -> Iterator[Table]:
+        for slope in _SLOPES:
+            rows = []
+            for stage in range(stages):
+                warmup = min(limit, 1 + int(slope * (stages - 1 - stage)))
+                rows.append(split_row(stage, microbatches, warmup=warmup, deferred=limit - warmup))
+            table = of_stages(loop(stages), rows)
+            yield table
+            yield reorder(table, self.costs, limit=limit)
+            yield reorder(table, self.costs, limit=limit, patient=True)

@@ -1,0 +1,231 @@
+"""How long a table takes, where it waits, what it keeps and what it sends.
+
+Two modes. *Free-running*: each stage goes on as soon as its inputs are there, as separate programs would; these are the
+papers' figures. *Tick*: one compiled loop, where a stage starts a tick once it and its neighbours have finished the one
+before, because every tick ends in an exchange between them.
+
+Two bubble figures are in print; both are given. `idle_share` is idle time over total time, (p-1)/(m+p-1) for GPipe;
+`overhead` is idle time over work, (p-1)/m. `idle_inside` counts only waiting between a stage's own first and last
+action: a "zero bubble" schedule has none there, and still starts and ends staggered within one synchronous step.
+
+Contention between transfers is left out: links are as wide as needed, each transfer takes `Costs.transfer`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple, Self
+
+from jaxtrain.pipeline.table import Action, Table, Unit
+from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks, pack
+from jaxtrain.pipeline.validation import result, validate, walk
+
+PerChunk = float | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """Time of one action on one chunk, alike or one for each chunk, and of handing a result to another stage."""
+
+    forward: PerChunk = 1.0
+    backward: PerChunk = 1.0
+    weight: PerChunk = 1.0
+    transfer: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("forward", "backward", "weight"):
+            if min(_parts(getattr(self, name))) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0: every unit takes some time")
+        if self.transfer < 0:
+            raise ValueError(f"transfer={self.transfer} must be at least 0")
+
+    @classmethod
+    def of_flops(cls, *, dense: tuple[float, ...], attention: tuple[float, ...], transfer: float = 0.0) -> Self:
+        """FLOPs from each chunk's forward: a dense layer's B and W cost one forward each, attention's B two, W none."""
+        pairs = tuple(zip(dense, attention, strict=True))
+        return cls(
+            forward=tuple(d + a for d, a in pairs),
+            backward=tuple(d + 2 * a for d, a in pairs),
+            weight=dense,
+            transfer=transfer,
+        )
+
+    def spread(self, table: Table) -> Self:
+        """Read these as a whole stage's, and divide them over its chunks: the same model under any placement."""
+        share = table.placement.chunks_per_stage
+        return replace(
+            self,
+            forward=_divide(self.forward, share),
+            backward=_divide(self.backward, share),
+            weight=_divide(self.weight, share),
+        )
+
+    def of(self, action: Action) -> float:
+        """Time of the action."""
+        if action.unit == Unit.FUSED:
+            return _at(self.backward, action.chunk) + _at(self.weight, action.chunk)
+        cost = {Unit.FORWARD: self.forward, Unit.BACKWARD: self.backward, Unit.WEIGHT: self.weight}[action.unit]
+        return _at(cost, action.chunk)
+
+
+class Span(NamedTuple):
+    """An action on a stage's timeline."""
+
+    action: Action
+    start: float
+    end: float
+
+
+class Link(NamedTuple):
+    """One direction between two stages."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Simulation:
+    """Timelines by stage; peaks in chunk activations by stage; messages by link; ticks of the loop, in tick mode."""
+
+    timelines: tuple[tuple[Span, ...], ...]
+    peaks: tuple[int, ...]
+    transfers: Mapping[Link, int]
+    ticks: int | None
+
+    @property
+    def makespan(self) -> float:
+        return max(spans[-1].end for spans in self.timelines)
+
+    @property
+    def work(self) -> tuple[float, ...]:
+        """Busy time of each stage."""
+        return tuple(sum(span.end - span.start for span in spans) for spans in self.timelines)
+
+    @property
+    def idle(self) -> float:
+        """Waiting of all stages from the step's start to its end."""
+        return self.makespan * len(self.timelines) - sum(self.work)
+
+    @property
+    def idle_share(self) -> float:
+        """Bubble as a share of all time."""
+        return self.idle / (self.makespan * len(self.timelines))
+
+    @property
+    def overhead(self) -> float:
+        """Bubble as a share of the work."""
+        return self.idle / sum(self.work)
+
+    @property
+    def idle_inside(self) -> tuple[float, ...]:
+        """Waiting of each stage between its own first start and last end."""
+        spans = zip(self.timelines, self.work, strict=True)
+        return tuple(line[-1].end - line[0].start - busy for line, busy in spans)
+
+
+def peak_activations(table: Table) -> tuple[int, ...]:
+    """Most chunks each stage keeps activations of at once, from the F to the end of the W. Order alone decides it."""
+    peaks = []
+    for actions in table.stages:
+        kept = peak = 0
+        for action in actions:
+            kept += action.starts_activation
+            peak = max(peak, kept)
+            kept -= action.ends_activation
+        peaks.append(peak)
+    return tuple(peaks)
+
+
+def check_memory(table: Table, limit: float) -> None:
+    """Raise if some stage keeps more than `limit` stages' worth of activations of one microbatch."""
+    worst = max(peak_activations(table)) / table.placement.chunks_per_stage
+    if worst > limit:
+        raise ValueError(
+            f"memory_limit={limit:g}: the schedule keeps {worst:g} microbatches' activations on its fullest stage; "
+            f"raise the limit to {worst:g} or take a schedule that keeps fewer (`jaxtrain schedule compare` lists them)"
+        )
+
+
+def simulate(table: Table, costs: Costs | None = None) -> Simulation:
+    """Run the table free: each action starts when its stage is free and its inputs have arrived."""
+    costs = costs or Costs()
+    validate(table)
+    ends: dict[Action | None, tuple[int, float]] = {}
+    lines: list[list[Span]] = [[] for _ in table.stages]
+    for stage, action in walk(table):
+        arrivals = [_arrival(ends[need], stage, costs) for need in table.needs(action)]
+        start = max([lines[stage][-1].end if lines[stage] else 0.0, *arrivals])
+        lines[stage].append(Span(action, start, start + costs.of(action)))
+        ends[result(action)] = (stage, start + costs.of(action))
+    return _simulation(table, lines, ticks=None)
+
+
+def simulate_ticks(table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None) -> Simulation:
+    """Run the table as one compiled loop, packed as given or as `choose_ticks` does."""
+    costs = costs or Costs()
+    packed = ticks or choose_ticks(table, costs)
+    cells = [_cells(actions, at) for actions, at in zip(table.stages, packed, strict=True)]
+    count = 1 + max(map(max, packed))
+    neighbours = _neighbours(table)
+    lines: list[list[Span]] = [[] for _ in cells]
+    clock = [0.0] * len(cells)
+    for tick in range(count):
+        clock = [
+            max([clock[stage], *(clock[n] + costs.transfer for n in near)]) for stage, near in enumerate(neighbours)
+        ]
+        for stage, line in enumerate(lines):
+            for action in cells[stage].get(tick, ()):
+                line.append(Span(action, clock[stage], clock[stage] + costs.of(action)))
+                clock[stage] += costs.of(action)
+    return _simulation(table, lines, ticks=count)
+
+
+def choose_ticks(table: Table, costs: Costs | None = None, *, weight_slots: int = WEIGHT_SLOTS) -> Ticks:
+    """Pack in pairs or one action a tick, whichever takes less time at these costs, or as much in fewer ticks."""
+    costs = costs or Costs()
+    packings = [pack(table, paired=paired, weight_slots=weight_slots) for paired in (True, False)]
+    return min(
+        packings, key=lambda ticks: (round(simulate_ticks(table, costs, ticks=ticks).makespan, 9), max(map(max, ticks)))
+    )
+
+
+def _cells(actions: tuple[Action, ...], ticks: tuple[int, ...]) -> dict[int, list[Action]]:
+    groups = groupby(zip(ticks, actions, strict=True), key=lambda pair: pair[0])
+    return {tick: [action for _, action in group] for tick, group in groups}
+
+
+def _neighbours(table: Table) -> list[set[int]]:
+    """The stages that each stage waits for in every tick: on either side, round the ring if something goes there."""
+    count = len(table.stages)
+    ring = any(abs(link.source - link.target) == count - 1 for link in _transfers(table))
+    beside = [{(stage - 1) % count, (stage + 1) % count} if ring else {stage - 1, stage + 1} for stage in range(count)]
+    return [near & set(range(count)) - {stage} for stage, near in enumerate(beside)]
+
+
+def _arrival(source: tuple[int, float], stage: int, costs: Costs) -> float:
+    made_on, end = source
+    return end if made_on == stage else end + costs.transfer
+
+
+def _simulation(table: Table, lines: list[list[Span]], ticks: int | None) -> Simulation:
+    timelines = tuple(map(tuple, lines))
+    return Simulation(timelines=timelines, peaks=peak_activations(table), transfers=_transfers(table), ticks=ticks)
+
+
+def _transfers(table: Table) -> Mapping[Link, int]:
+    homes = {result(action): stage for stage, action in walk(table)}
+    pairs = ((homes[need], stage) for stage, action in walk(table) for need in table.needs(action))
+    return Counter(Link(source, target) for source, target in pairs if source != target)
+
+
+def _at(cost: PerChunk, chunk: int) -> float:
+    return cost[chunk] if isinstance(cost, tuple) else cost
+
+
+def _parts(cost: PerChunk) -> tuple[float, ...]:
+    return cost if isinstance(cost, tuple) else (cost,)
+
+
+def _divide(cost: PerChunk, share: float) -> PerChunk:
+    return tuple(part / share for part in cost) if isinstance(cost, tuple) else cost / share

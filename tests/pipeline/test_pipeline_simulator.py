@@ -1,0 +1,158 @@
+"""Times, costs, memory and links of a simulated step."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_cases import table_of
+
+from jaxtrain.pipeline.coloring import Lifetime, color
+from jaxtrain.pipeline.list_scheduling import reorder
+from jaxtrain.pipeline.schedules.chimera import Chimera
+from jaxtrain.pipeline.schedules.gpipe import GPipe
+from jaxtrain.pipeline.schedules.interleaved import Interleaved
+from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
+from jaxtrain.pipeline.schedules.paired_one_f_one_b import PairedOneFOneB
+from jaxtrain.pipeline.schedules.v_zb import VZB
+from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
+from jaxtrain.pipeline.schedules.zb_h2 import ZBH2
+from jaxtrain.pipeline.schedules.zb_search import ZBSearch
+from jaxtrain.pipeline.simulator import Costs, Link, check_memory, peak_activations, simulate, simulate_ticks
+from jaxtrain.pipeline.table import Unit
+from jaxtrain.pipeline.validation import validate
+
+costs = st.builds(
+    Costs,
+    forward=st.floats(0.5, 2),
+    backward=st.floats(0.5, 2),
+    weight=st.floats(0.5, 2),
+    transfer=st.sampled_from([0.0, 0.2]),
+)
+
+
+def test_a_transfer_delays_the_next_stage_only():
+    simulation = simulate(table_of(GPipe(), 2, 1), Costs(transfer=0.5))
+    starts = [[span.start for span in line] for line in simulation.timelines]
+    assert starts == [[0, 5.0], [1.5, 2.5]]
+
+
+def test_a_slow_chunk_sets_the_pace():
+    simulation = simulate(table_of(OneFOneB(), 4, 16), Costs(forward=(1.0, 1.0, 3.0, 1.0)))
+    assert simulation.work == (48, 48, 80, 48)
+    assert simulation.makespan >= 80
+
+
+def test_costs_from_flops_give_attention_no_weight_gradient():
+    found = Costs.of_flops(dense=(4.0, 6.0), attention=(1.0, 2.0))
+    assert found == Costs(forward=(5.0, 8.0), backward=(6.0, 10.0), weight=(4.0, 6.0))
+
+
+def test_work_adds_up_and_actions_of_a_stage_never_overlap():
+    for simulation in (simulate(table_of(VZB(), 4, 8)), simulate_ticks(table_of(VZB(), 4, 8))):
+        assert simulation.work == (48,) * 4
+        for line in simulation.timelines:
+            assert all(before.end <= after.start for before, after in itertools.pairwise(line))
+
+
+def test_every_link_carries_one_message_a_microbatch_each_way():
+    assert simulate(table_of(OneFOneB(), 3, 6)).transfers == {
+        Link(0, 1): 6,
+        Link(1, 2): 6,
+        Link(2, 1): 6,
+        Link(1, 0): 6,
+    }
+    ring = simulate(table_of(Interleaved(), 4, 8)).transfers
+    assert ring[Link(3, 0)] == ring[Link(0, 3)] == 8
+    assert simulate(table_of(VZB(), 4, 8)).transfers[Link(0, 1)] == 2 * 8
+
+
+def test_the_two_directions_of_chimera_use_every_link_alike():
+    assert set(simulate(table_of(Chimera(), 4, 8)).transfers.values()) == {8}
+
+
+def test_in_one_loop_a_transfer_costs_every_tick():
+    table = table_of(PairedOneFOneB(), 4, 16)
+    free, ticked = (run(table, Costs(transfer=0.1)).makespan for run in (simulate, simulate_ticks))
+    assert ticked > free
+
+
+def test_memory_is_checked_against_a_limit_in_microbatches():
+    check_memory(table_of(Interleaved(), 4, 8), 5.5)
+    with pytest.raises(ValueError, match="memory_limit=5: the schedule keeps 5.5 microbatches.*raise the limit to 5.5"):
+        check_memory(table_of(Interleaved(), 4, 8), 5)
+
+
+@pytest.mark.parametrize("wrong", [{"forward": 0.0}, {"weight": (1.0, -1.0)}, {"transfer": -0.1}])
+def test_costs_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        Costs(**wrong)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    costs=costs,
+    stages=st.integers(2, 4),
+    microbatches=st.integers(1, 8),
+    limit=st.integers(1, 9),
+    more=st.integers(0, 3),
+)
+def test_the_search_obeys_its_limit_and_more_memory_never_makes_it_slower(costs, stages, microbatches, limit, more):
+    tables = [ZBSearch(memory_limit=most).tuned(costs).table(stages, microbatches) for most in (limit, limit + more)]
+    assert max(peak_activations(tables[0])) <= limit
+    assert simulate(tables[1], costs).makespan <= simulate(tables[0], costs).makespan + 1e-9
+
+
+@settings(max_examples=15, deadline=None)
+@given(costs=costs, stages=st.integers(2, 5), microbatches=st.integers(1, 10))
+def test_the_search_is_at_least_as_fast_as_the_handwritten_schedules_of_the_same_memory(costs, stages, microbatches):
+    for schedule, limit in ((OneFOneB(), stages), (ZBH1(), stages), (ZBH2(), 2 * stages - 1)):
+        search = ZBSearch(memory_limit=limit).tuned(costs)
+        found = simulate(search.table(stages, microbatches), costs).makespan
+        assert found <= simulate(schedule.table(stages, microbatches), costs).makespan + 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(costs=costs, limit=st.integers(11, 16), patient=st.booleans())
+def test_reordering_keeps_every_unit_and_the_limit(costs, limit, patient):
+    table = table_of(Interleaved(), 4, 8)
+    found = validate(reorder(table, costs, limit=limit, patient=patient))
+    assert [sorted(row) for row in found.stages] == [sorted(row) for row in table.stages]
+    assert max(peak_activations(found)) <= limit
+
+
+def test_gpipe_is_reordered_to_fit_into_the_memory_of_1f1b():
+    found = validate(reorder(table_of(GPipe(), 4, 8), Costs(), limit=4))
+    assert max(peak_activations(found)) == 4
+
+
+def test_a_limit_that_no_order_keeps_is_refused():
+    with pytest.raises(ValueError, match="memory_limit=1 activations a stage: no order of this schedule keeps so few"):
+        reorder(table_of(Interleaved(), 4, 8), Costs(), limit=1)
+
+
+def test_the_search_takes_its_costs_from_elsewhere():
+    costs = Costs(forward=1.0, backward=1.4, weight=0.6, transfer=0.1)
+    tuned = ZBSearch(memory_limit=7).tuned(costs)
+    assert tuned == ZBSearch(forward=1.0, backward=1.4, weight=0.6, transfer=0.1, memory_limit=7)
+    assert OneFOneB().tuned(costs) == OneFOneB()
+
+
+lifetimes = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=40)
+
+
+@given(lifetimes)
+def test_colouring_uses_as_many_slots_as_values_overlap_and_never_shares_one_too_early(pairs):
+    values = {number: Lifetime(first, first + length) for number, (first, length) in enumerate(pairs)}
+    slots, count = color(values)
+    assert count == max((sum(v.first <= t <= v.last for v in values.values()) for t in range(45)), default=0)
+    for a, b in itertools.combinations(values, 2):
+        overlap = values[a].first <= values[b].last and values[b].first <= values[a].last
+        assert not overlap or slots[a] != slots[b]
+
+
+def test_ticks_of_the_paired_schedule_hold_an_f_and_a_b_on_every_stage():
+    table = table_of(PairedOneFOneB(), 4, 16)
+    lines = simulate_ticks(table).timelines
+    middle = [[span.action.unit for span in line if 30 <= span.start < 33] for line in lines]
+    assert middle == [[Unit.FORWARD, Unit.FUSED]] * 4

@@ -1,0 +1,68 @@
+"""The text form of a table, and what validation refuses."""
+
+import pytest
+
+from jaxtrain.pipeline.placement import loop
+from jaxtrain.pipeline.schedules.chimera import Chimera
+from jaxtrain.pipeline.table import Table, backward, forward, fused, of_stages, weight
+from jaxtrain.pipeline.validation import validate
+
+TEXT = """\
+# two stages, two microbatches
+chunks: 0 1
+stage 0: F0.0 F1.0 BW0.0 B1.0 W1.0   # the second backward is split
+stage 1: F0.1 BW0.1 F1.1 BW1.1
+"""
+
+
+def test_a_table_loads_from_text_and_dumps_to_it():
+    table = validate(Table.load(TEXT))
+    assert table.stages[0] == (forward(0, 0), forward(1, 0), fused(0, 0), backward(1, 0), weight(1, 0))
+    assert table.placement == loop(2)
+    assert Table.load(table.dump()) == table
+
+
+def test_the_text_of_two_weight_copies_names_the_route_of_each_microbatch():
+    text = Chimera().table(2, 4).dump()
+    assert text.startswith("chunks: 0 1 / 1 0\nroutes: 0 1 0 1\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("chunks: 0 1\n", "", "starts with the stage of every chunk"),
+        ("F1.1", "G1.1", "stage 1: `G1.1` is no action; expected F, B, W or BW, then microbatch.chunk"),
+        ("stage 1:", "stage 2:", r"lines \['stage 1', 'stage 2'\]: missing or unknown"),
+        ("stage 1: F0.1", "F0.1", "line 4 is `F0.1.*expected `chunks:`, `routes:` or `stage N:`"),
+        ("chunks: 0 1", "chunks: 0 x", "must be whole numbers"),
+        ("chunks: 0 1", "chunks: 0 2", r"missing \[1\]"),
+        ("F1.1", "F1.2", "stage 1: F1.2 is out of range: 2 microbatches, 2 chunks"),
+        ("F1.1", "F1.0", "stage 1: F1.0 belongs on stage 0"),
+        ("F1.1 BW1.1", "BW1.1", "microbatch 1, chunk 1 has 1 BW; every microbatch passes every chunk with one F"),
+        ("W1.0", "", "microbatch 1, chunk 0 has 1 F, 1 B; .* one B and one W"),
+        ("F0.1 BW0.1", "BW0.1 F0.1", "the schedule deadlocks: .*stage 1 at BW0.1 waits for F0.1"),
+        ("F0.0 F1.0 BW0.0", "F0.0 BW0.0 F1.0", None),
+        ("F0.1 BW0.1 F1.1", "F1.1 F0.1 BW0.1", None),
+        ("B1.0 W1.0", "W1.0 B1.0", "stage 0 at W1.0 waits for B1.0"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_the_place_and_the_rule(old, new, message):
+    assert old in TEXT
+    text = TEXT.replace(old, new)
+    if message is None:
+        validate(Table.load(text))
+        return
+    with pytest.raises(ValueError, match=message):
+        validate(Table.load(text))
+
+
+def test_a_deadlock_between_stages_names_who_waits_for_whom():
+    text = TEXT.replace("F0.0 F1.0 BW0.0", "F0.0 BW0.0 F1.0").replace("F0.1 BW0.1 F1.1", "F1.1 F0.1 BW0.1")
+    with pytest.raises(ValueError, match="stage 0 at BW0.0 waits for B0.1; stage 1 at F1.1 waits for F1.0"):
+        validate(Table.load(text))
+
+
+def test_a_route_to_a_missing_weight_copy_is_refused():
+    table = of_stages(loop(1), [[forward(0, 0), fused(0, 0)]], routes=[1])
+    with pytest.raises(ValueError, match=r"routes=\(1,\): each microbatch must name one of the 1 weight copies"):
+        validate(table)
