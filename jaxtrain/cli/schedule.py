@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from jaxtrain.pipeline.catalog import parse
-from jaxtrain.pipeline.compare import Misfit, Row, compare
+from jaxtrain.cli.schedule_catalog import parse
+from jaxtrain.cli.schedule_compare import Misfit, Row, compare
 from jaxtrain.pipeline.draw import grid
 from jaxtrain.pipeline.simulator import Costs, Simulation, check_memory, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Table

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxtrain.pipeline.catalog import parse
+from jaxtrain.cli.schedule_catalog import parse
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name(text, m
 
 
 def test_schedules_and_lowering_need_no_jax():
-    modules = "jaxtrain.pipeline.catalog, jaxtrain.pipeline.lower, jaxtrain.pipeline.picture, jaxtrain.cli.schedule"
-    script = f"import sys, {modules}; jaxtrain.pipeline.catalog.all_schedules(); sys.exit('jax' in sys.modules)"
+    modules = "jaxtrain.cli.schedule_catalog, jaxtrain.pipeline.lower, jaxtrain.pipeline.picture, jaxtrain.cli.schedule"
+    script = f"import sys, {modules}; jaxtrain.cli.schedule_catalog.all_schedules(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -5,7 +5,7 @@ import pytest
 from pipeline_cases import CASES, Case, table_of
 from tick_interpreter import Model, run, sequential
 
-from jaxtrain.pipeline.catalog import all_schedules, parse
+from jaxtrain.cli.schedule_catalog import all_schedules, parse
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.simulator import peak_activations, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Table

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxtrain.pipeline.catalog import all_schedules
+from jaxtrain.cli.schedule_catalog import all_schedules
 from jaxtrain.pipeline.simulator import Costs, simulate, simulate_ticks
 
 
