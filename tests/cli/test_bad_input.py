@@ -75,8 +75,8 @@ CONFIGURATIONS = {
         r"phases\[0\]\.batch_size=8 is not divisible by 16 \(mesh fsdp=8, microbatches=2\): use 16",
     ),
     "heads not divisible by tensor": (
-        {"mesh.tensor": 4},
-        r"model\.pattern\[0\]\.mixer\.heads=6 is not divisible by mesh\.tensor=4: choose a tensor axis that divides",
+        {"mesh.tensor": 8},
+        r"model\.pattern\[0\]\.mixer\.heads=4 is not divisible by mesh\.tensor=8: choose a tensor axis that divides",
     ),
     "sequence longer than the model's": (
         {"phases[0].sequence_length": 512},

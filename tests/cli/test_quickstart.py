@@ -74,7 +74,6 @@ def test_metrics_have_every_step(tiny_run):
         assert list(measured(tiny_run.folder, key)) == steps, key
     assert all(2 < loss < 10 for loss in measured(tiny_run.folder, "loss").values())
     assert list(measured(tiny_run.folder, "validation_loss")) == list(EVALUATED_STEPS)
-    assert min(measured(tiny_run.folder, "tokens_per_second").values()) > 0
     assert measured(tiny_run.folder, "bigram_loss").keys() == {0}
 
 
