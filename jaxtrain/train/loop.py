@@ -243,7 +243,7 @@ class Trainer:
         if self._saved != self.step:
             self._finish_step()  # its line comes first, so that a run resumed from here lacks none
             self._recorder.flush()
-            self._checkpoints.save(self.step, Snapshot(state, self._taken, self._hooks.to_save()))
+            self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
             self._saved = self.step
             self._recorder.interrupted()
 
