@@ -11,12 +11,13 @@ arXiv:2205.05198.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import primal_tangent_dtype
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -175,32 +176,28 @@ def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, parameter_spec(names, x.shape, mesh, drop=drop))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(w, names, dtype, master_dtype):
-    # The first constraint keeps the cast on the shards, so that what travels is in `dtype`; then one hop an axis.
-    w = _place(_round(w, dtype), names, ())
-    return _place(_place(w, names, GATHERED[1:]), names, GATHERED)
+def _map_with_names(function: Callable[[tuple, jax.Array], jax.Array], names, params):
+    return jax.tree.map(function, names, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def _gather_forward(w, names, dtype, master_dtype):
-    return _gather(w, names, dtype, master_dtype), None
+def narrow_gradients(params, names, dtype):
+    """Return the same parameters, but with the gradients of matrices in `dtype` rather than in their own.
+
+    They are computed and summed over devices in the compute dtype, so that widening them loses and gains nothing. Done
+    before a scan over stacked parameters, the stack of their gradients, the largest buffer of a train step, takes half
+    the memory in bf16; it is widened behind the scan, where it is read.
+    """
+
+    def narrow(leaf_names, w):
+        return w if len(leaf_names) < 2 else _narrow_gradient(w, np.dtype(dtype))
+
+    return _map_with_names(narrow, names, params)
 
 
-def _gather_backward(names, dtype, master_dtype, _, dw):
-    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
-    # gradient to the layout of the shards lets the compiler reduce-scatter.
-    return (_place(_place(dw, names, GATHERED[1:]), names, ()).astype(master_dtype),)
-
-
-def _round(w: jax.Array, dtype: np.dtype) -> jax.Array:
-    # XLA moves a plain cast of the stacked weights out of the scan over layers and keeps a second copy of all of them;
-    # an explicit rounding to the same bits it leaves where it is.
-    if dtype == jnp.bfloat16 and w.dtype == jnp.float32:
-        w = jax.lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
-    return w.astype(dtype)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
+def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
+    if jnp.issubdtype(w.dtype, jax.dtypes.extended) or w.dtype == dtype:
+        return w
+    return jax.lax.convert_element_type(w, primal_tangent_dtype(w.dtype, dtype))
 
 
 def gather(params, names, dtype):
@@ -211,6 +208,35 @@ def gather(params, names, dtype):
     """
 
     def one(leaf_names, w):
-        return _gather(w, leaf_names, np.dtype(dtype) if w.ndim > 1 else w.dtype, w.dtype)
+        to = np.dtype(dtype) if w.ndim > 1 else w.dtype
+        return _gather(_narrow_gradient(w, to), leaf_names, to)
 
-    return jax.tree.map(one, names, params, is_leaf=lambda x: isinstance(x, tuple))
+    return _map_with_names(one, names, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w, names, dtype):
+    # The first constraint keeps the cast on the shards, so that what travels is in `dtype`; then one hop an axis.
+    w = _place(_round(jax.lax.convert_element_type(w, jnp.float32), dtype), names, ())
+    return _place(_place(w, names, GATHERED[1:]), names, GATHERED)
+
+
+def _gather_forward(w, names, dtype):
+    return _gather(w, names, dtype), None
+
+
+def _gather_backward(names, dtype, _, dw):
+    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
+    # gradient to the layout of the shards lets the compiler reduce-scatter.
+    return (_place(_place(dw, names, GATHERED[1:]), names, ()),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _round(w: jax.Array, dtype: np.dtype) -> jax.Array:
+    # XLA moves a plain cast of the stacked weights out of the scan over layers and keeps a second copy of all of them;
+    # an explicit rounding to the same bits it leaves where it is.
+    if dtype == jnp.bfloat16:
+        w = jax.lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
+    return w.astype(dtype)

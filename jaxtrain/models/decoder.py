@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.mesh import constrain, gather
+from jaxtrain.mesh import constrain, gather, narrow_gradients
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Head, Positions, look_up, project
 from jaxtrain.nn.norm import NormConfig, RMSNormConfig
@@ -158,7 +158,8 @@ class Decoder(nnx.Module):
             pattern = nnx.merge(graph, gather(params, names, c.compute_dtype))
             return pattern(x, context.in_layer(layer), state)
 
-        xs = (jnp.arange(c.repeats), nnx.to_pure_dict(params), states)
+        stacked = narrow_gradients(nnx.to_pure_dict(params), names, c.compute_dtype)
+        xs = (jnp.arange(c.repeats), stacked, states)
         return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
 
     def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:

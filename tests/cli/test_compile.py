@@ -1,10 +1,13 @@
 """`jaxtrain compile` against TPUs that are not there."""
 
+import dataclasses
+
 import pytest
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
-from jaxtrain.models.presets import llama2_7b
+from jaxtrain.models.presets import llama2_7b, llama31_8b
+from jaxtrain.nn.remat import NoRemat
 
 TINY = ["--set", "model.repeats=1", "--set", "model.d_model=128", "--set", "phases.0.batch_size=4"]
 
@@ -22,6 +25,7 @@ def test_an_unknown_topology_is_one_line_and_exit_code_two(topology, capsys):
     assert error.count("\n") == 1 and topology in error
 
 
-def test_the_7b_configuration_is_the_published_model():
-    model = load("configs/llama2_7b.gin").config.model
-    assert model.parameter_count == llama2_7b().parameter_count == 6_738_415_616
+@pytest.mark.parametrize("path, model", [("configs/llama2_7b.gin", llama2_7b), ("configs/llama31_8b.gin", llama31_8b)])
+def test_a_configuration_is_the_published_model(path, model):
+    ours = load(path).config.model
+    assert dataclasses.replace(ours, compute_dtype="float32", remat=NoRemat()) == model()
