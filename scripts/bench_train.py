@@ -4,17 +4,22 @@
 
 Both train d_model 256, 8 layers, 8 heads, gated feed-forward 704, 256 bytes, sequence 256, batch 16, float32, AdamW,
 on one fixed batch. Processes alternate (jaxtrain, PyTorch eager, PyTorch compiled, and again), since machines drift;
-each prints its best repetition of a round, and the ratio of the medians is what counts. scripts/peers/setup.sh makes
-the environment of PyTorch; without one, jaxtrain alone is timed.
+each prints its best repetition of a round, and the ratio of the medians is what counts. All of them keep
+freed memory, as `jaxtrain train` does, and layers are unrolled, as PyTorch's are. scripts/peers/setup.sh makes the
+environment of PyTorch; without one, jaxtrain alone is timed.
 """
 
 import argparse
+import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from jaxtrain.cli.main import KEEP_MEMORY
 
 PEER = Path(__file__).parent / "peers" / "torch_decoder.py"
 BATCH, LENGTH = 16, 256
@@ -36,6 +41,7 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     from jaxtrain.train.step import make_train_step
 
     model = llama(vocab_size=256, d_model=256, layers=8, heads=8, kv_heads=8, hidden=704, max_length=LENGTH)
+    model = dataclasses.replace(model, scan=False)
     mesh = MeshConfig().build(jax.devices()[:1])
     graph, _, names = abstract_model(model)
     optimizer = AdamW(learning_rate=Constant(peak=3e-4), weight_decay=0.01)
@@ -60,7 +66,8 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
 
 
 def tokens_per_second(command: list[str]) -> float:
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    environment = os.environ | KEEP_MEMORY
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
     return max(json.loads(line)["tokens_per_second"] for line in lines if line.startswith("{"))
 
 

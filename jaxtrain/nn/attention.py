@@ -22,6 +22,7 @@ from jaxtrain.nn.rope import RopeConfig, rotate
 
 MASKED = -1e30  # added to the scores of keys out of sight
 QUERY_BLOCK = 512  # queries whose scores exist at once; longer sequences go block by block
+CPU_QUERY_BLOCK = 128  # the same on CPU, where sequences go one by one, too: such a block of scores fits the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,7 @@ class Attention(nnx.Module):
         if state is None:
             if c.kv_heads % axis_size("heads"):  # fewer of them than devices: every head takes a copy along
                 k_BLJK, v_BLJK = (constrain(repeat(x, c), "batch", "length", "heads", None) for x in (k_BLJK, v_BLJK))
-            y_BLHK = attend_in_blocks(q_BLHK, k_BLJK, v_BLJK, context, c)
+            y_BLHK = attend_whole(q_BLHK, k_BLJK, v_BLJK, context, c)
         else:
             at = (0, context.cache_index, 0, 0)
             state = KVCache(
@@ -165,35 +166,65 @@ def attend(
     return y_BJGLK.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(B, L, H, K)
 
 
-def attend_in_blocks(
+def attend_whole(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L J K"],
     v: Float[Array, "B L J K"],
     context: TokenContext,
     config: AttentionConfig,
 ) -> Float[Array, "B L H K"]:
-    """Attend over a whole sequence, a block of queries at a time, each block only to the keys it can see.
+    """Attend over whole sequences, in the blocks that suit the device.
+
+    On CPU, scores larger than the cache cost more than the products around them: one sequence at a time takes a third
+    of the time. Where sequences are split over devices each has few, and they stay together.
+    """
+
+    def together(q, k, v, context):
+        return attend_in_blocks(q, k, v, context, config, block=QUERY_BLOCK)
+
+    def one_by_one(q, k, v, context):
+        def one(row):
+            rows = jax.tree.map(lambda x: x[None], row)
+            return attend_in_blocks(*rows, config, block=CPU_QUERY_BLOCK)[0]
+
+        return jax.lax.map(one, (q, k, v, context))
+
+    context = context._replace(dropout_keys=None)
+    if axis_size("batch") > 1:
+        return together(q, k, v, context)
+    return jax.lax.platform_dependent(q, k, v, context, cpu=one_by_one, default=together)
+
+
+def attend_in_blocks(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L J K"],
+    v: Float[Array, "B L J K"],
+    context: TokenContext,
+    config: AttentionConfig,
+    *,
+    block: int,
+) -> Float[Array, "B L H K"]:
+    """Attend a block of queries at a time, each block only to the keys it can see.
 
     Positions grow with the index inside a document, so no key after a block's end and none before its window matters.
     Scores are recomputed in the backward pass block by block: no L x L buffer exists where L exceeds the block.
     """
+
+    def attend_block(q, k, v, context):
+        return attend(q, k, v, visible(context, config.window), config)
+
     L = q.shape[1]
-    if L <= QUERY_BLOCK:
-        return attend(q, k, v, visible(context, config.window), config)
-
-    def block(q, k, v, context):
-        return attend(q, k, v, visible(context, config.window), config)
-
+    if block >= L:
+        return attend_block(q, k, v, context)
     outputs = []
-    for start in range(0, L, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, L)
+    for start in range(0, L, block):
+        end = min(start + block, L)
         first = 0 if config.window is None else max(0, start - config.window + 1)
         part = context._replace(
             positions=context.positions[:, start:end],
             segment_ids=context.segment_ids[:, start:end],
             key_positions=context.key_positions[:, first:end],
             key_segment_ids=context.key_segment_ids[:, first:end],
-            dropout_keys=None,
         )
-        outputs.append(jax.checkpoint(block)(q[:, start:end], k[:, first:end], v[:, first:end], part))
+        outputs.append(jax.checkpoint(attend_block)(q[:, start:end], k[:, first:end], v[:, first:end], part))
     return jnp.concatenate(outputs, axis=1)

@@ -39,7 +39,8 @@ def _loss(name: str):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_forward_pass_multiplies_a_third_of_it(name, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 1)  # so that no masked score is computed
+    for name_of_block in ("QUERY_BLOCK", "CPU_QUERY_BLOCK"):
+        monkeypatch.setattr(attention, name_of_block, 1)  # so that no masked score is computed
     counted = matmul_flops(_loss(name), random_params(PRESETS[name]))
     assert counted * 3 == PRESETS[name].flops_per_token(LENGTH) * ROWS * LENGTH
 

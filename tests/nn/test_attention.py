@@ -1,6 +1,7 @@
 """Attention against a loop over heads, queries and keys in float64."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -96,32 +97,32 @@ def test_attention_is_its_formula(name):
 
 
 @pytest.mark.parametrize("name", ["plain", "everything"])
-def test_blocks_of_queries_change_neither_output_nor_gradient(name, monkeypatch):
+def test_blocks_of_queries_and_single_sequences_change_neither_output_nor_gradient(name, monkeypatch):
     config = VARIANTS[name]
     q, k, v = (
         np.random.default_rng(i).standard_normal((2, L, heads, 6)).astype(np.float32)
         for i, heads in enumerate((4, config.kv_heads, config.kv_heads))
     )
 
-    def loss(q, k, v):
-        y = attention.attend_in_blocks(q, k, v, _context(), config)
-        return jnp.sum(jnp.sin(y)), y
+    def run(attend):
+        def loss(q, k, v):
+            y = attend(q, k, v, _context(), config)
+            return jnp.sum(jnp.sin(y)), y
 
-    def run():
-        return jax.jit(jax.value_and_grad(lambda *qkv: loss(*qkv), argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
-    whole = run()
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
-    assert_close(run(), whole, SAME_GRADIENT)
+    whole = run(functools.partial(attention.attend_in_blocks, block=L))
+    assert_close(run(functools.partial(attention.attend_in_blocks, block=8)), whole, SAME_GRADIENT)
+    monkeypatch.setattr(attention, "CPU_QUERY_BLOCK", 4)
+    assert_close(run(attention.attend_whole), whole, SAME_GRADIENT)
 
 
-def test_no_buffer_of_blocked_attention_has_the_square_of_the_length(monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+def test_no_buffer_of_blocked_attention_has_the_square_of_the_length():
     config = dataclasses.replace(PLAIN, window=4)
     q = np.zeros((2, L, 4, 6), np.float32)
 
     def loss(q):
-        return jnp.sum(attention.attend_in_blocks(q, q, q, _context(), config))
+        return jnp.sum(attention.attend_in_blocks(q, q, q, _context(), config, block=4))
 
     text = str(jax.make_jaxpr(jax.grad(loss))(q))
     assert "[2,4,1,4,7]" in text  # a block of 4 queries sees at most 4 + window - 1 keys

@@ -1,8 +1,10 @@
 """A disk that takes no more: the run stops with a clear error, and goes on once there is room."""
 
 import contextlib
+import gc
 import resource
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,15 @@ def _files_no_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@contextlib.contextmanager
+def _abandoned_writes() -> Iterator[None]:
+    """Orbax drops the writes that were to follow a failed one; Python says so whenever it collects them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+        yield
+        gc.collect()
+
+
 def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, tmp_path, capfd):
     """The limit on the size of a file stands in for a full disk: it needs no privileges."""
     folder = tmp_path / "run"
@@ -33,7 +44,7 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
     longer = [*command, "--resume", "--set", "phases[0].steps=12"]
     assert main(command) == 0
     capfd.readouterr()
-    with _files_no_larger_than(16_000):
+    with _files_no_larger_than(16_000), _abandoned_writes():
         assert main(longer) == 1
     message = capfd.readouterr().err
     assert message.startswith(
@@ -60,10 +71,9 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(data, whole, small_disk):
     folder = small_disk / "run"
     config = runs.tiny_run(data, writers=(TensorBoard(),))
-    with pytest.raises(SaveError, match="No space left on device"):
-        runs.train(config, folder)
-    with pytest.raises(SaveError, match="No space left on device"):  # a try without making room loses nothing
-        runs.train(config, folder)
+    for _ in range(2):  # a second try without making room loses nothing
+        with _abandoned_writes(), pytest.raises(SaveError, match="No space left on device"):
+            runs.train(config, folder)
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     assert runs.train(config, folder).finished
     assert runs.losses(folder) == whole[:12]

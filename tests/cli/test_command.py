@@ -1,0 +1,41 @@
+"""The console command, before any subcommand runs."""
+
+import os
+import sys
+
+import pytest
+
+from jaxtrain.cli import main
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """Return what replaced the process, and what glibc is told then."""
+    found = []
+    monkeypatch.setattr(os, "execv", lambda *call: found.append((*call, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.setattr(os, "environ", {"PATH": "p"})
+    monkeypatch.setattr(main, "main", lambda: 0)
+    return found
+
+
+def _type(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["bin/jaxtrain", *words])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "bin/jaxtrain", *words])
+
+
+def test_training_starts_again_as_it_was_called_with_memory_kept(started, monkeypatch):
+    _type(monkeypatch, "train", "a.gin")
+    main.command()
+    arguments = [sys.executable, "-X", "dev", "bin/jaxtrain", "train", "a.gin"]
+    assert started == [(sys.executable, arguments, main.KEEP_MEMORY["GLIBC_TUNABLES"])]
+
+
+def test_what_the_user_chose_for_glibc_stays(started, monkeypatch):
+    _type(monkeypatch, "train", "a.gin")
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    assert main.command() == 0 and not started
+
+
+def test_other_commands_run_at_once(started, monkeypatch):
+    _type(monkeypatch, "plot", "runs/a")
+    assert main.command() == 0 and not started
