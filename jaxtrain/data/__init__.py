@@ -5,7 +5,7 @@ from jaxtrain.data.config import DataConfig
 from jaxtrain.data.loader import describe_batch, loader
 from jaxtrain.data.mixture import Mixture, Weighted
 from jaxtrain.data.packing import BestFit, ConcatenateAndSplit, Packing
-from jaxtrain.data.rows import open_rows
+from jaxtrain.data.rows import open_rows, text_digest
 from jaxtrain.data.sources import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
 from jaxtrain.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, Tokenizer
 
@@ -31,4 +31,5 @@ __all__ = [
     "describe_batch",
     "loader",
     "open_rows",
+    "text_digest",
 ]

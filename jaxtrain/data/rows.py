@@ -66,6 +66,11 @@ def open_rows(
     return Rows(sources, interleaving, length=length, labels=_labels(config))
 
 
+def text_digest(config: DataConfig) -> str:
+    """Return a name for the text itself that a configuration reads (`TokenStore.digest` of every source)."""
+    return "-".join(open_store(source, config.tokenizer).digest for source in config.sources)
+
+
 def _source_rows(config: DataConfig, number: int, *, split: Split, sequence_length: int, seed: int) -> SourceRows:
     store = open_store(config.sources[number], config.tokenizer)
     documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)

@@ -54,6 +54,11 @@ class TokenStore(NamedTuple):
     key_bytes: np.ndarray
     key_ends: np.ndarray
 
+    @property
+    def digest(self) -> str:
+        """What changes when documents are added, removed, renamed or change in length, on whatever machine they lie."""
+        return hashlib.blake2b(self.key_hashes.tobytes() + self.lengths.tobytes(), digest_size=8).hexdigest()
+
     def key(self, document: int) -> str:
         begin = self.key_ends[document - 1] if document else 0
         return self.key_bytes[begin : self.key_ends[document]].tobytes().decode(errors="replace")

@@ -1,8 +1,9 @@
 """Batches for the step: each process reads the rows its devices need and joins them into one global array.
 
 How far a run has read is the number of rows taken of each stream: the same on any mesh and any number of processes, and
-still right when the batch size changes. A stream is some data cut to some sequence length, named by its text; phases
-that read the same stream go on where the one before stopped.
+still right when the batch size changes. A stream is some data cut to some sequence length, named by its configuration
+and a digest of its text; phases that read the same stream go on where the one before stopped. Text that was edited
+between a kill and its resume is another stream, and begins at its first row.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxtrain.data import DataConfig, describe_batch, loader
+from jaxtrain.data import DataConfig, describe_batch, loader, text_digest
 from jaxtrain.mesh import activation_spec
 from jaxtrain.shapes import Batch
 from jaxtrain.train.phases import Phase
@@ -49,7 +50,9 @@ class Feed:
 
     def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, taken: dict[str, int]):
         self._layout = Layout(phase.batch_size, phase.sequence_length, mesh)
-        self._stream, self._taken = f"{phase.sequence_length} tokens of {data}", taken
+        configured = f"{phase.sequence_length} tokens of {data}, text "
+        self._stream, self._taken = configured + text_digest(data), taken
+        self.text_changed = self._stream not in taken and any(stream.startswith(configured) for stream in taken)
         where = {
             "split": "train",
             "batch_size": phase.batch_size,

@@ -161,6 +161,8 @@ class Trainer:
         phase = span.phase
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
+        if feed.text_changed:
+            self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
         rate = self._learning_rate(span)
         tx = transformation(self.optimizer, rate, self.names, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, self.names, mesh)
