@@ -18,7 +18,8 @@ class Tolerance(NamedTuple):
 EXACT = Tolerance()
 SAME_LOSS_ON_ANY_MESH = Tolerance(absolute=1e-5)  # the promise to users: every step's loss, whatever the mesh
 SAME_GRADIENT = Tolerance(absolute=1e-6, relative=1e-4)  # the same sums in another order
-SAME_LOGITS = Tolerance(absolute=2e-5)  # the same sums in another order, through a few layers
+# The same sums in another order, through a few layers: 2.6e-5 was seen between logits of up to 6 with jax 0.11.2.
+SAME_LOGITS = Tolerance(absolute=3e-5)
 CLOSED_FORM = Tolerance(absolute=2e-6, relative=2e-6)  # one layer against its formula in float64
 CLOSED_FORM_LAYER = Tolerance(absolute=1e-5)  # a whole attention or feed-forward layer against float64
 SCHEDULE = Tolerance(relative=1e-6)  # a learning rate against its formula
