@@ -1,9 +1,10 @@
 """Regions that are manual over the stages, and the way of the weights into them.
 
 Inside a region there is one stage; all other axes of the mesh stay with the compiler. The parameters of a model lie as
-`[repeats, ...]`, so that checkpoints know nothing of stages. For a step they are brought to the stages that run them, as
-`[held, longest, ...]` on each: the chunks of the placement, short ones padded. Where the stages divide the repeats, each
-stores an equal run of them; with one chunk a stage, that is what it runs, and nothing moves. Otherwise all store all.
+`[repeats, ...]`, so that checkpoints know nothing of stages. For a step they are brought to the stages that run them,
+as `[held, longest, ...]` on each: the chunks of the placement, short ones padded. Where the stages divide the repeats,
+each stores an equal run of them; with one chunk a stage, that is what it runs, and nothing moves. Otherwise every
+stage stores all.
 """
 
 from collections.abc import Callable
@@ -97,30 +98,28 @@ class _Exchange:
     """Rounds in which each stage sends stored rows to the stage some places on, as few rows as the round needs."""
 
     def __init__(self, wanted: np.ndarray, stored: int):
-        stages = len(wanted)
-        sends = [[self._between(wanted, a, (a + by) % stages, stored) for a in range(stages)] for by in range(stages)]
-        self.rounds = [by for by in range(stages) if any(sends[by])]
-        self.tables = (tuple(jnp.asarray(_padded(sends[by])) for by in self.rounds), jnp.zeros(wanted.shape, int))
-        received = [
-            [by_row for by in self.rounds for by_row in self._received(sends[by], stage, by, stored)]
-            for stage in range(stages)
-        ]
-        places = [[received[s].index(row) for row in wanted[s].ravel()] for s in range(stages)]
-        self.tables = (self.tables[0], jnp.asarray(np.reshape(places, wanted.shape), jnp.int32))
+        stages = range(len(wanted))
+        sent = [[_rows_between(wanted, a, (a + by) % len(wanted), stored) for a in stages] for by in stages]
+        self.rounds = [by for by in stages if any(sent[by])]
+        padded = [_padded(sent[by]) for by in self.rounds]
+        places = np.zeros(wanted.shape, np.int32)
+        for stage in stages:
+            sources = [(stage - by) % len(wanted) for by in self.rounds]
+            received = [
+                source * stored + row for source, rows in zip(sources, padded, strict=True) for row in rows[source]
+            ]
+            places[stage] = [[received.index(row) for row in chunk] for chunk in wanted[stage]]
+        self.tables = [jnp.asarray(rows) for rows in padded], jnp.asarray(places)
 
-    @staticmethod
-    def _between(wanted: np.ndarray, source: int, target: int, stored: int) -> list[int]:
-        rows = np.unique(wanted[target])
-        return [int(row) - source * stored for row in rows if row // stored == source]
-
-    @staticmethod
-    def _received(sent: list[list[int]], stage: int, by: int, stored: int) -> list[int]:
-        source = (stage - by) % len(sent)
-        return [row + source * stored for row in _padded(sent)[source]]
-
-    def bring(self, rows: jax.Array, sends: tuple[jax.Array, ...], places: jax.Array) -> jax.Array:
+    def bring(self, rows: jax.Array, sends: list[jax.Array], places: jax.Array) -> jax.Array:
+        """Return a stage's wanted rows from its stored ones; the tables are the stage's own."""
         received = [shift(rows[send], by) if by else rows[send] for by, send in zip(self.rounds, sends, strict=True)]
         return jnp.concatenate(received)[places]
+
+
+def _rows_between(wanted: np.ndarray, source: int, target: int, stored: int) -> list[int]:
+    """Return which of the rows that one stage stores another wants."""
+    return [int(row) - source * stored for row in np.unique(wanted[target]) if row // stored == source]
 
 
 def _padded(rows: list[list[int]]) -> np.ndarray:

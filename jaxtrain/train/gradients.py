@@ -32,6 +32,9 @@ class Loss(NamedTuple):
         return self.objective(nnx.merge(self.graph, params), batch, keys)
 
 
+Strategy = Callable[[Loss, ParamTree, Batch, Key[Array, " B"] | None], tuple[Sums, ParamTree]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accumulate:
     """Add the gradients of `microbatches` equal parts of the batch, one after another; 1 takes it whole."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxtrain.models.decoder import Decoder, context_of
+from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
+from jaxtrain.nn.remat import OffloadOutputs
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
 from jaxtrain.pipeline.lower import lower
@@ -26,10 +26,25 @@ class Pipelined:
     microbatches: int
     schedule: Schedule = PairedInterleaved()
 
+    def __post_init__(self):
+        if self.microbatches < 1:
+            raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
+
+    def check(self, stages: int, model: DecoderConfig) -> None:
+        """Raise ValueError where so many stages cannot run the model, naming the rule and the nearest valid value."""
+        if isinstance(model.remat, OffloadOutputs):
+            raise ValueError(
+                "model.remat=OffloadOutputs(): a pipeline keeps its buffers on the device; use SaveOutputs"
+            )
+        try:
+            self.program(stages, model.repeats)
+        except ValueError as error:
+            raise ValueError(f"{self.schedule} with mesh.stage={stages}: {error}") from None
+
     def program(self, stages: int, repeats: int) -> TickProgram:
-        """Return what the executor runs. ValueError names the rule where the numbers do not fit the schedule."""
+        """Return what the executor runs for a model of so many repeats."""
         table = self.schedule.table(stages, self.microbatches)
-        table.placement.layers(repeats)
+        table.placement.layers(repeats)  # raises where a chunk would have none
         return lower(table)
 
     def __call__(

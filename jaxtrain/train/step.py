@@ -9,11 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from jaxtrain.objectives.sums import Sums
-from jaxtrain.shapes import Batch, ParamTree
-from jaxtrain.train.gradients import Loss, Objective
+from jaxtrain.shapes import Batch
+from jaxtrain.train.gradients import Loss, Objective, Strategy
 from jaxtrain.train.state import TrainState
 
-Strategy = Callable[[Loss, ParamTree, Batch, Key[Array, " B"] | None], tuple[Sums, ParamTree]]
 Metrics = dict[str, Array]
 
 
