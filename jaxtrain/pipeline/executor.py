@@ -90,10 +90,14 @@ def value_and_grad(
     The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
     nothing are NaN, before they are written and after they were read for the last time.
     """
-    stacking = Stacking(placement=program.placement, repeats=len(jax.tree.leaves(blocks)[0]))
-    loop = _Loop(parts, program, stacking, outer, blocks, data, poison)
+    loop = _Loop(parts, program, outer, blocks, data, poison)
     (buffers, totals), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
     return totals.sums, totals.outer_gradient, loop.unstack(buffers.weight_gradients)
+
+
+def empty_buffers(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree) -> Buffers:
+    """Return the shapes of what the stages keep from tick to tick, a leading axis of stages on each."""
+    return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, False).start()[0], outer, blocks, data)
 
 
 def _at(tree: Tree, *index) -> Tree:
@@ -111,7 +115,8 @@ def _put(buffer: jax.Array, value: jax.Array, *index) -> jax.Array:
 class _Loop:
     """The program and the model, and what a tick does with them."""
 
-    def __init__(self, parts, program, stacking, outer, blocks, data, poison):
+    def __init__(self, parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, poison: bool):
+        stacking = Stacking(placement=program.placement, repeats=len(jax.tree.leaves(blocks)[0]))
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
         self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)

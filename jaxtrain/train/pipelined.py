@@ -54,7 +54,7 @@ class Pipelined:
         model = nnx.merge(loss.graph, params)
         program = self.program(stages_of_mesh(), model.config.repeats)
         data = deal_out((batch, keys), self.microbatches)
-        sums, douter, dblocks = value_and_grad(_parts(loss, params), program, outer, params["blocks"], data)
+        sums, douter, dblocks = value_and_grad(parts(loss, params), program, outer, params["blocks"], data)
         return sums, {**douter, "blocks": dblocks}
 
 
@@ -68,7 +68,8 @@ class _Headed(NamedTuple):
         return self.model.head(self.hidden)
 
 
-def _parts(loss: Loss, params: ParamTree) -> Parts:
+def parts(loss: Loss, params: ParamTree) -> Parts:
+    """Return the decoder of a loss in the parts that the executor runs."""
     model = nnx.merge(loss.graph, params)
     config, names, pattern = model.config, model.names(), model.pattern()
 
