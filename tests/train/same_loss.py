@@ -19,10 +19,11 @@ from jaxtrain.train.step import make_train_step
 
 STEPS, ROWS, LENGTH, DROPOUT = 20, 16, 16, 0.1
 OPTIMIZER = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
+WHOLE = Accumulate()
 TWO_PROCESSES = MeshConfig(data=2, fsdp=2, tensor=2)  # `data` goes across the processes
 
 
-def losses(mesh_config: MeshConfig, *, dropout: float, gradients: Strategy = Accumulate(), devices=None) -> list[float]:
+def losses(mesh_config: MeshConfig, *, dropout: float, gradients: Strategy = WHOLE, devices=None) -> list[float]:
     """Return the loss of every step. The same initial values are laid out over whatever mesh is asked for."""
     config, mesh = variant(dropout=dropout), mesh_config.build(devices)
     graph, _, names = abstract_model(config)
