@@ -12,7 +12,6 @@ from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
-from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.hlo import parse
@@ -59,8 +58,6 @@ def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch():
     assert in_a_loop == exchanges
 
 
-def test_temporaries_of_a_paired_schedule_do_not_grow_with_the_microbatches_and_of_gpipe_do():
+def test_temporaries_do_not_grow_with_the_microbatches():
     few, many = (memory(_compiled(PairedInterleaved(), m)).temporaries for m in (8, 32))
-    assert many < 1.05 * few
-    few, many = (memory(_compiled(GPipe(), m)).temporaries for m in (8, 32))
-    assert many > 2 * few
+    assert few > 1e7 and many < 1.05 * few
