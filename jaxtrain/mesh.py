@@ -209,6 +209,11 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
     return jax.lax.convert_element_type(w, primal_tangent_dtype(w.dtype, dtype))
 
 
+def narrow(params, names, dtype):
+    """Return the parameters with matrices in `dtype`, for where a copy of them is made anyway."""
+    return _map_with_names(lambda leaf_names, w: w.astype(dtype) if len(leaf_names) > 1 else w, names, params)
+
+
 def gather(params, names, dtype):
     """Return parameters ready for use: matrices in the compute dtype, all of them whole along `fsdp`.
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.mesh import constrain, gather, lay_out, scatter_gradients
+from jaxtrain.mesh import constrain, gather, lay_out, narrow, scatter_gradients
 from jaxtrain.pipeline.layer import Layer, take_apart
 from jaxtrain.pipeline.stages import Stacking, on_stages, shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
@@ -120,7 +120,8 @@ class _Loop:
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
         self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)
-        self.chunks = Chunks(self.stack(blocks), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
+        moved = narrow(blocks, parts.layer_names, parts.compute_dtype) if stacking.moves else blocks
+        self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
         tables = (program.forward, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
         self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))

@@ -77,13 +77,18 @@ class Stacking:
             table[stage, : len(pairs)] = [number(layers[chunk]) for _, chunk in pairs]
         return table
 
+    @property
+    def moves(self) -> bool:
+        """Whether a stage runs other layers than it stores."""
+        return self.wanted.size != self.repeats or (self.wanted.ravel() != np.arange(self.repeats)).any()
+
     def stack(self, blocks):
         """Bring `[repeats, ...]` to `[stages, held, longest, ...]`. Its transpose sums the copies of a weight."""
         stages, wanted = self.placement.stages, self.wanted
         if self.repeats % stages:
             return on_stages(lambda own, shared: jax.tree.map(lambda w: w[own], shared), jnp.asarray(wanted), blocks)
         stored = jax.tree.map(lambda w: w.reshape(stages, self.repeats // stages, *w.shape[1:]), blocks)
-        if wanted.size == self.repeats and (wanted.ravel() == np.arange(self.repeats)).all():
+        if not self.moves:
             return jax.tree.map(lambda w: w.reshape(*wanted.shape, *w.shape[2:]), stored)
         exchange = _Exchange(wanted, self.repeats // stages)
 
