@@ -16,7 +16,7 @@ from tolerances import EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.nn.remat import FullRemat, SaveDots
-from jaxtrain.pipeline.executor import Parts, empty_buffers
+from jaxtrain.pipeline.executor import Parts, allocated
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.placement import bidirectional, loop, v_shape, wave
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
@@ -83,7 +83,7 @@ def test_the_executor_allocates_the_slots_that_the_simulator_counts(case):
         table = table_of(case.schedule, stages, microbatches)
         outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
         with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
-            buffers = empty_buffers(_toy_parts(), lower(table), outer, blocks, jnp.ones((microbatches, 2, 3, 4)))
+            buffers = allocated(_toy_parts(), lower(table), outer, blocks, jnp.ones((microbatches, 2, 3, 4)))
         assert {kept.shape[:2] for kept in buffers.kept} == {(stages, max(peak_activations(table)))}
 
 
