@@ -17,6 +17,7 @@ from jaxtrain.train.hooks import Hook, Sample
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase
+from jaxtrain.train.pipelined import Pipelined
 from jaxtrain.train.state import abstract_model
 
 
@@ -31,7 +32,7 @@ class TrainConfig:
     objective: NextToken = NextToken()
     mesh: MeshConfig = MeshConfig()
     hooks: tuple[Hook, ...] = ()
-    gradients: Accumulate = Accumulate()
+    gradients: Accumulate | Pipelined = Accumulate()
     clip_norm: float | None = 1.0
     seed: int = 0
     max_skipped_steps: int = 10
@@ -80,6 +81,7 @@ class TrainConfig:
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
+            self._check_stages(sizes["stage"])
             for position, block in enumerate(self.model.pattern):
                 if block.mixer.heads % sizes["tensor"]:
                     raise ValueError(
@@ -87,6 +89,15 @@ class TrainConfig:
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
             shardings(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+
+    def _check_stages(self, stages: int) -> None:
+        if isinstance(self.gradients, Pipelined):
+            self.gradients.check(stages, self.model)
+        elif stages > 1:
+            raise ValueError(
+                f"mesh.stage={stages} needs a pipeline: set gradients to Pipelined(microbatches=...), "
+                f"or leave mesh.stage at 1"
+            )
 
     def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:
         shards = 1

@@ -26,13 +26,13 @@ OUTER = "fsdp_outer"  # a mesh has it, after `fsdp`, where the devices of `fsdp`
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
-    "layers": (),
+    "layers": ("stage",),
     "embed": ("fsdp", OUTER),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "vocab": ("tensor",),
+    "vocab": ("stage", "tensor"),  # every stage has its part of embedding and head
     "width": (),  # vectors of model width: norm scales, output biases
     "places": (),  # learned positions
     # activations
@@ -42,7 +42,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
 GATHERED = ("fsdp", OUTER)  # axes over which a parameter is stored in shards and gathered for use, the last first
-MAY_REPLICATE = ("kv_heads", "vocab")  # whole on every device where the axis does not divide them
+MAY_REPLICATE = ("layers", "kv_heads", "vocab")  # where the axes do not divide them, split over the last ones or whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +64,8 @@ class MeshConfig:
                 raise ValueError(f"mesh.{name}={size}: an axis is at least 1, or -1 for what the others leave over")
         if sum(getattr(self, name) == -1 for name in AXES) > 1:
             raise ValueError("mesh: only one axis can be -1, what the others leave over; give the rest a number")
-        for name in ("stage", "expert"):
-            if getattr(self, name) != 1:
-                raise ValueError(f"mesh.{name}={getattr(self, name)}: the axis {name} is reserved and must be 1")
+        if self.expert != 1:
+            raise ValueError(f"mesh.expert={self.expert}: the axis expert is reserved and must be 1")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Return the axis sizes for so many devices. Raises ValueError where they do not multiply to it."""
@@ -128,9 +127,16 @@ def _axes(name: str | None, mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]
     return () if name is None else tuple(axis for axis in RULES[name] if axis in mesh.shape and axis not in drop)
 
 
+def _dividing(name: str | None, size: int, axes: tuple[str, ...], mesh) -> tuple[str, ...]:
+    """Return the axes over which a dimension is split: all of them, or the last ones that divide it where it may."""
+    while name in MAY_REPLICATE and size % _product(axes, mesh):
+        axes = axes[1:]
+    return axes
+
+
 def activation_spec(names: Sequence[str | None], shape: Sequence[int], mesh) -> P:
     """Return the partition of an activation; an axis that does not divide its dimension is left out."""
-    axes = [_axes(name, mesh) for name in names]
+    axes = [_dividing(name, size, _axes(name, mesh), mesh) for name, size in zip(names, shape, strict=True)]
     return P(*(a if a and size % _product(a, mesh) == 0 else None for a, size in zip(axes, shape, strict=True)))
 
 
@@ -138,18 +144,16 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
     """Return the partition of a parameter.
 
     Raises:
-        ValueError: a mesh axis does not divide its dimension (key-value heads and vocabulary are replicated instead).
+        ValueError: a mesh axis does not divide its dimension and it is not one that may be replicated instead.
     """
     parts = []
     for name, size in zip(names, shape, strict=True):
-        axes = _axes(name, mesh, drop)
+        axes = _dividing(name, size, _axes(name, mesh, drop), mesh)
         if size % _product(axes, mesh):
-            if name not in MAY_REPLICATE:
-                raise ValueError(
-                    f"mesh axis {'x'.join(axes)}={_product(axes, mesh)} does not divide the "
-                    f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
-                )
-            axes = ()
+            raise ValueError(
+                f"mesh axis {'x'.join(axes)}={_product(axes, mesh)} does not divide the "
+                f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
+            )
         parts.append(axes or None)
     return P(*parts)
 
@@ -169,6 +173,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, mesh))
+
+
+def lay_out(params, names):
+    """Lay a tree of parameters, or of their gradients, out in shards."""
+    return _map_with_names(lambda leaf_names, w: _place(w, leaf_names, ()), names, params)
 
 
 def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
@@ -200,6 +209,11 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
     return jax.lax.convert_element_type(w, primal_tangent_dtype(w.dtype, dtype))
 
 
+def narrow(params, names, dtype):
+    """Return the parameters with matrices in `dtype`, for where a copy of them is made anyway."""
+    return _map_with_names(lambda leaf_names, w: w.astype(dtype) if len(leaf_names) > 1 else w, names, params)
+
+
 def gather(params, names, dtype):
     """Return parameters ready for use: matrices in the compute dtype, all of them whole along `fsdp`.
 
@@ -214,6 +228,17 @@ def gather(params, names, dtype):
     return _map_with_names(one, names, params)
 
 
+def scatter_gradients(gradients, names):
+    """Return the gradients of gathered parameters, summed over devices into the layout of the shards."""
+    return _map_with_names(lambda leaf_names, dw: _scatter(dw, leaf_names), names, gradients)
+
+
+def _scatter(dw: jax.Array, names: tuple) -> jax.Array:
+    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
+    # gradient to the layout of the shards lets the compiler reduce-scatter.
+    return _place(_place(dw, names, GATHERED[1:]), names, ())
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(w, names, dtype):
     # The first constraint keeps the cast on the shards, so that what travels is in `dtype`; then one hop an axis.
@@ -226,9 +251,7 @@ def _gather_forward(w, names, dtype):
 
 
 def _gather_backward(names, dtype, _, dw):
-    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
-    # gradient to the layout of the shards lets the compiler reduce-scatter.
-    return (_place(_place(dw, names, GATHERED[1:]), names, ()),)
+    return (_scatter(dw, names),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

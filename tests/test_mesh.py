@@ -67,7 +67,6 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused_with_its_axes_and_th
         ({"data": 0}, r"mesh\.data=0: .*at least 1"),
         ({"tensor": -2}, r"mesh\.tensor=-2: .*at least 1"),
         ({"data": -1}, "only one axis can be -1"),
-        ({"stage": 2}, r"mesh\.stage=2: .*reserved"),
         ({"expert": 2}, r"mesh\.expert=2: .*reserved"),
     ],
 )
@@ -89,7 +88,7 @@ def test_column_and_row_parallel_matrices_split_the_inner_side_over_tensor(mesh)
     assert parameter_spec(("embed", "mlp"), (8, 16), mesh) == P(("fsdp",), ("tensor",))
     assert parameter_spec(("mlp", "embed"), (16, 8), mesh) == P(("tensor",), ("fsdp",))
     assert parameter_spec(("heads", "head_dim", "embed"), (4, 3, 8), mesh) == P(("tensor",), None, ("fsdp",))
-    assert parameter_spec(("layers", "width"), (5, 8), mesh) == P(None, None)
+    assert parameter_spec(("layers", "width"), (5, 8), mesh) == P(("stage",), None)
 
 
 def test_a_parameter_drops_the_axes_it_is_gathered_over(mesh):

@@ -5,6 +5,7 @@ neither the program nor its compile time grows with depth. The layout of the par
 unrolled. Nothing here knows of devices: `gather` and `constrain` carry logical names only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -76,6 +77,17 @@ class DecoderConfig:
         return 6.0 * (matrices + self.vocab_size * self.d_model) + 12.0 * scores
 
 
+def context_of(batch: Batch, dropout_keys: Key[Array, " B"] | None) -> TokenContext:
+    """Return what layers know of the tokens of whole sequences."""
+    return TokenContext(
+        positions=batch.positions,
+        segment_ids=batch.segment_ids,
+        key_positions=batch.positions,
+        key_segment_ids=batch.segment_ids,
+        dropout_keys=dropout_keys,
+    )
+
+
 class Pattern(nnx.Module):
     """The blocks of one repeat."""
 
@@ -118,13 +130,7 @@ class Decoder(nnx.Module):
             raise ValueError(
                 f"sequence of {batch.tokens.shape[1]} tokens: the model's max_length is {self.config.max_length}"
             )
-        context = TokenContext(
-            positions=batch.positions,
-            segment_ids=batch.segment_ids,
-            key_positions=batch.positions,
-            key_segment_ids=batch.segment_ids,
-            dropout_keys=dropout_keys,
-        )
+        context = context_of(batch, dropout_keys)
         x = self.embed(batch.tokens, context)
         return self.run_blocks(x, context, self.no_states())[0]
 
@@ -149,18 +155,24 @@ class Decoder(nnx.Module):
 
     def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states):
         """Run all repeats of the pattern; return the hidden states and the new decoding states."""
-        c = self.config
-        graph, params = nnx.split(self.blocks)
-        names = logical_names(self.blocks)
+        c, names, pattern = self.config, self.layer_names(), self.pattern()
 
         def repeat(x, inputs):
             layer, params, state = inputs
-            pattern = nnx.merge(graph, gather(params, names, c.compute_dtype))
-            return pattern(x, context.in_layer(layer), state)
+            return pattern(gather(params, names, c.compute_dtype), x, context.in_layer(layer), state)
 
-        stacked = narrow_gradients(nnx.to_pure_dict(params), names, c.compute_dtype)
+        stacked = narrow_gradients(nnx.to_pure_dict(nnx.state(self.blocks)), names, c.compute_dtype)
         xs = (jnp.arange(c.repeats), stacked, states)
         return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
+
+    def pattern(self) -> Callable:
+        """Return one repeat as a pure function of gathered parameters: (params, x, context, states) -> (x, states)."""
+        graph = nnx.graphdef(self.blocks)
+        return lambda params, x, context, states: nnx.merge(graph, params)(x, context, states)
+
+    def layer_names(self) -> dict:
+        """Return the logical axis names of the parameters of one repeat."""
+        return logical_names(self.blocks)
 
     def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""

@@ -8,10 +8,10 @@ from jaxtrain.mesh import activation_spec
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.optim.optimizers import Optimizer, transformation
 from jaxtrain.shapes import Batch
-from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import abstract_model, abstract_state
-from jaxtrain.train.step import Objective, make_train_step
+from jaxtrain.train.step import make_train_step
 
 
 def compile_step(
@@ -19,7 +19,7 @@ def compile_step(
     model: DecoderConfig,
     objective: Objective,
     optimizer: Optimizer,
-    gradients: Accumulate,
+    gradients: Strategy,
     clip_norm: float | None,
     phase: Phase,
     mesh: Mesh,

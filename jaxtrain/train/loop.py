@@ -22,7 +22,7 @@ from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import evaluate
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
@@ -31,7 +31,7 @@ from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import Bar
 from jaxtrain.train.recorder import Recorder
 from jaxtrain.train.state import TrainState, abstract_model, abstract_state, create_state, state_from_params
-from jaxtrain.train.step import Objective, make_evaluation_step, make_train_step
+from jaxtrain.train.step import make_evaluation_step, make_train_step
 from jaxtrain.train.stopping import Stop
 
 
@@ -71,7 +71,7 @@ class Trainer:
     phases: tuple[Phase, ...]
     mesh: MeshConfig
     hooks: tuple[Hook, ...]
-    gradients: Accumulate
+    gradients: Strategy
     clip_norm: float | None
     seed: int
     max_skipped_steps: int

@@ -8,13 +8,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxtrain.models.decoder import Decoder
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.shapes import Batch
-from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.gradients import Loss, Objective, Strategy
 from jaxtrain.train.state import TrainState
 
-Objective = Callable[[Decoder, Batch, Key[Array, " B"] | None], Sums]
 Metrics = dict[str, Array]
 
 
@@ -26,7 +24,7 @@ def example_keys(key: Key[Array, ""], rows: int) -> Key[Array, " B"]:
 def make_train_step(
     graph: nnx.GraphDef,
     objective: Objective,
-    gradients: Accumulate,
+    gradients: Strategy,
     tx: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     *,
@@ -37,12 +35,11 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
     """
 
-    def loss_fn(params, batch, keys):
-        return objective(nnx.merge(graph, params), batch, keys)
+    loss_of = Loss(graph, objective)
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         keys = example_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0]) if dropout else None
-        sums, gradient = gradients(loss_fn, state.params, batch, keys)
+        sums, gradient = gradients(loss_of, state.params, batch, keys)
         weight = jnp.maximum(sums.weight, 1.0)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         loss, norm = sums.loss / weight, optax.tree.norm(gradient)
@@ -71,6 +68,6 @@ def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[
     """Return the jitted `(params, batch) -> Sums` of an evaluation: no dropout."""
 
     def evaluate(params, batch):
-        return objective(nnx.merge(graph, params), batch, None)
+        return Loss(graph, objective)(params, batch, None)
 
     return jax.jit(evaluate)

@@ -78,6 +78,26 @@ CONFIGURATIONS = {
         {"mesh.tensor": 8},
         r"model\.pattern\[0\]\.mixer\.heads=4 is not divisible by mesh\.tensor=8: choose a tensor axis that divides",
     ),
+    "stages without a pipeline": (
+        {"mesh.stage": 4},
+        r"mesh\.stage=4 needs a pipeline: set gradients to Pipelined\(microbatches=\.\.\.\), or leave mesh\.stage at 1",
+    ),
+    "microbatches that do not fit the schedule": (
+        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2)"},
+        r"PairedInterleaved\(.*\) with mesh\.stage=4: microbatches=2 must be a multiple of 4 \(.*\); nearest 4",
+    ),
+    "more chunks than layers": (
+        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},
+        r"with mesh\.stage=4: layers=1 cannot fill chunks=8: .*; use at most 1 chunks",
+    ),
+    "two directions over an odd number of stages": (
+        {"gradients": "@Pipelined(microbatches=1,schedule=@Chimera())"},
+        r"Chimera\(\) with mesh\.stage=1: stages=1: .*must be even; nearest 2",
+    ),
+    "activations that a pipeline would offload": (
+        {"gradients": "@Pipelined(microbatches=1)", "model.remat": "@OffloadOutputs()"},
+        r"model\.remat=OffloadOutputs\(\): a pipeline .*; use SaveOutputs",
+    ),
     "sequence longer than the model's": (
         {"phases[0].sequence_length": 512},
         r"phases\[0\]\.sequence_length=512 exceeds model\.max_length=256: shorten the sequences or raise max_length",

@@ -13,16 +13,17 @@ from jaxtrain.optim.optimizers import AdamW, transformation
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout
-from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.state import abstract_model, state_from_params, state_shardings
 from jaxtrain.train.step import make_train_step
 
 STEPS, ROWS, LENGTH, DROPOUT = 20, 16, 16, 0.1
 OPTIMIZER = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
+WHOLE = Accumulate()
 TWO_PROCESSES = MeshConfig(data=2, fsdp=2, tensor=2)  # `data` goes across the processes
 
 
-def losses(mesh_config: MeshConfig, *, dropout: float, microbatches: int = 1, devices=None) -> list[float]:
+def losses(mesh_config: MeshConfig, *, dropout: float, gradients: Strategy = WHOLE, devices=None) -> list[float]:
     """Return the loss of every step. The same initial values are laid out over whatever mesh is asked for."""
     config, mesh = variant(dropout=dropout), mesh_config.build(devices)
     graph, _, names = abstract_model(config)
@@ -31,9 +32,7 @@ def losses(mesh_config: MeshConfig, *, dropout: float, microbatches: int = 1, de
     state = state_from_params(random_params(config), tx)
     state = jax.tree.map(_spread, state, state_shardings(state, names, mesh))
     layout = Layout(ROWS, LENGTH, mesh)
-    step = make_train_step(
-        graph, NextToken(z_loss=1e-3), Accumulate(microbatches=microbatches), tx, rate, dropout=dropout > 0
-    )
+    step = make_train_step(graph, NextToken(z_loss=1e-3), gradients, tx, rate, dropout=dropout > 0)
     found = []
     with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0)

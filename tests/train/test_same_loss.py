@@ -16,6 +16,9 @@ from same_loss import DROPOUT, TWO_PROCESSES
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.pipelined import Pipelined
 
 
 @functools.cache
@@ -47,7 +50,13 @@ def test_the_loss_without_dropout_is_that_of_one_device():
 
 
 def test_the_loss_of_four_microbatches_is_that_of_the_whole_batch():
-    _close(same_loss.losses(TWO_PROCESSES, dropout=DROPOUT, microbatches=4))
+    _close(same_loss.losses(TWO_PROCESSES, dropout=DROPOUT, gradients=Accumulate(microbatches=4)))
+
+
+def test_the_loss_of_a_pipeline_is_that_of_the_whole_batch():
+    pipeline = Pipelined(schedule=PairedInterleaved(chunks_per_stage=1), microbatches=4)
+    mesh = MeshConfig(stage=2, data=2, fsdp=1, tensor=2)
+    _close(same_loss.losses(mesh, dropout=DROPOUT, gradients=pipeline))
 
 
 def test_the_run_learns_and_dropout_shows():

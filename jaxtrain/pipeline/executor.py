@@ -1,0 +1,202 @@
+"""The loop that runs a tick program: loss and gradients of a model cut over the stages of a mesh.
+
+One `lax.scan` over ticks; `tick_program` says what a tick is. Each has two regions that are manual over the stages, and
+between them what all stages do together, left to the compiler, with the vocabulary split over the stages (Yeung et al.,
+2024, arXiv:2411.05288): the look-up of a microbatch that enters, the head with its loss and its gradient, and the
+gradient of the embedding.
+
+    embed        one microbatch, if one enters                     all stages
+    arrive, F    a loop over the layers of the stage's chunk       each stage
+    head         one microbatch, if one passed the last chunk      all stages
+    B, W, send   loops over layers, then two exchanges             each stage
+    unembed      one microbatch, if one came back                  all stages
+
+What a stage does is in `stage`. What all do together is skipped by a branch that all take alike. The two exchanges are
+in no branch and in no loop but this one. Memory is the program's slots whatever the number of microbatches. Gradients
+of weights are summed in float32.
+
+Left out: the overlap of the head with F and B of other microbatches, which that paper schedules as passes of their own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtrain.mesh import gather, lay_out, narrow
+from jaxtrain.pipeline.layer import Layer, Tree, take_apart
+from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, at, empty_buffers
+from jaxtrain.pipeline.stages import Stacking, on_stages
+from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, TickProgram, Weight
+
+
+class Parts(NamedTuple):
+    """What a pipeline needs of a model. `outer` are all parameters but those of the repeats."""
+
+    embed: Callable  # (outer, data) -> x
+    layer: Callable  # (gathered weights of a repeat, (data, its index), x) -> x
+    head: Callable  # (outer, data, x) -> (loss, sums)
+    outer_names: dict
+    layer_names: dict
+    compute_dtype: str
+
+
+class Row(NamedTuple):
+    """The tables of the program, and in the scan over them, one tick."""
+
+    forward: Forward
+    backward: Backward
+    weight: Weight
+    arrivals: Arrivals
+    embedding: jax.Array
+    head: jax.Array
+    embedding_gradient: jax.Array
+
+
+class Totals(NamedTuple):
+    """What all stages sum together."""
+
+    sums: Tree
+    outer_gradient: Tree
+
+
+def value_and_grad(
+    parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, poison: bool = False
+) -> tuple[Tree, Tree, Tree]:
+    """Return the sums of the head over all microbatches, and the gradients of their loss to `outer` and `blocks`.
+
+    The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
+    nothing are NaN, before they are written and after they were read for the last time.
+    """
+    loop = _Loop(parts, program, outer, blocks, data, poison)
+    (buffers, totals), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
+    return totals.sums, totals.outer_gradient, loop.unstack(buffers.weight_gradients)
+
+
+def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree) -> Buffers:
+    """Return the shapes of what the stages keep from tick to tick, a leading axis of stages on each."""
+    return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, False).start()[0], outer, blocks, data)
+
+
+class _Loop:
+    """The program and the model, and what a tick does with them."""
+
+    def __init__(self, parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, poison: bool):
+        stacking = Stacking(placement=program.placement, repeats=len(jax.tree.leaves(blocks)[0]))
+        self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
+        self.stack = stacking.stack
+        self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)
+        moved = narrow(blocks, parts.layer_names, parts.compute_dtype) if stacking.moves else blocks
+        self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
+        tables = (program.forward, program.backward, program.weight, program.arrivals)
+        shared = (program.embedding, program.head, program.embedding_gradient)
+        self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
+        self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
+        layer, *self.shapes = self._take_apart()
+        self.stage = Stage(program, layer, self._gather, parts.layer_names, poison=poison)
+
+    def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
+        """One layer's weights, whole along the axes over which they are stored in shards."""
+        return gather(at(chunks.weights, held, layer), self.parts.layer_names, self.parts.compute_dtype)
+
+    def _take_apart(self) -> tuple[Layer, Tree, Tree]:
+        """Trace the layer where it will run; also return the shapes of what it keeps and defers."""
+        layers = []
+
+        def look(chunks, shared):
+            data, x = shared
+            weights, data = self._gather(chunks, 0, 0), (at(data, 0), chunks.starts[0])
+            layers.append(layer := take_apart(self.parts.layer, weights, data, x))
+            y, kept = layer.forward(weights, data, x)
+            return kept, layer.input_gradient(weights, data, kept, y)[1]
+
+        shapes = jax.eval_shape(functools.partial(on_stages, look), self.chunks, (self.data, self.x))
+        return layers[0], *shapes
+
+    # -- beginning and end --------------------------------------------------------------------------------------
+
+    def start(self) -> tuple[Buffers, Totals]:
+        """Return empty buffers and sums."""
+        buffers = empty_buffers(self.program, self.chunks.weights, self.x, *self.shapes, poison=self.poison)
+        _, sums = jax.eval_shape(self.parts.head, self.outer, at(self.data, 0), self.x)
+        zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
+        return buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer)))
+
+    def unstack(self, weight_gradients: Tree) -> Tree:
+        """Bring the gradients back to `[repeats, ...]`; copies of a weight are summed."""
+        (gradients,) = jax.linear_transpose(self.stack, self.blocks)(weight_gradients)
+        return gradients
+
+    def _lay_out(self, outer: Tree) -> Tree:
+        return lay_out(outer, self.parts.outer_names)
+
+    # -- one tick -----------------------------------------------------------------------------------------------
+
+    def tick(self, carry: tuple[Buffers, Totals], row: Row) -> tuple[tuple[Buffers, Totals], None]:
+        buffers, totals = carry
+        embedded = self._embed(row.embedding)
+        own = (buffers, self.chunks, row.arrivals, row.forward)
+        buffers, y = on_stages(self.stage.arrive_and_forward, own, (embedded, self.data))
+        totals, dy = self._head(totals, row.head, y)
+        own = (buffers, self.chunks, y, row.forward, row.backward, row.weight)
+        buffers, dx = on_stages(self.stage.backward_and_send, own, (dy, self.data))
+        return (buffers, self._unembed(totals, row.embedding_gradient, dx)), None
+
+    # -- all stages together ------------------------------------------------------------------------------------
+
+    def _embed(self, microbatches: jax.Array) -> jax.Array:
+        """Look up the microbatch that enters each weight copy, if one does."""
+
+        def embed(microbatch):
+            return self.parts.embed(self.outer, at(self.data, microbatch))
+
+        def nothing(_):
+            return jnp.zeros(self.x.shape, self.x.dtype)
+
+        return jnp.stack([jax.lax.cond(m >= 0, embed, nothing, m) for m in microbatches])
+
+    def _head(self, totals: Totals, microbatches: jax.Array, y: jax.Array) -> tuple[Totals, jax.Array]:
+        """Add loss and gradient of the microbatch that passed the last chunk; also return its gradient to y."""
+
+        def loss(outer, hidden, data):
+            return self.parts.head(outer, data, hidden)
+
+        def compute(stage, totals, microbatch, y):
+            gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+            (douter, dhidden), sums = gradient(self.outer, _of_stage(y, stage), at(self.data, microbatch))
+            added = jax.tree.map(jnp.add, totals, Totals(sums, douter))
+            return added._replace(outer_gradient=self._lay_out(added.outer_gradient)), dhidden
+
+        def nothing(totals, microbatch, y):
+            return totals, jnp.zeros(self.x.shape, self.x.dtype)
+
+        gradients = []
+        for replica, home in enumerate(self.program.placement.homes):
+            microbatch = microbatches[replica]
+            branch = functools.partial(compute, home[-1])
+            totals, dhidden = jax.lax.cond(microbatch >= 0, branch, nothing, totals, microbatch, y)
+            gradients.append(dhidden)
+        return totals, jnp.stack(gradients)
+
+    def _unembed(self, totals: Totals, microbatches: jax.Array, dx: jax.Array) -> Totals:
+        """Add the gradient of the look-up of the microbatch that came back to chunk 0."""
+
+        def compute(stage, gradient, microbatch, dx):
+            embed = functools.partial(self.parts.embed, data=at(self.data, microbatch))
+            (douter,) = jax.vjp(embed, self.outer)[1](_of_stage(dx, stage))
+            return self._lay_out(jax.tree.map(jnp.add, gradient, douter))
+
+        gradient = totals.outer_gradient
+        for replica, home in enumerate(self.program.placement.homes):
+            microbatch = microbatches[replica]
+            branch = functools.partial(compute, home[0])
+            gradient = jax.lax.cond(microbatch >= 0, branch, lambda g, *_: g, gradient, microbatch, dx)
+        return totals._replace(outer_gradient=gradient)
+
+
+def _of_stage(x: jax.Array, stage: int) -> jax.Array:
+    """One stage's value, for all."""
+    own = jnp.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1)) == stage
+    return jax.lax.reduce(jnp.where(own, x, 0), jnp.zeros((), x.dtype), jax.lax.add, (0,))

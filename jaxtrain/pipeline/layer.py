@@ -1,0 +1,123 @@
+"""One layer taken apart into F, B, W, and B with W at once, as plain functions of arrays.
+
+A layer is traced once. What automatic differentiation keeps for the backward is divided in two: what depends on the
+layer's input is kept; the rest (weights laid out for use, masks, rotary angles, dropout noise) is computed again from
+the weights and the microbatch, so that no weight ever lies in an activation buffer. With a remat policy the layer keeps
+what the policy keeps, and the recomputation is part of B.
+
+The backward is one list of equations. Those that the input's gradient needs are B; those that only the weights' need
+are W (Qi et al., 2023, arXiv:2401.10241). Values that B computes and W reads are deferred, so W repeats no matrix
+product of B. What W can have from the kept values without one, it computes again rather than have it stored.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Jaxpr, Var
+
+from jaxtrain.pipeline.equations import dependents, part, run, trace, variables
+
+Tree = Any  # of arrays
+Arrays = list[jax.Array]
+Apply = Callable[[Tree, Tree, jax.Array], jax.Array]  # (weights, data of the microbatch, x) -> y
+
+COSTLY = ("dot_general", "conv_general_dilated", "scan", "while", "cond", "checkpoint", "remat2", "pallas_call")
+FREE = ("reshape", "transpose", "squeeze", "expand_dims")  # the same values in another shape
+
+
+class Layer(NamedTuple):
+    """The units of a layer. Lists of arrays pass between them: `kept` from F to B and W, `deferred` from B to its W."""
+
+    forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Arrays]]  # (weights, data, x) -> (y, kept)
+    backward: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Tree]]  # (.., kept, dy) -> (dx, dweights)
+    input_gradient: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Arrays]]  # -> (dx, deferred)
+    weight_gradient: Callable[[Tree, Tree, Arrays, Arrays], Tree]  # (weights, data, kept, deferred) -> dweights
+
+
+def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
+    """Return the units of a layer for arguments like these.
+
+    Only their shapes matter, and in a shard_map over which axes they vary, so this is called where the units will be.
+    """
+    forward, pull = _forward(apply, weights, data, x)
+
+    def backward(weights, data, kept, dy):
+        dweights, dx = pull(weights, data, kept, dy)
+        return dx, dweights
+
+    y, kept = forward(weights, data, x)
+    first, second = _split(trace(backward, weights, data, kept, y))
+    structure = jax.tree.structure(weights)
+
+    def input_gradient(weights, data, kept, dy):
+        dx, *deferred = run(first, weights, data, kept, dy)
+        return dx, deferred
+
+    def weight_gradient(weights, data, kept, deferred):
+        return structure.unflatten(run(second, weights, data, kept, deferred))
+
+    return Layer(forward, backward, input_gradient, weight_gradient)
+
+
+def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Callable, Callable]:
+    """Return F, and what pulls dy back with the values that F kept."""
+    structures = []
+
+    def with_residuals(weights, data, x):
+        y, pull = jax.vjp(lambda weights, x: apply(weights, data, x), weights, x)
+        residuals, structure = jax.tree.flatten(pull)
+        structures.append(structure)
+        return y, residuals
+
+    jaxpr = trace(with_residuals, weights, data, x)
+    y, *residuals = jaxpr.outvars
+    *others, source = jaxpr.invars
+    kept = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
+    first = part(jaxpr, jaxpr.invars, [y, *kept])
+    again = part(jaxpr, [*others, *kept], residuals)
+
+    def forward(weights, data, x):
+        y, *values = run(first, weights, data, x)
+        return y, values
+
+    def pull(weights, data, kept, dy):
+        return structures[0].unflatten(run(again, weights, data, kept))(dy)
+
+    return forward, pull
+
+
+def _origins(jaxpr: Jaxpr, wanted: set[Var]) -> list[Var]:
+    """Return the values of which the wanted ones are copies in another shape, in the order of the equations."""
+    for equation in reversed(jaxpr.eqns):
+        if equation.primitive.name in FREE and equation.outvars[0] in wanted:
+            wanted = wanted - {equation.outvars[0]} | variables(equation.invars)
+    made = [*jaxpr.invars, *(var for equation in jaxpr.eqns for var in equation.outvars)]
+    return [var for var in made if var in wanted]
+
+
+def _split(whole: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
+    """Cut a backward in B, with the values it defers behind dx, and W, which reads them in place of dy."""
+    *known, dy = whole.invars
+    dx, *dweights = whole.outvars
+    in_first = {id(equation) for equation in part(whole, whole.invars, [dx]).eqns}
+    at_hand = _at_hand(whole, known)
+    wanted, deferred = variables(dweights), []
+    for equation in reversed(whole.eqns):
+        used = wanted.intersection(equation.outvars)
+        redone = at_hand.issuperset(used) or equation.primitive.name in FREE
+        if id(equation) in in_first and not redone:
+            deferred += [var for var in equation.outvars if var in used]
+        elif used:
+            wanted |= variables(equation.invars)
+    deferred += [dy] if dy in wanted else []
+    return part(whole, whole.invars, [dx, *deferred]), part(whole, [*known, *deferred], dweights)
+
+
+def _at_hand(jaxpr: Jaxpr, known: list[Var]) -> set[Var]:
+    """Return what can be had from the known values without a matrix product."""
+    found = {*known, *jaxpr.constvars}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name not in COSTLY and variables(equation.invars) <= found:
+            found.update(equation.outvars)
+    return found

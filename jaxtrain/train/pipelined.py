@@ -1,0 +1,102 @@
+"""Pipeline parallelism as a gradient strategy: the decoder in parts, run by a schedule over the stages of the mesh."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
+from jaxtrain.nn.remat import OffloadOutputs
+from jaxtrain.objectives.sums import Sums
+from jaxtrain.pipeline.executor import Parts, value_and_grad
+from jaxtrain.pipeline.lower import lower
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.stages import stages_of_mesh
+from jaxtrain.pipeline.tick_program import TickProgram
+from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.train.gradients import Loss, deal_out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipelined:
+    """Run `microbatches` equal parts of the batch through the stages of the mesh, in the order of a schedule."""
+
+    microbatches: int
+    schedule: Schedule = PairedInterleaved()
+
+    def __post_init__(self):
+        if self.microbatches < 1:
+            raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
+
+    def check(self, stages: int, model: DecoderConfig) -> None:
+        """Raise ValueError where so many stages cannot run the model, naming the rule and the nearest valid value."""
+        if isinstance(model.remat, OffloadOutputs):
+            raise ValueError(
+                "model.remat=OffloadOutputs(): a pipeline keeps its buffers on the device; use SaveOutputs"
+            )
+        try:
+            self.program(stages, model.repeats)
+        except ValueError as error:
+            raise ValueError(f"{self.schedule} with mesh.stage={stages}: {error}") from None
+
+    def program(self, stages: int, repeats: int) -> TickProgram:
+        """Return what the executor runs for a model of so many repeats."""
+        table = self.schedule.table(stages, self.microbatches)
+        table.placement.layers(repeats)  # raises where a chunk would have none
+        return lower(table)
+
+    def __call__(
+        self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
+    ) -> tuple[Sums, ParamTree]:
+        outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
+        model = nnx.merge(loss.graph, params)
+        program = self.program(stages_of_mesh(), model.config.repeats)
+        data = deal_out((batch, keys), self.microbatches)
+        sums, douter, dblocks = value_and_grad(parts(loss, params), program, outer, params["blocks"], data)
+        return sums, {**douter, "blocks": dblocks}
+
+
+class _Headed(NamedTuple):
+    """The model as an objective sees it once the blocks have run: all that is left is the head."""
+
+    model: Decoder
+    hidden: Float[Array, "B L D"]
+
+    def __call__(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
+        return self.model.head(self.hidden)
+
+
+def parts(loss: Loss, params: ParamTree) -> Parts:
+    """Return the decoder of a loss in the parts that the executor runs."""
+    model = nnx.merge(loss.graph, params)
+    config, names, pattern = model.config, model.names(), model.pattern()
+
+    def with_outer(outer):
+        return nnx.merge(loss.graph, {**params, **outer})
+
+    def embed(outer, data):
+        batch, keys = data
+        return with_outer(outer).embed(batch.tokens, context_of(batch, keys))
+
+    def repeat(x, weights, context):
+        return pattern(weights, x, context, model.no_states())[0]
+
+    def layer(weights, data, x):
+        (batch, keys), index = data
+        return config.remat.wrap(repeat)(x, weights, context_of(batch, keys).in_layer(index))
+
+    def head(outer, data, hidden):
+        batch, keys = data
+        sums = loss.objective(_Headed(with_outer(outer), hidden), batch, keys)
+        return sums.loss, sums
+
+    return Parts(
+        embed=embed,
+        layer=layer,
+        head=head,
+        outer_names={name: leaf for name, leaf in names.items() if name != "blocks"},
+        layer_names=model.layer_names(),
+        compute_dtype=config.compute_dtype,
+    )

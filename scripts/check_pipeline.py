@@ -1,0 +1,53 @@
+"""Every schedule through the executor: gradients against the unpipelined decoder, slots against the simulator.
+
+    uv run python scripts/check_pipeline.py [--stages 2 4 8] [--multiples 1 2 4] [--only ZBH1]
+
+Simulated CPU devices, the tiny decoder with attention, tied embeddings, dropout and layers that do not divide evenly,
+slots that hold nothing poisoned. One row a schedule and number of stages, with the largest difference of loss or
+gradient over m = p, 2p and 4p microbatches. Exits with 1 where one exceeds 1e-5. A quarter of an hour and more.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1] / "tests"
+LAYERS, ROWS, LIMIT = 40, 32, 1e-5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--multiples", type=int, nargs="+", default=[1, 2, 4], help="microbatches a stage")
+    parser.add_argument("--only", default="", help="schedules whose name holds this")
+    arguments = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags = f"--xla_force_host_platform_device_count={max(arguments.stages)} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = flags
+    sys.path[:0] = [str(TESTS), str(TESTS / "pipeline")]
+    from pipeline_cases import CASES
+
+    print(f"{'schedule':<44}{'stages':>6}  {'microbatches':<14}{'largest difference':>18}")
+    cases = [case for case in CASES if arguments.only in str(case)]
+    return int(sum(check(case, stages, arguments.multiples) for case in cases for stages in arguments.stages) > 0)
+
+
+def check(case, stages: int, multiples: list[int]) -> bool:
+    """Print the row of a schedule; return whether it failed."""
+    from pipelined_decoder import largest_difference, pipelined, unpipelined
+    from tiny import variant
+
+    from jaxtrain.mesh import MeshConfig
+
+    model = variant(repeats=LAYERS, dropout=0.1, tied_embeddings=True)
+    counts = [multiple * stages for multiple in multiples if multiple >= case.fewest and multiple * stages <= ROWS]
+    mesh = MeshConfig(stage=stages, fsdp=1)
+    runs = (pipelined(model, ROWS, case.schedule, count, mesh) for count in counts)
+    worst = max(largest_difference(run, unpipelined(model, ROWS)) for run in runs)
+    print(f"{case!s:<44}{stages:>6}  {' '.join(map(str, counts)):<14}{worst:>18.1e}", flush=True)
+    return not worst < LIMIT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

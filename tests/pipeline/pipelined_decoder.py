@@ -1,0 +1,73 @@
+"""The tiny decoder through the executor and without it, for the tests and for scripts/check_pipeline.py."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import random_params, training_batch
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.objectives.sums import Sums
+from jaxtrain.pipeline.executor import value_and_grad
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.train.gradients import Accumulate, Loss, deal_out
+from jaxtrain.train.pipelined import Pipelined, parts
+from jaxtrain.train.state import abstract_model
+from jaxtrain.train.step import example_keys
+
+LENGTH = 16
+
+
+class Found(NamedTuple):
+    sums: Sums
+    gradient: ParamTree
+
+
+class Task(NamedTuple):
+    loss: Loss
+    params: ParamTree
+    batch: Batch
+    keys: jax.Array | None
+
+
+def task(config: DecoderConfig, rows: int) -> Task:
+    params = jax.tree.map(jnp.asarray, random_params(config))
+    keys = example_keys(jax.random.key(3), rows) if config.dropout else None
+    batch = training_batch(rows, LENGTH, vocab_size=config.vocab_size)
+    return Task(Loss(abstract_model(config)[0], NextToken(z_loss=1e-3)), params, batch, keys)
+
+
+@functools.cache
+def unpipelined(config: DecoderConfig, rows: int) -> Found:
+    loss, *arguments = task(config, rows)
+    return Found(*jax.jit(functools.partial(Accumulate(), loss))(*arguments))
+
+
+def pipelined(
+    config: DecoderConfig, rows: int, schedule: Schedule, microbatches: int, mesh: MeshConfig, *, poison: bool = True
+) -> Found:
+    """Run on as many devices as the mesh needs, slots that hold nothing poisoned."""
+    loss, *arguments = task(config, rows)
+    program = Pipelined(schedule=schedule, microbatches=microbatches).program(mesh.stage, config.repeats)
+
+    def run(params, batch, keys):
+        outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
+        data = deal_out((batch, keys), microbatches)
+        sums, *gradients = value_and_grad(parts(loss, params), program, outer, params["blocks"], data, poison=poison)
+        return Found(sums, {**gradients[0], "blocks": gradients[1]})
+
+    devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]
+    with jax.set_mesh(mesh.build(devices)):
+        return jax.jit(run)(*arguments)
+
+
+def largest_difference(found: Found, desired: Found) -> float:
+    """Return how far loss and gradient of the mean are apart at most; NaN where something is."""
+    weight = np.asarray(desired.sums.weight)
+    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(desired), strict=True)
+    return float(np.max([np.max(np.abs(np.asarray(a) - np.asarray(b))) / weight for a, b in leaves]))

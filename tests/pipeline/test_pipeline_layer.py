@@ -1,0 +1,94 @@
+"""A layer in parts: F, B and W compute what automatic differentiation does, and no matrix product twice."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jaxpr_dots import dots
+from tiny import random_params, training_batch, variant
+from tolerances import SAME_GRADIENT, assert_close
+
+from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.pipeline.layer import take_apart
+from jaxtrain.train.gradients import Loss
+from jaxtrain.train.pipelined import parts
+from jaxtrain.train.state import abstract_model
+from jaxtrain.train.step import example_keys
+
+ROWS, LENGTH = 4, 16
+SHAPE = (ROWS, LENGTH, 32)
+# Of a layer's forward: four projections, scores and values in the form for CPU and in that for others, three of the
+# feed-forward layer.
+PRODUCTS = 11
+WITH_WEIGHTS = 7
+
+
+def _layer(remat):
+    """The decoder's layer, and arguments for it."""
+    config = variant(dropout=0.1, remat=remat)
+    params = jax.tree.map(jnp.asarray, random_params(config))
+    apply = parts(Loss(abstract_model(config)[0], NextToken()), params).layer
+    weights = jax.tree.map(lambda leaf: leaf[1], params["blocks"])
+    data = (training_batch(ROWS, LENGTH, vocab_size=64), example_keys(jax.random.key(0), ROWS)), jnp.int32(1)
+    return apply, weights, data, jax.random.normal(jax.random.key(1), SHAPE)
+
+
+def _taken_apart(remat):
+    """The layer, what its units take, and what B and W take besides."""
+    apply, *arguments = _layer(remat)
+    found = []
+    jax.eval_shape(lambda *arguments: found.append(take_apart(apply, *arguments)), *arguments)
+    [layer] = found
+    weights, data, _ = arguments
+    dy, kept = jax.eval_shape(layer.forward, *arguments)
+    _, deferred = jax.eval_shape(layer.input_gradient, weights, data, kept, dy)
+    return layer, arguments, kept, dy, deferred
+
+
+@pytest.mark.parametrize("remat", [NoRemat(), FullRemat(), SaveDots()], ids=str)
+def test_units_compute_what_automatic_differentiation_does(remat):
+    apply, weights, data, x = _layer(remat)
+    dy = jax.random.normal(jax.random.key(2), SHAPE)
+
+    def desired(weights, x):
+        y, pull = jax.vjp(lambda weights, x: apply(weights, data, x), weights, x)
+        return y, *pull(dy)
+
+    def found(weights, x):
+        layer = take_apart(apply, weights, data, x)
+        y, kept = layer.forward(weights, data, x)
+        dx, dweights = layer.backward(weights, data, kept, dy)
+        alone, deferred = layer.input_gradient(weights, data, kept, dy)
+        return (y, dweights, dx), (y, layer.weight_gradient(weights, data, kept, deferred), alone)
+
+    reference, (together, split) = jax.jit(lambda *both: (desired(*both), found(*both)))(weights, x)
+    for result in (together, split):
+        assert_close(result, reference, SAME_GRADIENT._replace(absolute=2e-5))  # sums over 64 tokens
+
+
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [(NoRemat(), 0), (FullRemat(), PRODUCTS - 1), (SaveDots(), 4)],  # the last product of a layer is not needed again
+    ids=str,
+)
+def test_no_matrix_product_of_b_is_repeated_in_w(remat, again):
+    layer, arguments, kept, dy, deferred = _taken_apart(remat)
+    weights, data, _ = arguments
+    forward = len(dots(layer.forward, *arguments))
+    input_gradient = len(dots(layer.input_gradient, weights, data, kept, dy))
+    weight_gradient = len(dots(layer.weight_gradient, weights, data, kept, deferred))
+    assert (forward, weight_gradient) == (PRODUCTS, WITH_WEIGHTS)
+    assert input_gradient == 2 * PRODUCTS - WITH_WEIGHTS + again
+    assert len(dots(layer.backward, weights, data, kept, dy)) == input_gradient + weight_gradient
+
+
+def test_full_remat_keeps_the_input_alone():
+    _, _, kept, _, _ = _taken_apart(FullRemat())
+    assert [value.shape for value in kept] == [SHAPE]
+
+
+@pytest.mark.parametrize("remat", [NoRemat(), FullRemat()], ids=str)
+def test_no_weight_and_no_noise_lies_in_a_buffer(remat):
+    _, _, kept, _, deferred = _taken_apart(remat)
+    for value in (*kept, *deferred):
+        assert value.size % (ROWS * LENGTH) == 0 and value.dtype == jnp.float32
