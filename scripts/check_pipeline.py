@@ -28,7 +28,7 @@ def main() -> int:
     sys.path[:0] = [str(TESTS), str(TESTS / "pipeline")]
     from pipeline_cases import CASES
 
-    print(f"{'schedule':<44}{'stages':>6}  {'microbatches':<14}{'largest difference':>18}")
+    print(f"{'schedule':<80}{'stages':>6}  {'microbatches':<14}{'largest difference':>18}")
     cases = [case for case in CASES if arguments.only in str(case)]
     return int(sum(check(case, stages, arguments.multiples) for case in cases for stages in arguments.stages) > 0)
 
@@ -45,7 +45,7 @@ def check(case, stages: int, multiples: list[int]) -> bool:
     mesh = MeshConfig(stage=stages, fsdp=1)
     runs = (pipelined(model, ROWS, case.schedule, count, mesh) for count in counts)
     worst = max(largest_difference(run, unpipelined(model, ROWS)) for run in runs)
-    print(f"{case!s:<44}{stages:>6}  {' '.join(map(str, counts)):<14}{worst:>18.1e}", flush=True)
+    print(f"{case!s:<80}{stages:>6}  {' '.join(map(str, counts)):<14}{worst:>18.1e}", flush=True)
     return not worst < LIMIT
 
 

@@ -1,6 +1,7 @@
 """The tiny decoder through the executor and without it, for the tests and for scripts/check_pipeline.py."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import value_and_grad
 from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, deal_out
 from jaxtrain.train.pipelined import Pipelined, parts
@@ -49,16 +51,22 @@ def unpipelined(config: DecoderConfig, rows: int) -> Found:
 
 
 def pipelined(
-    config: DecoderConfig, rows: int, schedule: Schedule, microbatches: int, mesh: MeshConfig, *, poison: bool = True
+    config: DecoderConfig,
+    rows: int,
+    schedule: Schedule,
+    microbatches: int,
+    mesh: MeshConfig,
+    *,
+    change: Callable[[TickProgram], TickProgram] = lambda program: program,
 ) -> Found:
-    """Run on as many devices as the mesh needs, slots that hold nothing poisoned."""
+    """Run on as many devices as the mesh needs, slots that hold nothing poisoned. `change` may spoil the program."""
     loss, *arguments = task(config, rows)
-    program = Pipelined(schedule=schedule, microbatches=microbatches).program(mesh.stage, config.repeats)
+    program = change(Pipelined(schedule=schedule, microbatches=microbatches).program(mesh.stage, config.repeats))
 
     def run(params, batch, keys):
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
         data = deal_out((batch, keys), microbatches)
-        sums, *gradients = value_and_grad(parts(loss, params), program, outer, params["blocks"], data, poison=poison)
+        sums, *gradients = value_and_grad(parts(loss, params), program, outer, params["blocks"], data, poison=True)
         return Found(sums, {**gradients[0], "blocks": gradients[1]})
 
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]

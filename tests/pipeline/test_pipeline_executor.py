@@ -4,6 +4,8 @@ Schedules that differ for the executor: with and without W, with F and B in one 
 with one payload and two, with one weight copy and two. scripts/check_pipeline.py runs all of them at all sizes.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,7 @@ from jaxtrain.pipeline.schedules.v_zb import VZB
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.simulator import peak_activations
 from jaxtrain.pipeline.stages import Stacking
+from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.state import abstract_model, abstract_state, state_from_params
 
@@ -53,6 +56,21 @@ def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages
     config = UNEVEN if remat is None else variant(repeats=10, dropout=0.1, tied_embeddings=True, remat=remat)
     found = pipelined(config, ROWS, schedule, microbatches, MeshConfig(stage=stages, fsdp=1))
     assert largest_difference(found, unpipelined(UNEVEN, ROWS)) < 1e-5
+
+
+def _two_reads_exchanged(program: TickProgram) -> TickProgram:
+    """Let the first two B of stage 0 read each other's residuals."""
+    residual = program.backward.residual.copy()
+    first, second = np.flatnonzero(residual[:, 0] >= 0)[:2]
+    assert residual[first, 0] != residual[second, 0]
+    residual[[first, second], 0] = residual[[second, first], 0]
+    return dataclasses.replace(program, backward=program.backward._replace(residual=residual))
+
+
+def test_a_slot_read_in_another_ones_place_shows():
+    mesh, schedule = MeshConfig(stage=2, fsdp=1), PairedInterleaved(chunks_per_stage=1)
+    found = pipelined(UNTIED, ROWS, schedule, 4, mesh, change=_two_reads_exchanged)
+    assert not largest_difference(found, unpipelined(UNTIED, ROWS)) < 1e-2
 
 
 def test_data_fsdp_and_tensor_axes_keep_working_inside_a_stage():
