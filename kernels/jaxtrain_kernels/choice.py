@@ -1,8 +1,8 @@
 """Which implementation of an operation runs a call.
 
-An operation lists its implementations in order of preference. Unnamed, the first *proven* one that takes the call runs;
-an implementation is proven once it has run on the hardware it is written for and docs/benchmarks.md has the row. A named
-one runs or refuses, and never falls back. Where none is left, one error gives every implementation's reasons.
+An operation lists its implementations in order of preference. Unnamed, the first *proven* one that takes the call runs:
+one that has run on the hardware it is written for, with its row in docs/benchmarks.md. A named one runs or refuses, and
+never falls back. Where none is left, one error gives every implementation's reasons.
 """
 
 from collections.abc import Callable, Sequence
