@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {
     "train": "train, or resume, the run that a configuration describes",
@@ -30,6 +31,8 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
+# The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
+ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command() -> int:
-    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else."""
+    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+
+    Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
+    """
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if sys.argv[1:2] == ["train"] and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
