@@ -25,7 +25,8 @@ DEFAULT = "PairedInterleaved"
 
 _FILE_WIDTH = 120  # columns where the output is no terminal
 
-_COLUMNS = ("chunks", "copies", "split", "waiting\nloop", "waiting\nfree", "waiting\ninside", "time\nfree", "ticks", "kept", "sent")
+_WAITING = ("waiting\nloop", "waiting\nfree", "waiting\ninside")
+_COLUMNS = ("chunks", "copies", "split", *_WAITING, "time\nfree", "ticks", "kept", "sent")
 
 _EXPLANATION = """
 *          the default
@@ -158,8 +159,7 @@ def _comparison(rows: Sequence[Row], title: str) -> RichTable:
     for row in rows:
         name = f"{row.name} *" if row.name == DEFAULT else row.name
         shape = (f"{row.chunks_per_stage:g}", f"{row.replicas}", "yes" if row.split else "")
-        waits = (f"{row.tick_idle_share:.1%}", f"{row.idle_share:.1%}", f"{row.inside_share:.1%}", f"{row.makespan:g}", f"{row.ticks}")
-        table.add_row(
-            name, *shape, *waits, f"{row.peak:g}", f"{row.transfers:g}", style="bold" if row.name == DEFAULT else ""
-        )
+        waits = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
+        rest = (f"{row.makespan:g}", f"{row.ticks}", f"{row.peak:g}", f"{row.transfers:g}")
+        table.add_row(name, *shape, *waits, *rest, style="bold" if row.name == DEFAULT else "")
     return table
