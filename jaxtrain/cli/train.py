@@ -3,6 +3,8 @@
 import argparse
 import logging
 import math
+import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,6 +20,8 @@ from jaxtrain.cli.config_text import diff, render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
+from jaxtrain.data.split import documents_of
+from jaxtrain.data.store import open_store
 from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import CheckpointError, Checkpoints
@@ -26,6 +30,8 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
 from jaxtrain.train.state import abstract_model, state_from_params
+
+PROMPT_TOKENS = 32  # of the prompt that is proposed, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (NonFiniteError, CheckpointError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
-    conclude(result, folder, bigram, time.perf_counter() - began, console)
+    conclude(result, config, folder, bigram, time.perf_counter() - began, console)
     return 0
 
 
@@ -141,7 +147,9 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
     )
 
 
-def conclude(result: Result, folder: RunFolder, bigram: float | None, seconds: float, console: Console) -> None:
+def conclude(
+    result: Result, config: TrainConfig, folder: RunFolder, bigram: float | None, seconds: float, console: Console
+) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -150,10 +158,30 @@ def conclude(result: Result, folder: RunFolder, bigram: float | None, seconds: f
         return
     loss = result.numbers.get("validation_loss")
     if loss is not None:
-        say(f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f})")
+        tokens = result.numbers["validation_tokens"]
+        say(f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) over {tokens:,.0f} tokens")
     if loss is not None and bigram is not None:
         say(f"a bigram model counted on the same training split: {bigram:.4f}")
-    say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
-    say(f'next: jaxtrain generate {folder.path} --prompt "def "')
-    say(f"      jaxtrain eval {folder.path}")
-    say(f"      jaxtrain plot {folder.path}")
+    path = shlex.quote(str(folder.path))
+    if result.numbers:
+        say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
+    else:
+        more = f"--set phases.{len(config.phases) - 1}.steps={2 * config.phases[-1].steps}"
+        say(f"to train longer: jaxtrain train {path} --resume {more}")
+    say(f"next: jaxtrain generate {path} --prompt {shlex.quote(example_prompt(config))}")
+    say(f"      jaxtrain eval {path}")
+    say(f"      jaxtrain plot {path}")
+
+
+def example_prompt(config: TrainConfig) -> str:
+    """Return the first words of the first document that the run is evaluated on, from a letter on."""
+    data = config.phases[-1].data or config.data
+    split = "validation" if any(isinstance(hook, Evaluate) for hook in config.hooks) else "train"
+    store = open_store(data.sources[0], data.tokenizer)
+    documents = documents_of(store, split=split, validation_fraction=data.validation_fraction)
+    start = documents.starts[0]
+    text = data.tokenizer.decode(store.tokens[start : start + min(documents.lengths[0], PROMPT_TOKENS)])
+    if start not in store.starts:  # the end of a document, which may begin within a word
+        text = text.partition(" ")[2]
+    words = re.search(r"[^\W\d_]\S*(?: \S+){0,2}", text.rstrip("\ufffd"))
+    return words[0] if words else "The"

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import shutil
 import struct
 
 import pytest
@@ -47,7 +48,11 @@ def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
     printed = tiny_run.printed
     assert f"{load(tiny_run.folder).config.model.parameter_count:,} parameters, {STEPS} steps" in printed
     loss, bigram = measured(tiny_run.folder, "validation_loss")[STEPS], measured(tiny_run.folder, "bigram_loss")[0]
-    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f})" in printed
+    tokens = measured(tiny_run.folder, "validation_tokens")[STEPS]
+    over = f"over {tokens:.0f} tokens"
+    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) {over}" in printed
+    assert f"step {STEPS}: validation loss {loss:.4f} {over}" in printed
+    assert [line for line in printed.splitlines() if line.startswith(f"step 1 of {STEPS}  loss ")]
     assert f"a bigram model counted on the same training split: {bigram:.4f}" in printed
     assert f"the run is in {tiny_run.folder}" in printed
     assert [command[:2] for command in next_commands(tiny_run)] == [
@@ -55,11 +60,13 @@ def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
     ]
 
 
-def test_the_commands_it_proposes_work(tiny_run, tmp_path, capsys):
+def test_the_commands_it_proposes_work(tiny_run, text, tmp_path, capsys):
     generate, evaluate, plot = next_commands(tiny_run)
     before = content(tiny_run.folder)
     assert main([*generate, "--tokens", "20"]) == 0
-    assert capsys.readouterr().out.startswith("def ")
+    prompt = generate[generate.index("--prompt") + 1]
+    assert any(f" {prompt}" in file.read_text() for file in text.iterdir())
+    assert capsys.readouterr().out.startswith(prompt)
     assert main([*evaluate, "--batches", "2"]) == 0
     loss = measured(tiny_run.folder, "validation_loss")[STEPS]
     assert f"step {STEPS}: validation loss {loss:.4f} nats a token" in capsys.readouterr().out
@@ -75,6 +82,20 @@ def test_metrics_have_every_step(tiny_run):
     assert all(2 < loss < 10 for loss in measured(tiny_run.folder, "loss").values())
     assert list(measured(tiny_run.folder, "validation_loss")) == list(EVALUATED_STEPS)
     assert measured(tiny_run.folder, "bigram_loss").keys() == {0}
+
+
+def test_metrics_have_the_seconds_since_the_start(tiny_run):
+    seconds = list(measured(tiny_run.folder, "seconds").values())
+    assert len(seconds) == STEPS and seconds[0] > 0 and seconds == sorted(seconds)
+
+
+def test_a_finished_run_says_how_to_train_longer(tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    assert main([*tiny_run.command, "--run", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"the run has made its {STEPS} steps: nothing is left to do" in printed
+    assert f"to train longer: jaxtrain train {folder} --resume --set phases.0.steps={2 * STEPS}" in printed
+    assert f"step {STEPS} of" not in printed and "trained to" not in printed
 
 
 def test_tensorboard_has_what_metrics_have(tiny_run):
