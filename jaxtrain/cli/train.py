@@ -3,7 +3,6 @@
 import argparse
 import logging
 import math
-import re
 import shlex
 import sys
 import time
@@ -17,11 +16,10 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import diff, render
+from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
-from jaxtrain.data.split import documents_of
-from jaxtrain.data.store import open_store
 from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import CheckpointError, Checkpoints
@@ -30,8 +28,6 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
 from jaxtrain.train.state import abstract_model, state_from_params
-
-PROMPT_TOKENS = 32  # of the prompt that is proposed, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,17 +167,3 @@ def conclude(
     say(f"next: jaxtrain generate {path} --prompt {shlex.quote(example_prompt(config))}")
     say(f"      jaxtrain eval {path}")
     say(f"      jaxtrain plot {path}")
-
-
-def example_prompt(config: TrainConfig) -> str:
-    """Return the first words of the first document that the run is evaluated on, from a letter on."""
-    data = config.phases[-1].data or config.data
-    split = "validation" if any(isinstance(hook, Evaluate) for hook in config.hooks) else "train"
-    store = open_store(data.sources[0], data.tokenizer)
-    documents = documents_of(store, split=split, validation_fraction=data.validation_fraction)
-    start = documents.starts[0]
-    text = data.tokenizer.decode(store.tokens[start : start + min(documents.lengths[0], PROMPT_TOKENS)])
-    if start not in store.starts:  # the end of a document, which may begin within a word
-        text = text.partition(" ")[2]
-    words = re.search(r"[^\W\d_]\S*(?: \S+){0,2}", text.rstrip("\ufffd"))
-    return words[0] if words else "The"
