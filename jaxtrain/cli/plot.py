@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jaxtrain.cli.bigram_record import kept
+from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 
@@ -85,6 +86,7 @@ def read_curves(folder: Path, name: str) -> Curves:
     Raises:
         ValueError: the folder has no metrics of a step yet, or they cannot be read.
     """
+    check_exists(folder)
     path = RunFolder(folder).metrics
     if not path.is_file():
         raise ValueError(f"{folder}: nothing to plot, there is no {path.name} in it; name the folder of a run")
