@@ -25,6 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     devices = devices_of(arguments.topology)
     config.check_devices(len(devices))
     for index, phase in enumerate(config.phases):
+        print(
+            f"compiling the train step of phases[{index}] for {len(devices)} devices of {arguments.topology}; "
+            f"a 7B model takes about a minute",
+            flush=True,
+        )
         compiled = compile_step(
             model=config.model,
             objective=config.objective,

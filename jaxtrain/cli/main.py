@@ -71,9 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, NotImplementedError) as error:
         if "traceback" in arguments:
             traceback.print_exc()
-        lines = (line.strip() for line in str(error).splitlines())
-        print(f"jaxtrain: error: {'; '.join(filter(None, lines))}", file=sys.stderr)
+        print(f"jaxtrain: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
+
+
+def _one_line(text: str) -> str:
+    """The lines of a text, joined by semicolons but after a colon."""
+    lines = "; ".join(filter(None, (line.strip() for line in text.splitlines())))
+    return lines.replace(":; ", ": ")
 
 
 def command() -> int:

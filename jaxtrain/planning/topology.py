@@ -16,6 +16,14 @@ from jax.experimental import topologies
 TARGETS = Path(__file__).parent / "targets"
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h100",)
+# The compiler looks for a TPU of its own, for a lock on it and for the hosts beside it, and complains where it finds
+# none; nothing of this matters where nothing runs.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+}
 EXAMPLES = "v5e:4x4, v5p:4x4x4 or h100:2x8"
 
 
@@ -37,9 +45,8 @@ def devices_of(topology: str) -> list[Any]:
 
 
 def _tpus(topology: str) -> list[Any]:
-    # The compiler looks for a TPU of its own and for a lock on it; neither matters where nothing runs.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
     try:
         return list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
