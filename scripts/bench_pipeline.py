@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from jaxtrain.cli.main import KEEP_MEMORY
 
-WIDTH, HIDDEN, VOCABULARY, LENGTH, ROWS = 256, 704, 2048, 256, 4
+WIDTH, HIDDEN, VOCABULARY, LENGTH, ROWS = 256, 512, 1024, 256, 4
 MICROBATCHES_A_STAGE = 4
 
 
