@@ -1,17 +1,17 @@
 """Work of a pipelined train step, over that of the same step without a pipeline, for every schedule.
 
-    uv run python scripts/bench_pipeline.py [--stages 4] [--only ZBH1] [--rounds 2]
+    uv run python scripts/bench_pipeline.py [--stages 4] [--only ZBH1 VZB] [--rounds 2]
 
 The stages are simulated devices that share one core: the process is bound to it, so neither side gains by threads, and
 a stage that waits costs nothing. What is compared is the processor time of a step, summed over all devices, with that
-of one device on the same global batch (m = 4p microbatches of 1024 tokens, float32, AdamW, an update included). So the
-overhead is what the executor itself adds: buffers, exchanges, weights brought to their stages, work done twice. The
+of one device on the same global batch (m = 4p microbatches of 1024 tokens, float32, AdamW, the update included). So
+the overhead is what the executor itself adds: buffers, exchanges, weights brought to their stages, work done twice. The
 bubble is not in it, and stands beside it from the simulator (one compiled loop, F:B:W of 1:1:1); nor is the time of
 messages between real devices.
 
-The unpipelined step takes the whole batch at once; a second row has it in m microbatches, one after another, which is
-how one would fit it. Steps alternate, without and with the pipeline, since machines drift; the ratio is that of the
-fastest of each. Memory is the temporaries of the compiled step on one device. Slots are those of the tick program:
+The unpipelined step accumulates the same m microbatches, one after another, so that matrix products have the same
+sizes and caches hold as much; another row has the whole batch at once, which is no faster. Steps alternate, without and
+with the pipeline, since machines drift; the ratio is that of the fastest of each. Memory is the temporaries of the compiled step on one device. Slots are those of the tick program:
 inputs, residuals, gradients, deferred.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--layers", type=int, help="of the model; default: four a stage")
-    parser.add_argument("--only", default="", help="schedules whose name holds this")
+    parser.add_argument("--only", nargs="*", help="these schedules, by name")
     parser.add_argument("--rounds", type=int, default=2, help="timed steps of each; the fastest counts")
     arguments = parser.parse_args()
     restart_on_one_core(arguments.stages)
@@ -59,7 +59,7 @@ def restart_on_one_core(stages: int) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def measure(stages: int, layers: int, only: str, rounds: int) -> None:
+def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> None:
     from jaxtrain.cli.schedule_catalog import all_schedules
     from jaxtrain.pipeline.simulator import simulate_ticks
     from jaxtrain.train.gradients import Accumulate
@@ -75,7 +75,7 @@ def measure(stages: int, layers: int, only: str, rounds: int) -> None:
         name: Pipelined(schedule=schedule(), microbatches=count) for name, schedule in all_schedules().items()
     }
     for name, strategy in strategies.items():
-        if only not in name:
+        if only and name not in only:
             continue
         piped = isinstance(strategy, Pipelined)
         step = compiled(strategy, stages if piped else 1, layers, count)
