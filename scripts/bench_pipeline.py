@@ -10,9 +10,9 @@ bubble is not in it, and stands beside it from the simulator (one compiled loop,
 messages between real devices.
 
 The unpipelined step accumulates the same m microbatches, one after another, so that matrix products have the same
-sizes and caches hold as much; another row has the whole batch at once, which is no faster. Steps alternate, without and
-with the pipeline, since machines drift; the ratio is that of the fastest of each. Memory is the temporaries of the compiled
-step on one device. Slots are those of the tick program: inputs, residuals, gradients, deferred.
+sizes and caches hold as much; one more row has the whole batch at once, no faster. Steps alternate, without and
+with the pipeline, since machines drift; the ratio is that of the fastest of each. Memory is the temporaries of the
+compiled step on one device. Slots are those of the tick program: inputs, residuals, gradients, deferred.
 """
 
 import argparse
