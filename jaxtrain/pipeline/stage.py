@@ -19,13 +19,17 @@ from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, 
 
 
 class Buffers(NamedTuple):
-    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes."""
+    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes.
+
+    A slot of the others has a row for each layer of the longest chunk. Slots and layers share one axis: were they two,
+    one of length one could be laid out differently for writer and reader, and the buffer copied whole in every tick.
+    """
 
     inputs: jax.Array  # [slots + 1, ...]
     gradients: jax.Array  # [slots + 1, ...]
-    kept: list[jax.Array]  # [slots, longest, ...]
-    deferred: list[jax.Array]  # [slots, longest, ...]
-    weight_gradients: Tree  # [held, longest, ...]
+    kept: list[jax.Array]  # [slots * longest, ...]
+    deferred: list[jax.Array]  # [slots * longest, ...]
+    weight_gradients: Tree  # [held * longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
 
@@ -42,22 +46,25 @@ def empty_buffers(
     program: TickProgram, weights: Tree, x: jax.Array, kept: Tree, deferred: Tree, *, poison: bool
 ) -> Buffers:
     """Return the buffers of all stages, zeros or NaN, from the weights and the shapes of what goes between units."""
-    stages, _, longest, *_ = jax.tree.leaves(weights)[0].shape
+    stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
+
+    def sums(weights: jax.Array) -> jax.Array:
+        return jnp.zeros((stages, held * longest, *weights.shape[3:]), jnp.float32)
 
     def empty(count: int, shape: tuple[int, ...], dtype) -> jax.Array:
         value = jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0
         return jnp.full((stages, count, *shape), value, dtype)
 
     def layers(count: int, values: Tree) -> list[jax.Array]:
-        return [empty(count, (longest, *value.shape[1:]), value.dtype) for value in values]
+        return [empty(count * longest, value.shape[1:], value.dtype) for value in values]
 
     return Buffers(
         inputs=empty(slots.inputs + 1, x.shape, x.dtype),
         gradients=empty(slots.gradients + 1, x.shape, x.dtype),
         kept=layers(slots.residuals, kept),
         deferred=layers(slots.deferred, deferred),
-        weight_gradients=jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights),
+        weight_gradients=jax.tree.map(sums, weights),
         from_previous=empty(payloads.next, x.shape, x.dtype),
         from_next=empty(payloads.previous, x.shape, x.dtype),
     )
@@ -66,9 +73,15 @@ def empty_buffers(
 class Stage:
     """A stage's part of each tick. `gather` makes one layer's weights whole; `layer` has its units."""
 
-    def __init__(self, program: TickProgram, layer: Layer, gather: Callable, names: dict, *, poison: bool):
-        self.program, self.layer, self.poison = program, layer, poison
+    def __init__(
+        self, program: TickProgram, layer: Layer, gather: Callable, names: dict, *, longest: int, poison: bool
+    ):
+        self.program, self.layer, self.longest, self.poison = program, layer, longest, poison
         self.gather, self.names = gather, names
+
+    def _row(self, slot: jax.Array, layer: jax.Array) -> jax.Array:
+        """Return where a slot has a layer."""
+        return slot * self.longest + layer
 
     def arrive_and_forward(self, own, shared) -> tuple[Buffers, jax.Array]:
         buffers, chunks, arrivals, row = own
@@ -82,7 +95,7 @@ class Stage:
         def layer(i, carry):
             x, kept = carry
             x, values = self.layer.forward(self.gather(chunks, row.held, i), (data, start + i), x)
-            return x, [put(buffer, value, row.residual, i) for buffer, value in zip(kept, values, strict=True)]
+            return x, put_all(kept, values, self._row(row.residual, i))
 
         y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, buffers.kept))
         return buffers._replace(kept=kept), y
@@ -122,16 +135,16 @@ class Stage:
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
+            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
             dx, dweights = self.layer.backward(weights, (data, start + i), kept, dy)
-            return dx, self._add(sums, dweights, row.held, i)
+            return dx, self._add(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
             dy, deferred = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
+            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
             dx, values = self.layer.input_gradient(weights, (data, start + i), kept, dy)
-            return dx, [put(buffer, value, row.deferred, i) for buffer, value in zip(deferred, values, strict=True)]
+            return dx, put_all(deferred, values, self._row(row.deferred, i))
 
         dx, sums, deferred, kinds = dy, buffers.weight_gradients, buffers.deferred, self.program.backward.fused
         if (kinds == 1).any():
@@ -146,10 +159,10 @@ class Stage:
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def layer(i, sums):
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
-            deferred = at(buffers.deferred, row.deferred, i)
+            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
+            deferred = at(buffers.deferred, self._row(row.deferred, i))
             dweights = self.layer.weight_gradient(weights, (data, start + i), kept, deferred)
-            return self._add(sums, dweights, row.held, i)
+            return self._add(sums, dweights, self._row(row.held, i))
 
         sums = jax.lax.fori_loop(0, _length(chunks, row), layer, buffers.weight_gradients)
         return self._clear(buffers._replace(weight_gradients=sums), kept=row.residual, deferred=row.deferred)
@@ -169,24 +182,25 @@ class Stage:
             from_next=exchange(payloads.previous, Target.PREVIOUS, -1, buffers.from_next),
         )
 
-    def _add(self, sums: Tree, dweights: Tree, held, layer) -> Tree:
+    def _add(self, sums: Tree, dweights: Tree, row: jax.Array) -> Tree:
         dweights = scatter_gradients(dweights, self.names)
-        return jax.tree.map(lambda s, g: put(s, s[held, layer] + g.astype(s.dtype), held, layer), sums, dweights)
+        return jax.tree.map(lambda s, g: put(s, s[row] + g.astype(s.dtype), row), sums, dweights)
 
     def _clear(self, buffers: Buffers, **slots) -> Buffers:
         """Poison slots that were read for the last time."""
         if not self.poison:
             return buffers
 
-        def cleared(buffer, slot):
-            hole = jnp.full(buffer.shape[1:], jnp.nan if jnp.issubdtype(buffer.dtype, jnp.inexact) else 0, buffer.dtype)
-            return put(buffer, jnp.where(slot < 0, buffer[slot], hole), slot)
+        def cleared(buffer, slot, rows):
+            slots = buffer.reshape(-1, rows, *buffer.shape[1:])
+            hole = jnp.full(slots.shape[1:], jnp.nan if jnp.issubdtype(buffer.dtype, jnp.inexact) else 0, buffer.dtype)
+            return put(slots, jnp.where(slot < 0, slots[slot], hole), slot).reshape(buffer.shape)
 
-        changed = {
-            name: jax.tree.map(functools.partial(cleared, slot=slot), getattr(buffers, name))
-            for name, slot in slots.items()
-        }
-        return buffers._replace(**changed)
+        def changed(name, slot):
+            rows = self.longest if name in ("kept", "deferred") else 1
+            return jax.tree.map(functools.partial(cleared, slot=slot, rows=rows), getattr(buffers, name))
+
+        return buffers._replace(**{name: changed(name, slot) for name, slot in slots.items()})
 
 
 def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
@@ -199,8 +213,11 @@ def at(tree: Tree, *index) -> Tree:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def put(buffer: jax.Array, value: jax.Array, *index) -> jax.Array:
-    """Write one entry of the leading axes, in place."""
-    index = [jnp.where(i < 0, i + size, i) for i, size in zip(index, buffer.shape, strict=False)]
-    value = value.reshape((1,) * len(index) + value.shape)
-    return jax.lax.dynamic_update_slice(buffer, value, (*index, *(0,) * (buffer.ndim - len(index))))
+def put(buffer: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+    """Write one entry of the leading axis, in place."""
+    index = jnp.where(index < 0, index + len(buffer), index)
+    return jax.lax.dynamic_update_slice(buffer, value[None], (index, *(0,) * value.ndim))
+
+
+def put_all(buffers: list[jax.Array], values: list[jax.Array], index: jax.Array) -> list[jax.Array]:
+    return [put(buffer, value, index) for buffer, value in zip(buffers, values, strict=True)]

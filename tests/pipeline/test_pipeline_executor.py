@@ -102,7 +102,8 @@ def test_the_executor_allocates_the_slots_that_the_simulator_counts(case):
         outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
         with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
             buffers = allocated(_toy_parts(), lower(table), outer, blocks, jnp.ones((microbatches, 2, 3, 4)))
-        assert {kept.shape[:2] for kept in buffers.kept} == {(stages, max(peak_activations(table)))}
+        longest = 2  # layers: one chunk has one more than the others
+        assert {kept.shape[:2] for kept in buffers.kept} == {(stages, longest * max(peak_activations(table)))}
 
 
 @pytest.mark.parametrize("repeats", [12, 13])
