@@ -182,6 +182,11 @@ def _gradient(function, *arrays):
     return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(arrays))), has_aux=True))(*arrays)
 
 
+def test_huge_scores_give_the_value_of_the_likeliest_key():
+    q, [v] = 1e4 * np.eye(4, 6, dtype=np.float32)[None, :, None], _random((1, 4, 1, 6))
+    assert_close(flash_attention(q, q, v), v, SAME_GRADIENT)
+
+
 def test_packed_documents_are_what_they_are_alone():
     q, k, v = _random(*QKV)
     ids = np.repeat([1, 2, 3], [13, 7, 20])[None].repeat(B, 0)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
-from jaxtrain_kernels.flash_attention import reference, xla
+from jaxtrain_kernels.flash_attention import reference, tpu, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, alike
 
 
@@ -153,7 +153,7 @@ _differentiable.defvjp(_keep, _pull)
 
 def _gradients(backward: Callable, options: Options, inputs: Inputs, sinks, o, lse, do, dlse) -> Gradients:
     # ds_ij = p_ij (do_i v_j - delta_i) holds for every key of the log-sum-exp, and a sink is a key whose value is zero.
-    delta = jnp.einsum("BLHV,BLHV->BHL", do, o, preferred_element_type=lse.dtype)
+    delta = jnp.sum(do.astype(lse.dtype) * o.astype(lse.dtype), axis=-1).swapaxes(1, 2)
     delta = delta if dlse is None else delta - dlse
     empty = lse == -jnp.inf
     delta = jnp.where(empty, 0.0, delta)
@@ -175,8 +175,14 @@ def _run_reference(options: Options, inputs: Inputs, sinks):
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=functools.partial(_differentiable, xla.forward, xla.backward)),
     Implementation(name="reference", run=_run_reference),
+    Implementation(
+        name="tpu", run=functools.partial(_differentiable, tpu.forward, tpu.backward), refuses=tpu.refuses, proven=False
+    ),
 )
-BACKWARDS = (Implementation(name="xla", run=xla.backward),)
+BACKWARDS = (
+    Implementation(name="xla", run=xla.backward),
+    Implementation(name="tpu", run=tpu.backward, refuses=tpu.refuses, proven=False),
+)
 
 
 def _options(q, causal, window, softcap, scale, offset, blocks) -> Options:

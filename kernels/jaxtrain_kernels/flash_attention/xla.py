@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, seen_by_place
 
-CPU = Blocks(rows=1, queries=128, keys=2048)
-ACCELERATOR = Blocks(rows=1 << 30, queries=512, keys=1024)  # all rows
+CPU = Blocks(rows=1, queries=128)
+ACCELERATOR = Blocks(rows=1 << 30, queries=512)  # all rows
+KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
 WRITTEN_OUT = 16  # blocks of queries; more are a loop
 MASKED = -1e30  # added to the scores of keys out of sight
 LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
@@ -44,7 +45,7 @@ def _on_platform(function: Callable, options: Options, *arguments):
         blocks = options.blocks.or_else(default)
         return _in_rows(functools.partial(function, options, blocks), blocks.rows, *arguments)
 
-    if None not in (options.blocks.rows, options.blocks.queries, options.blocks.keys):
+    if None not in (options.blocks.rows, options.blocks.queries):
         return run(CPU, *arguments)
     on_cpu, elsewhere = (functools.partial(run, blocks) for blocks in (CPU, ACCELERATOR))
     return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
@@ -98,6 +99,8 @@ def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
 
     def of_queries(sums, start, size):
         q, do_block, lse_block, delta_block = (tiles.queries(y, start, size) for y in (tiles.q, do, lse, delta))
+        # One block after another: their scores together would be the whole matrix.
+        sums, q, do_block = jax.lax.optimization_barrier((sums, q, do_block))
 
         def of_keys(carry, first, count):
             (dk, dv, dbias), dq = carry
@@ -147,8 +150,9 @@ class _Tiles:
         self.L, self.S = x.q.shape[1], x.k.shape[1]
         self.block = min(blocks.queries, self.L)
         self.written_out = -(-self.L // self.block) <= WRITTEN_OUT
-        self.key_block = min(blocks.keys, self.S)
         self.offset = x.offset if options.offset is None else options.offset
+        at_once = self.S if self.written_out and options.offset is not None else KEYS_OF_A_LOOP
+        self.key_block = min(blocks.keys or at_once, self.S)
         self.pad_q = 0 if self.written_out else -self.L % self.block
         self.pad_k = -self.S % self.key_block  # blocks of a loop; what is written out never reaches it
         scaled = x.q * jnp.asarray(options.scale, x.q.dtype)
