@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import compile_for
+from absent import TPUS, compile_for
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.flash_attention import (
@@ -72,6 +73,21 @@ CASES = {
 }  # fmt: skip
 
 
+TILES = Blocks(queries=128, keys=128)
+TPU_CASES = {
+    "documents and cap": Case(
+        L=257, heads=(2, 1), dims=(64, 128), segments=((100, 0, 157), (257,)), options=(("softcap", 2.0),), blocks=TILES
+    ),
+    "cache, bias and sinks": Case(
+        L=100, S=300, offset=130, traced=True, dims=(128, 64), dtype="bfloat16", bias="HLS", sinks=True,
+        options=(("window", 90),), blocks=TILES
+    ),
+    "a window both ways, rows that see nothing": Case(
+        L=257, S=130, dims=(64, 64), options=(("causal", False), ("window", 40)), blocks=TILES
+    ),
+}  # fmt: skip
+
+
 def _arrays(case: Case) -> dict[str, np.ndarray]:
     S, (H, J), (K, V) = case.S or case.L, case.heads, case.dims
     random = np.random.default_rng(0)
@@ -113,7 +129,7 @@ def _results(case: Case, implementation: str, dtype=None) -> dict[str, np.ndarra
     arrays = {name: x if dtype is None else x.astype(dtype) for name, x in _arrays(case).items()}
     do, dlse, given = arrays.pop("do"), arrays.pop("dlse"), _options(case)
     static = {name: given.pop(name) for name in list(given) if not isinstance(given[name], np.ndarray | jax.Array)}
-    if implementation == "xla":
+    if implementation in ("xla", "tpu", "gpu"):
         static["blocks"] = case.blocks
 
     @jax.jit
@@ -132,9 +148,8 @@ def _results(case: Case, implementation: str, dtype=None) -> dict[str, np.ndarra
 
 
 @functools.cache
-def _truth(name: str) -> tuple[dict, dict]:
+def _truth(case: Case) -> tuple[dict, dict]:
     """Return the oracle's results, and those of the same definition in the dtype of the inputs."""
-    case = CASES[name]
     if case.dtype == "float32":
         with jax.enable_x64(True):
             oracle = _results(case, "reference", np.float64)
@@ -161,7 +176,50 @@ def assert_as_exact(actual: dict, oracle: dict, plain: dict, dtype: str) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_xla_is_as_exact_as_the_definition(name):
-    assert_as_exact(_results(CASES[name], "xla"), *_truth(name), CASES[name].dtype)
+    assert_as_exact(_results(CASES[name], "xla"), *_truth(CASES[name]), CASES[name].dtype)
+
+
+INTERPRETED = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+
+
+@pytest.mark.parametrize("name", TPU_CASES)
+def test_tpu_is_as_exact_as_the_definition(name):
+    with pltpu.force_tpu_interpret_mode(INTERPRETED):
+        found = _results(TPU_CASES[name], "tpu")
+    assert_as_exact(found, *_truth(TPU_CASES[name]), TPU_CASES[name].dtype)
+
+
+def test_tpu_computes_no_tile_that_nothing_in_it_can_see():
+    q, k, v = _random((1, 512, 1, 64), (1, 512, 1, 64), (1, 512, 1, 64))
+    hidden = v.copy()
+    hidden[:, :256] = np.nan  # seen from the last tile of queries, one is out of the window, one another document
+    options = {"segment_ids": np.repeat([2, 1, 2], [128, 128, 256])[None], "window": 200, "blocks": TILES}
+    with pltpu.force_tpu_interpret_mode(INTERPRETED):
+        o = jax.jit(functools.partial(flash_attention, implementation="tpu", **options))(q, k, hidden)
+    assert_close(o[:, 384:], flash_attention(q, k, v, **options)[:, 384:], SAME_GRADIENT)
+
+
+@pytest.mark.parametrize("topology", TPUS)
+def test_tpu_kernels_compile(topology):
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def gradient(q, k, v, bias, ids, offset):
+        options = {"segment_ids": ids, "offset": offset, "window": 700, "softcap": 20.0, "implementation": "tpu"}
+
+        def total(q, k, v, bias):
+            return jnp.sum(flash_attention(q, k, v, bias=bias, **options).astype(jnp.float32))
+
+        return jax.grad(total, argnums=(0, 1, 2, 3))(q, k, v, bias)
+
+    keys = shape(1, 1024, 2, 128)
+    integers = shape(1, 1024, dtype=jnp.int32), shape(dtype=jnp.int32)
+    text = compile_for(
+        topology, gradient, shape(1, 1024, 4, 128), keys, keys, shape(1, 4, 1024, 1024), *integers
+    ).as_text()
+    for kernel in ("flash_attention_forward", "flash_attention_dq", "flash_attention_dkv"):
+        calls = [line for line in text.splitlines() if "tpu_custom_call" in line and kernel in line]
+        assert len(calls) == 1, kernel
 
 
 def _random(*shapes, dtype=np.float32):
