@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
-from jaxtrain_kernels.flash_attention import reference, tpu, xla
+from jaxtrain_kernels.flash_attention import gpu, reference, tpu, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, alike
 
 
@@ -178,10 +178,14 @@ IMPLEMENTATIONS = (
     Implementation(
         name="tpu", run=functools.partial(_differentiable, tpu.forward, tpu.backward), refuses=tpu.refuses, proven=False
     ),
+    Implementation(
+        name="gpu", run=functools.partial(_differentiable, gpu.forward, gpu.backward), refuses=gpu.refuses, proven=False
+    ),
 )
 BACKWARDS = (
     Implementation(name="xla", run=xla.backward),
     Implementation(name="tpu", run=tpu.backward, refuses=tpu.refuses, proven=False),
+    Implementation(name="gpu", run=gpu.backward, refuses=gpu.refuses, proven=False),
 )
 
 
