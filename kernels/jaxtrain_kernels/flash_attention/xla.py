@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, seen_by_place
 
-CPU = Blocks(rows=1, queries=128)
+CPU = Blocks(rows=1, queries=64)
 ACCELERATOR = Blocks(rows=1 << 30, queries=512)  # all rows
 KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
 WRITTEN_OUT = 16  # blocks of queries; more are a loop
@@ -99,8 +99,10 @@ def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
 
     def of_queries(sums, start, size):
         q, do_block, lse_block, delta_block = (tiles.queries(y, start, size) for y in (tiles.q, do, lse, delta))
+        # Products that contract the first axis of the scores are slow on CPU; so the small operand is turned instead.
+        q_BJKM, do_BJVM = q.swapaxes(2, 3), do_block.swapaxes(2, 3)
         # One block after another: their scores together would be the whole matrix.
-        sums, q, do_block = jax.lax.optimization_barrier((sums, q, do_block))
+        sums, q, do_block, q_BJKM, do_BJVM = jax.lax.optimization_barrier((sums, q, do_block, q_BJKM, do_BJVM))
 
         def of_keys(carry, first, count):
             (dk, dv, dbias), dq = carry
@@ -113,28 +115,29 @@ def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
             ds = (ds if slope is None else ds * slope).astype(q.dtype)
             product = functools.partial(jnp.einsum, preferred_element_type=dq.dtype)
             dq = dq + product("BJMS,BJSK->BJMK", ds, k)
-            dk = _add(dk, product("BJMS,BJMK->BJSK", ds, q), first)
-            dv = _add(dv, product("BJMS,BJMV->BJSV", p.astype(do.dtype), do_block), first)
+            dk = _add(dk, product("BJKM,BJMS->BJKS", q_BJKM, ds), first)
+            dv = _add(dv, product("BJVM,BJMS->BJVS", do_BJVM, p.astype(do.dtype)), first)
             return (dk, dv, dbias), dq
 
         sums, dq = tiles.over_keys(of_keys, (sums, tiles.full(q.shape)), start, size)
         return sums, ((dq * options.scale).astype(x.q.dtype),)
 
-    sums = (tiles.full(tiles.k.shape), tiles.full(tiles.v.shape), tiles.no_bias_gradient())
+    dk, dv = (tiles.full(y.swapaxes(2, 3).shape) for y in (tiles.k, tiles.v))
+    sums = (dk, dv, tiles.no_bias_gradient())
     (dk, dv, dbias), (dq,) = tiles.over_queries(of_queries, sums)
     S = x.k.shape[1]
-    dk, dv = (y[:, :, :S].swapaxes(1, 2).astype(like.dtype) for y, like in ((dk, x.k), (dv, x.v)))
+    dk, dv = (y[..., :S].transpose(0, 3, 1, 2).astype(like.dtype) for y, like in ((dk, x.k), (dv, x.v)))
     if dbias is not None:
         dbias = dbias.reshape(x.bias.shape[0], -1, *dbias.shape[3:])[tuple(slice(n) for n in x.bias.shape)]
         dbias = dbias.astype(x.bias.dtype)
     return tiles.length_first(dq), dk, dv, dbias
 
 
-def _add(total: Float[Array, "B J S K"], part: Float[Array, "B J s K"], first) -> Float[Array, "B J S K"]:
+def _add(total: Float[Array, "B J K S"], part: Float[Array, "B J K s"], first) -> Float[Array, "B J K S"]:
     if part.shape == total.shape:
         return total + part
-    old = jax.lax.dynamic_slice_in_dim(total, first, part.shape[2], axis=2)
-    return jax.lax.dynamic_update_slice_in_dim(total, old + part, first, axis=2)
+    old = jax.lax.dynamic_slice_in_dim(total, first, part.shape[3], axis=3)
+    return jax.lax.dynamic_update_slice_in_dim(total, old + part, first, axis=3)
 
 
 class _Tiles:
