@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.mesh import constrain, scatter_gradients
-from jaxtrain.pipeline.layer import Layer, Tree
-from jaxtrain.pipeline.stages import shift
+from jaxtrain.pipeline.keep import Keep, stacked
+from jaxtrain.pipeline.layer import Arrays, Layer, Tree
+from jaxtrain.pipeline.slots import at, put, put_each, put_if
+from jaxtrain.pipeline.stages import AXIS, shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 
 
@@ -23,8 +25,8 @@ class Buffers(NamedTuple):
 
     inputs: jax.Array  # [slots + 1, ...]
     gradients: jax.Array  # [slots + 1, ...]
-    kept: list[jax.Array]  # [slots, longest, ...]
-    deferred: list[jax.Array]  # [slots, longest, ...]
+    kept: Arrays  # [slots, ...]
+    deferred: tuple[Arrays, Arrays]  # [slots, longest, ...]: values kept that B passes on to W, and what B computed
     weight_gradients: Tree  # [held, longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
@@ -39,24 +41,23 @@ class Chunks(NamedTuple):
 
 
 def empty_buffers(
-    program: TickProgram, weights: Tree, x: jax.Array, kept: Tree, deferred: Tree, *, poison: bool
+    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, values: list, deferred: list, *, poison: bool
 ) -> Buffers:
-    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes of what goes between units."""
+    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a layer's units pass on."""
     stages, _, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
 
     def empty(count: int, shape: tuple[int, ...], dtype) -> jax.Array:
-        value = jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0
-        return jnp.full((stages, count, *shape), value, dtype)
+        return jnp.full((stages, count, *shape), _nothing(dtype, poison), dtype)
 
-    def layers(count: int, values: Tree) -> list[jax.Array]:
-        return [empty(count, (longest, *value.shape[1:]), value.dtype) for value in values]
+    def each(count: int, shapes: Tree) -> Tree:
+        return jax.tree.map(lambda like: empty(count, like.shape, like.dtype), shapes)
 
     return Buffers(
         inputs=empty(slots.inputs + 1, x.shape, x.dtype),
         gradients=empty(slots.gradients + 1, x.shape, x.dtype),
-        kept=layers(slots.residuals, kept),
-        deferred=layers(slots.deferred, deferred),
+        kept=each(slots.residuals, keep.shapes(longest, x, values)),
+        deferred=each(slots.deferred, (stacked(longest, keep.passed_on(values)), stacked(longest, deferred))),
         weight_gradients=jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights),
         from_previous=empty(payloads.next, x.shape, x.dtype),
         from_next=empty(payloads.previous, x.shape, x.dtype),
@@ -66,8 +67,8 @@ def empty_buffers(
 class Stage:
     """A stage's part of each tick. `gather` makes one layer's weights whole; `layer` has its units."""
 
-    def __init__(self, program: TickProgram, layer: Layer, gather: Callable, names: dict, *, poison: bool):
-        self.program, self.layer, self.poison = program, layer, poison
+    def __init__(self, program: TickProgram, keep: Keep, layer: Layer, gather: Callable, names: dict, *, poison: bool):
+        self.program, self.keep, self.layer, self.poison = program, keep, layer, poison
         self.gather, self.names = gather, names
 
     def arrive_and_forward(self, own, shared) -> tuple[Buffers, jax.Array]:
@@ -82,9 +83,10 @@ class Stage:
         def layer(i, carry):
             x, kept = carry
             x, values = self.layer.forward(self.gather(chunks, row.held, i), (data, start + i), x)
-            return x, [put(buffer, value, row.residual, i) for buffer, value in zip(kept, values, strict=True)]
+            return x, self.keep.add(kept, values, row.residual, i)
 
-        y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, buffers.kept))
+        kept = self.keep.enter(buffers.kept, x, row.residual)
+        y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept))
         return buffers._replace(kept=kept), y
 
     def _arrive(self, buffers: Buffers, row: Arrivals) -> Buffers:
@@ -119,19 +121,21 @@ class Stage:
         buffers = self._clear(buffers, gradients=row.gradient)
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
+        again = functools.partial(self._run_again, chunks, data, row)
+        kept = self.keep.recall(buffers.kept, row.residual, again)
+
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
-            dx, dweights = self.layer.backward(weights, (data, start + i), kept, dy)
+            dx, dweights = self.layer.backward(self.gather(chunks, row.held, i), (data, start + i), kept(i), dy)
             return dx, self._add(sums, dweights, row.held, i)
 
         def split(i, carry):
-            dy, deferred = carry
+            dy, (passed, deferred) = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
-            dx, values = self.layer.input_gradient(weights, (data, start + i), kept, dy)
-            return dx, [put(buffer, value, row.deferred, i) for buffer, value in zip(deferred, values, strict=True)]
+            dx, made = self.layer.input_gradient(self.gather(chunks, row.held, i), (data, start + i), kept(i), dy)
+            passed = put_each(passed, self.keep.passed_on(kept(i)), row.deferred, i)
+            return dx, (passed, put_each(deferred, made, row.deferred, i))
 
         dx, sums, deferred, kinds = dy, buffers.weight_gradients, buffers.deferred, self.program.backward.fused
         if (kinds == 1).any():
@@ -141,13 +145,36 @@ class Stage:
             dx, deferred = jax.lax.fori_loop(0, jnp.where(row.fused == 0, length, 0), split, (dx, deferred))
         return buffers._replace(weight_gradients=sums, deferred=deferred), dx
 
+    def _run_again(self, chunks: Chunks, data: Tree, row: Backward, x: jax.Array) -> Arrays:
+        """Return what the layers of a chunk keep, from its input. Of the last one no more is run than that takes."""
+        length, start = _length(chunks, row), chunks.starts[row.held]
+
+        def arguments(i, x):
+            return self.gather(chunks, row.held, i), (data, start + i), x
+
+        def layer(i, carry):
+            x, kept = carry
+            x, values = self.layer.forward(*arguments(i, x))
+            return x, put_each(kept, values, i)
+
+        def last(i, kept):
+            return put_each(kept, self.layer.keep(*arguments(i, x)), i)
+
+        values = jax.eval_shape(self.layer.keep, *arguments(0, x))
+        kept = [
+            jnp.full(like.shape, _nothing(like.dtype, self.poison), like.dtype)
+            for like in stacked(_longest(chunks), values)
+        ]
+        x, kept = jax.lax.fori_loop(0, length - 1, layer, (x, jax.lax.pcast(kept, AXIS, to="varying")))
+        return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, kept)
+
     def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:
         """W of one chunk."""
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def layer(i, sums):
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, row.residual, i)
-            deferred = at(buffers.deferred, row.deferred, i)
+            passed, deferred = at(buffers.deferred, row.deferred, i)
+            weights, kept = self.gather(chunks, row.held, i), self.keep.of_layer(buffers.kept, row.residual, i, passed)
             dweights = self.layer.weight_gradient(weights, (data, start + i), kept, deferred)
             return self._add(sums, dweights, row.held, i)
 
@@ -179,8 +206,7 @@ class Stage:
             return buffers
 
         def cleared(buffer, slot):
-            hole = jnp.full(buffer.shape[1:], jnp.nan if jnp.issubdtype(buffer.dtype, jnp.inexact) else 0, buffer.dtype)
-            return put(buffer, jnp.where(slot < 0, buffer[slot], hole), slot)
+            return put_if(buffer, jnp.full(buffer.shape[1:], _nothing(buffer.dtype, True), buffer.dtype), slot)
 
         changed = {
             name: jax.tree.map(functools.partial(cleared, slot=slot), getattr(buffers, name))
@@ -194,13 +220,10 @@ def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
     return jnp.where(row.microbatch < 0, 0, chunks.lengths[row.held])
 
 
-def at(tree: Tree, *index) -> Tree:
-    """Read one entry of the leading axes."""
-    return jax.tree.map(lambda x: x[index], tree)
+def _longest(chunks: Chunks) -> int:
+    return jax.tree.leaves(chunks.weights)[0].shape[1]
 
 
-def put(buffer: jax.Array, value: jax.Array, *index) -> jax.Array:
-    """Write one entry of the leading axes, in place."""
-    index = [jnp.where(i < 0, i + size, i) for i, size in zip(index, buffer.shape, strict=False)]
-    value = value.reshape((1,) * len(index) + value.shape)
-    return jax.lax.dynamic_update_slice(buffer, value, (*index, *(0,) * (buffer.ndim - len(index))))
+def _nothing(dtype: jnp.dtype, poison: bool) -> float:
+    """Return what a slot that holds nothing is filled with."""
+    return jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0
