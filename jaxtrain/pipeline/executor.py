@@ -101,7 +101,8 @@ class _Loop:
 
     def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
         """One layer's weights, whole along the axes over which they are stored in shards."""
-        return gather(at(chunks.weights, held, layer), self.parts.layer_names, self.parts.compute_dtype)
+        weights = jax.lax.optimization_barrier(at(chunks.weights, held, layer))
+        return gather(weights, self.parts.layer_names, self.parts.compute_dtype)
 
     def _take_apart(self) -> tuple[Layer, Tree, Tree]:
         """Trace the layer where it will run; also return the shapes of what it keeps and defers on one stage."""
