@@ -26,5 +26,5 @@ def put_each(buffers: list[jax.Array], values: list[jax.Array], *index) -> list[
 
 
 def put_if(buffer: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
-    """Write an entry unless its index is -1; for buffers without a slot to spare."""
-    return put(buffer, jnp.where(index < 0, buffer[index], value), index)
+    """Write an entry unless its index is -1; for buffers without a slot to spare. A loop of no round copies nothing."""
+    return jax.lax.fori_loop(0, jnp.where(index < 0, 0, 1), lambda _, buffer: put(buffer, value, index), buffer)

@@ -17,7 +17,7 @@ from tiny import random_params, variant
 from tolerances import EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
-from jaxtrain.nn.remat import FullRemat, SaveDots
+from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated
 from jaxtrain.pipeline.keep import ChunkInput, LayerValues
 from jaxtrain.pipeline.lower import lower
@@ -62,7 +62,7 @@ def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages
 
 @pytest.mark.parametrize(
     ("schedule", "remat"),
-    [(PairedDeferredW(), FullRemat()), (OneFOneB(), None)],
+    [(PairedDeferredW(), FullRemat()), (OneFOneB(), NoRemat())],
     ids=["cut backward", "whole backward"],
 )
 def test_a_chunk_may_keep_its_input_alone(schedule, remat):
