@@ -7,7 +7,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
-from jaxtrain.mesh import AXES, RULES, MeshConfig, shardings
+from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
@@ -109,13 +109,27 @@ class TrainConfig:
             raise ValueError(
                 f"{key}={batch_size} is not divisible by {parts} (mesh {shown or 'of one device'}, "
                 f"microbatches={self.gradients.microbatches}): use {-(-batch_size // parts) * parts}"
+                + self._other_microbatches(batch_size // shards if batch_size % shards == 0 else 0)
             )
+
+    def _other_microbatches(self, rows: int) -> str:
+        """The end of an error: the nearest numbers of microbatches that cut so many rows of a device evenly."""
+        now = self.gradients.microbatches
+        fits = [number for number in range(1, rows + 1) if rows % number == 0]
+        below, above = [n for n in fits if n < now][-1:], [n for n in fits if n > now][:1]
+        return f", or gradients.microbatches={' or '.join(map(str, below + above))}" if fits else ""
 
     def trainer(
         self, folder: str | Path, *, devices: list[jax.Device] | None = None, profile_steps: int = 0
     ) -> Trainer:
         """Return the run of this configuration in a folder, on all devices unless told which."""
-        self.check_devices(len(jax.devices() if devices is None else devices))
+        try:
+            self.check_devices(len(jax.devices() if devices is None else devices))
+        except MisfitError as error:
+            if jax.default_backend() != "cpu":
+                raise
+            flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={error.needed}"
+            raise ValueError(f"{error}; or simulate devices on this CPU, {flag} before JAX starts") from error
         return Trainer(
             model=self.model,
             data=self.data,

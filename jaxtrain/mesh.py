@@ -45,6 +45,14 @@ GATHERED = ("fsdp", OUTER)  # axes over which a parameter is stored in shards an
 MAY_REPLICATE = ("layers", "kv_heads", "vocab")  # where the axes do not divide them, split over the last ones or whole
 
 
+class MisfitError(ValueError):
+    """A mesh and a number of devices that do not go together; `needed` devices, or a multiple of them, would."""
+
+    def __init__(self, message: str, needed: int):
+        super().__init__(message)
+        self.needed = needed
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshConfig:
     """Devices along each axis. One of them may be -1: whatever the other axes leave over."""
@@ -68,7 +76,7 @@ class MeshConfig:
             raise ValueError(f"mesh.expert={self.expert}: the axis expert is reserved and must be 1")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
-        """Return the axis sizes for so many devices. Raises ValueError where they do not multiply to it."""
+        """Return the axis sizes for so many devices. Raises MisfitError where they do not multiply to it."""
         given = [getattr(self, field.name) for field in fields(self)]
         known = math.prod(size for size in given if size != -1)
         sizes = tuple(devices // known if size == -1 else size for size in given)
@@ -79,7 +87,7 @@ class MeshConfig:
                 if -1 in given
                 else f"the axes must multiply to {devices}; set one of them to -1 to take what is left over"
             )
-            raise ValueError(f"mesh {shown or 'of one device'} does not fit {devices} devices: {remedy}")
+            raise MisfitError(f"mesh {shown or 'of one device'} does not fit {devices} devices: {remedy}", known)
         return sizes
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:

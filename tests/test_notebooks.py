@@ -12,6 +12,7 @@ from jaxtrain.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"
+SCHEDULES = ROOT / "notebooks" / "schedules.ipynb"
 SMALL = "STEPS, LAYERS, BATCH_SIZE, RUN = 3, 1, 2, 'run'"
 
 
@@ -20,24 +21,48 @@ def tagged(notebook, tag):
     return cell
 
 
+def pictures(notebook):
+    """Return how many pictures it drew."""
+    outputs = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    drawn = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn)
+    return len(drawn)
+
+
 def printed(cell):
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The quickstart with few steps of a small model, run in an empty folder; and that folder."""
+def execute(notebook, tmp_path_factory, flags):
+    """Run a notebook in an empty folder, with XLA_FLAGS as given; return that folder."""
     folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(QUICKSTART, as_version=4)
-    tagged(notebook, "parameters").source = SMALL
     notebook.cells.append(nbformat.v4.new_code_cell("import sys\nprint('gin' in sys.modules)"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(folder / ".jupyter"))
-        patch.delenv("XLA_FLAGS", raising=False)  # one device
+        patch.setenv("XLA_FLAGS", flags)
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
-    return notebook, folder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The quickstart with few steps of a small model, and its folder."""
+    notebook = nbformat.read(QUICKSTART, as_version=4)
+    tagged(notebook, "parameters").source = SMALL
+    return notebook, execute(notebook, tmp_path_factory, flags="")  # one device
+
+
+@pytest.fixture(scope="module")
+def schedules(tmp_path_factory):
+    """The notebook about schedules, with fewer steps of training."""
+    notebook = nbformat.read(SCHEDULES, as_version=4)
+    training = tagged(notebook, "training")
+    assert training.source.count("STEPS, RUNS = 20,") == 1
+    training.source = training.source.replace("STEPS, RUNS = 20,", "STEPS, RUNS = 3,")
+    execute(notebook, tmp_path_factory, flags="--xla_backend_optimization_level=0")
+    return notebook
 
 
 def test_quickstart_is_the_quickstart_of_the_command_line():
@@ -48,17 +73,16 @@ def test_quickstart_is_the_quickstart_of_the_command_line():
     assert names["config"] == load(ROOT / "configs" / "quickstart.gin").config
 
 
-def test_quickstart_is_kept_without_outputs():
-    for cell in nbformat.read(QUICKSTART, as_version=4).cells:
+@pytest.mark.parametrize("notebook", [QUICKSTART, SCHEDULES], ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(notebook):
+    for cell in nbformat.read(notebook, as_version=4).cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
 def test_quickstart_trains_draws_and_writes(executed):
     notebook, folder = executed
     assert [record["step"] for record in read_metrics(folder / "run" / "metrics.jsonl")] == [1, 2, 3]
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
-    assert [base64.b64decode(picture)[:4] for picture in pictures] == [b"\x89PNG"]
+    assert pictures(notebook) == 1
     text = printed(tagged(notebook, "writing"))
     assert text.count("-" * 80) == 3
     assert text.startswith("def ") and "\nimport " in text and '\n"""Return ' in text
@@ -69,5 +93,22 @@ def test_quickstart_installs_nothing_where_jaxtrain_is_at_hand(executed):
     assert not install.outputs
 
 
-def test_quickstart_needs_no_gin(executed):
-    assert printed(executed[0].cells[-1]) == "False\n"
+def test_notebooks_need_no_gin(executed, schedules):
+    for notebook in (executed[0], schedules):
+        assert printed(notebook.cells[-1]) == "False\n"
+
+
+def test_schedules_are_drawn_compared_and_checked(schedules):
+    assert pictures(schedules) == 9
+    assert "deadlocks" in printed(tagged(schedules, "broken"))
+    [table] = [
+        output.data["text/markdown"]
+        for cell in schedules.cells
+        for output in cell.get("outputs", ())
+        if "text/markdown" in output.get("data", ())
+    ]
+    assert "| PairedInterleaved | 2 | 15.8% | 15.8% | 5.5 |" in table  # (p-1)/(vm+p-1), whatever the costs
+
+
+def test_a_pipeline_learns_what_one_device_does(schedules):
+    assert float(printed(tagged(schedules, "losses")).split()[2]) < 1e-5

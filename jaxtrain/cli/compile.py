@@ -1,4 +1,4 @@
-"""`jaxtrain compile CONFIG --topology v5e:4x4`: the train step compiled for TPUs that are not there."""
+"""`jaxtrain compile CONFIG --topology v5e:4x4`: the train step compiled for devices that are not there."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from jaxtrain.train.ahead import compile_step
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a .gin file, or the folder of a run")
-    parser.add_argument("--topology", required=True, help="a TPU generation and the chips along each axis: v5e:4x4")
+    parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, h100:2x8 (servers x GPUs), ...")
     parser.add_argument("--rows", type=int, default=12, help="rows of the table of collectives")
     add_set_argument(parser)
 
@@ -25,6 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     devices = devices_of(arguments.topology)
     config.check_devices(len(devices))
     for index, phase in enumerate(config.phases):
+        print(
+            f"compiling the train step of phases[{index}] for {len(devices)} devices of {arguments.topology}; "
+            f"a 7B model takes about a minute",
+            flush=True,
+        )
         compiled = compile_step(
             model=config.model,
             objective=config.objective,

@@ -32,6 +32,7 @@ from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_symbols import Delegate, Macro, Reference, Symbols
 from jaxtrain.cli.config_tree import Leaf, Node, Tree, build, check_field, new_node, plant, sequence
 from jaxtrain.cli.config_types import label, nearest
+from jaxtrain.cli.neighbours import folders_beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +184,11 @@ def _find(path: Path, folders: Sequence[Path]) -> Path:
         if (folder / path).is_file():
             return folder / path
     there = [file.name for folder in folders for file in (folder / path).parent.glob("*.gin")]
-    raise FileNotFoundError(f"there is no configuration file {str(path)!r}{nearest(path.name, there)}")
+    if not path.suffix:
+        wanted, there = "configuration file and no run", there + folders_beside(path)
+    else:
+        wanted = "configuration file"
+    raise FileNotFoundError(f"there is no {wanted} {str(path)!r}{nearest(path.name, there)}")
 
 
 def _read(path: Path, bindings: Bindings, including: tuple[Path, ...]) -> None:

@@ -20,16 +20,26 @@ from dataclasses import is_dataclass
 from types import ModuleType
 from typing import get_type_hints
 
+from jaxtrain.cli.config_place import ORIGIN, Place, find_place
 from jaxtrain.cli.config_symbols import check_target
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, check_field, join, new_node, plant, sequence
-from jaxtrain.cli.config_types import classes_in, label, nearest
-
-ORIGIN = "--set"
+from jaxtrain.cli.config_tree import (
+    Items,
+    Leaf,
+    Node,
+    Tree,
+    check_field,
+    config_fields,
+    join,
+    new_node,
+    plant,
+    sequence,
+)
+from jaxtrain.cli.config_types import classes_in, convert, describe_hint, label, nearest
 
 
 def add_set_argument(parser: argparse.ArgumentParser) -> None:
     """Give a command `--set`; its values are `arguments.set`, a list."""
-    help = "change one key of the configuration, e.g. model.d_model=512 or optimizer='@Lion()'; may be repeated"
+    help = "change one key by its place in the tree, e.g. model.d_model=512 or optimizer='@Lion()'; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=help)
 
 
@@ -43,40 +53,35 @@ def apply_override(root: Node, override: str) -> None:
     try:
         if not equals or not path:
             raise ValueError("write it as path=value")
-        *keys, last = re.sub(r"\[(\d+)\]", r".\1", path).split(".")
-        parent, hint, at = root, type(root), ""
-        for key in keys:
-            parent, hint, at = _child(parent, hint, at, key)
-        key, hint = _key(parent, hint, at, last)
-        parent.children[key] = _parse(text, [*classes_in(hint), *_classes_now(parent, key)])
+        place = find_place(root, path)
+        tree = _parse(text, [*classes_in(place.hint), *_classes(place.now)])
+        _check_not_for_a_key_below(tree, place)
+        place.parent.children[place.key] = tree
     except ValueError as error:
         raise ValueError(f"{ORIGIN} {override}: {error}") from error
 
 
-def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, object]:
-    """The key of a child as its parent stores it, and the annotation it must fit."""
-    match parent:
-        case Node():
-            check_field(parent.cls, key)
-            return key, get_type_hints(parent.cls)[key]
-        case Items() if key.isdecimal() and int(key) < len(parent.children):
-            return int(key), hint
-        case Items():
-            raise ValueError(f"{at} has no entry {key!r}; it has {len(parent.children)}, counted from 0")
-    raise ValueError(f"{at} is a plain value, there is no {key!r} below it; set it as a whole")
+def _check_not_for_a_key_below(tree: Tree, place: Place) -> None:
+    """Raise ValueError for a plain value in place of a node that has a key for such a value."""
+    node = place.now
+    if not isinstance(tree, Leaf) or not isinstance(node, Node) or _fits(tree.value, place.hint):
+        return
+    hints = get_type_hints(node.cls)
+    if below := [name for name in config_fields(node.cls) if _fits(tree.value, hints[name])]:
+        wrong = f"must be {describe_hint(place.hint)}, not {type(tree.value).__name__}"
+        raise ValueError(f"{wrong}; a key below it that takes such a value is {join(place.at, below[0])}")
 
 
-def _child(parent: Tree, hint: object, at: str, key: str) -> tuple[Tree, object, str]:
-    key, hint = _key(parent, hint, at, key)
-    at = join(at, key)
-    if isinstance(parent, Node) and key not in parent.children:
-        raise ValueError(f"{at} is not set yet; set it first, {ORIGIN} {at}='@...()'")
-    return parent.children[key], hint, at
+def _fits(value: object, hint: object) -> bool:
+    try:
+        convert(value, hint)
+    except TypeError:
+        return False
+    return True
 
 
-def _classes_now(parent: Node | Items, key: str | int) -> list[type]:
-    current = parent.children.get(key) if isinstance(parent, Node) else parent.children[key]
-    nodes = current.children if isinstance(current, Items) else [current]
+def _classes(tree: Tree | None) -> list[type]:
+    nodes = tree.children if isinstance(tree, Items) else [tree]
     return [node.cls for node in nodes if isinstance(node, Node)]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.text import Text
 
 from jaxtrain.cli.config_file import LoadedConfig
-from jaxtrain.cli.config_override import ORIGIN as OVERRIDE
+from jaxtrain.cli.config_place import ORIGIN as OVERRIDE
 from jaxtrain.cli.config_tree import DEFAULT, config_fields, entries, join
 from jaxtrain.cli.config_types import describe
 

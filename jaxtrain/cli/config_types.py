@@ -89,10 +89,20 @@ def describe(value: object) -> str:
 
 
 def describe_hint(hint: object) -> str:
+    """An annotation, its classes without their modules."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(describe_hint, get_args(hint)))
+    if hint is NoneType:
+        return "None"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def closest(name: str, options: Iterable[str]) -> str | None:
+    """The option most like a name, None if there are no options."""
+    return next(iter(difflib.get_close_matches(name, sorted(set(options)), n=1, cutoff=0.0)), None)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """The end of an error about an unknown `name`: the valid one most like it."""
-    close = difflib.get_close_matches(name, sorted(set(options)), n=1, cutoff=0.0)
-    return f"; the nearest valid name is {close[0]!r}" if close else ""
+    close = closest(name, options)
+    return "" if close is None else f"; the nearest valid name is {close!r}"

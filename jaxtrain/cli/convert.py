@@ -21,6 +21,7 @@ import tokenizers
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.finished import mesh_at_hand
+from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
 from jaxtrain.models.decoder import DecoderConfig
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists: name a new folder")
+    check_exists(source)
     if RunFolder(source).is_used:
         export_run(RunFolder(source), target, arguments)
     elif (source / "config.json").exists():

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.shapes import ParamTree
@@ -35,6 +36,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_run(arguments: argparse.Namespace) -> FinishedRun:
     folder = RunFolder(Path(arguments.run))
+    check_exists(folder.path)
     if not folder.config.exists():
         raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
     config: TrainConfig = load(folder.config, arguments.set).config

@@ -10,13 +10,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {
     "train": "train, or resume, the run that a configuration describes",
     "eval": "evaluate a run's checkpoint on its validation data",
     "generate": "continue prompts with a run's model",
     "convert": "import weights from Hugging Face safetensors, or export to them",
-    "compile": "compile the train step for TPUs that are not there: memory and collectives",
+    "compile": "compile the train step for TPUs or GPUs that are not there: memory and collectives",
     "plot": "draw loss, learning rate and throughput of runs",
     "schedule": "schedule show, schedule compare: look at pipeline schedules",
     "tokenizer": "tokenizer train: make a tokenizer from text files",
@@ -30,6 +31,8 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
+# The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
+ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,13 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, NotImplementedError) as error:
         if "traceback" in arguments:
             traceback.print_exc()
-        lines = (line.strip() for line in str(error).splitlines())
-        print(f"jaxtrain: error: {'; '.join(filter(None, lines))}", file=sys.stderr)
+        print(f"jaxtrain: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
 
 
+def _one_line(text: str) -> str:
+    """The lines of a text, joined by semicolons but after a colon."""
+    lines = "; ".join(filter(None, (line.strip() for line in text.splitlines())))
+    return lines.replace(":; ", ": ")
+
+
 def command() -> int:
-    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else."""
+    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+
+    Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
+    """
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if sys.argv[1:2] == ["train"] and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

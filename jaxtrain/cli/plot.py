@@ -19,12 +19,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jaxtrain.cli.bigram_record import kept
+from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 
 VALIDATION = "validation_loss"
 AVERAGE_MARKERS = {"ema": "D", "lawa": "^"}
 GREY = "0.35"
+LONGEST_NAME = 100  # of a file, before it is made shorter
 STYLE = {
     "grid": {"color": "0.9", "linewidth": 0.8},
     "raw": {"linewidth": 0.6, "alpha": 0.28},
@@ -35,17 +37,29 @@ STYLE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    parser.add_argument("--out", metavar="FILE", help="the picture to write; plot.png in the first run by default")
+    help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
+    parser.add_argument("--out", metavar="FILE", help=help)
 
 
 def run(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.runs]
-    out = Path(arguments.out) if arguments.out else folders[0] / "plot.png"
+    out = Path(arguments.out) if arguments.out else default_picture(folders)
     figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     print(f"wrote {out}")
     return 0
+
+
+def default_picture(folders: Sequence[Path]) -> Path:
+    """Return plot.png in a run; for several a file of their names, in the folder that all of them are in."""
+    if len(folders) == 1:
+        return folders[0] / "plot.png"
+    parts = [name.replace("/", "-") for name in names(folders)]
+    joined = "+".join(parts)
+    short = joined if len(joined) <= LONGEST_NAME else f"{parts[0]}+{len(parts) - 1}"
+    path = shared_folder(folders) / f"{short}.png"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class Series(NamedTuple):
@@ -72,6 +86,7 @@ def read_curves(folder: Path, name: str) -> Curves:
     Raises:
         ValueError: the folder has no metrics of a step yet, or they cannot be read.
     """
+    check_exists(folder)
     path = RunFolder(folder).metrics
     if not path.is_file():
         raise ValueError(f"{folder}: nothing to plot, there is no {path.name} in it; name the folder of a run")
@@ -101,9 +116,12 @@ def _series(records: Sequence[dict], key: str) -> Series:
 
 def names(folders: Sequence[Path]) -> list[str]:
     """Return short distinct names of runs: the paths without the folders that all of them are in."""
-    paths = [folder.resolve() for folder in folders]
-    shared = os.path.commonpath([path.parent for path in paths])
-    return [path.relative_to(shared).as_posix() for path in paths]
+    shared = shared_folder(folders)
+    return [folder.resolve().relative_to(shared).as_posix() for folder in folders]
+
+
+def shared_folder(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
 
 
 def smoothed(values: np.ndarray, window: float) -> np.ndarray:

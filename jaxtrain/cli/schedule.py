@@ -25,12 +25,15 @@ DEFAULT = "PairedInterleaved"
 
 _FILE_WIDTH = 120  # columns where the output is no terminal
 
-_COLUMNS = ("chunks", "copies", "split", "waiting\nloop", "waiting\nfree", "time\nfree", "ticks", "kept", "sent")
+_WAITING = ("waiting\nloop", "waiting\nfree", "waiting\ninside")
+_COLUMNS = ("chunks", "copies", "split", *_WAITING, "time\nfree", "ticks", "kept", "sent")
 
 _EXPLANATION = """
 *          the default
-waiting    share of all time; loop: in one compiled program, where neighbouring stages wait for each other every tick;
-           free: each stage on its own, which is the papers' figure
+waiting    loop: in one compiled program, where neighbouring stages wait for each other every tick; share of all time
+           free: each stage on its own, from the step's start to its end, as most papers count; share of all time
+           inside: each stage on its own, between its first and its last action, the worst one, as zero-bubble papers
+           count; stages start and end staggered, which is free only where the next step may begin staggered, too
 time       of a step, each stage on its own, in units of the costs (those of a whole stage)
 kept       most activations on a stage, in microbatches' passes through one stage
 sent       messages between stages for each microbatch, forward and backward"""
@@ -156,8 +159,7 @@ def _comparison(rows: Sequence[Row], title: str) -> RichTable:
     for row in rows:
         name = f"{row.name} *" if row.name == DEFAULT else row.name
         shape = (f"{row.chunks_per_stage:g}", f"{row.replicas}", "yes" if row.split else "")
-        waits = (f"{row.tick_idle_share:.1%}", f"{row.idle_share:.1%}", f"{row.makespan:g}", f"{row.ticks}")
-        table.add_row(
-            name, *shape, *waits, f"{row.peak:g}", f"{row.transfers:g}", style="bold" if row.name == DEFAULT else ""
-        )
+        waits = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
+        rest = (f"{row.makespan:g}", f"{row.ticks}", f"{row.peak:g}", f"{row.transfers:g}")
+        table.add_row(name, *shape, *waits, *rest, style="bold" if row.name == DEFAULT else "")
     return table

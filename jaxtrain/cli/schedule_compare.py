@@ -17,6 +17,7 @@ class Row:
     split: bool
     makespan: float
     idle_share: float
+    inside_share: float
     tick_idle_share: float
     ticks: int
     peak: float
@@ -49,6 +50,7 @@ def compare(stages: int, microbatches: int, costs: Costs) -> Iterator[Row | Misf
             split=table.split,
             makespan=free.makespan,
             idle_share=free.idle_share,
+            inside_share=max(idle / (idle + work) for idle, work in zip(free.idle_inside, free.work, strict=True)),
             tick_idle_share=ticked.idle_share,
             ticks=ticked.ticks,
             peak=max(free.peaks) / table.placement.chunks_per_stage,

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import diff, render
+from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (NonFiniteError, CheckpointError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
-    conclude(result, folder, bigram, time.perf_counter() - began, console)
+    conclude(result, config, folder, bigram, time.perf_counter() - began, console)
     return 0
 
 
@@ -141,7 +143,9 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
     )
 
 
-def conclude(result: Result, folder: RunFolder, bigram: float | None, seconds: float, console: Console) -> None:
+def conclude(
+    result: Result, config: TrainConfig, folder: RunFolder, bigram: float | None, seconds: float, console: Console
+) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -150,10 +154,16 @@ def conclude(result: Result, folder: RunFolder, bigram: float | None, seconds: f
         return
     loss = result.numbers.get("validation_loss")
     if loss is not None:
-        say(f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f})")
+        tokens = result.numbers["validation_tokens"]
+        say(f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) over {tokens:,.0f} tokens")
     if loss is not None and bigram is not None:
         say(f"a bigram model counted on the same training split: {bigram:.4f}")
-    say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
-    say(f'next: jaxtrain generate {folder.path} --prompt "def "')
-    say(f"      jaxtrain eval {folder.path}")
-    say(f"      jaxtrain plot {folder.path}")
+    path = shlex.quote(str(folder.path))
+    if result.numbers:
+        say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
+    else:
+        more = f"--set phases.{len(config.phases) - 1}.steps={2 * config.phases[-1].steps}"
+        say(f"to train longer: jaxtrain train {path} --resume {more}")
+    say(f"next: jaxtrain generate {path} --prompt {shlex.quote(example_prompt(config))}")
+    say(f"      jaxtrain eval {path}")
+    say(f"      jaxtrain plot {path}")

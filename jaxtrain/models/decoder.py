@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.mesh import constrain, gather, narrow_gradients
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.embed import Embedding, Head, Positions, look_up, project
+from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
+from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
 from jaxtrain.nn.norm import NormConfig, RMSNormConfig
 from jaxtrain.nn.param import TokenContext, dropout, fold_in, logical_names
 from jaxtrain.nn.remat import NoRemat, RematPolicy
@@ -24,7 +25,8 @@ from jaxtrain.shapes import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
+    """The architecture, and how it is computed, which changes no parameter: `compute_dtype`, `remat`, `scan`, and
+    `vocab_tile`, how many rows of the head have logits at the same time in training (None for all of them)."""
 
     vocab_size: int
     d_model: int
@@ -40,6 +42,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
     scan: bool = True
+    vocab_tile: int | None = None
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -176,18 +179,30 @@ class Decoder(nnx.Module):
 
     def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
-        c = self.config
-        x = constrain(self.final_norm(x), "batch", "length", None)
-        logits = project(x, self._table(self.embedding.table if c.tied_embeddings else self.output.kernel))
-        if c.logit_softcap is not None:
-            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
-        return constrain(logits, "batch", "length", "vocab")
+        return logits_of(self._normed(x), self._head_table, self._head_config)
+
+    def cross_entropy(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> CrossEntropy:
+        """Return the cross-entropy of every token of whole sequences."""
+        return self.head_cross_entropy(self.hidden(batch, dropout_keys), batch.targets)
+
+    def head_cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
+        """Return the cross-entropy of every token from what the head reads."""
+        return cross_entropy(self._normed(x), self._head_table, targets, self._head_config, tile=self.config.vocab_tile)
+
+    def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return constrain(self.final_norm(x), "batch", "length", None)
+
+    @property
+    def _head_table(self) -> jax.Array:
+        return (self.embedding.table if self.config.tied_embeddings else self.output.kernel)[...]
+
+    @property
+    def _head_config(self) -> HeadConfig:
+        names = (self.embedding.table if self.config.tied_embeddings else self.output.kernel).names
+        return HeadConfig(names, self.config.compute_dtype, self.config.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less
         # travels than if the table were gathered.
         x = look_up(param[...].astype(self.config.compute_dtype), ids)
         return constrain(x, "wide_batch", "length", "embed")
-
-    def _table(self, param: nnx.Param) -> jax.Array:
-        return gather(param[...], param.names, self.config.compute_dtype)

@@ -79,7 +79,7 @@ def generate(
         if tokens > room:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and {tokens} more exceed the model's context of {max_length}: "
-                + ("shorten the prompt" if room < 1 else f"shorten the prompt or ask for at most {room} tokens")
+                + _remedy(room, max_length - tokens)
             )
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
@@ -88,6 +88,15 @@ def generate(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
     drawn = np.asarray(_generate(graph, params, padded, lengths, keys, tokens, sampling))
     return [_until(row.tolist(), stop_token) for row in drawn]
+
+
+def _remedy(room: int, prompt_room: int) -> str:
+    """What to change: `room` tokens fit after the prompt, or a prompt of `prompt_room` tokens before what is asked."""
+    to = f" to at most {prompt_room} tokens" if prompt_room > 0 else ""
+    if room < 1:
+        return f"shorten the prompt{to}; more of it fits where fewer tokens are asked for (--tokens)"
+    fewer = f"ask for at most {room} tokens (--tokens {room})"
+    return f"shorten the prompt{to} or {fewer}" if to else fewer
 
 
 def _padded(length: int, max_length: int) -> int:

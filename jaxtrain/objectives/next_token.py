@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.objectives.sums import Sums
@@ -22,17 +21,7 @@ class NextToken:
             raise ValueError(f"z_loss={self.z_loss}: must not be negative")
 
     def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Sums:
-        nll_BL, log_z_BL = cross_entropy(model(batch, keys), batch.targets)
+        nll_BL, log_z_BL = model.cross_entropy(batch, keys)
         nll = jnp.sum(nll_BL * batch.weights)
         z = jnp.sum(jnp.square(log_z_BL) * batch.weights)
         return Sums(nll + self.z_loss * z, jnp.sum(batch.weights), {"nll": nll})
-
-
-def cross_entropy(
-    logits: Float[Array, "B L W"], targets: Int[Array, "B L"]
-) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """Return -log softmax(logits)[target] and log-sum-exp(logits), both a token."""
-    log_z_BL = jax.nn.logsumexp(logits, axis=-1)
-    # A sum over the vocabulary, not a gather from it: every device reads only its own part of a split vocabulary.
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
-    return log_z_BL - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1), log_z_BL

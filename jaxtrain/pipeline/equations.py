@@ -31,8 +31,9 @@ def part(jaxpr: Jaxpr, inputs: Iterable[Var], outputs: Iterable[Var | Literal]) 
 
 
 def run(jaxpr: Jaxpr, *arguments) -> list[jax.Array]:
-    """Compute the outputs from trees of inputs."""
-    return list(jax.core.eval_jaxpr(jaxpr, jaxpr.consts, *jax.tree.leaves(arguments)))
+    """Compute the outputs from trees of inputs, whatever axes of length one these have."""
+    leaves = [x.reshape(var.aval.shape) for x, var in zip(jax.tree.leaves(arguments), jaxpr.invars, strict=True)]
+    return list(jax.core.eval_jaxpr(jaxpr, jaxpr.consts, *leaves))
 
 
 def variables(atoms: Iterable[Var | Literal]) -> set[Var]:

@@ -97,7 +97,8 @@ class _Loop:
         self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
         layer, *self.shapes = self._take_apart()
-        self.stage = Stage(program, keep, layer, self._gather, parts.layer_names, poison=poison)
+        longest = stacking.wanted.shape[2]
+        self.stage = Stage(program, keep, layer, self._gather, parts.layer_names, longest=longest, poison=poison)
 
     def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
         """One layer's weights, whole along the axes over which they are stored in shards."""
@@ -130,7 +131,8 @@ class _Loop:
 
     def unstack(self, weight_gradients: Tree) -> Tree:
         """Bring the gradients back to `[repeats, ...]`; copies of a weight are summed."""
-        (gradients,) = jax.linear_transpose(self.stack, self.blocks)(weight_gradients)
+        stacked = jax.tree.map(lambda g, w: g.reshape(w.shape), weight_gradients, self.chunks.weights)
+        (gradients,) = jax.linear_transpose(self.stack, self.blocks)(stacked)
         return gradients
 
     def _lay_out(self, outer: Tree) -> Tree:

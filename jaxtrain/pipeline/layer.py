@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var
 
 from jaxtrain.pipeline.equations import dependents, part, run, trace, variables
@@ -53,7 +54,7 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
 
     def input_gradient(weights, data, kept, dy):
         dx, *deferred = run(first, weights, data, kept, dy)
-        return dx, deferred
+        return dx, _slim(deferred)
 
     def weight_gradient(weights, data, kept, deferred):
         return structure.unflatten(run(second, weights, data, kept, deferred))
@@ -80,15 +81,21 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
 
     def forward(weights, data, x):
         y, *values = run(first, weights, data, x)
-        return y, values
+        return y, _slim(values)
 
     def keep(weights, data, x):
-        return run(for_kept, weights, data, x)
+        return _slim(run(for_kept, weights, data, x))
 
     def pull(weights, data, kept, dy):
         return structures[0].unflatten(run(again, weights, data, kept))(dy)
 
     return forward, keep, pull
+
+
+def _slim(values: Arrays) -> Arrays:
+    """Drop axes of length one. Left in, a compiler may put them elsewhere for the writer of a buffer than for its
+    reader, and then copies the whole buffer in every tick though not a byte changes place; `run` brings them back."""
+    return [jnp.squeeze(value) for value in values]
 
 
 def _origins(jaxpr: Jaxpr, wanted: set[Var]) -> list[Var]:

@@ -13,21 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.mesh import constrain, scatter_gradients
-from jaxtrain.pipeline.keep import Keep, stacked
+from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Arrays, Layer, Tree
-from jaxtrain.pipeline.slots import at, put, put_each, put_if
+from jaxtrain.pipeline.slots import at, put, put_all, put_if
 from jaxtrain.pipeline.stages import AXIS, shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 
 
 class Buffers(NamedTuple):
-    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes."""
+    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes.
+
+    A slot of the others has a row for each layer of the longest chunk. Slots and layers share one axis: were they two,
+    one of length one could be laid out differently for writer and reader, and the buffer copied whole in every tick.
+    """
 
     inputs: jax.Array  # [slots + 1, ...]
     gradients: jax.Array  # [slots + 1, ...]
-    kept: Arrays  # [slots, ...]
-    deferred: tuple[Arrays, Arrays]  # [slots, longest, ...]: values kept that B passes on to W, and what B computed
-    weight_gradients: Tree  # [held, longest, ...]
+    kept: Arrays  # [slots * longest, ...], or [slots, ...] where a chunk keeps its input alone
+    deferred: tuple[Arrays, Arrays]  # [slots * longest, ...]: values kept that B passes on to W, and what B computed
+    weight_gradients: Tree  # [held * longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
 
@@ -41,24 +45,27 @@ class Chunks(NamedTuple):
 
 
 def empty_buffers(
-    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, values: list, deferred: list, *, poison: bool
+    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, values: Arrays, deferred: Arrays, *, poison: bool
 ) -> Buffers:
     """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a layer's units pass on."""
-    stages, _, longest, *_ = jax.tree.leaves(weights)[0].shape
+    stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
+
+    def sums(weights: jax.Array) -> jax.Array:
+        return jnp.zeros((stages, held * longest, *weights.shape[3:]), jnp.float32)
 
     def empty(count: int, shape: tuple[int, ...], dtype) -> jax.Array:
         return jnp.full((stages, count, *shape), _nothing(dtype, poison), dtype)
 
-    def each(count: int, shapes: Tree) -> Tree:
-        return jax.tree.map(lambda like: empty(count, like.shape, like.dtype), shapes)
+    def each(count: int, values: Tree) -> Tree:
+        return jax.tree.map(lambda value: empty(count, value.shape, value.dtype), values)
 
     return Buffers(
         inputs=empty(slots.inputs + 1, x.shape, x.dtype),
         gradients=empty(slots.gradients + 1, x.shape, x.dtype),
-        kept=each(slots.residuals, keep.shapes(longest, x, values)),
-        deferred=each(slots.deferred, (stacked(longest, keep.passed_on(values)), stacked(longest, deferred))),
-        weight_gradients=jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights),
+        kept=each(slots.residuals * keep.rows(longest), keep.row(x, values)),
+        deferred=each(slots.deferred * longest, (keep.passed_on(values), deferred)),
+        weight_gradients=jax.tree.map(sums, weights),
         from_previous=empty(payloads.next, x.shape, x.dtype),
         from_next=empty(payloads.previous, x.shape, x.dtype),
     )
@@ -67,9 +74,23 @@ def empty_buffers(
 class Stage:
     """A stage's part of each tick. `gather` makes one layer's weights whole; `layer` has its units."""
 
-    def __init__(self, program: TickProgram, keep: Keep, layer: Layer, gather: Callable, names: dict, *, poison: bool):
-        self.program, self.keep, self.layer, self.poison = program, keep, layer, poison
+    def __init__(
+        self,
+        program: TickProgram,
+        keep: Keep,
+        layer: Layer,
+        gather: Callable,
+        names: dict,
+        *,
+        longest: int,
+        poison: bool,
+    ):
+        self.program, self.keep, self.layer, self.longest, self.poison = program, keep, layer, longest, poison
         self.gather, self.names = gather, names
+
+    def _row(self, slot: jax.Array, layer: jax.Array) -> jax.Array:
+        """Return where a slot has a layer."""
+        return slot * self.longest + layer
 
     def arrive_and_forward(self, own, shared) -> tuple[Buffers, jax.Array]:
         buffers, chunks, arrivals, row = own
@@ -83,7 +104,7 @@ class Stage:
         def layer(i, carry):
             x, kept = carry
             x, values = self.layer.forward(self.gather(chunks, row.held, i), (data, start + i), x)
-            return x, self.keep.add(kept, values, row.residual, i)
+            return x, self.keep.write(kept, values, self._row(row.residual, i))
 
         kept = self.keep.enter(buffers.kept, x, row.residual)
         y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept))
@@ -121,21 +142,23 @@ class Stage:
         buffers = self._clear(buffers, gradients=row.gradient)
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
-        again = functools.partial(self._run_again, chunks, data, row)
-        kept = self.keep.recall(buffers.kept, row.residual, again)
+        again = functools.partial(self._run_again, chunks, data, row, dy.shape)
+        kept, first = self.keep.recall(buffers.kept, row.residual, self._row(row.residual, 0), again)
 
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            dx, dweights = self.layer.backward(self.gather(chunks, row.held, i), (data, start + i), kept(i), dy)
-            return dx, self._add(sums, dweights, row.held, i)
+            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
+            dx, dweights = self.layer.backward(weights, (data, start + i), values, dy)
+            return dx, self._add(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
             dy, (passed, deferred) = carry
             i = length - 1 - i
-            dx, made = self.layer.input_gradient(self.gather(chunks, row.held, i), (data, start + i), kept(i), dy)
-            passed = put_each(passed, self.keep.passed_on(kept(i)), row.deferred, i)
-            return dx, (passed, put_each(deferred, made, row.deferred, i))
+            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
+            dx, made = self.layer.input_gradient(weights, (data, start + i), values, dy)
+            at_layer = self._row(row.deferred, i)
+            return dx, (put_all(passed, self.keep.passed_on(values), at_layer), put_all(deferred, made, at_layer))
 
         dx, sums, deferred, kinds = dy, buffers.weight_gradients, buffers.deferred, self.program.backward.fused
         if (kinds == 1).any():
@@ -145,9 +168,9 @@ class Stage:
             dx, deferred = jax.lax.fori_loop(0, jnp.where(row.fused == 0, length, 0), split, (dx, deferred))
         return buffers._replace(weight_gradients=sums, deferred=deferred), dx
 
-    def _run_again(self, chunks: Chunks, data: Tree, row: Backward, x: jax.Array) -> Arrays:
+    def _run_again(self, chunks: Chunks, data: Tree, row: Backward, shape: tuple[int, ...], x: jax.Array) -> Arrays:
         """Return what the layers of a chunk keep, from its input. Of the last one no more is run than that takes."""
-        length, start = _length(chunks, row), chunks.starts[row.held]
+        length, start, x = _length(chunks, row), chunks.starts[row.held], x.reshape(shape)
 
         def arguments(i, x):
             return self.gather(chunks, row.held, i), (data, start + i), x
@@ -155,28 +178,31 @@ class Stage:
         def layer(i, carry):
             x, kept = carry
             x, values = self.layer.forward(*arguments(i, x))
-            return x, put_each(kept, values, i)
+            return x, put_all(kept, values, i)
 
-        def last(i, kept):
-            return put_each(kept, self.layer.keep(*arguments(i, x)), i)
+        def last(i, carry):
+            x, kept = carry
+            return x, put_all(kept, self.layer.keep(*arguments(i, x)), i)
 
-        values = jax.eval_shape(self.layer.keep, *arguments(0, x))
-        kept = [
-            jnp.full(like.shape, _nothing(like.dtype, self.poison), like.dtype)
-            for like in stacked(_longest(chunks), values)
-        ]
-        x, kept = jax.lax.fori_loop(0, length - 1, layer, (x, jax.lax.pcast(kept, AXIS, to="varying")))
-        return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, kept)
+        def empty(like):
+            return jnp.full((self.longest, *like.shape), _nothing(like.dtype, self.poison), like.dtype)
+
+        kept = jax.tree.map(empty, jax.eval_shape(self.layer.keep, *arguments(0, x)))
+        carry = jax.lax.fori_loop(0, length - 1, layer, (x, jax.lax.pcast(kept, AXIS, to="varying")))
+        return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, carry)[1]
 
     def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:
         """W of one chunk."""
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def layer(i, sums):
-            passed, deferred = at(buffers.deferred, row.deferred, i)
-            weights, kept = self.gather(chunks, row.held, i), self.keep.of_layer(buffers.kept, row.residual, i, passed)
+            passed, deferred = at(buffers.deferred, self._row(row.deferred, i))
+            weights, kept = (
+                self.gather(chunks, row.held, i),
+                self.keep.read(buffers.kept, self._row(row.residual, i), passed),
+            )
             dweights = self.layer.weight_gradient(weights, (data, start + i), kept, deferred)
-            return self._add(sums, dweights, row.held, i)
+            return self._add(sums, dweights, self._row(row.held, i))
 
         sums = jax.lax.fori_loop(0, _length(chunks, row), layer, buffers.weight_gradients)
         return self._clear(buffers._replace(weight_gradients=sums), kept=row.residual, deferred=row.deferred)
@@ -196,32 +222,32 @@ class Stage:
             from_next=exchange(payloads.previous, Target.PREVIOUS, -1, buffers.from_next),
         )
 
-    def _add(self, sums: Tree, dweights: Tree, held, layer) -> Tree:
+    def _add(self, sums: Tree, dweights: Tree, row: jax.Array) -> Tree:
         dweights = scatter_gradients(dweights, self.names)
-        return jax.tree.map(lambda s, g: put(s, s[held, layer] + g.astype(s.dtype), held, layer), sums, dweights)
+        return jax.tree.map(lambda s, g: put(s, s[row] + g.astype(s.dtype), row), sums, dweights)
 
     def _clear(self, buffers: Buffers, **slots) -> Buffers:
         """Poison slots that were read for the last time."""
         if not self.poison:
             return buffers
 
-        def cleared(buffer, slot):
-            return put_if(buffer, jnp.full(buffer.shape[1:], _nothing(buffer.dtype, True), buffer.dtype), slot)
+        def cleared(buffer, slot, rows):
+            slots = buffer.reshape(-1, rows, *buffer.shape[1:])
+            hole = jnp.full(slots.shape[1:], _nothing(buffer.dtype, True), buffer.dtype)
+            return put_if(slots, hole, slot).reshape(buffer.shape)
 
-        changed = {
-            name: jax.tree.map(functools.partial(cleared, slot=slot), getattr(buffers, name))
-            for name, slot in slots.items()
-        }
-        return buffers._replace(**changed)
+        rows = {"kept": self.keep.rows(self.longest), "deferred": self.longest}
+
+        def changed(name, slot):
+            clear = functools.partial(cleared, slot=slot, rows=rows.get(name, 1))
+            return jax.tree.map(clear, getattr(buffers, name))
+
+        return buffers._replace(**{name: changed(name, slot) for name, slot in slots.items()})
 
 
 def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
     """Layers to run: none where there is nothing to do."""
     return jnp.where(row.microbatch < 0, 0, chunks.lengths[row.held])
-
-
-def _longest(chunks: Chunks) -> int:
-    return jax.tree.leaves(chunks.weights)[0].shape[1]
 
 
 def _nothing(dtype: jnp.dtype, poison: bool) -> float:

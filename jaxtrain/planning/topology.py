@@ -1,44 +1,79 @@
-"""Devices that are not there, to compile for: a TPU slice of any size on a laptop.
+"""Devices that are not there, to compile for: a TPU slice or GPU servers of any size on a laptop.
 
 `devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `jax.jit(f).lower(...).compile()` with arguments laid out
 on that mesh then runs the real compiler, with its memory analysis, collectives and out-of-memory errors; nothing can be
-executed. Needs `libtpu`, the TPU compiler, which is an ordinary wheel. GPUs are left out: they need a compiler plugin
-of their own and a description of the card.
+executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver and no CUDA libraries.
+A GPU is described to the compiler by a file in targets/.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-GENERATIONS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+TARGETS = Path(__file__).parent / "targets"
+TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+GPUS = ("h100",)
+# The compiler looks for a TPU of its own, for a lock on it and for the hosts beside it, and complains where it finds
+# none; nothing of this matters where nothing runs.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+}
+EXAMPLES = "v5e:4x4, v5p:4x4x4 or h100:2x8"
 
 
 def devices_of(topology: str) -> list[Any]:
-    """Return the devices of a TPU topology, `<generation>:<chips along each axis>`, such as `v5e:4x4` or `v5p:4x4x4`.
+    """Return the devices of a topology: `<TPU generation>:<chips along each axis>`, or `h100:<servers>x<GPUs in each>`.
 
     A chip of v4 and of tpu7x counts as two devices.
 
     Raises:
-        ValueError: the name is not one of a topology, or the TPU compiler is not installed.
+        ValueError: the name is not one of a topology, or the compiler for it is not installed.
     """
-    # The compiler looks for a TPU of its own and for a lock on it; neither matters where nothing runs.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    generation = topology.partition(":")[0]
-    if generation not in GENERATIONS:
-        raise ValueError(
-            f"{topology=}: unknown generation {generation!r}; give one of {', '.join(GENERATIONS)} and the chips along "
-            f"each axis, such as v5e:4x4 or v5p:4x4x4"
-        )
+    kind, _, shape = topology.partition(":")
+    if kind in TPUS:
+        return _tpus(topology)
+    if kind in GPUS:
+        return _gpus(topology, kind, shape)
+    known = ", ".join((*TPUS, *GPUS))
+    raise ValueError(f"{topology=}: unknown kind of device {kind!r}; give one of {known} and a shape: {EXAMPLES}")
+
+
+def _tpus(topology: str) -> list[Any]:
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
     try:
         return list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"{topology=}: no such topology: {error}; give the chips along each axis, such as v5e:4x4 or v5p:4x4x4"
+            f"{topology=}: no such topology: {error}; give the chips along each axis: {EXAMPLES}"
         ) from error
     except RuntimeError as error:
         raise ValueError(
             f"{topology=}: the TPU compiler is not installed; `pip install libtpu` adds it, no TPU is needed"
+        ) from error
+
+
+def _gpus(topology: str, kind: str, shape: str) -> list[Any]:
+    counts = shape.split("x")
+    if len(counts) != 2 or not all(count.isdecimal() and int(count) for count in counts):
+        raise ValueError(f"{topology=}: give servers and GPUs in each: {EXAMPLES}")
+    try:
+        return list(
+            topologies.get_topology_desc(
+                topology_name=kind,
+                platform="cuda",
+                topology=f"1x{shape}",
+                target_config=(TARGETS / f"{kind}.txtpb").read_text(),
+            ).devices
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{topology=}: the GPU compiler is not installed; `pip install jax-cuda13-plugin jax-cuda13-pjrt "
+            f"nvidia-cuda-nvcc` adds it, no GPU is needed"
         ) from error

@@ -28,7 +28,7 @@ from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
 from jaxtrain.train.phases import Phase, Span, remaining, total_steps
 from jaxtrain.train.profiling import Profiler
-from jaxtrain.train.progress import Bar
+from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
 from jaxtrain.train.state import TrainState, abstract_model, abstract_state, create_state, state_from_params
 from jaxtrain.train.step import make_evaluation_step, make_train_step
@@ -146,7 +146,7 @@ class Trainer:
     def _open_recorder(self, start: int | None) -> Recorder:
         writes = jax.process_index() == 0
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes)
-        recorder = Recorder(metrics, Bar(self.total_steps, start=start or 0, shown=writes))
+        recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
         if start is not None and start >= self.total_steps:
             recorder.say(f"the run has made its {self.total_steps} steps: nothing is left to do")
         elif start:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
+from jaxtrain.nn.cross_entropy import CrossEntropy
 from jaxtrain.nn.remat import OffloadOutputs
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
@@ -70,6 +71,9 @@ class _Headed(NamedTuple):
 
     def __call__(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
         return self.model.head(self.hidden)
+
+    def cross_entropy(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> CrossEntropy:
+        return self.model.head_cross_entropy(self.hidden, batch.targets)
 
 
 def parts(loss: Loss, params: ParamTree) -> Parts:

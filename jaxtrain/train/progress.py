@@ -1,6 +1,11 @@
-"""The live progress bar: step, loss, tokens a second, MFU where the device's peak is known, time left."""
+"""How far a run is: step, loss, tokens a second, MFU where the device's peak is known, time left.
 
+On a terminal or in a notebook a live bar, elsewhere (a file, the log of a cluster's job) a plain line now and then.
+"""
+
+import datetime
 import time
+from typing import NamedTuple, Protocol, Self
 
 import jax
 from rich.console import Console
@@ -41,11 +46,31 @@ def model_flops_utilization(tokens_per_second: float, flops_per_token: float, de
     return None if peak is None else tokens_per_second * flops_per_token / (devices * peak)
 
 
-class Bar:
-    """A rich progress bar; only the first process shows it."""
+class Display(Protocol):
+    """Shows numbers in a `with`; its console prints lines between."""
 
-    def __init__(self, total: int, *, start: int, shown: bool):
-        self.console = Console(quiet=not shown)
+    console: Console
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_) -> None: ...
+
+    def update(self, step: int, numbers: dict[str, float]) -> None: ...
+
+
+def display(total: int, *, start: int, shown: bool) -> Display:
+    """Return what fits the standard output; only the first process shows it."""
+    console = Console(quiet=not shown)
+    if console.is_interactive or console.is_jupyter:
+        return Bar(console, total, start=start)
+    return Lines(console, total)
+
+
+class Bar:
+    """A rich progress bar; none where no step is left."""
+
+    def __init__(self, console: Console, total: int, *, start: int):
+        self.console = console
         columns = [
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -53,10 +78,10 @@ class Bar:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
         ]
-        self._progress = Progress(*columns, console=self.console, disable=not shown)
+        self._progress = Progress(*columns, console=console, disable=console.quiet or start >= total)
         self._task = self._progress.add_task("train", total=total, completed=start, numbers="")
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -64,9 +89,52 @@ class Bar:
         self._progress.stop()
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
-        parts = [f"loss {numbers['loss']:.4f}"]
-        if "tokens_per_second" in numbers:
-            parts.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
-        if "mfu" in numbers:
-            parts.append(f"MFU {numbers['mfu']:.1%}")
-        self._progress.update(self._task, completed=step, numbers="  ".join(parts))
+        self._progress.update(self._task, completed=step, numbers=_shown(numbers))
+
+
+class Lines:
+    """A line for the first step, for the last, and between them one every `SECONDS` at most."""
+
+    SECONDS = 10
+
+    def __init__(self, console: Console, total: int):
+        self.console = console
+        self._total = total
+        self._first: _Moment | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def update(self, step: int, numbers: dict[str, float]) -> None:
+        now = _Moment(step, time.perf_counter())
+        self._first = self._first or now
+        if now is not self._first and step < self._total and now.seconds < self._next:
+            return
+        self._next = now.seconds + self.SECONDS
+        text = f"step {step:,} of {self._total:,}  {_shown(numbers)}{self._left(now)}"
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, now: "_Moment") -> str:
+        """Time for the steps to come if they take as long as those since the first, all between them included."""
+        made = now.step - self._first.step
+        if not made or now.step >= self._total:
+            return ""
+        seconds = (now.seconds - self._first.seconds) / made * (self._total - now.step)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
+
+
+class _Moment(NamedTuple):
+    step: int
+    seconds: float
+
+
+def _shown(numbers: dict[str, float]) -> str:
+    parts = [f"loss {numbers['loss']:.4f}"]
+    if "tokens_per_second" in numbers:
+        parts.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in numbers:
+        parts.append(f"MFU {numbers['mfu']:.1%}")
+    return "  ".join(parts)

@@ -1,15 +1,16 @@
-"""What a step measured, on its way from the devices to the metrics and the progress bar.
+"""What a step measured, on its way from the devices to the metrics and the display of progress.
 
 It is read one step late, so that the devices work on a step while the host waits for the one before it.
 """
 
+import time
 from typing import NamedTuple
 
 import jax
 
 from jaxtrain.train.folder import SaveError
 from jaxtrain.train.metrics import Metrics, Numbers
-from jaxtrain.train.progress import Bar, Speed, model_flops_utilization
+from jaxtrain.train.progress import Display, Speed, model_flops_utilization
 
 
 class _Pending(NamedTuple):
@@ -19,19 +20,20 @@ class _Pending(NamedTuple):
 
 
 class Recorder:
-    """In a `with`, shows the bar; on the way out closes the metrics. `latest` is the last of everything measured."""
+    """In a `with`, shows progress; on the way out closes the metrics. `latest` is the last of everything measured."""
 
-    def __init__(self, metrics: Metrics, bar: Bar):
-        self._metrics, self._bar = metrics, bar
+    def __init__(self, metrics: Metrics, display: Display):
+        self._metrics, self._display = metrics, display
+        self._began = time.perf_counter()
         self._pending: _Pending | None = None
         self.latest: Numbers = {}
 
     def __enter__(self) -> "Recorder":
-        self._bar.__enter__()
+        self._display.__enter__()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self._bar.__exit__(kind, error, traceback)
+        self._display.__exit__(kind, error, traceback)
         try:
             self._metrics.close()
         except SaveError:
@@ -58,9 +60,9 @@ class Recorder:
             return None
         (step, measured, added), self._pending = self._pending, None
         numbers = {name: float(value) for name, value in measured.items()} | self._speed_numbers()
-        self._bar.update(step, numbers)
+        self._display.update(step, numbers)
         self.latest |= numbers | added
-        self._metrics.write(step, numbers | added)
+        self._metrics.write(step, numbers | added | {"seconds": round(time.perf_counter() - self._began, 3)})
         return step, numbers
 
     def interrupted(self) -> None:
@@ -72,7 +74,7 @@ class Recorder:
         self._metrics.flush()
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _speed_numbers(self) -> Numbers:
         tokens_per_second = self._speed.step_done(self._tokens_per_step)

@@ -60,7 +60,8 @@ CONFIGURATIONS = {
     ),
     "mesh of too many devices": (
         {"mesh.fsdp": 4, "mesh.tensor": 4},
-        r"mesh fsdp=4 x tensor=4 does not fit 8 devices: the axes must multiply to 8; set one of them to -1",
+        r"mesh fsdp=4 x tensor=4 does not fit 8 devices: the axes must multiply to 8; set one of them to -1 .*; or "
+        r"simulate devices on this CPU, XLA_FLAGS=--xla_force_host_platform_device_count=16 before JAX starts",
     ),
     "mesh that does not divide the model": (
         {"model.d_model": 36},
@@ -68,11 +69,16 @@ CONFIGURATIONS = {
     ),
     "batch not divisible": (
         {"phases[0].batch_size": 12},
-        r"phases\[0\]\.batch_size=12 is not divisible by 8 \(mesh fsdp=8, microbatches=1\): use 16",
+        r"phases\[0\]\.batch_size=12 is not divisible by 8 \(mesh fsdp=8, microbatches=1\): use 16$",
+    ),
+    "batch between two numbers of microbatches": (
+        {"gradients.microbatches": 3, "phases[0].batch_size": 32},
+        r"phases\[0\]\.batch_size=32 is not divisible by 24 .*: use 48, or gradients\.microbatches=2 or 4$",
     ),
     "batch not divisible by microbatches": (
         {"gradients.microbatches": 2},
-        r"phases\[0\]\.batch_size=8 is not divisible by 16 \(mesh fsdp=8, microbatches=2\): use 16",
+        r"phases\[0\]\.batch_size=8 is not divisible by 16 \(mesh fsdp=8, microbatches=2\): use 16, "
+        r"or gradients\.microbatches=1$",
     ),
     "heads not divisible by tensor": (
         {"mesh.tensor": 8},
@@ -211,8 +217,8 @@ def test_prompt_longer_than_the_context_is_refused(tiny_run, capsys):
     before = content(tiny_run.folder)
     line = refused(capsys, "generate", tiny_run.folder, "--prompt", "x" * 240, "--tokens", 20)
     assert line == (
-        "a prompt of 240 tokens and 20 more exceed the model's context of 256: shorten the prompt or ask for at most "
-        "16 tokens"
+        "a prompt of 240 tokens and 20 more exceed the model's context of 256: shorten the prompt to at most "
+        "236 tokens or ask for at most 16 tokens (--tokens 16)"
     )
     assert content(tiny_run.folder) == before
 
@@ -223,6 +229,16 @@ def test_folder_that_is_no_run_is_refused_by_name(tmp_path, capsys, command):
     rest = {"generate": ["--prompt", "x"], "convert": [tmp_path / "target"]}.get(command, [])
     assert str(tmp_path / "empty") in refused(capsys, command, tmp_path / "empty", *rest)
     assert content(tmp_path) == {"empty": "folder"}
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "plot", "convert", "config diff"])
+def test_run_that_does_not_exist_is_refused_with_the_nearest(tmp_path, capsys, command):
+    for name in ("quickstart", "other"):
+        (tmp_path / name).mkdir()
+    rest = {"generate": ["--prompt", "x"], "convert": [tmp_path / "target"], "config diff": [tmp_path]}
+    line = refused(capsys, *command.split(), tmp_path / "quikstart", *rest.get(command, []))
+    assert re.search(r"quikstart'? does not exist|no run '.*quikstart'", line)
+    assert line.endswith("; the nearest valid name is 'quickstart'")
 
 
 def test_missing_safetensors_shard_is_refused_by_name(tmp_path, capsys):

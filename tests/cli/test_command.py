@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,18 @@ def test_what_the_user_chose_for_glibc_stays(started, monkeypatch):
 def test_other_commands_run_at_once(started, monkeypatch):
     _type(monkeypatch, "plot", "runs/a")
     assert main.command() == 0 and not started
+
+
+@pytest.mark.parametrize(("device", "platforms"), [("nvidia0", None), ("vfio/0", None), ("vfio/vfio", "cpu")])
+def test_jax_is_told_where_no_accelerator_can_be_reached(started, monkeypatch, device, platforms):
+    _type(monkeypatch, "plot", "runs/a")
+    monkeypatch.setattr(Path, "glob", lambda folder, name: [device] if (folder / device).match(f"/dev/{name}") else [])
+    main.command()
+    assert os.environ.get("JAX_PLATFORMS") == platforms
+
+
+def test_platforms_that_the_user_chose_stay(started, monkeypatch):
+    _type(monkeypatch, "plot", "runs/a")
+    os.environ["JAX_PLATFORMS"] = "tpu"
+    main.command()
+    assert os.environ["JAX_PLATFORMS"] == "tpu"

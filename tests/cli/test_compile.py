@@ -1,6 +1,9 @@
 """`jaxtrain compile` against TPUs that are not there."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,9 +15,10 @@ from jaxtrain.nn.remat import NoRemat
 TINY = ["--set", "model.repeats=1", "--set", "model.d_model=128", "--set", "phases.0.batch_size=4"]
 
 
-def test_compile_prints_memory_and_collectives_of_an_absent_slice(capsys):
+def test_compile_says_what_it_does_then_prints_memory_and_collectives_of_an_absent_slice(capsys):
     assert main(["compile", "configs/quickstart.gin", "--topology", "v5e:2x2", *TINY]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("compiling the train step of phases[0] for 4 devices of v5e:2x2; a 7B model")
     assert "on 4 devices of v5e:2x2" in out and "needed" in out and "reduce-scatter" in out
 
 
@@ -29,3 +33,11 @@ def test_an_unknown_topology_is_one_line_and_exit_code_two(topology, capsys):
 def test_a_configuration_is_the_published_model(path, model):
     ours = load(path).config.model
     assert dataclasses.replace(ours, compute_dtype="float32", remat=NoRemat()) == model()
+
+
+def test_the_compiler_does_not_complain_that_there_is_no_tpu():
+    load_topology = "from jaxtrain.planning.topology import devices_of; print(len(devices_of('v5e:2x2')))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run([sys.executable, "-c", load_topology], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("4\n", "")

@@ -68,9 +68,9 @@ def test_user_error_is_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_message_of_several_lines_ends_on_one(capsys, monkeypatch):
-    monkeypatch.setattr(config_command, "run", _raise(ValueError("first\n\n  second")))
+    monkeypatch.setattr(config_command, "run", _raise(ValueError("first:\n\n  second\nthird")))
     assert main(["config", "show", "run.gin"]) == 2
-    assert capsys.readouterr().err == "jaxtrain: error: first; second\n"
+    assert capsys.readouterr().err == "jaxtrain: error: first: second; third\n"
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3])

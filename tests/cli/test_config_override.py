@@ -89,7 +89,18 @@ ERRORS = {
     "model.tied=true": "--set: model.tied='true' must be bool, not str",
     "name=3": "--set: name=3 must be str, not int",
     "clip={[]: 1}": "--set: clip='{[]: 1}' must be float | None, not str",
-    "model=3": "--set: model=3 must be ModelConfig, not int",
+    "model=3": "--set model=3: must be ModelConfig, not int; a key below it that takes such a value is model.d_model",
+    "optimizer.schedule=3": "--set optimizer.schedule=3: must be Schedule, not int; a key below it that takes such a "
+    "value is optimizer.schedule.value",
+    "adam.Constant.value=1": "--set adam.Constant.value=1: in --set a key is its place in the tree, here "
+    "optimizer.schedule.value; see jaxtrain config show",
+    "phases.Phase.steps=1.5": "in --set a key is its place in the tree, here phases[0].steps or phases[1].steps; see "
+    "jaxtrain config show",
+    "Phase.stesp=3": "a key is its place in the tree, here phases[0].steps or phases[1].steps; see jaxtrain config "
+    "show",
+    "RunConfig.phases[0].steps=1": "a key is its place in the tree, here phases[0].steps; see jaxtrain config show",
+    "Adam=3": "a key is its place in the tree, here optimizer; see jaxtrain config show",
+    "lion.Lion.b1=0.5": "a key is its place in the tree, such as model.d_model; see jaxtrain config show",
     "phases[2].steps=1": "--set phases[2].steps=1: phases has no entry '2'; it has 2, counted from 0",
     "phases.first.steps=1": "--set phases.first.steps=1: phases has no entry 'first'; it has 2, counted from 0",
     "name.first=1": "--set name.first=1: name is a plain value, there is no 'first' below it; set it as a whole",

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from jaxtrain.cli.main import main
-from jaxtrain.cli.plot import draw, names, read_curves, smoothed
+from jaxtrain.cli.plot import default_picture, draw, names, read_curves, smoothed
 from jaxtrain.train.folder import RunFolder
 
 STEPS = 40
@@ -99,13 +100,23 @@ def test_smoothing_is_unbiased_at_the_start_and_passes_over_what_is_not_finite()
     assert smoothed(noise, 20.0).std() < 0.3 < noise.std()
 
 
-def test_picture_is_in_the_first_run_by_default(tmp_path, capsys):
-    runs = [str(write_run(tmp_path / name)) for name in ("a", "b")]
-    assert main(["plot", *runs]) == 0
+def test_picture_of_one_run_is_in_it_by_default(tmp_path, capsys):
+    assert main(["plot", str(write_run(tmp_path / "a"))]) == 0
     out = tmp_path / "a" / "plot.png"
     assert capsys.readouterr().out == f"wrote {out}\n"
     height, width, _ = imread(out).shape
     assert width >= 1200 and height >= 900
+
+
+def test_picture_of_several_runs_is_beside_them_by_default(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name)
+    assert main(["plot", "runs/a", "runs/b"]) == 0
+    assert capsys.readouterr().out == "wrote runs/a+b.png\n" and (tmp_path / "runs" / "a+b.png").exists()
+    assert not (tmp_path / "runs" / "a" / "plot.png").exists()
+    assert default_picture([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == Path("x-run+y-run.png")
+    assert default_picture([Path(f"/other/{number}") for number in range(99)]) == Path("/other/0+98.png")
 
 
 def test_picture_is_written_where_asked(tmp_path):

@@ -1,7 +1,9 @@
 """The quickstart from the first line to the last picture, made tiny."""
 
 import math
+import re
 import shlex
+import shutil
 import struct
 
 import pytest
@@ -10,6 +12,7 @@ from tiny_run import EVALUATED_STEPS, QUICKSTART, STEPS, content
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_text import leaf_count
+from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.main import main
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
@@ -47,7 +50,11 @@ def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
     printed = tiny_run.printed
     assert f"{load(tiny_run.folder).config.model.parameter_count:,} parameters, {STEPS} steps" in printed
     loss, bigram = measured(tiny_run.folder, "validation_loss")[STEPS], measured(tiny_run.folder, "bigram_loss")[0]
-    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f})" in printed
+    tokens = measured(tiny_run.folder, "validation_tokens")[STEPS]
+    over = f"over {tokens:.0f} tokens"
+    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) {over}" in printed
+    assert f"step {STEPS}: validation loss {loss:.4f} {over}" in printed
+    assert [line for line in printed.splitlines() if line.startswith(f"step 1 of {STEPS}  loss ")]
     assert f"a bigram model counted on the same training split: {bigram:.4f}" in printed
     assert f"the run is in {tiny_run.folder}" in printed
     assert [command[:2] for command in next_commands(tiny_run)] == [
@@ -59,13 +66,22 @@ def test_the_commands_it_proposes_work(tiny_run, tmp_path, capsys):
     generate, evaluate, plot = next_commands(tiny_run)
     before = content(tiny_run.folder)
     assert main([*generate, "--tokens", "20"]) == 0
-    assert capsys.readouterr().out.startswith("def ")
+    assert capsys.readouterr().out.startswith(generate[generate.index("--prompt") + 1])
     assert main([*evaluate, "--batches", "2"]) == 0
     loss = measured(tiny_run.folder, "validation_loss")[STEPS]
     assert f"step {STEPS}: validation loss {loss:.4f} nats a token" in capsys.readouterr().out
     assert main([*plot, "--out", str(tmp_path / "plot.png")]) == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert content(tiny_run.folder) == before
+
+
+def test_the_proposed_prompt_is_in_the_text_that_the_run_is_evaluated_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXTRAIN_CACHE", str(tmp_path / "cache"))
+    for number in range(40):
+        (tmp_path / f"{number}.md").write_text(f"# Day {number} was fine. " + f"It was day {number}. " * 20)
+    source = f"data.source=@TextFiles(glob='{tmp_path}/*.md')"
+    assert example_prompt(load(QUICKSTART, [source, "hooks[1].prompt='It was '"]).config) == "It was "
+    assert re.fullmatch(r"Day \d+ was", example_prompt(load(QUICKSTART, [source]).config))
 
 
 def test_metrics_have_every_step(tiny_run):
@@ -75,6 +91,20 @@ def test_metrics_have_every_step(tiny_run):
     assert all(2 < loss < 10 for loss in measured(tiny_run.folder, "loss").values())
     assert list(measured(tiny_run.folder, "validation_loss")) == list(EVALUATED_STEPS)
     assert measured(tiny_run.folder, "bigram_loss").keys() == {0}
+
+
+def test_metrics_have_the_seconds_since_the_start(tiny_run):
+    seconds = list(measured(tiny_run.folder, "seconds").values())
+    assert len(seconds) == STEPS and seconds[0] > 0 and seconds == sorted(seconds)
+
+
+def test_a_finished_run_says_how_to_train_longer(tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    assert main([*tiny_run.command, "--run", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"the run has made its {STEPS} steps: nothing is left to do" in printed
+    assert f"to train longer: jaxtrain train {folder} --resume --set phases.0.steps={2 * STEPS}" in printed
+    assert f"step {STEPS} of" not in printed and "trained to" not in printed
 
 
 def test_tensorboard_has_what_metrics_have(tiny_run):

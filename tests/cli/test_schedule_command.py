@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -60,6 +61,12 @@ def test_compare_lists_every_schedule_and_says_why_one_is_left_out(capsys):
     assert "PairedInterleaved *" in out
     assert "BitPipe is left out: stages=3" in out
     assert "DualPipeV is left out: microbatches=3 must be at least 6" in out
+
+
+def test_compare_tells_waiting_inside_a_stage_from_all_waiting(capsys):
+    _run("compare", *SIZE)
+    loop, free, inside = re.search(r"ZBH2 .* (\S+%) +(\S+%) +(\S+%)", capsys.readouterr().out).groups()
+    assert (loop, free, inside) == ("11.1%", "11.1%", "0.0%")
 
 
 def test_compare_uses_the_given_costs(capsys):

@@ -99,5 +99,10 @@ def test_impossible_sampling_is_refused(field, value):
 def test_prompts_that_are_empty_or_exceed_the_context_are_refused_with_the_lengths():
     with pytest.raises(ValueError, match="empty"):
         _generate("gpt2", [[]], key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"252 tokens and 6 more exceed the model's context of 256: .*at most 4"):
-        _generate("gpt2", [[1] * 252], key=jax.random.key(0))
+    for length, remedy in {
+        252: r"to at most 250 tokens or ask for at most 4 tokens \(--tokens 4\)",
+        300: r"to at most 250 tokens; more of it fits where fewer tokens are asked for \(--tokens\)",
+    }.items():
+        said = f"{length} tokens and 6 more exceed the model's context of 256: shorten the prompt {remedy}$"
+        with pytest.raises(ValueError, match=said):
+            _generate("gpt2", [[1] * length], key=jax.random.key(0))

@@ -114,10 +114,15 @@ def test_the_executor_allocates_the_slots_that_the_simulator_counts(case):
         table = table_of(case.schedule, stages, microbatches)
         outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
         with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
-            buffers = allocated(
-                _toy_parts(), lower(table), outer, blocks, jnp.ones((microbatches, 2, 3, 4)), keep=LayerValues()
+            data = jnp.ones((microbatches, 2, 3, 4))
+            of_layers, of_chunk = (
+                allocated(_toy_parts(), lower(table), outer, blocks, data, keep=keep).kept
+                for keep in (LayerValues(), ChunkInput())
             )
-        assert {kept.shape[:2] for kept in buffers.kept} == {(stages, max(peak_activations(table)))}
+        longest = 2  # layers: one chunk has one more than the others
+        slots = max(peak_activations(table))
+        assert {kept.shape[:2] for kept in of_layers} == {(stages, longest * slots)}
+        assert {kept.shape[:2] for kept in of_chunk} == {(stages, slots)}
 
 
 @pytest.mark.parametrize("repeats", [12, 13])

@@ -15,15 +15,30 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.peaks import PEAKS, peak_flops
-from jaxtrain.planning.topology import GENERATIONS, devices_of
+from jaxtrain.planning.topology import TPUS, devices_of
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_every_generation_has_devices_with_a_known_peak(generation):
     shape = "2x2" if generation in ("v5e", "v6e") else "2x2x1"
     devices = devices_of(f"{generation}:{shape}")
     assert len(devices) == (8 if generation in ("v4", "tpu7x") else 4)
     assert peak_flops(devices[0].device_kind) > 1e14
+
+
+def test_gpu_servers_have_devices_with_a_known_peak():
+    devices = devices_of("h100:2x8")
+    assert len(devices) == 16
+    assert peak_flops(devices[0].device_kind) == 989.5e12
+
+
+def test_a_step_compiled_for_absent_gpus_has_their_collectives():
+    mesh = Mesh(np.array(devices_of("h100:1x8")), ("fsdp",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct((64, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+    w = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+    compiled = jax.jit(lambda x, w: x @ w, out_shardings=x.sharding).lower(x, w).compile()
+    assert collectives(compiled.as_text()).bytes("all-gather") == 512 * 512 * 2
+    assert memory(compiled).arguments == 2 * (64 + 512) * 512 // 8
 
 
 def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
@@ -52,22 +67,23 @@ def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
     assert needed.needed_bytes == needed.arguments + needed.temporaries + activations + output_table
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:axb", "v5e:3x3", ""])
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:axb", "v5e:3x3", "", "h100:8", "h100:0x8"])
 def test_an_unknown_topology_is_refused_with_an_example(name):
     with pytest.raises(ValueError, match=r"topology=.*v5e:4x4"):
         devices_of(name)
 
 
-def test_without_the_tpu_compiler_the_error_names_the_remedy():
+@pytest.mark.parametrize(("topology", "package"), [("v5e:2x2", "libtpu"), ("h100:1x8", "jax-cuda13-plugin")])
+def test_without_the_compiler_the_error_names_the_remedy(topology, package):
     program = (
-        "import sys; sys.modules['libtpu'] = None\n"
+        "import sys; sys.modules['libtpu'] = sys.modules['jax_plugins.xla_cuda13'] = None\n"
         "from jaxtrain.planning.topology import devices_of\n"
-        "try: devices_of('v5e:2x2')\n"
+        f"try: devices_of('{topology}')\n"
         "except ValueError as error: print(error)"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"} | {"JAX_PLATFORMS": "cpu"}
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert "pip install libtpu" in ran.stdout
+    assert f"pip install {package}" in ran.stdout
 
 
 def test_peaks_are_dense_and_unknown_devices_have_none():

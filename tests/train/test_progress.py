@@ -1,8 +1,9 @@
-"""The speed of a run counts steps, and nothing that happens between them."""
+"""The speed of a run counts steps, and nothing that happens between them; progress is shown in a file, too."""
 
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 
 from jaxtrain.train import progress
 
@@ -37,3 +38,29 @@ def test_the_speed_follows_a_change_slowly(clock):
     for clock[0] in (0.0, 1.0, 3.0):
         found = speed.step_done(1000)
     assert 500 < found < 1000
+
+
+def test_where_there_is_no_terminal_lines_come_at_a_sensible_pace(clock, capsys):
+    with progress.display(200, start=100, shown=True) as display:
+        for step in range(101, 201):
+            clock[0] += 1.0
+            display.update(step, {"loss": 2.0} | ({"tokens_per_second": 1234.5} if step > 101 else {}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["step 101 of 200  loss 2.0000", "step 111 of 200  loss 2.0000  1,234 tokens/s  0:01:29 left"]
+    assert lines[-1] == "step 200 of 200  loss 2.0000  1,234 tokens/s"
+    assert len(lines) == 11
+
+
+def test_only_the_process_that_is_told_to_shows_progress(capsys):
+    with progress.display(200, start=100, shown=False) as display:
+        display.update(101, {"loss": 2.0})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("start", "shown"), [(9, True), (10, False)])
+def test_a_run_without_a_step_left_has_no_bar(start, shown, capsys):
+    console = Console(force_terminal=True)
+    with progress.Bar(console, 10, start=start) as bar:
+        bar.console.print("said")
+    printed = capsys.readouterr().out
+    assert ("10" in printed) is shown and "said" in printed

@@ -30,6 +30,7 @@ class Evaluate(StatelessHook):
             for name, params in run.evaluation_params(state).items():
                 sums = run.evaluate(params, batches=self.batches)
                 label = f"validation_loss_{name}" if name else "validation_loss"
-                run.write({label: sums.metrics["nll"] / sums.weight})
-                run.say(f"step {run.step}: {label.replace('_', ' ')} {sums.metrics['nll'] / sums.weight:.4f}")
+                loss = sums.metrics["nll"] / sums.weight
+                run.write({label: loss, "validation_tokens": sums.weight})
+                run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {sums.weight:,.0f} tokens")
         return state, own

@@ -1,0 +1,48 @@
+"""Which implementation of an operation runs a call.
+
+An operation lists its implementations in order of preference. Unnamed, the first *proven* one that takes the call runs:
+one that has run on the hardware it is written for, with its row in docs/benchmarks.md. A named one runs or refuses, and
+never falls back. Where none is left, one error gives every implementation's reasons.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Reasons = Callable[..., Sequence[str]]
+
+
+def takes_all(*_: Any, **__: Any) -> Sequence[str]:
+    """Return no reason to refuse, whatever the call."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Implementation:
+    """One way to compute an operation: `refuses` gets the call's arguments and returns why it cannot run them."""
+
+    name: str
+    run: Callable[..., Any]
+    refuses: Reasons = takes_all
+    proven: bool = True
+
+
+def choose(
+    operation: str, implementations: Sequence[Implementation], named: str | None, *arguments: Any, **options: Any
+) -> Implementation:
+    """Return the implementation that runs `operation` with these arguments.
+
+    Raises:
+        ValueError: `named` is not the name of an implementation.
+        NotImplementedError: the named one, or every one, refuses the call.
+    """
+    names = [implementation.name for implementation in implementations]
+    if named is not None and named not in names:
+        raise ValueError(f"implementation={named!r}: {operation} has {', '.join(names)}")
+    tried = [one for one in implementations if one.name == named or (named is None and one.proven)]
+    refusals = []
+    for implementation in tried:
+        if not (reasons := implementation.refuses(*arguments, **options)):
+            return implementation
+        refusals.append(f"{implementation.name}: {', '.join(reasons)}")
+    raise NotImplementedError(f"{operation}: no implementation takes this call. {'; '.join(refusals)}")

@@ -1,0 +1,30 @@
+"""Kernels compiled for hardware that is not there, each by its own compiler."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.planning.topology import devices_of
+
+TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+H100 = "h100:1x1"
+
+
+@functools.cache
+def one_device(topology: str) -> Mesh:
+    """Return a mesh of one device of the topology."""
+    return Mesh(np.array(devices_of(topology)[:1]), ("one",), axis_types=(AxisType.Auto,))
+
+
+def compile_for(topology: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+    """Return `function` compiled for one device of the topology; of the arguments, shapes and dtypes are used."""
+    mesh = one_device(topology)
+    whole = NamedSharding(mesh, P())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*shapes).compile()
