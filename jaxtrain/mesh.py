@@ -197,6 +197,25 @@ def _map_with_names(function: Callable[[tuple, jax.Array], jax.Array], names, pa
     return jax.tree.map(function, names, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
+def of_layer(params, layer: jax.Array):
+    """Return one layer of stacked parameters, from the stage that stores it to all stages.
+
+    Left to itself the compiler gathers the whole stack for every layer that is read from it.
+    """
+    stages = axis_size("layers")
+
+    def one(stack):
+        if stages == 1 or len(stack) % stages:
+            return stack[layer]
+        by_stage = stack.reshape(stages, -1, *stack.shape[1:])
+        at_stage, place = layer // by_stage.shape[1], layer % by_stage.shape[1]
+        there = jnp.arange(stages).reshape(-1, *(1,) * (stack.ndim - 1)) == at_stage
+        own = jnp.where(there, jax.lax.dynamic_index_in_dim(by_stage, place, axis=1, keepdims=False), 0)
+        return jax.lax.reduce(own, jnp.zeros((), own.dtype), jax.lax.add, (0,))
+
+    return jax.tree.map(one, params)
+
+
 def narrow_gradients(params, names, dtype):
     """Return the same parameters, but with the gradients of matrices in `dtype` rather than in their own.
 
@@ -219,7 +238,8 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
 
 def narrow(params, names, dtype):
     """Return the parameters with matrices in `dtype`, for where a copy of them is made anyway."""
-    return _map_with_names(lambda leaf_names, w: w.astype(dtype) if len(leaf_names) > 1 else w, names, params)
+    dtype = np.dtype(dtype)
+    return _map_with_names(lambda leaf_names, w: _round(w, dtype) if len(leaf_names) > 1 else w, names, params)
 
 
 def gather(params, names, dtype):

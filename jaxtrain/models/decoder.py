@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.mesh import constrain, gather, narrow_gradients
+from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
 from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
@@ -162,10 +162,12 @@ class Decoder(nnx.Module):
 
         def repeat(x, inputs):
             layer, params, state = inputs
+            params = of_layer(stacked, layer) if in_stages else params
             return pattern(gather(params, names, c.compute_dtype), x, context.in_layer(layer), state)
 
         stacked = narrow_gradients(nnx.to_pure_dict(nnx.state(self.blocks)), names, c.compute_dtype)
-        xs = (jnp.arange(c.repeats), stacked, states)
+        in_stages = axis_size("layers") > 1
+        xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
         return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
 
     def pattern(self) -> Callable:

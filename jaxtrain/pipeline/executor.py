@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.mesh import gather, lay_out, narrow
+from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer, Tree, take_apart
-from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, at, empty_buffers
+from jaxtrain.pipeline.slots import at
+from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, empty_buffers
 from jaxtrain.pipeline.stages import Stacking, on_stages
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, TickProgram, Weight
 
@@ -63,27 +65,27 @@ class Totals(NamedTuple):
 
 
 def value_and_grad(
-    parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, poison: bool = False
+    parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep, poison: bool = False
 ) -> tuple[Tree, Tree, Tree]:
     """Return the sums of the head over all microbatches, and the gradients of their loss to `outer` and `blocks`.
 
     The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
     nothing are NaN, before they are written and after they were read for the last time.
     """
-    loop = _Loop(parts, program, outer, blocks, data, poison)
+    loop = _Loop(parts, program, outer, blocks, data, keep, poison)
     (buffers, totals), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
     return totals.sums, totals.outer_gradient, loop.unstack(buffers.weight_gradients)
 
 
-def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree) -> Buffers:
+def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep) -> Buffers:
     """Return the shapes of what the stages keep from tick to tick, a leading axis of stages on each."""
-    return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, False).start()[0], outer, blocks, data)
+    return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, keep, False).start()[0], outer, blocks, data)
 
 
 class _Loop:
     """The program and the model, and what a tick does with them."""
 
-    def __init__(self, parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, poison: bool):
+    def __init__(self, parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, keep: Keep, poison):
         stacking = Stacking(placement=program.placement, repeats=len(jax.tree.leaves(blocks)[0]))
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
@@ -96,14 +98,16 @@ class _Loop:
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
         layer, *self.shapes = self._take_apart()
         longest = stacking.wanted.shape[2]
-        self.stage = Stage(program, layer, self._gather, parts.layer_names, longest=longest, poison=poison)
+        self.stage = Stage(program, keep, layer, self._gather, parts.layer_names, longest=longest, poison=poison)
 
     def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
         """One layer's weights, whole along the axes over which they are stored in shards."""
-        return gather(at(chunks.weights, held, layer), self.parts.layer_names, self.parts.compute_dtype)
+        weights = narrow(at(chunks.weights, held, layer), self.parts.layer_names, self.parts.compute_dtype)
+        weights = jax.tree.map(jax.lax.optimization_barrier, weights)
+        return gather(weights, self.parts.layer_names, self.parts.compute_dtype)
 
     def _take_apart(self) -> tuple[Layer, Tree, Tree]:
-        """Trace the layer where it will run; also return the shapes of what it keeps and defers."""
+        """Trace the layer where it will run; also return the shapes of what it keeps and defers on one stage."""
         layers = []
 
         def look(chunks, shared):
@@ -114,13 +118,14 @@ class _Loop:
             return kept, layer.input_gradient(weights, data, kept, y)[1]
 
         shapes = jax.eval_shape(functools.partial(on_stages, look), self.chunks, (self.data, self.x))
-        return layers[0], *shapes
+        return layers[0], *jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
 
     # -- beginning and end --------------------------------------------------------------------------------------
 
     def start(self) -> tuple[Buffers, Totals]:
         """Return empty buffers and sums."""
-        buffers = empty_buffers(self.program, self.chunks.weights, self.x, *self.shapes, poison=self.poison)
+        empty = functools.partial(empty_buffers, self.program, self.stage.keep, self.chunks.weights, self.x)
+        buffers = empty(*self.shapes, poison=self.poison)
         _, sums = jax.eval_shape(self.parts.head, self.outer, at(self.data, 0), self.x)
         zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
         return buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer)))

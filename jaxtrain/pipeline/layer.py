@@ -31,6 +31,7 @@ class Layer(NamedTuple):
     """The units of a layer. Lists of arrays pass between them: `kept` from F to B and W, `deferred` from B to its W."""
 
     forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Arrays]]  # (weights, data, x) -> (y, kept)
+    keep: Callable[[Tree, Tree, jax.Array], Arrays]  # (weights, data, x) -> kept, what F does for B alone
     backward: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Tree]]  # (.., kept, dy) -> (dx, dweights)
     input_gradient: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Arrays]]  # -> (dx, deferred)
     weight_gradient: Callable[[Tree, Tree, Arrays, Arrays], Tree]  # (weights, data, kept, deferred) -> dweights
@@ -41,7 +42,7 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
 
     Only their shapes matter, and in a shard_map over which axes they vary, so this is called where the units will be.
     """
-    forward, pull = _forward(apply, weights, data, x)
+    forward, keep, pull = _forward(apply, weights, data, x)
 
     def backward(weights, data, kept, dy):
         dweights, dx = pull(weights, data, kept, dy)
@@ -58,11 +59,11 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
     def weight_gradient(weights, data, kept, deferred):
         return structure.unflatten(run(second, weights, data, kept, deferred))
 
-    return Layer(forward, backward, input_gradient, weight_gradient)
+    return Layer(forward, keep, backward, input_gradient, weight_gradient)
 
 
-def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Callable, Callable]:
-    """Return F, and what pulls dy back with the values that F kept."""
+def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Callable, Callable, Callable]:
+    """Return F, the part of it that leads to the values it keeps, and what pulls dy back with them."""
     structures = []
 
     def with_residuals(weights, data, x):
@@ -75,17 +76,20 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
     y, *residuals = jaxpr.outvars
     *others, source = jaxpr.invars
     kept = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
-    first = part(jaxpr, jaxpr.invars, [y, *kept])
+    first, for_kept = part(jaxpr, jaxpr.invars, [y, *kept]), part(jaxpr, jaxpr.invars, kept)
     again = part(jaxpr, [*others, *kept], residuals)
 
     def forward(weights, data, x):
         y, *values = run(first, weights, data, x)
         return y, _slim(values)
 
+    def keep(weights, data, x):
+        return _slim(run(for_kept, weights, data, x))
+
     def pull(weights, data, kept, dy):
         return structures[0].unflatten(run(again, weights, data, kept))(dy)
 
-    return forward, pull
+    return forward, keep, pull
 
 
 def _slim(values: Arrays) -> Arrays:

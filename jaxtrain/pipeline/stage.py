@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.mesh import constrain, scatter_gradients
-from jaxtrain.pipeline.layer import Layer, Tree
-from jaxtrain.pipeline.stages import shift
+from jaxtrain.pipeline.keep import Keep
+from jaxtrain.pipeline.layer import Arrays, Layer, Tree
+from jaxtrain.pipeline.slots import at, put, put_all, put_if
+from jaxtrain.pipeline.stages import AXIS, shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 
 
@@ -27,8 +29,8 @@ class Buffers(NamedTuple):
 
     inputs: jax.Array  # [slots + 1, ...]
     gradients: jax.Array  # [slots + 1, ...]
-    kept: list[jax.Array]  # [slots * longest, ...]
-    deferred: list[jax.Array]  # [slots * longest, ...]
+    kept: Arrays  # [slots * longest, ...], or [slots, ...] where a chunk keeps its input alone
+    deferred: tuple[Arrays, Arrays]  # [slots * longest, ...]: values kept that B passes on to W, and what B computed
     weight_gradients: Tree  # [held * longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
@@ -43,9 +45,9 @@ class Chunks(NamedTuple):
 
 
 def empty_buffers(
-    program: TickProgram, weights: Tree, x: jax.Array, kept: Tree, deferred: Tree, *, poison: bool
+    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, values: Arrays, deferred: Arrays, *, poison: bool
 ) -> Buffers:
-    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes of what goes between units."""
+    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a layer's units pass on."""
     stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
 
@@ -53,17 +55,16 @@ def empty_buffers(
         return jnp.zeros((stages, held * longest, *weights.shape[3:]), jnp.float32)
 
     def empty(count: int, shape: tuple[int, ...], dtype) -> jax.Array:
-        value = jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0
-        return jnp.full((stages, count, *shape), value, dtype)
+        return jnp.full((stages, count, *shape), _nothing(dtype, poison), dtype)
 
-    def layers(count: int, values: Tree) -> list[jax.Array]:
-        return [empty(count * longest, value.shape[1:], value.dtype) for value in values]
+    def each(count: int, values: Tree) -> Tree:
+        return jax.tree.map(lambda value: empty(count, value.shape, value.dtype), values)
 
     return Buffers(
         inputs=empty(slots.inputs + 1, x.shape, x.dtype),
         gradients=empty(slots.gradients + 1, x.shape, x.dtype),
-        kept=layers(slots.residuals, kept),
-        deferred=layers(slots.deferred, deferred),
+        kept=each(slots.residuals * keep.rows(longest), keep.row(x, values)),
+        deferred=each(slots.deferred * longest, (keep.passed_on(values), deferred)),
         weight_gradients=jax.tree.map(sums, weights),
         from_previous=empty(payloads.next, x.shape, x.dtype),
         from_next=empty(payloads.previous, x.shape, x.dtype),
@@ -74,9 +75,17 @@ class Stage:
     """A stage's part of each tick. `gather` makes one layer's weights whole; `layer` has its units."""
 
     def __init__(
-        self, program: TickProgram, layer: Layer, gather: Callable, names: dict, *, longest: int, poison: bool
+        self,
+        program: TickProgram,
+        keep: Keep,
+        layer: Layer,
+        gather: Callable,
+        names: dict,
+        *,
+        longest: int,
+        poison: bool,
     ):
-        self.program, self.layer, self.longest, self.poison = program, layer, longest, poison
+        self.program, self.keep, self.layer, self.longest, self.poison = program, keep, layer, longest, poison
         self.gather, self.names = gather, names
 
     def _row(self, slot: jax.Array, layer: jax.Array) -> jax.Array:
@@ -95,9 +104,10 @@ class Stage:
         def layer(i, carry):
             x, kept = carry
             x, values = self.layer.forward(self.gather(chunks, row.held, i), (data, start + i), x)
-            return x, put_all(kept, values, self._row(row.residual, i))
+            return x, self.keep.write(kept, values, self._row(row.residual, i))
 
-        y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, buffers.kept))
+        kept = self.keep.enter(buffers.kept, x, row.residual)
+        y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept))
         return buffers._replace(kept=kept), y
 
     def _arrive(self, buffers: Buffers, row: Arrivals) -> Buffers:
@@ -132,19 +142,23 @@ class Stage:
         buffers = self._clear(buffers, gradients=row.gradient)
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
+        again = functools.partial(self._run_again, chunks, data, row, dy.shape)
+        kept, first = self.keep.recall(buffers.kept, row.residual, self._row(row.residual, 0), again)
+
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
-            dx, dweights = self.layer.backward(weights, (data, start + i), kept, dy)
+            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
+            dx, dweights = self.layer.backward(weights, (data, start + i), values, dy)
             return dx, self._add(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
-            dy, deferred = carry
+            dy, (passed, deferred) = carry
             i = length - 1 - i
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
-            dx, values = self.layer.input_gradient(weights, (data, start + i), kept, dy)
-            return dx, put_all(deferred, values, self._row(row.deferred, i))
+            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
+            dx, made = self.layer.input_gradient(weights, (data, start + i), values, dy)
+            at_layer = self._row(row.deferred, i)
+            return dx, (put_all(passed, self.keep.passed_on(values), at_layer), put_all(deferred, made, at_layer))
 
         dx, sums, deferred, kinds = dy, buffers.weight_gradients, buffers.deferred, self.program.backward.fused
         if (kinds == 1).any():
@@ -154,13 +168,39 @@ class Stage:
             dx, deferred = jax.lax.fori_loop(0, jnp.where(row.fused == 0, length, 0), split, (dx, deferred))
         return buffers._replace(weight_gradients=sums, deferred=deferred), dx
 
+    def _run_again(self, chunks: Chunks, data: Tree, row: Backward, shape: tuple[int, ...], x: jax.Array) -> Arrays:
+        """Return what the layers of a chunk keep, from its input. Of the last one no more is run than that takes."""
+        length, start, x = _length(chunks, row), chunks.starts[row.held], x.reshape(shape)
+
+        def arguments(i, x):
+            return self.gather(chunks, row.held, i), (data, start + i), x
+
+        def layer(i, carry):
+            x, kept = carry
+            x, values = self.layer.forward(*arguments(i, x))
+            return x, put_all(kept, values, i)
+
+        def last(i, carry):
+            x, kept = carry
+            return x, put_all(kept, self.layer.keep(*arguments(i, x)), i)
+
+        def empty(like):
+            return jnp.full((self.longest, *like.shape), _nothing(like.dtype, self.poison), like.dtype)
+
+        kept = jax.tree.map(empty, jax.eval_shape(self.layer.keep, *arguments(0, x)))
+        carry = jax.lax.fori_loop(0, length - 1, layer, (x, jax.lax.pcast(kept, AXIS, to="varying")))
+        return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, carry)[1]
+
     def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:
         """W of one chunk."""
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def layer(i, sums):
-            weights, kept = self.gather(chunks, row.held, i), at(buffers.kept, self._row(row.residual, i))
-            deferred = at(buffers.deferred, self._row(row.deferred, i))
+            passed, deferred = at(buffers.deferred, self._row(row.deferred, i))
+            weights, kept = (
+                self.gather(chunks, row.held, i),
+                self.keep.read(buffers.kept, self._row(row.residual, i), passed),
+            )
             dweights = self.layer.weight_gradient(weights, (data, start + i), kept, deferred)
             return self._add(sums, dweights, self._row(row.held, i))
 
@@ -193,12 +233,14 @@ class Stage:
 
         def cleared(buffer, slot, rows):
             slots = buffer.reshape(-1, rows, *buffer.shape[1:])
-            hole = jnp.full(slots.shape[1:], jnp.nan if jnp.issubdtype(buffer.dtype, jnp.inexact) else 0, buffer.dtype)
-            return put(slots, jnp.where(slot < 0, slots[slot], hole), slot).reshape(buffer.shape)
+            hole = jnp.full(slots.shape[1:], _nothing(buffer.dtype, True), buffer.dtype)
+            return put_if(slots, hole, slot).reshape(buffer.shape)
+
+        rows = {"kept": self.keep.rows(self.longest), "deferred": self.longest}
 
         def changed(name, slot):
-            rows = self.longest if name in ("kept", "deferred") else 1
-            return jax.tree.map(functools.partial(cleared, slot=slot, rows=rows), getattr(buffers, name))
+            clear = functools.partial(cleared, slot=slot, rows=rows.get(name, 1))
+            return jax.tree.map(clear, getattr(buffers, name))
 
         return buffers._replace(**{name: changed(name, slot) for name, slot in slots.items()})
 
@@ -208,16 +250,6 @@ def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
     return jnp.where(row.microbatch < 0, 0, chunks.lengths[row.held])
 
 
-def at(tree: Tree, *index) -> Tree:
-    """Read one entry of the leading axes."""
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def put(buffer: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
-    """Write one entry of the leading axis, in place."""
-    index = jnp.where(index < 0, index + len(buffer), index)
-    return jax.lax.dynamic_update_slice(buffer, value[None], (index, *(0,) * value.ndim))
-
-
-def put_all(buffers: list[jax.Array], values: list[jax.Array], index: jax.Array) -> list[jax.Array]:
-    return [put(buffer, value, index) for buffer, value in zip(buffers, values, strict=True)]
+def _nothing(dtype: jnp.dtype, poison: bool) -> float:
+    """Return what a slot that holds nothing is filled with."""
+    return jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0

@@ -11,6 +11,7 @@ from jaxtrain.nn.cross_entropy import CrossEntropy
 from jaxtrain.nn.remat import OffloadOutputs
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
+from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
@@ -26,6 +27,7 @@ class Pipelined:
 
     microbatches: int
     schedule: Schedule = PairedInterleaved()
+    keep: Keep = LayerValues()
 
     def __post_init__(self):
         if self.microbatches < 1:
@@ -55,7 +57,9 @@ class Pipelined:
         model = nnx.merge(loss.graph, params)
         program = self.program(stages_of_mesh(), model.config.repeats)
         data = deal_out((batch, keys), self.microbatches)
-        sums, douter, dblocks = value_and_grad(parts(loss, params), program, outer, params["blocks"], data)
+        sums, douter, dblocks = value_and_grad(
+            parts(loss, params), program, outer, params["blocks"], data, keep=self.keep
+        )
         return sums, {**douter, "blocks": dblocks}
 
 

@@ -14,6 +14,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import value_and_grad
+from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
@@ -23,6 +24,7 @@ from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import example_keys
 
 LENGTH = 16
+EVERYTHING = LayerValues()
 
 
 class Found(NamedTuple):
@@ -57,6 +59,7 @@ def pipelined(
     microbatches: int,
     mesh: MeshConfig,
     *,
+    keep: Keep = EVERYTHING,
     change: Callable[[TickProgram], TickProgram] = lambda program: program,
 ) -> Found:
     """Run on as many devices as the mesh needs, slots that hold nothing poisoned. `change` may spoil the program."""
@@ -66,7 +69,8 @@ def pipelined(
     def run(params, batch, keys):
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
         data = deal_out((batch, keys), microbatches)
-        sums, *gradients = value_and_grad(parts(loss, params), program, outer, params["blocks"], data, poison=True)
+        model = parts(loss, params), program, outer, params["blocks"]
+        sums, *gradients = value_and_grad(*model, data, keep=keep, poison=True)
         return Found(sums, {**gradients[0], "blocks": gradients[1]})
 
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]

@@ -17,13 +17,15 @@ from tiny import random_params, variant
 from tolerances import EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
-from jaxtrain.nn.remat import FullRemat, SaveDots
+from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated
+from jaxtrain.pipeline.keep import ChunkInput, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.placement import bidirectional, loop, v_shape, wave
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
 from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
 from jaxtrain.pipeline.schedules.gpipe import GPipe
+from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
 from jaxtrain.pipeline.schedules.paired_deferred_w import PairedDeferredW
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.v_zb import VZB
@@ -55,6 +57,17 @@ UNTIED = variant(repeats=8, dropout=0.1)
 def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages, microbatches, remat):
     config = UNEVEN if remat is None else variant(repeats=10, dropout=0.1, tied_embeddings=True, remat=remat)
     found = pipelined(config, ROWS, schedule, microbatches, MeshConfig(stage=stages, fsdp=1))
+    assert largest_difference(found, unpipelined(UNEVEN, ROWS)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "remat"),
+    [(PairedDeferredW(), FullRemat()), (OneFOneB(), NoRemat())],
+    ids=["cut backward", "whole backward"],
+)
+def test_a_chunk_may_keep_its_input_alone(schedule, remat):
+    config = variant(repeats=10, dropout=0.1, tied_embeddings=True, remat=remat)
+    found = pipelined(config, ROWS, schedule, 4, MeshConfig(stage=2, fsdp=1), keep=ChunkInput())
     assert largest_difference(found, unpipelined(UNEVEN, ROWS)) < 1e-5
 
 
@@ -101,9 +114,15 @@ def test_the_executor_allocates_the_slots_that_the_simulator_counts(case):
         table = table_of(case.schedule, stages, microbatches)
         outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
         with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
-            buffers = allocated(_toy_parts(), lower(table), outer, blocks, jnp.ones((microbatches, 2, 3, 4)))
+            data = jnp.ones((microbatches, 2, 3, 4))
+            of_layers, of_chunk = (
+                allocated(_toy_parts(), lower(table), outer, blocks, data, keep=keep).kept
+                for keep in (LayerValues(), ChunkInput())
+            )
         longest = 2  # layers: one chunk has one more than the others
-        assert {kept.shape[:2] for kept in buffers.kept} == {(stages, longest * max(peak_activations(table)))}
+        slots = max(peak_activations(table))
+        assert {kept.shape[:2] for kept in of_layers} == {(stages, longest * slots)}
+        assert {kept.shape[:2] for kept in of_chunk} == {(stages, slots)}
 
 
 @pytest.mark.parametrize("repeats", [12, 13])
