@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import TPUS, compile_for
+from absent import H100, TPUS, compile_for
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,6 +23,7 @@ from jaxtrain_kernels.flash_attention import (
     combine,
     flash_attention,
     flash_attention_backward,
+    gpu,
     reference,
 )
 from tolerances import SAME_GRADIENT, assert_close
@@ -311,6 +313,56 @@ def test_no_buffer_has_the_square_of_the_length_and_temporaries_grow_with_the_le
     long = temporaries(32_768)
     assert long < 32_768**2  # of any dtype
     assert long < 2.2 * temporaries(16_384)
+
+
+GPU_CASE = Case(
+    L=100, S=200, offset=80, traced=True, heads=(2, 1), dims=(128, 64), dtype="float16", sinks=True,
+    segments=((60, 40), (100,)), options=(("window", 60), ("softcap", 2.0))
+)  # fmt: skip
+
+
+def _add_product_in_the_interpreter(acc, a, b):
+    """The interpreter knows neither `run_state` nor a product with an operand in registers."""
+    b = b[...]
+    plgpu.commit_smem()  # wgmma would have read it as copies write it
+    return acc + jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def test_gpu_is_as_exact_as_the_definition(monkeypatch):
+    monkeypatch.setattr(gpu, "_add_product", _add_product_in_the_interpreter)
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        found = _results(GPU_CASE, "gpu")
+    assert_as_exact(found, *_truth(GPU_CASE), GPU_CASE.dtype)
+
+
+@pytest.mark.parametrize(("dim", "dtype"), [(128, "bfloat16"), (64, "float16")])
+def test_gpu_kernels_compile(dim, dtype):
+    def gradient(q, k, v, ids, offset):
+        options = {"segment_ids": ids, "offset": offset, "window": 700, "softcap": 20.0, "implementation": "gpu"}
+
+        def total(q, k, v):
+            return jnp.sum(flash_attention(q, k, v, **options).astype(jnp.float32))
+
+        return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+
+    q, keys = (jax.ShapeDtypeStruct((1, 1000, heads, dim), dtype) for heads in (4, 2))
+    integers = jax.ShapeDtypeStruct((1, 1000), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    text = compile_for(H100, gradient, q, keys, keys, *integers).as_text()
+    for kernel in ("flash_attention_forward", "flash_attention_dq", "flash_attention_dkv"):
+        calls = [line for line in text.splitlines() if "custom-call(" in line and kernel in line]
+        assert len(calls) == 1, kernel
+
+
+@pytest.mark.parametrize(
+    ("implementation", "said"),
+    [
+        ("tpu", "tpu: the key dim is 8, not 64, 128 or 256, the value dim is 8, not 64, 128 or 256$"),
+        ("gpu", "gpu: q, k and v are float32, not float16 or bfloat16, the key dim is 8, .*, there is a bias$"),
+    ],
+)
+def test_a_kernel_says_why_it_does_not_take_a_call(implementation, said):
+    with pytest.raises(NotImplementedError, match=said):
+        flash_attention(*_random(*QKV), bias=np.zeros((1, 1, 1, 40), np.float32), implementation=implementation)
 
 
 @pytest.mark.parametrize(

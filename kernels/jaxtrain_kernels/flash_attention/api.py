@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
-from jaxtrain_kernels.flash_attention import gpu, reference, tpu, xla
+from jaxtrain_kernels.flash_attention import reference, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, alike
 
 
@@ -172,21 +172,44 @@ def _run_reference(options: Options, inputs: Inputs, sinks):
     return o.astype(inputs.v.dtype), lse
 
 
+def _tpu():
+    from jaxtrain_kernels.flash_attention import tpu  # here, since importing Pallas takes a second or more
+
+    return tpu
+
+
+def _gpu():
+    from jaxtrain_kernels.flash_attention import gpu
+
+    return gpu
+
+
+def _run_kernels(kernels: Callable, options: Options, inputs: Inputs, sinks):
+    return _differentiable(kernels().forward, kernels().backward, options, inputs, sinks)
+
+
+def _run_backward(kernels: Callable, *arguments):
+    return kernels().backward(*arguments)
+
+
+def _refuses(kernels: Callable, *arguments):
+    return kernels().refuses(*arguments)
+
+
+def _on_devices(run: Callable) -> tuple[Implementation, ...]:
+    def of(name: str, kernels: Callable) -> Implementation:
+        run_them, refuses = functools.partial(run, kernels), functools.partial(_refuses, kernels)
+        return Implementation(name=name, run=run_them, refuses=refuses, proven=False)
+
+    return of("tpu", _tpu), of("gpu", _gpu)
+
+
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=functools.partial(_differentiable, xla.forward, xla.backward)),
     Implementation(name="reference", run=_run_reference),
-    Implementation(
-        name="tpu", run=functools.partial(_differentiable, tpu.forward, tpu.backward), refuses=tpu.refuses, proven=False
-    ),
-    Implementation(
-        name="gpu", run=functools.partial(_differentiable, gpu.forward, gpu.backward), refuses=gpu.refuses, proven=False
-    ),
+    *_on_devices(_run_kernels),
 )
-BACKWARDS = (
-    Implementation(name="xla", run=xla.backward),
-    Implementation(name="tpu", run=tpu.backward, refuses=tpu.refuses, proven=False),
-    Implementation(name="gpu", run=gpu.backward, refuses=gpu.refuses, proven=False),
-)
+BACKWARDS = (Implementation(name="xla", run=xla.backward), *_on_devices(_run_backward))
 
 
 def _options(q, causal, window, softcap, scale, offset, blocks) -> Options:

@@ -73,7 +73,7 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
             *key_ids, (m, total, acc, ids) = rest
             s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), KEYS)
             key = (begin + indices[0]) * KEYS
-            s, _ = plan.scores(s, 0, at.offset + at.first, key, ids, _load(key_ids, 0))
+            s, _ = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
             top = jnp.maximum(m, jnp.max(s, axis=1))
             keep = jnp.exp2((m - top) * LOG2E)
             e = jnp.exp2((s - _spread(top, s.shape, 0)) * LOG2E)
@@ -119,7 +119,7 @@ def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
         def compute(run):
             at.fetch(refs["q"].at[at.row, at.rows, at.head], q_smem, barrier)
             at.fetch(refs["do"].at[at.row, at.rows, at.head], do_smem, barrier)
-            lse, delta = (_load([refs[name].at[at.row, at.head, at.rows]], 1) for name in ("lse", "delta"))
+            lse, delta = (_load(refs[name].at[at.row, at.head, at.rows], 1) for name in ("lse", "delta"))
             dq, *_ = run((_zeros(K), lse, delta, at.ids(refs, "segment_ids")))
             q_smem.at[at.warpgroup][...] = (dq * scale).astype(dtype)
             plgpu.commit_smem()
@@ -130,7 +130,7 @@ def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
             *key_ids, (dq, lse, delta, ids) = rest
             s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), ROWS)
             key = (begin + indices[0]) * ROWS
-            s, slope = plan.scores(s, 0, at.offset + at.first, key, ids, _load(key_ids, 0))
+            s, slope = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
             p = jnp.exp2((s - _spread(lse, s.shape, 0)) * LOG2E)
             dp = _product(do_smem.at[at.warpgroup], v_smem.transpose((1, 0)), ROWS)
             ds = p * (dp - _spread(delta, s.shape, 0))
@@ -171,11 +171,12 @@ def _dkv(plan: "_Plan", operands: dict[str, Array]) -> tuple[Array, Array]:
             *query_ids, (dk, dv, ids) = rest
             query = at.offset + (begin + jax.lax.rem(indices[0], count)) * ROWS
             s = _product(k_smem.at[at.warpgroup], q_smem.transpose((1, 0)), ROWS)
-            s, slope = plan.scores(s, 1, query, at.first, _load(query_ids, 0), ids)
-            p = jnp.exp2((s - _spread(_load([lse_smem], 0), s.shape, 1)) * LOG2E)
+            lse, delta, *query_ids = _arrived([lse_smem, delta_smem, *query_ids])
+            s, slope = plan.scores(s, 1, query, at.first, ids, *query_ids)
+            p = jnp.exp2((s - _spread(lse, s.shape, 1)) * LOG2E)
             dv = _add_product(dv, p.astype(dtype), do_smem)
             dp = _product(v_smem.at[at.warpgroup], do_smem.transpose((1, 0)), ROWS)
-            ds = p * (dp - _spread(_load([delta_smem], 0), s.shape, 1))
+            ds = p * (dp - _spread(delta, s.shape, 1))
             ds = ds if slope is None else ds * slope
             return _add_product(dk, ds.astype(dtype), q_smem), dv, ids
 
@@ -214,8 +215,8 @@ class _Place(NamedTuple):
         plgpu.barrier_wait(barrier.at[self.warpgroup])
 
     def ids(self, refs: dict, name: str):
-        """Return the segment ids of the warpgroup's rows; zeros where there are none, for the carry's sake."""
-        return _load([refs[name].at[self.row, self.rows]], 1) if name in refs else None
+        """Return the segment ids of the warpgroup's rows, or None."""
+        return _load(refs[name].at[self.row, self.rows], 1) if name in refs else None
 
 
 class _Plan:
@@ -293,8 +294,11 @@ class _Plan:
             operands.append(refs["segment_ids"].at[at.row])
         return specs, operands
 
-    def scores(self, s, axis: int, query, key, query_ids, key_ids):
-        """Return the scores, MASKED out of sight, and the slope of the soft cap; queries lie along `axis`."""
+    def scores(self, s, axis: int, query, key, ids=None, other_ids=None):
+        """Return the scores, MASKED out of sight, and the slope of the soft cap.
+
+        Queries lie along `axis`, `query` and `key` are the first places; `ids` are the segments along the rows.
+        """
         slope, cap = None, self.options.softcap
         if cap is not None:
             t = jnp.tanh(s * (1 / cap))
@@ -307,8 +311,8 @@ class _Plan:
         conditions = [] if by_place is None else [by_place]
         if self.Sp > self.S:
             conditions.append(of_keys < self.S - key)
-        if key_ids is not None:
-            conditions.append(_spread(query_ids, s.shape, axis) == _spread(key_ids, s.shape, 1 - axis))
+        if ids is not None:
+            conditions.append(_spread(ids, s.shape, 0) == _spread(other_ids, s.shape, 1))
         return (jnp.where(functools.reduce(jnp.logical_and, conditions), s, MASKED) if conditions else s), slope
 
 
@@ -341,9 +345,17 @@ def _zeros(columns: int):
     return plgpu.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
 
 
-def _load(refs: Sequence, reduced: int):
-    """Return the vector in `refs`, laid out as a reduction of scores over an axis; None of no references."""
-    return plgpu.load(refs[0], layout=plgpu.Layout.WGMMA.reduce(reduced), optimized=False) if refs else None
+def _load(ref, reduced: int):
+    """Return a vector laid out as what is left of scores that are reduced along an axis."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(reduced), optimized=False)
+
+
+def _arrived(refs: Sequence) -> list:
+    """Return the vectors along the columns of a tile that a pipeline brought into shared memory."""
+    found = [_load(ref, 0) for ref in refs]
+    if found:
+        plgpu.commit_smem()  # before the copy that takes their place
+    return found
 
 
 def _spread(y, shape: tuple[int, int], axis: int):
