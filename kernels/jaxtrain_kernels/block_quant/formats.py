@@ -6,6 +6,7 @@ table, so the same lines run under XLA and inside the kernels. `noise`, uniform 
 away from zero (NormalFloat4: up) with the probability that keeps the mean.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxtrain_kernels.block_quant.dynamic_map import at_or_below, bits_as_float, float_as_bits, magnitude, select
+from jaxtrain_kernels.block_quant.dynamic_map import (
+    at_or_below,
+    bits_as_float,
+    float_as_bits,
+    magnitude,
+    published,
+    select,
+)
 
 Numbers = Float[Array, "..."]
 Codes = Num[Array, "..."]
@@ -51,16 +59,21 @@ def _round(steps: Numbers, noise: Numbers | None) -> Numbers:
 
 
 class _Format:
-    """What formats share. `expands`: blocks carry an exponent beside their scale."""
+    """What formats share. `expands`: blocks carry an exponent; `least`: the smallest value above 0."""
 
     __slots__ = ()
     expands: ClassVar[bool] = False
+    least: ClassVar[float]
     wide: ClassVar[np.dtype] = np.dtype(np.int32)
 
 
 class _Integer(_Format):
     __slots__ = ()
     steps: ClassVar[int]
+
+    @property
+    def least(self) -> float:
+        return 1 / self.steps
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         return _signed(_round(jnp.abs(y) * float(self.steps), noise), y).astype(jnp.int32)
@@ -95,6 +108,10 @@ class DynamicMap(_Format):
     signed: bool = True
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
 
+    @property
+    def least(self) -> float:
+        return float(published(self.signed)[128 if self.signed else 1])
+
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         size = jnp.abs(y) if self.signed else jnp.maximum(y, 0.0)
         below = at_or_below(size, self.signed)
@@ -125,6 +142,7 @@ class NormalFloat4(_Format):
     """
 
     dtype: ClassVar[np.dtype] = np.dtype(jnp.int4)
+    least: ClassVar[float] = NF4_VALUES[8]
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         values = np.array(NF4_VALUES, np.float32)
@@ -155,9 +173,13 @@ class _Float8(_Format):
         return self.expanded
 
     @property
+    def least(self) -> float:
+        return self.least_normal * 2.0**-self.mantissa_bits / self.greatest
+
+    @property
     def octaves(self) -> float:
         """Return the logarithm to base 2 of the greatest code over the smallest."""
-        return float(np.log2(self.greatest / (self.least_normal * 2.0**-self.mantissa_bits)))
+        return -math.log2(self.least)
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         size = jnp.minimum(jnp.abs(y) * self.greatest, self.greatest)
@@ -198,39 +220,3 @@ class Float8E5M2(_Float8):
 
 Format = Int8 | Int4 | DynamicMap | NormalFloat4 | Float8E4M3 | Float8E5M2
 FORMATS = (Int8, Int4, DynamicMap, NormalFloat4, Float8E4M3, Float8E5M2)
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
-GREATEST_EXPONENT = 128.0
-MOST_OCTAVES = 100.0  # of a block, from its greatest to its smallest number but 0
-
-
-def finite(x: Numbers) -> Numbers:
-    """Return float32 numbers, 0 for what is not finite: what a block's scale is taken over."""
-    x = x.astype(jnp.float32)
-    return jnp.where(jnp.abs(x) < jnp.inf, x, 0.0)  # false for NaN too
-
-
-def reciprocal(scale: Numbers) -> Numbers:
-    """Return 1 / scale; 0 where the block holds nothing but zeros and numbers too small to divide by."""
-    return jnp.where(scale >= 2.0**-126, 1.0 / scale, 0.0)
-
-
-def normalise(x: Numbers, per_scale: Numbers) -> Numbers:
-    """Return x over the greatest of its block, in [-1, 1]: NaN becomes 0, infinity the greatest."""
-    x = x.astype(jnp.float32)
-    huge = jnp.where(x < 0, -FLOAT32_MAX, FLOAT32_MAX)
-    bounded = jnp.where(jnp.abs(x) < jnp.inf, x, jnp.where(x == x, huge, 0.0))
-    return jnp.clip(bounded * per_scale, -1.0, 1.0)
-
-
-def exponent(format: Format, least: Numbers) -> Numbers:
-    """Return the k of a block's expansion from the smallest of its normalised magnitudes but 0."""
-    octaves = -jnp.log2(jnp.maximum(least, 2.0**-MOST_OCTAVES))
-    return format.octaves / jnp.clip(octaves, format.octaves / GREATEST_EXPONENT, MOST_OCTAVES)
-
-
-def power(y: Numbers, k: Numbers) -> Numbers:
-    """Return sign(y) |y|^k."""
-    size = jnp.abs(y)
-    raised = jnp.exp2(k * jnp.log2(jnp.where(size > 0, size, 1.0)))
-    return _signed(jnp.where(size > 0, raised, 0.0), y)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
+from jaxtrain_kernels.block_quant.blockwise import exponent, power, reciprocal
 from jaxtrain_kernels.block_quant.dynamic_map import published
 from jaxtrain_kernels.block_quant.formats import (
     NF4_VALUES,
@@ -18,28 +19,25 @@ from jaxtrain_kernels.block_quant.formats import (
     Int4,
     Int8,
     NormalFloat4,
-    exponent,
-    power,
-    reciprocal,
 )
 
 
 def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: Float[Array, "..."] | None):
     """Quantize; see api.quantize."""
-    split, inner = _split(x.astype(jnp.float32), blocks)
-    known = jnp.where(jnp.isfinite(split), split, 0.0)
+    parts, inner = split(x.astype(jnp.float32), blocks)
+    known = jnp.where(jnp.isfinite(parts), parts, 0.0)
     scales = jnp.max(jnp.abs(known), axis=inner, keepdims=True)
     scales = jnp.where(scales < 2.0**-126, 0.0, scales)  # too small to divide by, and 0 on devices that flush
-    y = jnp.nan_to_num(split, nan=0.0, posinf=jnp.finfo(jnp.float32).max, neginf=jnp.finfo(jnp.float32).min)
+    y = jnp.nan_to_num(parts, nan=0.0, posinf=jnp.finfo(jnp.float32).max, neginf=jnp.finfo(jnp.float32).min)
     y = jnp.clip(y * reciprocal(scales), -1.0, 1.0)
     exponents = None
     if format.expands:
-        sizes = jnp.abs(jnp.where(jnp.isfinite(split), y, 0.0))
+        sizes = jnp.abs(jnp.where(jnp.isfinite(parts), y, 0.0))
         exponents = exponent(format, jnp.min(jnp.where(sizes > 0, sizes, 1.0), axis=inner, keepdims=True))
         y = power(y, exponents)
-    codes = _encode(y, format, None if noise is None else _split(noise, blocks)[0])
+    codes = _encode(y, format, None if noise is None else split(noise, blocks)[0])
     return QuantizedArray(
-        codes=_join(codes, x.shape, blocks).astype(format.dtype),
+        codes=join(codes, x.shape, blocks).astype(format.dtype),
         scales=jnp.squeeze(scales, inner),
         exponents=None if exponents is None else jnp.squeeze(exponents, inner),
         format=format,
@@ -49,14 +47,14 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
 
 def dequantize(q: QuantizedArray) -> Float[Array, "..."]:
     """Return float32 numbers; see api.dequantize."""
-    codes, inner = _split(q.codes.astype(q.format.wide), q.blocks)
+    codes, inner = split(q.codes.astype(q.format.wide), q.blocks)
     y = _decode(codes, q.format)
     if q.exponents is not None:
         y = power(y, 1.0 / jnp.expand_dims(q.exponents, inner))
-    return _join(y * jnp.expand_dims(q.scales, inner), q.codes.shape, q.blocks)
+    return join(y * jnp.expand_dims(q.scales, inner), q.codes.shape, q.blocks)
 
 
-def _split(x: Array, blocks: Blocks) -> tuple[Array, tuple[int, ...]]:
+def split(x: Array, blocks: Blocks) -> tuple[Array, tuple[int, ...]]:
     """Return the array as [n, b] along every axis, and which axes are inside blocks."""
     extents, counts = blocks.per_axis(x.ndim), blocks.counts(x.shape)
     padding = [(0, n * b - size) for n, b, size in zip(counts, extents, x.shape, strict=True)]
@@ -64,7 +62,7 @@ def _split(x: Array, blocks: Blocks) -> tuple[Array, tuple[int, ...]]:
     return jnp.pad(x, padding).reshape(pairs), tuple(range(1, 2 * x.ndim, 2))
 
 
-def _join(x: Array, shape: tuple[int, ...], blocks: Blocks) -> Array:
+def join(x: Array, shape: tuple[int, ...], blocks: Blocks) -> Array:
     whole = [n * b for n, b in zip(blocks.counts(shape), blocks.per_axis(len(shape)), strict=True)]
     return x.reshape(whole)[tuple(slice(size) for size in shape)]
 

@@ -1,41 +1,62 @@
 """The portable form: elementwise arithmetic around two reductions, which XLA fuses and, under a mesh, partitions."""
 
+import functools
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
-from jaxtrain_kernels.block_quant.formats import Format, exponent, finite, normalise, power, reciprocal
+from jaxtrain_kernels.block_quant.blockwise import Coded, decode, encode
+from jaxtrain_kernels.block_quant.formats import Format
 
 
-def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: Float[Array, "..."] | None):
-    """Quantize; see api.quantize."""
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Blocks as axes of their own, inside which a block is reduced; its one number broadcasts."""
+
+    inner: tuple[int, ...]
+
+    def greatest(self, x: Array) -> Array:
+        return jnp.max(x, axis=self.inner, keepdims=True)
+
+    def least(self, x: Array) -> Array:
+        return jnp.min(x, axis=self.inner, keepdims=True)
+
+    def spread(self, per_block: Array) -> Array:
+        return per_block
+
+
+@functools.partial(jax.jit, static_argnames=("format", "blocks", "lifted"))
+def quantize(
+    x: Float[Array, "..."],
+    *,
+    format: Format,
+    blocks: Blocks,
+    noise: Float[Array, "..."] | None,
+    lifted: bool = False,
+) -> QuantizedArray:
+    """Quantize; see api.quantize, and for `lifted` blockwise.encode."""
     split, inner = split_axes(x, blocks)
-    sizes = jnp.abs(finite(split))
-    scales = jnp.max(sizes, axis=inner, keepdims=True)
-    scales = jnp.where(scales < 2.0**-126, 0.0, scales)
-    per_scale = reciprocal(scales)
-    y, exponents = normalise(split, per_scale), None
-    if format.expands:
-        sizes = sizes * per_scale
-        exponents = exponent(format, jnp.min(jnp.where(sizes > 0, sizes, 1.0), axis=inner, keepdims=True))
-        y = power(y, exponents)
-    codes = format.encode(y, None if noise is None else split_axes(noise, blocks)[0])
+    noise = None if noise is None else split_axes(noise, blocks)[0]
+    coded = encode(split, format, Split(inner), noise=noise, lifted=lifted)
     return QuantizedArray(
-        codes=join_axes(codes.astype(format.dtype), x.shape, blocks),
-        scales=jnp.squeeze(scales, inner),
-        exponents=None if exponents is None else jnp.squeeze(exponents, inner),
+        codes=join_axes(coded.codes.astype(format.dtype), x.shape, blocks),
+        scales=jnp.squeeze(coded.scales, inner),
+        exponents=None if coded.exponents is None else jnp.squeeze(coded.exponents, inner),
         format=format,
         blocks=blocks,
     )
 
 
+@jax.jit
 def dequantize(q: QuantizedArray) -> Float[Array, "..."]:
     """Return float32 numbers; see api.dequantize."""
     codes, inner = split_axes(q.codes, q.blocks)
-    y = q.format.decode(codes.astype(q.format.wide))
-    if q.exponents is not None:
-        y = power(y, 1.0 / jnp.expand_dims(q.exponents, inner))
-    return join_axes(y * jnp.expand_dims(q.scales, inner), q.codes.shape, q.blocks)
+    exponents = None if q.exponents is None else jnp.expand_dims(q.exponents, inner)
+    coded = Coded(codes, jnp.expand_dims(q.scales, inner), exponents)
+    return join_axes(decode(coded, q.format, Split(inner)), q.codes.shape, q.blocks)
 
 
 def split_axes(x: Array, blocks: Blocks) -> tuple[Array, tuple[int, ...]]:
