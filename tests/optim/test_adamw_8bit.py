@@ -61,7 +61,7 @@ def _whole(state: TrainState) -> TrainState:
 
 def _codes(state: TrainState) -> list[np.ndarray]:
     codes = [np.asarray(x.astype(jnp.float32)) for x in jax.tree.leaves(state.opt_state) if x.dtype.itemsize == 1]
-    assert len(codes) == 14
+    assert len(codes) == 16
     return codes
 
 

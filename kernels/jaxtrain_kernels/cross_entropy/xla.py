@@ -34,6 +34,10 @@ def cross_entropy(
     axis_name: str | None,
 ) -> LossSums:
     """Return the sums; see api.cross_entropy."""
+    # Made to vary alike over the other axes of a mesh, so that their gradients are summed over those by pcast's rule.
+    arrays = (x, head, targets, weights)
+    others = frozenset().union(*(_varying(array) for array in arrays)) - {axis_name}
+    x, head, targets, weights = (_vary(array, others) for array in arrays)
     return _sums(x, head, targets, weights, z_loss, softcap, min(tile, head.shape[0]), axis_name)
 
 
@@ -44,7 +48,7 @@ def _sums(x, head, targets, weights, z_loss, softcap, tile, axis_name):
 
 def _forward(x, head, targets, weights, z_loss, softcap, tile, axis_name):
     """Return the sums, and what the backward needs."""
-    tiles, starts, own = _tiles(head, tile), _starts(head, tile), targets - _first_word(head, axis_name)
+    tiles, starts, own = _tiles(head, tile), _starts(head, tile), _rows_of(targets, head, axis_name)
 
     def step(carry, inputs):
         greatest, total, at_target = carry
@@ -70,7 +74,7 @@ def _forward(x, head, targets, weights, z_loss, softcap, tile, axis_name):
 
 def _backward(z_loss, softcap, tile, axis_name, residuals, cotangents):
     x, head, targets, weights, lse, at_target = residuals
-    tiles, starts, own = _tiles(head, tile), _starts(head, tile), targets - _first_word(head, axis_name)
+    tiles, starts, own = _tiles(head, tile), _starts(head, tile), _rows_of(targets, head, axis_name)
     weight = weights * cotangents.loss
     share = weight * (1.0 + 2.0 * z_loss * lse)
 
@@ -96,6 +100,15 @@ def _backward(z_loss, softcap, tile, axis_name, residuals, cotangents):
 _sums.defvjp(_forward, _backward)
 
 
+def _varying(x: Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _vary(x: Array, axes: frozenset[str]) -> Array:
+    missing = tuple(sorted(axes - _varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def _tiles(head: Float[Array, "W D"], tile: int) -> Float[Array, "N C D"]:
     missing = -head.shape[0] % tile
     whole = jnp.pad(head, ((0, missing), (0, 0))) if missing else head
@@ -106,9 +119,11 @@ def _starts(head: Float[Array, "W D"], tile: int) -> Int[Array, " N"]:
     return jnp.arange(0, head.shape[0], tile, dtype=jnp.int32)
 
 
-def _first_word(head: Float[Array, "W D"], axis_name: str | None) -> Int[Array, ""] | int:
-    """Return which word of the whole vocabulary the first row of this part is."""
-    return 0 if axis_name is None else jax.lax.axis_index(axis_name) * head.shape[0]
+def _rows_of(targets: Int[Array, " T"], head: Float[Array, "W D"], axis_name: str | None) -> Int[Array, " T"]:
+    """Return the targets as rows of this part of the head, -1 for those of other parts."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * head.shape[0]
+    own = targets - first
+    return jnp.where(own < head.shape[0], own, -1)  # or it would be found in the padding of the last tile
 
 
 def _logits(x, part, start, words: int, softcap: float | None) -> Float[Array, "T C"]:
