@@ -59,11 +59,12 @@ def _round(steps: Numbers, noise: Numbers | None) -> Numbers:
 
 
 class _Format:
-    """What formats share. `expands`: blocks carry an exponent; `least`: the smallest value above 0."""
+    """What formats share. `expands`: blocks carry an exponent; `least`: the smallest value above 0; `zero`: the code of 0."""
 
     __slots__ = ()
     expands: ClassVar[bool] = False
     least: ClassVar[float]
+    zero: ClassVar[int] = 0
     wide: ClassVar[np.dtype] = np.dtype(np.int32)
 
 
@@ -112,6 +113,10 @@ class DynamicMap(_Format):
     def least(self) -> float:
         return float(published(self.signed)[128 if self.signed else 1])
 
+    @property
+    def zero(self) -> int:
+        return 127 if self.signed else 0
+
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         size = jnp.abs(y) if self.signed else jnp.maximum(y, 0.0)
         below = at_or_below(size, self.signed)
@@ -120,7 +125,8 @@ class DynamicMap(_Format):
         low, high = magnitude(below, self.signed), magnitude(below + 1, self.signed)
         if noise is None:
             # Of two that are equally near the lower wins: the smaller magnitude above 0, the larger one below.
-            up = jnp.where(y < 0, high - size <= size - low, high - size < size - low)
+            over, under = high - size, size - low
+            up = (over < under) | ((over == under) & (y < 0))
         else:
             up = noise < (size - low) / (high - low)
         q = below + up.astype(jnp.int32)
@@ -143,6 +149,7 @@ class NormalFloat4(_Format):
 
     dtype: ClassVar[np.dtype] = np.dtype(jnp.int4)
     least: ClassVar[float] = NF4_VALUES[8]
+    zero: ClassVar[int] = -1
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         values = np.array(NF4_VALUES, np.float32)
