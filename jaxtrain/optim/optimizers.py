@@ -12,7 +12,7 @@ import optax
 
 from jaxtrain.optim.schedules import Schedule
 
-VECTOR_AXES = (("width",), ("mlp",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
+VECTOR_AXES = (("width",), ("mlp",), ("kv_heads",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
 
 
 def is_matrix(names: tuple[str | None, ...]) -> bool:
@@ -112,7 +112,7 @@ class Muon(_Optimizer):
 
 def muon_dimensions(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Return which axes are rows and which columns of a block's matrix; None for what Muon does not touch."""
-    if names[0] != "layers" or not is_matrix(names):
+    if names[0] != "layers" or not is_matrix(names) or "embed" not in names:
         return None
     width = names.index("embed")
     others = tuple(i for i in range(1, len(names)) if i != width)
