@@ -1,7 +1,12 @@
 """Linear attention with every kind of decay: conformance to the recurrence, and what must not change the result."""
 
+import jax
+import jax.numpy as jnp
 import pytest
-from recurrent import Case, assert_conforms
+from absent import TPUS, compile_for
+from compiled_kernels import kernels_in
+from jax.experimental.pallas import tpu as pltpu
+from recurrent import Case, assert_conforms, operation
 
 CASES = [
     Case(lengths=(1,), gate="none", values=8),
@@ -18,3 +23,41 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.gate}-{sum(c.lengths)}-{c.dtype}")
 def test_output_and_gradients_are_those_of_the_recurrence(case):
     assert_conforms(case, "xla")
+
+
+INTERPRETED = [
+    Case(lengths=(5, 0, 30), gate="step", heads=4, values=24, rows=1, chunk=16),
+    Case(lengths=(40,), gate="channel", heads=1, key_heads=1, rows=1, chunk=16),
+    Case(lengths=(30, 33), gate="channel", values=24, rows=1, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", INTERPRETED, ids=lambda c: f"{c.gate}-{sum(c.lengths)}-{c.dtype}")
+def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory(case):
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)):
+        assert_conforms(case, "tpu")
+
+
+def _shapes(gate: str, *, heads: int = 2, length: int = 256, dtype: str = "bfloat16") -> dict:
+    steps = (1, length, heads)
+    gates = {"step": steps, "channel": (*steps, 128)}
+    shapes = {n: jax.ShapeDtypeStruct((*steps, 128), dtype) for n in ("q", "k", "v")}
+    floats = {"log_decay": gates[gate], "initial_state": (1, heads, 128, 128)}
+    return shapes | {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in floats.items()}
+
+
+def _results_and_gradients(gate: str, implementation: str, chunk: int):
+    case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
+
+    def run(inputs):
+        results, pull = jax.vjp(operation(case, implementation), inputs)
+        return results, pull(results)
+
+    return run
+
+
+@pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 256), (TPUS[3], 64)])
+@pytest.mark.parametrize("gate", ["step", "channel"])
+def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk):
+    compiled = compile_for(topology, _results_and_gradients(gate, "tpu", chunk), _shapes(gate))
+    assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
