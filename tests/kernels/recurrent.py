@@ -120,3 +120,23 @@ def assert_conforms(case: Case, implementation: str, bound: float = 2.0) -> None
     rounding = float(jnp.finfo(case.dtype).eps)
     worse = {n: (own[n], allowed[n]) for n in own if not own[n] <= max(bound * allowed[n], rounding)}
     assert not worse, f"{case}: (error, that of the plain form) {worse}"
+
+
+def shapes_of(case: Case, *, width: int = 128, dtype: str = "bfloat16") -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a call of a size that is worth a kernel."""
+    steps, J = (case.rows, sum(case.lengths), case.key_heads), case.key_heads
+    tensors = {"q": (*steps[:2], case.heads, width), "k": (*steps, width), "v": (*steps, width)}
+    floats = {"log_decay": (*steps, width) if case.gate == "channel" else steps}
+    floats |= {"initial_state": (case.rows, J, width, width)} | ({"beta": steps} if case.delta else {})
+    shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in tensors.items()}
+    return shapes | {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in floats.items()}
+
+
+def results_and_gradients(case: Case, implementation: str) -> Callable:
+    """Return output, final state and all gradients as a function of a dict of inputs."""
+
+    def run(inputs):
+        results, pull = jax.vjp(operation(case, implementation), inputs)
+        return results, pull(results)
+
+    return run

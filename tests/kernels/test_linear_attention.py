@@ -1,12 +1,10 @@
 """Linear attention with every kind of decay: conformance to the recurrence, and what must not change the result."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 from absent import TPUS, compile_for
 from compiled_kernels import kernels_in
 from jax.experimental.pallas import tpu as pltpu
-from recurrent import Case, assert_conforms, operation
+from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
 
 CASES = [
     Case(lengths=(1,), gate="none", values=8),
@@ -38,26 +36,9 @@ def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory
         assert_conforms(case, "tpu")
 
 
-def _shapes(gate: str, *, heads: int = 2, length: int = 256, dtype: str = "bfloat16") -> dict:
-    steps = (1, length, heads)
-    gates = {"step": steps, "channel": (*steps, 128)}
-    shapes = {n: jax.ShapeDtypeStruct((*steps, 128), dtype) for n in ("q", "k", "v")}
-    floats = {"log_decay": gates[gate], "initial_state": (1, heads, 128, 128)}
-    return shapes | {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in floats.items()}
-
-
-def _results_and_gradients(gate: str, implementation: str, chunk: int):
-    case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
-
-    def run(inputs):
-        results, pull = jax.vjp(operation(case, implementation), inputs)
-        return results, pull(results)
-
-    return run
-
-
 @pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 256), (TPUS[3], 64)])
 @pytest.mark.parametrize("gate", ["step", "channel"])
 def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk):
-    compiled = compile_for(topology, _results_and_gradients(gate, "tpu", chunk), _shapes(gate))
+    case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
+    compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case))
     assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
-from jaxtrain_kernels.delta_rule import reference, xla
+from jaxtrain_kernels.delta_rule import reference, tpu, xla
 from jaxtrain_kernels.pair import differentiable
 
 
@@ -79,6 +79,12 @@ def _run_reference(chunk: int, q, k, v, beta, log_decay, runs, state):
 
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=functools.partial(differentiable, xla.forward, xla.backward)),
+    Implementation(
+        name="tpu",
+        run=functools.partial(differentiable, tpu.forward, tpu.backward),
+        refuses=tpu.refuses,
+        proven=False,
+    ),
     Implementation(name="reference", run=_run_reference),
 )
 

@@ -14,29 +14,23 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.chunks import running_sum, split
+from jaxtrain_kernels.tpu_chunks import dot
 
 SUB_CHUNK = 16
 
 
-def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """Return the float32 product of matrices over one axis of each; float32 operands are taken whole."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _index(shape: tuple[int, ...], axis: int) -> Array:
+def index(shape: tuple[int, ...], axis: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def _column(row: Float[Array, "1 C"]) -> Float[Array, "C 1"]:
+def column(row: Float[Array, "1 C"]) -> Float[Array, "C 1"]:
     C = row.shape[1]
-    return jnp.sum(jnp.where(_index((C, C), 0) == _index((C, C), 1), row, 0.0), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(index((C, C), 0) == index((C, C), 1), row, 0.0), axis=1, keepdims=True)
 
 
-def _row(column: Float[Array, "C 1"]) -> Float[Array, "1 C"]:
+def row(column: Float[Array, "C 1"]) -> Float[Array, "1 C"]:
     C = column.shape[0]
-    return jnp.sum(jnp.where(_index((C, C), 0) == _index((C, C), 1), column, 0.0), axis=0, keepdims=True)
+    return jnp.sum(jnp.where(index((C, C), 0) == index((C, C), 1), column, 0.0), axis=0, keepdims=True)
 
 
 def _split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Array]:
@@ -48,7 +42,7 @@ def _split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Arra
 
 def _seen(runs_row: Float[Array, "1 C"]) -> Array:
     C = runs_row.shape[1]
-    return (_column(runs_row) == runs_row) & (_index((C, C), 0) >= _index((C, C), 1))
+    return (column(runs_row) == runs_row) & (index((C, C), 0) >= index((C, C), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,7 @@ class ScalarDecay:
 
     @staticmethod
     def gates(log_decay: Float[Array, "B L H 1"], runs: Int[Array, "B L"], chunk: int) -> tuple[Array, ...]:
-        """Return rows [B, H, N, 5, C]: both parts of the running sum, into, out, runs. Sums are XLA's: they are small."""
+        """Return rows [B, H, N, 5, C]: both parts of the running sum, into, out, runs; XLA computes them."""
         runs_NBC, alive, lasts = _split_runs(runs, chunk)
         sums = running_sum(split(log_decay[..., 0], chunk), axis=2)  # [N, B, C, H]
         into, out = sums.exp(where=alive[..., None]), sums[:, :, -1:].since(sums).exp(where=lasts[..., None])
@@ -88,9 +82,9 @@ class ScalarDecay:
     def read(cls, rows_ref) -> "ScalarDecay":
         coarse, fine, into, out, runs = (rows_ref[i : i + 1, :] for i in range(5))
         C = runs.shape[1]
-        exponent = (_column(coarse) - coarse) + (_column(fine) - fine)
+        exponent = (column(coarse) - coarse) + (column(fine) - fine)
         pairs = jnp.exp(jnp.where(_seen(runs), exponent, -jnp.inf))
-        return cls(_column(into), _column(out), into[:, C - 1 :], pairs)
+        return cls(column(into), column(out), into[:, C - 1 :], pairs)
 
     def scores(self, q: Float[Array, "C K"], k: Float[Array, "C K"]) -> Float[Array, "C C"]:
         return dot(q, k, (1, 1)) * self.pairs
@@ -102,8 +96,8 @@ class ScalarDecay:
 
     def write_gradient(self, ref, dsums: Float[Array, "C K"], dend: Float[Array, "1 K"]) -> None:
         """Write the gradient of the running sums; `dend` is that of the last, for what leaves the chunk."""
-        row, dend = _row(jnp.sum(dsums, axis=1, keepdims=True)), jnp.sum(dend, axis=1, keepdims=True)
-        ref[...] = row + jnp.where(_index(row.shape, 1) == row.shape[1] - 1, dend, 0.0)
+        dsums, dend = row(jnp.sum(dsums, axis=1, keepdims=True)), jnp.sum(dend, axis=1, keepdims=True)
+        ref[...] = dsums + jnp.where(index(dsums.shape, 1) == dsums.shape[1] - 1, dend, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +135,10 @@ class ChannelDecay:
         gate, (runs, alive, lasts) = gate_ref[...], (rows_ref[i : i + 1, :] for i in range(3))
         C = gate.shape[0]
         rounded = jnp.round(gate * 256.0) / 256.0
-        until = (_index((C, C), 0) >= _index((C, C), 1)).astype(jnp.float32)
+        until = (index((C, C), 0) >= index((C, C), 1)).astype(jnp.float32)
         coarse, fine = dot(until, rounded, (1, 0)), dot(until, gate - rounded, (1, 0))
-        into = _column(alive) * jnp.exp(coarse) * jnp.exp(fine)
-        out = _column(lasts) * jnp.exp(coarse[C - 1 :] - coarse) * jnp.exp(fine[C - 1 :] - fine)
+        into = column(alive) * jnp.exp(coarse) * jnp.exp(fine)
+        out = column(lasts) * jnp.exp(coarse[C - 1 :] - coarse) * jnp.exp(fine[C - 1 :] - fine)
         return cls(into, out, into[C - 1 :], coarse, fine, _seen(runs))
 
     def _subs(self) -> range:
@@ -154,19 +148,19 @@ class ChannelDecay:
         """Return the decay from a sub-chunk's start to its steps, and to that start from all steps before it."""
         ends, own = slice(start - 1, start), slice(start, start + SUB_CHUNK)
         after = jnp.exp(self.coarse[own] - self.coarse[ends]) * jnp.exp(self.fine[own] - self.fine[ends])
-        exponent = jnp.where(_index(self.coarse.shape, 0) < start, self.coarse[ends] - self.coarse, -jnp.inf)
+        exponent = jnp.where(index(self.coarse.shape, 0) < start, self.coarse[ends] - self.coarse, -jnp.inf)
         return after, jnp.exp(exponent) * jnp.exp(self.fine[ends] - self.fine)
 
     def _within(self, step: int) -> Float[Array, "N c K"]:
         """Return the decay from one step of every sub-chunk to the others, 0 to earlier ones."""
         coarse, fine = (_by_sub_chunk(x) for x in (self.coarse, self.fine))
         exponent = (coarse - coarse[:, step : step + 1]) + (fine - fine[:, step : step + 1])
-        return jnp.exp(jnp.where(_index(exponent.shape, 1) >= step, exponent, -jnp.inf))
+        return jnp.exp(jnp.where(index(exponent.shape, 1) >= step, exponent, -jnp.inf))
 
     def _on(self, step: int) -> Array:
         """Return where the scores of each sub-chunk with one of its own steps lie, [C, C]."""
         C = self.coarse.shape[0]
-        return _index((C, C), 1) == _index((C, C), 0) // SUB_CHUNK * SUB_CHUNK + step
+        return index((C, C), 1) == index((C, C), 0) // SUB_CHUNK * SUB_CHUNK + step
 
     def scores(self, q: Float[Array, "C K"], k: Float[Array, "C K"]) -> Float[Array, "C C"]:
         C, dtype = q.shape[0], q.dtype
@@ -202,13 +196,13 @@ class ChannelDecay:
             weighted = dnear.reshape(-1, SUB_CHUNK, 1) * self._within(step)
             dq += weighted * k_NcK[:, step : step + 1]
             dk_step = jnp.sum(weighted * q_NcK, axis=1, keepdims=True)
-            dk += jnp.where(_index(dk.shape, 1) == step, dk_step, 0.0)
+            dk += jnp.where(index(dk.shape, 1) == step, dk_step, 0.0)
         return dq.reshape(C, K), dk.reshape(C, K)
 
     def write_gradient(self, ref, dsums: Float[Array, "C K"], dend: Float[Array, "1 K"]) -> None:
         """Write the gradient of the log-decays: of all sums from each on, and of what leaves the chunk."""
         C = dsums.shape[0]
-        since = (_index((C, C), 0) <= _index((C, C), 1)).astype(jnp.float32)
+        since = (index((C, C), 0) <= index((C, C), 1)).astype(jnp.float32)
         ref[...] = dot(since, dsums, (1, 0)) + dend
 
 
