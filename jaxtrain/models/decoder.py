@@ -71,13 +71,13 @@ class DecoderConfig:
     def flops_per_token(self, length: int) -> float:
         """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
 
-        6 a parameter that multiplies (head included, look-ups not), and 12 a head dimension for every key a query
-        sees. Counted in Kaplan et al. (2020), arXiv:2001.08361, section 2.1, with causal attention at its true half.
+        6 a parameter that multiplies (head included, look-ups not), and what mixing along the length takes: for
+        attention 12 a head dimension for every key a query sees. Counted in Kaplan et al. (2020), arXiv:2001.08361,
+        section 2.1, with causal attention at its true half.
         """
         matrices = self.repeats * sum(block.matrix_count(self.d_model) for block in self.pattern)
-        mixers = [block.mixer for block in self.pattern]
-        scores = self.repeats * sum(m.heads * m.head_dim * m.mean_keys(length) for m in mixers)
-        return 6.0 * (matrices + self.vocab_size * self.d_model) + 12.0 * scores
+        mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
+        return 6.0 * (matrices + self.vocab_size * self.d_model) + mixing
 
 
 def context_of(batch: Batch, dropout_keys: Key[Array, " B"] | None) -> TokenContext:

@@ -60,6 +60,10 @@ class AttentionConfig:
         window = min(self.window or length, length)
         return window - window * (window - 1) / (2 * length)
 
+    def mixing_flops(self, length: int) -> float:
+        """Return the operations of a token's scores and sums of values, forward and backward."""
+        return 12.0 * self.heads * self.head_dim * self.mean_keys(length)
+
 
 class KVCache(NamedTuple):
     keys: Float[Array, "B S J K"]

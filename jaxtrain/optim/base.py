@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 import optax
 
-VECTOR_AXES = (("width",), ("mlp",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
+VECTOR_AXES = (("width",), ("mlp",), ("kv_heads",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
 
 
 def is_matrix(names: tuple[str | None, ...]) -> bool:

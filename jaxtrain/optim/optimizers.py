@@ -91,7 +91,7 @@ class Muon(BaseOptimizer):
 
 def muon_dimensions(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Return which axes are rows and which columns of a block's matrix; None for what Muon does not touch."""
-    if names[0] != "layers" or not is_matrix(names):
+    if names[0] != "layers" or not is_matrix(names) or "embed" not in names:
         return None
     width = names.index("embed")
     others = tuple(i for i in range(1, len(names)) if i != width)
