@@ -25,8 +25,7 @@ from jaxtrain.shapes import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed, which changes no parameter: `compute_dtype`, `remat`, `scan`, and
-    `vocab_tile`, how many rows of the head have logits at the same time in training (None for all of them)."""
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
 
     vocab_size: int
     d_model: int
@@ -42,7 +41,6 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
     scan: bool = True
-    vocab_tile: int | None = None
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -189,7 +187,9 @@ class Decoder(nnx.Module):
 
     def head_cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return the cross-entropy of every token from what the head reads."""
-        return cross_entropy(self._normed(x), self._head_table, targets, self._head_config, tile=self.config.vocab_tile)
+        return cross_entropy(
+            self._normed(x), self._head_table, targets, self._head_config, tile=self.config.remat.vocab_tile
+        )
 
     def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return constrain(self.final_norm(x), "batch", "length", None)
