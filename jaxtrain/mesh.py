@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
+    "rank": (),  # the narrow side of a product of two thin matrices
     "mlp": ("tensor",),
     "vocab": ("stage", "tensor"),  # every stage has its part of embedding and head
     "width": (),  # vectors of model width: norm scales, output biases

@@ -25,8 +25,7 @@ from jaxtrain.shapes import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed, which changes no parameter: `compute_dtype`, `remat`, `scan`, and
-    `vocab_tile`, how many rows of the head have logits at the same time in training (None for all of them)."""
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
 
     vocab_size: int
     d_model: int
@@ -42,7 +41,6 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
     scan: bool = True
-    vocab_tile: int | None = None
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -71,13 +69,13 @@ class DecoderConfig:
     def flops_per_token(self, length: int) -> float:
         """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
 
-        6 a parameter that multiplies (head included, look-ups not), and 12 a head dimension for every key a query
-        sees. Counted in Kaplan et al. (2020), arXiv:2001.08361, section 2.1, with causal attention at its true half.
+        6 a parameter that multiplies (head included, look-ups not), and what mixing along the length takes: for
+        attention 12 a head dimension for every key a query sees. Counted in Kaplan et al. (2020), arXiv:2001.08361,
+        section 2.1, with causal attention at its true half.
         """
         matrices = self.repeats * sum(block.matrix_count(self.d_model) for block in self.pattern)
-        mixers = [block.mixer for block in self.pattern]
-        scores = self.repeats * sum(m.heads * m.head_dim * m.mean_keys(length) for m in mixers)
-        return 6.0 * (matrices + self.vocab_size * self.d_model) + 12.0 * scores
+        mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
+        return 6.0 * (matrices + self.vocab_size * self.d_model) + mixing
 
 
 def context_of(batch: Batch, dropout_keys: Key[Array, " B"] | None) -> TokenContext:
@@ -189,7 +187,9 @@ class Decoder(nnx.Module):
 
     def head_cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return the cross-entropy of every token from what the head reads."""
-        return cross_entropy(self._normed(x), self._head_table, targets, self._head_config, tile=self.config.vocab_tile)
+        return cross_entropy(
+            self._normed(x), self._head_table, targets, self._head_config, tile=self.config.remat.vocab_tile
+        )
 
     def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return constrain(self.final_norm(x), "batch", "length", None)

@@ -9,16 +9,20 @@ from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
 from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import FeedForwardConfig
 from jaxtrain.nn.norm import NormConfig
 from jaxtrain.nn.param import TokenContext, dropout
+
+MixerConfig = AttentionConfig | LinearAttentionConfig | DeltaRuleConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockConfig:
     """`post_norm` normalises what each layer adds to the residual stream as well (Gemma 2)."""
 
-    mixer: AttentionConfig
+    mixer: MixerConfig
     mlp: FeedForwardConfig
     post_norm: bool = False
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -12,6 +13,8 @@ policies = jax.checkpoint_policies
 class NoRemat:
     """Keep everything."""
 
+    vocab_tile: ClassVar[None] = None
+
     def wrap(self, body: Callable) -> Callable:
         return body
 
@@ -20,6 +23,7 @@ class _Policy:
     """A checkpointed body; blocks run inside a scan, which already keeps the compiler from undoing the remat."""
 
     __slots__ = ()
+    vocab_tile: ClassVar[int | None] = None
 
     def policy(self):
         raise NotImplementedError
@@ -30,7 +34,16 @@ class _Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullRemat(_Policy):
-    """Keep only the input of each block."""
+    """Keep only the input of each block.
+
+    With `vocab_tile`, logits are not kept either: they exist for so many rows of the head at a time.
+    """
+
+    vocab_tile: int | None = None
+
+    def __post_init__(self):
+        if self.vocab_tile is not None and self.vocab_tile < 1:
+            raise ValueError(f"vocab_tile={self.vocab_tile}: must be at least 1, or None for the whole vocabulary")
 
     def policy(self):
         return policies.nothing_saveable

@@ -10,34 +10,13 @@ from typing import ClassVar
 import jax
 import optax
 
+from jaxtrain.optim.adamw_8bit import AdamW8bit
+from jaxtrain.optim.base import BaseOptimizer, is_matrix, matrices
 from jaxtrain.optim.schedules import Schedule
-
-VECTOR_AXES = (("width",), ("mlp",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
-
-
-def is_matrix(names: tuple[str | None, ...]) -> bool:
-    """Tell a weight matrix from a norm scale or a bias by its axis names."""
-    return tuple(name for name in names if name != "layers") not in VECTOR_AXES
-
-
-def matrices(names: dict) -> dict:
-    """Return a tree of booleans: which parameters are matrices."""
-    return jax.tree.map(is_matrix, names, is_leaf=lambda x: isinstance(x, tuple))
-
-
-class _Optimizer:
-    """What optimizers share. `averages`: evaluation needs the optimizer's state, not the parameters alone."""
-
-    __slots__ = ()
-    averages: ClassVar[bool] = False
-
-    def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
-        """Return the parameters to evaluate, sample and export with."""
-        return params
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdamW(_Optimizer):
+class AdamW(BaseOptimizer):
     """Loshchilov and Hutter (2019), arXiv:1711.05101."""
 
     learning_rate: Schedule
@@ -53,7 +32,7 @@ class AdamW(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lion(_Optimizer):
+class Lion(BaseOptimizer):
     """The sign of an interpolated momentum. Chen et al. (2023), arXiv:2302.06675."""
 
     learning_rate: Schedule
@@ -66,7 +45,7 @@ class Lion(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adafactor(_Optimizer):
+class Adafactor(BaseOptimizer):
     """Second moments factored into rows and columns. Shazeer and Stern (2018), arXiv:1804.04235."""
 
     learning_rate: Schedule
@@ -84,7 +63,7 @@ class Adafactor(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Muon(_Optimizer):
+class Muon(BaseOptimizer):
     """Orthogonalised momentum on the matrices of the blocks, Adam without decay on everything else.
 
     Jordan et al. (2024), kellerjordan.github.io/posts/muon; update scaled to AdamW's size as in Liu et al. (2025),
@@ -112,7 +91,7 @@ class Muon(_Optimizer):
 
 def muon_dimensions(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Return which axes are rows and which columns of a block's matrix; None for what Muon does not touch."""
-    if names[0] != "layers" or not is_matrix(names):
+    if names[0] != "layers" or not is_matrix(names) or "embed" not in names:
         return None
     width = names.index("embed")
     others = tuple(i for i in range(1, len(names)) if i != width)
@@ -121,7 +100,7 @@ def muon_dimensions(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensio
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleFree(_Optimizer):
+class ScheduleFree(BaseOptimizer):
     """AdamW that averages instead of decaying. Defazio et al. (2024), arXiv:2405.15682.
 
     Gradients are taken at the interpolated point; evaluation, samples and exports use the average. Its learning rate
@@ -145,7 +124,7 @@ class ScheduleFree(_Optimizer):
         return optax.contrib.schedule_free_eval_params(opt_state, params)
 
 
-Optimizer = AdamW | Lion | Adafactor | Muon | ScheduleFree
+Optimizer = AdamW | AdamW8bit | Lion | Adafactor | Muon | ScheduleFree
 
 
 def transformation(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import jax
 from jax.extend.core import Jaxpr, Literal, Var
 
-CALLS = ("jit", "pjit", "checkpoint", "remat2")
+# Calls, and under which name they hold what they call. A derivative of one's own is taken before anything is traced.
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def trace(function: Callable, *arguments) -> Jaxpr:
@@ -62,7 +63,7 @@ def _spelled_out(jaxpr: Jaxpr, *arguments) -> list[jax.Array]:
     for equation in jaxpr.eqns:
         primitive, params, inputs = equation.primitive, equation.params, map(read, equation.invars)
         if primitive.name in CALLS and not params.get("prevent_cse"):
-            outputs = _spelled_out(params["jaxpr"], *inputs)
+            outputs = _spelled_out(params[CALLS[primitive.name]], *inputs)
         else:
             outputs = primitive.bind(*inputs, **primitive.get_bind_params(params))
             outputs = outputs if primitive.multiple_results else [outputs]

@@ -50,7 +50,9 @@ def state_from_params(params: ParamTree, tx: optax.GradientTransformation) -> Tr
 def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
     """Return where every leaf of a state lies: moments as the parameter they belong to, all else on every device.
 
-    A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small.
+    A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small. One key
+    further are the parts of a quantized moment: codes, and scales, which have as many axes in fewer, equal pieces and
+    are split alike where the mesh divides them.
     """
     params = shardings(names, state.params, mesh)
     whole = NamedSharding(mesh, P())
@@ -62,11 +64,22 @@ def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
     def sharding(path, leaf):
         for start in range(len(path)):
             shape, found = known.get(path[start:], (None, whole))
+            part_of, part_found = known.get(path[start:-1], (None, whole))
             if shape == leaf.shape:
                 return found
+            if part_of is not None and _splits_alike(leaf.shape, part_of, part_found):
+                return part_found
         return whole
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """Tell whether the layout of a parameter splits codes or scales of its moment evenly."""
+    if len(part) != len(shape):
+        return False
+    pieces = (size // own for size, own in zip(shape, sharding.shard_shape(shape), strict=True))
+    return all(n % count == 0 for n, count in zip(part, pieces, strict=True))
 
 
 def _creator(config: DecoderConfig, tx: optax.GradientTransformation):

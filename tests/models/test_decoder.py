@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtrain_kernels.flash_attention import Blocks, xla
 from tiny import DECODER, PRESETS, packed_batch, random_params, training_batch, variant
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn import attention
 from jaxtrain.nn.embed import project
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.objectives.next_token import NextToken
@@ -26,16 +26,15 @@ ROWS, LENGTH, VOCAB = 4, 80, 320  # longer than the windows of the presets
 def _forward(name: str):
     """Compile one program a preset; every test gives it batches of the same shape."""
     config = PRESETS[name]
-    return functools.partial(_compiled(config, block=attention.CPU_QUERY_BLOCK), random_params(config))
+    return functools.partial(_compiled(config), random_params(config))
 
 
-def _compiled(config: DecoderConfig, *, block: int):
+def _compiled(config: DecoderConfig):
     graph, _, _ = abstract_model(config)
 
     def forward(params, batch, keys=None):
         return nnx.merge(graph, params)(batch, keys)
 
-    assert block == attention.CPU_QUERY_BLOCK  # read while tracing
     return jax.jit(forward)
 
 
@@ -80,8 +79,8 @@ def test_a_window_bounds_how_far_a_token_reaches():
 @pytest.mark.parametrize("name", PRESETS)
 def test_blocks_of_queries_change_nothing(name, monkeypatch):
     batch = training_batch(ROWS, LENGTH, vocab_size=VOCAB)
-    monkeypatch.setattr(attention, "CPU_QUERY_BLOCK", 24)
-    blocked = _compiled(PRESETS[name], block=24)(random_params(PRESETS[name]), batch)
+    monkeypatch.setattr(xla, "CPU", Blocks(rows=1, queries=24, keys=32))  # read while tracing
+    blocked = _compiled(PRESETS[name])(random_params(PRESETS[name]), batch)
     monkeypatch.undo()
     documents = batch.segment_ids > 0
     assert_close(blocked[documents], _forward(name)(batch)[documents], SAME_LOGITS)
@@ -90,7 +89,7 @@ def test_blocks_of_queries_change_nothing(name, monkeypatch):
 def test_logits_are_capped_softly():
     config = dataclasses.replace(PRESETS["gemma2"], logit_softcap=None)
     batch = _whole_rows()
-    plain = np.asarray(_compiled(config, block=attention.CPU_QUERY_BLOCK)(random_params(config), batch), np.float64)
+    plain = np.asarray(_compiled(config)(random_params(config), batch), np.float64)
     assert abs(plain).max() > 6  # so that the cap of 30 is seen
     assert_close(_forward("gemma2")(batch), 30 * np.tanh(plain / 30), SAME_LOGITS)
 
@@ -157,7 +156,7 @@ def test_dropout_of_a_row_depends_on_its_own_key_alone():
     config = variant(dropout=0.3)
     batch = training_batch(4, 16, vocab_size=64)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(1), np.arange(4))
-    forward = functools.partial(_compiled(config, block=attention.CPU_QUERY_BLOCK), random_params(config))
+    forward = functools.partial(_compiled(config), random_params(config))
     order = np.array([2, 0, 3, 1])
     shuffled = forward(Batch(*(leaf[order] for leaf in batch)), keys[order])
     assert_close(shuffled, forward(batch, keys)[order], SAME_LOGITS)

@@ -1,16 +1,14 @@
 """Attention against a loop over heads, queries and keys in float64."""
 
 import dataclasses
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tiny import packed_batch
-from tolerances import CLOSED_FORM_LAYER, SAME_GRADIENT, assert_close
+from tolerances import CLOSED_FORM_LAYER, assert_close
 
 from jaxtrain.nn import attention
 from jaxtrain.nn.attention import AttentionConfig
@@ -94,54 +92,6 @@ def test_attention_is_its_formula(name):
     assert state is None
     documents = _batch().segment_ids > 0  # what padding sees is nobody's business
     assert_close(y[documents], _by_loops(VARIANTS[name], layer, x)[documents], CLOSED_FORM_LAYER)
-
-
-@pytest.mark.parametrize("name", ["plain", "everything"])
-def test_blocks_of_queries_and_single_sequences_change_neither_output_nor_gradient(name, monkeypatch):
-    config = VARIANTS[name]
-    q, k, v = (
-        np.random.default_rng(i).standard_normal((2, L, heads, 6)).astype(np.float32)
-        for i, heads in enumerate((4, config.kv_heads, config.kv_heads))
-    )
-
-    def run(attend):
-        def loss(q, k, v):
-            y = attend(q, k, v, _context(), config)
-            return jnp.sum(jnp.sin(y)), y
-
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-
-    whole = run(functools.partial(attention.attend_in_blocks, block=L))
-    assert_close(run(functools.partial(attention.attend_in_blocks, block=8)), whole, SAME_GRADIENT)
-    monkeypatch.setattr(attention, "CPU_QUERY_BLOCK", 4)
-    assert_close(run(attention.attend_whole), whole, SAME_GRADIENT)
-
-
-def test_no_buffer_of_blocked_attention_has_the_square_of_the_length():
-    config = dataclasses.replace(PLAIN, window=4)
-    q = np.zeros((2, L, 4, 6), np.float32)
-
-    def loss(q):
-        return jnp.sum(attention.attend_in_blocks(q, q, q, _context(), config, block=4))
-
-    text = str(jax.make_jaxpr(jax.grad(loss))(q))
-    assert "[2,4,1,4,7]" in text  # a block of 4 queries sees at most 4 + window - 1 keys
-    assert f"{L},{L}]" not in text
-
-
-def test_a_query_that_sees_no_key_is_finite_and_so_is_its_gradient():
-    q = np.ones((1, 2, 1, 6), np.float32)
-    seen = np.array([[[True, False], [False, False]]])
-    config = AttentionConfig(heads=1, kv_heads=1, head_dim=6)
-    y, gradient = jax.value_and_grad(lambda q: attention.attend(q, q, q, seen, config)[0, 1].sum())(q)
-    assert np.isfinite(y) and np.isfinite(gradient).all()
-
-
-def test_huge_scores_give_the_value_of_the_likeliest_key():
-    q = 1e4 * np.eye(4, 6, dtype=np.float32)[None, :, None]
-    v = np.random.default_rng(0).standard_normal((1, 4, 1, 6)).astype(np.float32)
-    config = AttentionConfig(heads=1, kv_heads=1, head_dim=6)
-    assert_close(attention.attend(q, q, v, np.tri(4, dtype=bool)[None], config), v, CLOSED_FORM_LAYER)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import pytest
 from tiny import variant
 
 from jaxtrain.mesh import MeshConfig
@@ -21,27 +22,30 @@ from jaxtrain.train.ahead import compile_step
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.pipelined import Pipelined
 
-# Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted.
-MODEL = variant(repeats=8, d_model=256, vocab_size=512, max_length=256, remat=FullRemat())
-ROWS = 64  # of a microbatch
+# Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted. Wide
+# enough for a token's activations to outweigh its 20 bytes of batch, which do grow with the microbatches.
+WIDE = variant(repeats=8, d_model=512, vocab_size=512, max_length=256, remat=FullRemat())
+NARROW = variant(repeats=8)
+ROWS = 32  # of a microbatch
 
 
 @functools.cache
-def _compiled(schedule: Schedule, microbatches: int) -> jax.stages.Compiled:
-    """The train step on v5e 2x4."""
+def _compiled(schedule: Schedule, microbatches: int, topology="v5e:2x4", model=WIDE) -> jax.stages.Compiled:
+    """The train step on eight devices."""
     return compile_step(
-        model=MODEL,
+        model=model,
         objective=NextToken(),
         optimizer=AdamW(learning_rate=Cosine(peak=1e-3, warmup_steps=1)),
         gradients=Pipelined(schedule=schedule, microbatches=microbatches),
         clip_norm=1.0,
-        phase=Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=256),
-        mesh=MeshConfig(stage=4, fsdp=1, tensor=2).build(devices_of("v5e:2x4")),
+        phase=Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=model.max_length),
+        mesh=MeshConfig(stage=4, fsdp=1, tensor=2).build(devices_of(topology)),
     )
 
 
-def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch():
-    text = _compiled(PairedInterleaved(), 8).as_text()
+@pytest.mark.parametrize(("topology", "model"), [("v5e:2x4", WIDE), ("h100:1x8", NARROW)])
+def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch(topology, model):
+    text = _compiled(PairedInterleaved(), 8, topology, model).as_text()
     ticks = lower(PairedInterleaved().table(4, 8)).ticks
     program = parse(text)
     bodies = [

@@ -1,0 +1,110 @@
+"""The delta rule as a mixer: a state of fixed size in which what a key held is replaced.
+
+With `NoDecay` DeltaNet (Yang et al., 2024, arXiv:2406.06484), with `StepDecay` gated DeltaNet (Yang et al., 2024,
+arXiv:2412.06464), each without its short convolutions. The recurrence is `jaxtrain_kernels.delta_rule`, the rest of the
+layer `jaxtrain/nn/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtrain_kernels.delta_rule import delta_rule, recurrent_step
+from jaxtyping import Array, Float
+
+from jaxtrain.nn.decay import NoDecay, ScalarDecayConfig
+from jaxtrain.nn.dense import dense
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext, normal
+from jaxtrain.nn.recurrent import (
+    RecurrentHeads,
+    RecurrentShape,
+    RecurrentState,
+    held_by_padding,
+    is_written,
+    whole_sequences,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeltaRuleConfig:
+    """`implementation` names a kernel that is not the default for the device yet."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    decay: ScalarDecayConfig = NoDecay()
+    norm: RMSNormConfig = RMSNormConfig()
+    chunk_size: int = 64
+    implementation: str | None = None
+
+    def __post_init__(self):
+        self.shape.check()
+
+    @property
+    def shape(self) -> RecurrentShape:
+        return RecurrentShape(self.heads, self.kv_heads, self.head_dim, self.value_dim)
+
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> "DeltaRule":
+        return DeltaRule(self, d_model, rngs=rngs)
+
+    def matrix_count(self, d_model: int) -> int:
+        decay = self.decay.matrix_count(d_model, self.kv_heads, self.head_dim)
+        return self.shape.matrix_count(d_model) + d_model * self.kv_heads + decay
+
+    def parameter_count(self, d_model: int) -> int:
+        decay = self.decay.parameter_count(d_model, self.kv_heads, self.head_dim)
+        projections = self.shape.matrix_count(d_model) + d_model * self.kv_heads
+        return projections + decay + self.norm.parameter_count(self.value_dim)
+
+    def mixing_flops(self, length: int) -> float:
+        """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
+        looked_up = self.kv_heads * self.head_dim * self.value_dim  # what the key held before
+        return 6.0 * (self.shape.products() + looked_up)
+
+
+class DeltaRule(nnx.Module):
+    def __init__(self, config: DeltaRuleConfig, d_model: int, *, rngs: nnx.Rngs):
+        self.config = c = config
+        self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
+        self.beta = normal(rngs.params(), (d_model, c.kv_heads), ("embed", "kv_heads"), fan_in=d_model)
+        self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
+
+    def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:
+        """Return the state before the first token; its size does not depend on the length."""
+        return self.heads.initial_state(batch)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
+    ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
+        """Mix along the length. With a state, the L new tokens continue it, one document a row."""
+        q, k, v = self.heads.project(x)
+        q, k = unit_length(jax.nn.silu(q)), unit_length(jax.nn.silu(k))
+        beta = jax.nn.sigmoid(dense(x, self.beta[...]).astype(jnp.float32))
+        log_decay = self.decay(x)
+        if state is None:
+            inputs = whole_sequences(self.config.shape, q, k, v, beta, log_decay)
+            y, _ = self._mix(*inputs, segment_ids=context.segment_ids)
+        else:
+            beta = jnp.where(is_written(context, beta), beta, 0)
+            y, state = self._continue(q, k, v, beta, held_by_padding(log_decay, context), state)
+        return self.heads.finish(y, x), state
+
+    def _mix(self, q, k, v, beta, log_decay, **start: jax.Array):
+        c = self.config
+        return delta_rule(q, k, v, beta, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)
+
+    def _continue(self, q, k, v, beta, log_decay, state: RecurrentState):
+        if q.shape[1] > 1:
+            y, new = self._mix(q, k, v, beta, log_decay, initial_state=state.state)
+            return y, RecurrentState(new)
+        one = (x if x is None else x[:, 0] for x in (q, k, v, beta, log_decay))
+        y, new = recurrent_step(*one, state.state)
+        return y[:, None], RecurrentState(new)
+
+
+def unit_length(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.sum(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)

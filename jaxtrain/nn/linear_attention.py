@@ -1,0 +1,99 @@
+"""Linear attention as a mixer: a state of fixed size that decays, in place of all keys and values.
+
+The decay's type makes it retention (`FixedDecay`), Mamba-2's (`StepDecay`) or gated linear attention
+(`ChannelDecay`); the recurrence is `jaxtrain_kernels.linear_attention`, the rest of the layer `nn/recurrent.py`.
+Queries and keys have no feature map, and outputs no normaliser but the norm behind them. Order is known through the
+decay alone.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtrain_kernels.linear_attention import linear_attention, recurrent_step
+from jaxtyping import Array, Float
+
+from jaxtrain.nn.decay import ChannelDecay, DecayConfig
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext
+from jaxtrain.nn.recurrent import (
+    RecurrentHeads,
+    RecurrentShape,
+    RecurrentState,
+    held_by_padding,
+    is_written,
+    whole_sequences,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearAttentionConfig:
+    """`implementation` names a kernel that is not the default for the device yet."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    decay: DecayConfig = ChannelDecay()
+    norm: RMSNormConfig = RMSNormConfig()
+    chunk_size: int = 64
+    implementation: str | None = None
+
+    def __post_init__(self):
+        self.shape.check()
+
+    @property
+    def shape(self) -> RecurrentShape:
+        return RecurrentShape(self.heads, self.kv_heads, self.head_dim, self.value_dim)
+
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> "LinearAttention":
+        return LinearAttention(self, d_model, rngs=rngs)
+
+    def matrix_count(self, d_model: int) -> int:
+        return self.shape.matrix_count(d_model) + self.decay.matrix_count(d_model, self.kv_heads, self.head_dim)
+
+    def parameter_count(self, d_model: int) -> int:
+        decay = self.decay.parameter_count(d_model, self.kv_heads, self.head_dim)
+        return self.shape.matrix_count(d_model) + decay + self.norm.parameter_count(self.value_dim)
+
+    def mixing_flops(self, length: int) -> float:
+        """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
+        return 6.0 * self.shape.products()
+
+
+class LinearAttention(nnx.Module):
+    def __init__(self, config: LinearAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
+        self.config = c = config
+        self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
+        self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
+
+    def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:
+        """Return the state before the first token; its size does not depend on the length."""
+        return self.heads.initial_state(batch)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
+    ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
+        """Mix along the length. With a state, the L new tokens continue it, one document a row."""
+        q, k, v = self.heads.project(x)
+        q, log_decay = q * jnp.asarray(self.config.head_dim**-0.5, q.dtype), self.decay(x)
+        if state is None:
+            q, k, v, log_decay = whole_sequences(self.config.shape, q, k, v, log_decay)
+            y, _ = self._mix(q, k, v, log_decay, segment_ids=context.segment_ids)
+        else:
+            k = jnp.where(is_written(context, k), k, 0)
+            y, state = self._continue(q, k, v, held_by_padding(log_decay, context), state)
+        return self.heads.finish(y, x), state
+
+    def _mix(self, q, k, v, log_decay, **start: jax.Array):
+        c = self.config
+        return linear_attention(q, k, v, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)
+
+    def _continue(self, q, k, v, log_decay, state: RecurrentState):
+        if q.shape[1] > 1:
+            y, new = self._mix(q, k, v, log_decay, initial_state=state.state)
+            return y, RecurrentState(new)
+        one = (x if x is None else x[:, 0] for x in (q, k, v, log_decay))
+        y, new = recurrent_step(*one, state.state)
+        return y[:, None], RecurrentState(new)

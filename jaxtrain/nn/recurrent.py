@@ -1,0 +1,104 @@
+"""What recurrent mixers share: projections in and out, and a state of fixed size in place of a cache.
+
+Each key-value head has a state of K x V, which the query heads of its group read. The output of every head is
+normalised and gated before the last projection (Sun et al., 2023, arXiv:2307.08621). Short convolutions on queries,
+keys and values are left out. A length split over devices is gathered: the recurrence runs over whole sequences.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtrain.mesh import axis_size, constrain
+from jaxtrain.nn.dense import dense
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext, normal
+
+
+class RecurrentShape(NamedTuple):
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    def check(self) -> None:
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
+        for name in ("head_dim", "value_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def matrix_count(self, d_model: int) -> int:
+        """Return the parameters of queries, keys, values, output gate and output."""
+        H, J, K, V = self
+        return d_model * (H * K + J * K + J * V + 2 * H * V)
+
+    def products(self) -> int:
+        """Return the multiplications of one step of a linear-attention state: it is written, and each head reads."""
+        return (self.heads + self.kv_heads) * self.head_dim * self.value_dim
+
+
+class RecurrentState(NamedTuple):
+    """The state before the next token, in float32."""
+
+    state: Float[Array, "B J K V"]
+
+
+class RecurrentHeads(nnx.Module):
+    """The projections."""
+
+    def __init__(self, shape: RecurrentShape, d_model: int, norm: RMSNormConfig, *, rngs: nnx.Rngs):
+        H, J, K, V = self.shape = shape
+        self.query = normal(rngs.params(), (d_model, H, K), ("embed", "heads", "head_dim"), fan_in=d_model)
+        self.key = normal(rngs.params(), (d_model, J, K), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
+        self.value = normal(rngs.params(), (d_model, J, V), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
+        self.gate = normal(rngs.params(), (d_model, H, V), ("embed", "heads", "head_dim"), fan_in=d_model)
+        self.output = normal(rngs.params(), (H, V, d_model), ("heads", "head_dim", "embed"), fan_in=H * V)
+        self.norm = norm.build(V)
+
+    def initial_state(self, batch: int) -> RecurrentState:
+        _, J, K, V = self.shape
+        return RecurrentState(jnp.zeros((batch, J, K, V), jnp.float32))
+
+    def project(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys and values."""
+        return dense(x, self.query[...]), dense(x, self.key[...]), dense(x, self.value[...])
+
+    def finish(self, y: Float[Array, "B L H V"], x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Return what the heads' outputs add to the residual stream."""
+        y = self.norm(y) * jax.nn.silu(dense(x, self.gate[...]))
+        return dense(constrain(y, "batch", "length", "heads", None), self.output[...], inputs=2)
+
+
+def whole_sequences(shape: RecurrentShape, q: Array, *of_keys: Array | None) -> tuple[Array | None, ...]:
+    """Lay arrays [B, L, heads, ...] out for the recurrence: whole along the length, heads over devices.
+
+    Where there are fewer key-value heads than devices, every query head takes a copy along.
+    """
+    split = not shape.kv_heads % axis_size("heads")
+
+    def lay_out(x: Array | None) -> Array | None:
+        if x is None or x.ndim < 3:  # one number a head
+            return x if split or x is None else jnp.repeat(x, shape.heads // shape.kv_heads, axis=0)
+        if split:
+            return constrain(x, "batch", None, "kv_heads", *[None] * (x.ndim - 3))
+        x = jnp.repeat(x, shape.heads // shape.kv_heads, axis=2)
+        return constrain(x, "batch", None, "heads", *[None] * (x.ndim - 3))
+
+    return constrain(q, "batch", None, "heads", None), *map(lay_out, of_keys)
+
+
+def is_written(context: TokenContext, x: Float[Array, "B L J ..."]) -> Array:
+    """Return where tokens reach a decoding state: padding, document 0, does not."""
+    return jnp.expand_dims(context.segment_ids != 0, range(2, x.ndim))
+
+
+def held_by_padding(log_decay: Array | None, context: TokenContext) -> Array | None:
+    """Return the log-decay with 0 at padding, which then leaves a decoding state as it is."""
+    if log_decay is None:
+        return None
+    log_decay = log_decay[None, None] if log_decay.ndim == 1 else log_decay
+    return jnp.where(is_written(context, log_decay), log_decay, 0.0)

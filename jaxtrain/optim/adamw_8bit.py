@@ -1,0 +1,143 @@
+"""AdamW with both moments in eight bits. Dettmers et al. (2022), arXiv:2110.02861; with FP8, arXiv:2410.19313 (COAT).
+
+Per parameter and step the moments are dequantized, updated and quantized again in one pass, so no 32-bit moments are
+ever held. Tables that tokens look up and tensors under 4,096 elements a layer keep moments of 32 bits. Left out: the
+stable embedding layer of the paper, which changes the model.
+
+A block is 256 elements: 8 x 32 over the longest other axis and the last one, rather than 256 along the last, so that
+shards hold whole blocks on the meshes that are used, and scales are sharded like codes. Where a shard does not, the
+result is the same and only scales travel.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtrain_kernels.adamw_8bit import AdamW as Rule
+from jaxtrain_kernels.adamw_8bit import adamw_8bit
+from jaxtrain_kernels.block_quant import (
+    Blocks,
+    DynamicMap,
+    Float8E4M3,
+    Format,
+    QuantizedArray,
+    quantize,
+)
+from jaxtyping import Array, Float, Int
+
+from jaxtrain.optim.base import BaseOptimizer, matrices
+from jaxtrain.optim.schedules import Schedule
+
+LEAST_ELEMENTS = 4096
+BLOCK_ELEMENTS = 256
+BLOCK_WIDTH = 32
+
+Moment = QuantizedArray | Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicMoments:
+    """Moments in the 8-bit dynamic map, the second without a sign."""
+
+    @property
+    def formats(self) -> tuple[Format, Format]:
+        return DynamicMap(), DynamicMap(signed=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Float8Moments:
+    """Moments in FP8 e4m3 with the range of each block expanded to that of the format; one exponent a block more."""
+
+    @property
+    def formats(self) -> tuple[Format, Format]:
+        return Float8E4M3(), Float8E4M3()
+
+
+class AdamW8bitState(NamedTuple):
+    """Moments: quantized arrays, and plain ones where a parameter is small or looked up."""
+
+    count: Int[Array, ""]
+    m: dict
+    v: dict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamW8bit(BaseOptimizer):
+    """AdamW in about a quarter of its memory. Give it a dtype of moments by type."""
+
+    learning_rate: Schedule
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    moments: DynamicMoments | Float8Moments = DynamicMoments()
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        decays = matrices(names)
+
+        def init(params: dict) -> AdamW8bitState:
+            m, v = (_zeros(format, names, params) for format in self.moments.formats)
+            return AdamW8bitState(jnp.zeros((), jnp.int32), m, v)
+
+        def update(gradients: dict, state: AdamW8bitState, params: dict) -> tuple[dict, AdamW8bitState]:
+            step, learning_rate = state.count + 1, rate(state.count)
+
+            def one(parameter, gradient, m, v, decay):
+                rule = Rule(
+                    b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=self.weight_decay if decay else 0.0
+                )
+                run = adamw_8bit if isinstance(m, QuantizedArray) else _adamw_32bit
+                return tuple(run(parameter, gradient, m, v, rule=rule, learning_rate=learning_rate, step=step))
+
+            treedef = jax.tree.structure(params)
+            trees = (params, gradients, state.m, state.v, decays)
+            results = [one(*leaves) for leaves in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
+            updates, m, v = (treedef.unflatten(column) for column in zip(*results, strict=True))
+            return updates, AdamW8bitState(step, m, v)
+
+        return optax.GradientTransformation(init, update)
+
+
+def _adamw_32bit(
+    parameter: Float[Array, "..."],
+    gradient: Float[Array, "..."],
+    m: Float[Array, "..."],
+    v: Float[Array, "..."],
+    *,
+    rule: Rule,
+    learning_rate: Float[Array, ""],
+    step: Int[Array, ""],
+) -> tuple[Array, Array, Array]:
+    """Return the same step with plain moments."""
+    m = rule.b1 * m + (1 - rule.b1) * gradient
+    v = rule.b2 * v + (1 - rule.b2) * jnp.square(gradient)
+    direction = (m / (1 - rule.b1**step)) / (jnp.sqrt(v / (1 - rule.b2**step)) + rule.epsilon)
+    return -learning_rate * (direction + rule.weight_decay * parameter), m, v
+
+
+def _zeros(format: Format, names: dict, params: dict) -> dict:
+    """Return moments of zero, quantized where they are to be."""
+
+    def one(path: tuple, parameter: Array, axes: tuple[str | None, ...]) -> Moment:
+        zeros = jnp.zeros_like(parameter)
+        blocks = blocks_of(path, axes, parameter.shape)
+        return zeros if blocks is None else quantize(zeros, format=format, block=blocks.sizes, axis=blocks.axes)
+
+    return jax.tree_util.tree_map_with_path(one, params, names)
+
+
+def blocks_of(path: tuple, names: tuple[str | None, ...], shape: tuple[int, ...]) -> Blocks | None:
+    """Return the blocks of a parameter's moments; None where they keep 32 bits."""
+    own = [axis for axis, name in enumerate(names) if name != "layers"]  # a stack holds one tensor a layer
+    looked_up = path[-1].key == "table"
+    if looked_up or math.prod(shape[axis] for axis in own) < LEAST_ELEMENTS:
+        return None
+    *others, last = (axis - len(shape) for axis in own)
+    if not others:
+        return Blocks(sizes=(BLOCK_ELEMENTS,), axes=(last,))
+    width = min(BLOCK_WIDTH, shape[last])
+    longest = max(others, key=lambda axis: (shape[axis], axis))
+    return Blocks(sizes=(BLOCK_ELEMENTS // width, width), axes=(longest, last))

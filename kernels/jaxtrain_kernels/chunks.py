@@ -1,0 +1,157 @@
+"""What the recurrent operations share: sequences cut into chunks, and where their state starts anew.
+
+A sequence is a row of *runs*, stretches of equal segment id; the state of one is forgotten where the next begins. The
+first run continues the initial state. Letters beyond the legend: J key heads, G query heads a key head, N chunks, C
+steps of a chunk.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
+LOWEST_LOG_DECAY = (
+    -50.0
+)  # 2e-22: what is left of a state is no more than rounding; keeps sums of log-decays exact enough
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    if chunk_size % SMALLEST_CHUNK or not SMALLEST_CHUNK <= chunk_size <= LARGEST_CHUNK:
+        raise ValueError(
+            f"{chunk_size=}: must be a multiple of {SMALLEST_CHUNK} from {SMALLEST_CHUNK} to {LARGEST_CHUNK}"
+        )
+
+
+def check_shapes(q, k, v, initial_state, segment_ids) -> None:
+    """Raise ValueError where arrays do not fit each other; [B, L, H, K], [B, L, J, K], [B, L, J, V] and so on."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {x.shape}: must have four axes, batch, length, heads and channels")
+    (B, L, J, K), H, V = k.shape, q.shape[2], v.shape[3]
+    expected = {"q": (q, (B, L, H, K)), "v": (v, (B, L, J, V))}
+    if initial_state is not None:
+        expected["initial_state"] = (initial_state, (B, J, K, V))
+    if segment_ids is not None:
+        expected["segment_ids"] = (segment_ids, (B, L))
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {x.shape}: with k {k.shape} and v {v.shape} it must be {shape}")
+    if H % J:
+        raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
+    if L == 0:
+        raise ValueError("q, k and v have no steps: give at least one")
+    if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
+        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: give one floating-point dtype to all")
+
+
+def fitting_chunk(chunk_size: int, length: int) -> int:
+    """Return the chunk size, or the smallest that holds the whole of a shorter sequence."""
+    return min(chunk_size, -(-length // SMALLEST_CHUNK) * SMALLEST_CHUNK)
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype of states and sums: float32, or float64 for float64 inputs."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def runs_of(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Number the runs of equal segment ids of each row from 0."""
+    changes = (segment_ids[:, 1:] != segment_ids[:, :-1]).astype(jnp.int32)
+    return jnp.pad(jnp.cumsum(changes, axis=1), ((0, 0), (1, 0)))
+
+
+def per_step(log_decay: Array | None, like: Float[Array, "B L J K"]) -> Float[Array, "B L J 1|K"]:
+    """Return any kind of log-decay as one for every step and key head, with a last axis of 1 or of K."""
+    B, L, J, _ = like.shape
+    dtype = accumulator(like.dtype)
+    if log_decay is None:
+        return jnp.zeros((B, L, J, 1), dtype)
+    log_decay = jnp.maximum(log_decay.astype(dtype), LOWEST_LOG_DECAY)
+    if log_decay.ndim == 1:
+        return jnp.broadcast_to(log_decay[None, None, :, None], (B, L, J, 1))
+    return log_decay[..., None] if log_decay.ndim == 3 else log_decay
+
+
+def split(x: Array, chunk: int, *, edge: bool = False) -> Array:
+    """Return [B, L, ...] as [N, B, C, ...], padded behind with zeros or with its last step."""
+    pad = [(0, 0)] * x.ndim
+    pad[1] = (0, -x.shape[1] % chunk)
+    x = jnp.pad(x, pad, mode="edge") if edge else jnp.pad(x, pad)
+    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def split_heads(x: Float[Array, "B L H K"], chunk: int) -> Float[Array, "N B H C K"]:
+    return split(x, chunk).swapaxes(2, 3)
+
+
+def merge_heads(x: Float[Array, "N B H C V"], length: int) -> Float[Array, "B L H V"]:
+    """Undo `split_heads`, and drop what padded it."""
+    N, B, H, C, V = x.shape
+    return x.transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, V)[:, :length]
+
+
+class Sum(NamedTuple):
+    """Sums of log-decays in two parts, so that large sums and their differences keep their last digits.
+
+    The coarse part is a multiple of 1/256, so that its sums and differences are exact.
+    """
+
+    coarse: Array
+    fine: Array
+
+    def __getitem__(self, index) -> "Sum":
+        return Sum(self.coarse[index], self.fine[index])
+
+    def reshape(self, *shape: int) -> "Sum":
+        return Sum(self.coarse.reshape(shape), self.fine.reshape(shape))
+
+    def since(self, earlier: "Sum") -> "Sum":
+        return Sum(self.coarse - earlier.coarse, self.fine - earlier.fine)
+
+    def exp(self, where: Array) -> Array:
+        """Return the exponential, 0 elsewhere; one of the sum of both parts would round the sum first."""
+        return jnp.exp(jnp.where(where, self.coarse, -jnp.inf)) * jnp.exp(self.fine)
+
+    def rough_exp(self, where: Array) -> Array:
+        """Return the exponential of small sums, 0 elsewhere."""
+        return jnp.exp(jnp.where(where, self.coarse + self.fine, -jnp.inf))
+
+
+def running_sum(log_decay: Array, axis: int) -> Sum:
+    coarse = jax.lax.stop_gradient(jnp.round(log_decay * 256) / 256)
+    return Sum(jnp.cumsum(coarse, axis=axis), jnp.cumsum(log_decay - coarse, axis=axis))
+
+
+class Weights(NamedTuple):
+    """How much of what passes in one chunk; the last axis is 1, or K where each key channel has its gate."""
+
+    cumulative: Sum  # [B J C 1|K], log-decay from the chunk's start to each step, that step's included
+    into: Float[Array, "B J C 1|K"]  # what each step sees of the state before the chunk
+    out: Float[Array, "B J C 1|K"]  # what the state after the chunk keeps of each step
+    seen: Bool[Array, "B 1 C C"]  # which steps each step sees: itself and earlier ones of its run
+
+
+def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: Int[Array, " B"]) -> Weights:
+    """Return the weights of a chunk; `run` is the run of the state before it. Exponents are never positive."""
+    cumulative = running_sum(log_decay, axis=2)
+    alive, lasts = (x[:, None, :, None] for x in (runs == run[:, None], runs == runs[:, -1:]))
+    seen = (runs[:, :, None] == runs[:, None, :]) & jnp.tril(jnp.ones((runs.shape[1],) * 2, bool))[None]
+    return Weights(
+        cumulative,
+        into=cumulative.exp(where=alive),
+        out=cumulative[:, :, -1:].since(cumulative).exp(where=lasts),
+        seen=seen[:, None],
+    )
+
+
+def pairwise_decay(w: Weights) -> Float[Array, "B J C C"]:
+    """Return what each step keeps of each earlier one, for a scalar decay."""
+    later, earlier = w.cumulative, Sum(*(x.swapaxes(2, 3) for x in w.cumulative))
+    return later.since(earlier).exp(where=w.seen)
+
+
+def product(equation: str, *operands: Array, dtype: jnp.dtype) -> Array:
+    """Return an einsum of operands in `dtype`, accumulated and returned in at least float32."""
+    return jnp.einsum(equation, *(x.astype(dtype) for x in operands), preferred_element_type=accumulator(dtype))

@@ -1,0 +1,98 @@
+"""The delta rule, plain and gated: the public functions.
+
+    S_t = S' + beta_t k_t (v_t - S'^T k_t)^T      S' = exp(log_decay_t) S_{t-1}      o_t = S_t^T q_t
+
+Schlag et al. (2021), arXiv:2102.11174; parallel over the length, Yang et al. (2024), arXiv:2406.06484; gated, Yang et
+al. (2024), arXiv:2412.06464. The caller normalises keys: with |k| <= 1 and beta in [0, 2] the state cannot grow.
+A gate for every key channel (Kimi delta attention) is left out.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
+from jaxtrain_kernels.delta_rule import reference, tpu, xla
+from jaxtrain_kernels.pair import differentiable
+
+
+def delta_rule(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L J K"],
+    v: Float[Array, "B L J V"],
+    beta: Float[Array, "B L J"],
+    log_decay: Float[Array, " J"] | Float[Array, "B L J"] | None = None,
+    *,
+    initial_state: Float[Array, "B J K V"] | None = None,
+    segment_ids: Int[Array, "B L"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
+    """Return the output of every step, in the dtype of `v`, and the state after the last, in float32.
+
+    Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
+    `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
+    everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
+
+        o, state = delta_rule(q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, jax.nn.sigmoid(b))
+
+    Raises:
+        ValueError: shapes or dtypes do not fit each other, or the chunk size is not a multiple of 16 from 16 to 256.
+        NotImplementedError: the implementation asked for does not take the call; with its reasons.
+    """
+    _check(q, k, v, beta, log_decay, initial_state, segment_ids)
+    check_chunk_size(chunk_size)
+    chosen = choose("delta_rule", IMPLEMENTATIONS, implementation, q, k, v)
+    (B, L, J, K), dtype = k.shape, accumulator(q.dtype)
+    if initial_state is None:
+        initial_state = jnp.zeros((B, J, K, v.shape[3]), dtype)
+    runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
+    decay = per_step(log_decay, k)[..., 0]
+    return chosen.run(
+        fitting_chunk(chunk_size, L), q, k, v, beta.astype(dtype), decay, runs, initial_state.astype(dtype)
+    )
+
+
+def recurrent_step(
+    q: Float[Array, "B H K"],
+    k: Float[Array, "B J K"],
+    v: Float[Array, "B J V"],
+    beta: Float[Array, "B J"],
+    log_decay: Float[Array, " J"] | Float[Array, "B J"] | None,
+    state: Float[Array, "B J K V"],
+) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
+    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs."""
+    inputs = (x.astype(state.dtype) for x in (q, k, v, beta))
+    if log_decay is not None and log_decay.ndim > 1:
+        log_decay = log_decay[:, None]
+    output, state = reference.step(state, *inputs, per_step(log_decay, k[:, None])[:, 0, :, 0].astype(state.dtype))
+    return output.astype(v.dtype), state
+
+
+def _run_reference(chunk: int, q, k, v, beta, log_decay, runs, state):
+    inputs = (x.astype(state.dtype) for x in (q, k, v, beta))
+    output, state = reference.delta_rule(*inputs, log_decay, runs, state)
+    return output.astype(v.dtype), state
+
+
+IMPLEMENTATIONS = (
+    Implementation(name="xla", run=functools.partial(differentiable, xla.forward, xla.backward)),
+    Implementation(
+        name="tpu",
+        run=functools.partial(differentiable, tpu.forward, tpu.backward),
+        refuses=tpu.refuses,
+        proven=False,
+    ),
+    Implementation(name="reference", run=_run_reference),
+)
+
+
+def _check(q, k, v, beta, log_decay, initial_state, segment_ids) -> None:
+    check_shapes(q, k, v, initial_state, segment_ids)
+    B, L, J, _ = k.shape
+    if beta.shape != (B, L, J):
+        raise ValueError(f"beta has shape {beta.shape}: with k {k.shape} it must be {(B, L, J)}")
+    if log_decay is not None and log_decay.shape not in ((J,), (B, L, J)):
+        raise ValueError(f"log_decay has shape {log_decay.shape}: must be {(J,)} or {(B, L, J)}")

@@ -1,0 +1,44 @@
+"""The definition of the delta rule: one step after another, in the dtype of the inputs."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def step(
+    state: Float[Array, "B J K V"],
+    q: Float[Array, "B H K"],
+    k: Float[Array, "B J K"],
+    v: Float[Array, "B J V"],
+    beta: Float[Array, "B J"],
+    log_decay: Float[Array, "B J"],
+) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
+    """Return q S and S = S' + beta k (v - k S')^T with S' = exp(log_decay) S."""
+    state = jnp.exp(log_decay)[..., None, None] * state
+    error = v - jnp.einsum("BJK,BJKV->BJV", k, state)
+    state = state + (beta[..., None] * k)[..., :, None] * error[..., None, :]
+    groups = q.reshape(*k.shape[:2], -1, k.shape[2])
+    return jnp.einsum("BJGK,BJKV->BJGV", groups, state).reshape(*q.shape[:2], -1), state
+
+
+def delta_rule(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L J K"],
+    v: Float[Array, "B L J V"],
+    beta: Float[Array, "B L J"],
+    log_decay: Float[Array, "B L J"],
+    runs: Int[Array, "B L"],
+    state: Float[Array, "B J K V"],
+) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
+    """Return the output of every step and the state after the last."""
+
+    def advance(carry, inputs):
+        state, run = carry
+        *tensors, new_run = inputs
+        state = jnp.where((new_run == run)[:, None, None, None], state, 0)
+        output, state = step(state, *tensors)
+        return (state, new_run), output
+
+    inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), (q, k, v, beta, log_decay, runs))
+    (state, _), outputs = jax.lax.scan(advance, (state, runs[:, 0]), inputs)
+    return outputs.swapaxes(0, 1), state

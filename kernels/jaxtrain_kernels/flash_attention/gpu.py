@@ -1,0 +1,413 @@
+"""Attention in Mosaic GPU for Hopper: products on the tensor cores (wgmma), copies by a warpgroup of their own.
+
+Shah et al. (2024), arXiv:2407.08608, without its overlap of softmax and products between warpgroups. A program has two
+warpgroups that compute, each with 64 rows, and one that copies blocks into shared memory ahead of them. Forward and dq
+hold queries and go along the blocks of keys; the kernel of dk and dv holds keys, has scores transposed, and goes along
+the queries of all heads of a group. Blocks out of sight by place are neither fetched nor computed.
+
+Left out: a bias; a head dim of 256, whose sums do not fit the registers in the backward; skipping by segment.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, seen_by_place
+
+DTYPES = (jnp.float16, jnp.bfloat16)
+WARPGROUPS = 2  # that compute
+ROWS = 64  # of one of them: what one wgmma takes
+BLOCK = WARPGROUPS * ROWS
+KEYS = 128  # of a block in the forward; the backward has more to hold and takes ROWS
+STAGES = 2  # blocks in shared memory at once
+MASKED = -1e30  # the scores of keys out of sight
+LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
+LOG2E = math.log2(math.e)
+TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+
+
+def refuses(x: Inputs, options: Options) -> Sequence[str]:
+    """Return why the kernels cannot take the call."""
+    reasons = []
+    if x.q.dtype not in DTYPES:
+        reasons.append(f"q, k and v are {x.q.dtype}, not float16 or bfloat16")
+    for name, size in (("key", x.q.shape[-1]), ("value", x.v.shape[-1])):
+        if size not in (64, 128):
+            reasons.append(f"the {name} dim is {size}, not 64 or 128")
+    if x.bias is not None:
+        reasons.append("there is a bias")
+    if options.blocks != Blocks():
+        reasons.append("its blocks have one size")
+    return reasons
+
+
+def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float[Array, "B H L"]]:
+    """Return the output and the log-sum-exp, -inf where a query sees nothing."""
+    plan = _Plan(x, options)
+    V, dtype = x.v.shape[-1], x.q.dtype
+
+    def body(refs, o_ref, lse_ref, q_smem, o_smem, lse_smem, barrier):
+        at = plan.place(refs)
+        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, KEYS, plan.Sp // KEYS)
+
+        def compute(run):
+            at.fetch(refs["q"].at[at.row, at.rows, at.head], q_smem, barrier)
+            carry = _vector(LOWEST), _vector(0.0), _zeros(V), at.ids(refs, "segment_ids")
+            m, total, acc, _ = run(carry)
+            some = jnp.where(total == 0, 1.0, total)
+            o_smem.at[at.warpgroup][...] = (acc / _spread(some, acc.shape, 0)).astype(dtype)
+            lse_smem.at[at.warpgroup][...] = jnp.where(total == 0, -jnp.inf, m + jnp.log(some))
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(o_smem.at[at.warpgroup], o_ref.at[at.row, at.rows, at.head])
+            plgpu.copy_smem_to_gmem(lse_smem.at[at.warpgroup], lse_ref.at[at.row, at.head, at.rows])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, k_smem, v_smem, *rest):
+            *key_ids, (m, total, acc, ids) = rest
+            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), KEYS)
+            key = (begin + indices[0]) * KEYS
+            s, _ = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
+            top = jnp.maximum(m, jnp.max(s, axis=1))
+            keep = jnp.exp2((m - top) * LOG2E)
+            e = jnp.exp2((s - _spread(top, s.shape, 0)) * LOG2E)
+            acc = _add_product(acc * _spread(keep, acc.shape, 0), e.astype(dtype), v_smem)
+            return top, total * keep + jnp.sum(e, axis=1), acc, ids
+
+        specs, operands = plan.keys_of(refs, at, begin, KEYS)
+        _pipeline(step, compute, steps, specs)(*operands)
+
+    o, lse = _call(
+        body,
+        "flash_attention_forward",
+        grid=(plan.Lp // BLOCK, plan.H, plan.B),
+        operands=plan.operands(),
+        outputs=[plan.output((plan.B, plan.Lp, plan.H, V), dtype), plan.output((plan.B, plan.H, plan.Lp), jnp.float32)],
+        scratch=[_tiles(x.q), _tiles(x.v), plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32)],
+    )
+    return o[:, : plan.L], lse[:, :, : plan.L]
+
+
+def backward(
+    x: Inputs, lse: Float[Array, "B H L"], delta: Float[Array, "B H L"], do: Float[Array, "B L H V"], options: Options
+) -> tuple[Array, Array, Array, None]:
+    """Return dq, dk, dv and None. `lse` is +inf where a query sees nothing; `delta` is sum(do * o) - dlse."""
+    plan = _Plan(x, options)
+    gradients = {
+        "do": _pad(do, 1, plan.Lp),
+        "lse": _pad(lse.astype(jnp.float32), 2, plan.Lp, jnp.inf),
+        "delta": _pad(delta.astype(jnp.float32), 2, plan.Lp),
+    }
+    dq = _dq(plan, plan.operands() | gradients)
+    dk, dv = _dkv(plan, plan.operands() | gradients)
+    return dq[:, : plan.L], dk[:, : plan.S], dv[:, : plan.S], None
+
+
+def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
+    K, dtype, scale = operands["q"].shape[-1], operands["q"].dtype, plan.options.scale
+
+    def body(refs, dq_ref, q_smem, do_smem, barrier):
+        at = plan.place(refs)
+        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, ROWS, plan.Sp // ROWS)
+
+        def compute(run):
+            at.fetch(refs["q"].at[at.row, at.rows, at.head], q_smem, barrier)
+            at.fetch(refs["do"].at[at.row, at.rows, at.head], do_smem, barrier)
+            lse, delta = (_load(refs[name].at[at.row, at.head, at.rows], 1) for name in ("lse", "delta"))
+            dq, *_ = run((_zeros(K), lse, delta, at.ids(refs, "segment_ids")))
+            q_smem.at[at.warpgroup][...] = (dq * scale).astype(dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(q_smem.at[at.warpgroup], dq_ref.at[at.row, at.rows, at.head])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, k_smem, v_smem, *rest):
+            *key_ids, (dq, lse, delta, ids) = rest
+            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), ROWS)
+            key = (begin + indices[0]) * ROWS
+            s, slope = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
+            p = jnp.exp2((s - _spread(lse, s.shape, 0)) * LOG2E)
+            dp = _product(do_smem.at[at.warpgroup], v_smem.transpose((1, 0)), ROWS)
+            ds = p * (dp - _spread(delta, s.shape, 0))
+            ds = ds if slope is None else ds * slope
+            return _add_product(dq, ds.astype(dtype), k_smem), lse, delta, ids
+
+        specs, key_operands = plan.keys_of(refs, at, begin, ROWS)
+        _pipeline(step, compute, steps, specs)(*key_operands)
+
+    return _call(
+        body,
+        "flash_attention_dq",
+        grid=(plan.Lp // BLOCK, plan.H, plan.B),
+        operands=operands,
+        outputs=[plan.output(operands["q"].shape, dtype)],
+        scratch=[_tiles(operands["q"]), _tiles(operands["do"])],
+    )[0]
+
+
+def _dkv(plan: "_Plan", operands: dict[str, Array]) -> tuple[Array, Array]:
+    K, V, dtype = operands["k"].shape[-1], operands["v"].shape[-1], operands["q"].dtype
+
+    def body(refs, dk_ref, dv_ref, k_smem, v_smem, barrier):
+        at = plan.place(refs)
+        begin, count = plan.visible_from_keys(at.block * BLOCK - at.offset)
+
+        def compute(run):
+            for name, smem in (("k", k_smem), ("v", v_smem)):
+                at.fetch(refs[name].at[at.row, at.rows, at.head], smem, barrier)
+            dk, dv, _ = run((_zeros(K), _zeros(V), at.ids(refs, "key_segment_ids")))
+            for smem, total, ref in ((k_smem, dk, dk_ref), (v_smem, dv, dv_ref)):
+                smem.at[at.warpgroup][...] = total.astype(dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(smem.at[at.warpgroup], ref.at[at.row, at.rows, at.head])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, q_smem, do_smem, lse_smem, delta_smem, *rest):
+            *query_ids, (dk, dv, ids) = rest
+            query = at.offset + (begin + jax.lax.rem(indices[0], count)) * ROWS
+            s = _product(k_smem.at[at.warpgroup], q_smem.transpose((1, 0)), ROWS)
+            lse, delta, *query_ids = _arrived([lse_smem, delta_smem, *query_ids])
+            s, slope = plan.scores(s, 1, query, at.first, ids, *query_ids)
+            p = jnp.exp2((s - _spread(lse, s.shape, 1)) * LOG2E)
+            dv = _add_product(dv, p.astype(dtype), do_smem)
+            dp = _product(v_smem.at[at.warpgroup], do_smem.transpose((1, 0)), ROWS)
+            ds = p * (dp - _spread(delta, s.shape, 1))
+            ds = ds if slope is None else ds * slope
+            return _add_product(dk, ds.astype(dtype), q_smem), dv, ids
+
+        specs, query_operands = plan.queries_of(refs, at, begin, count)
+        _pipeline(step, compute, plan.G * count, specs)(*query_operands)
+
+    return _call(
+        body,
+        "flash_attention_dkv",
+        grid=(plan.Sp // BLOCK, plan.J, plan.B),
+        operands=operands,
+        outputs=[plan.output(operands[name].shape, dtype) for name in ("k", "v")],
+        scratch=[_tiles(operands[name]) for name in ("k", "v")],
+    )
+
+
+class _Place(NamedTuple):
+    """Where a warpgroup works: its row of the batch, head and program, and the rows of its own."""
+
+    row: Array
+    head: Array
+    block: Array
+    warpgroup: Array
+    offset: Array | int
+
+    @property
+    def first(self):
+        return self.block * BLOCK + self.warpgroup * ROWS
+
+    @property
+    def rows(self):
+        return pl.ds(self.first, ROWS)
+
+    def fetch(self, source, smem, barrier) -> None:
+        plgpu.copy_gmem_to_smem(source, smem.at[self.warpgroup], barrier.at[self.warpgroup])
+        plgpu.barrier_wait(barrier.at[self.warpgroup])
+
+    def ids(self, refs: dict, name: str):
+        """Return the segment ids of the warpgroup's rows, or None."""
+        return _load(refs[name].at[self.row, self.rows], 1) if name in refs else None
+
+
+class _Plan:
+    """A problem padded to whole blocks, and which of them see each other."""
+
+    def __init__(self, x: Inputs, options: Options):
+        self.x, self.options = x, options
+        self.B, self.L, self.H, _ = x.q.shape
+        self.S, self.J = x.k.shape[1:3]
+        self.G = self.H // self.J
+        self.Lp, self.Sp = (-(-n // BLOCK) * BLOCK for n in (self.L, self.S))
+
+    def operands(self) -> dict[str, Array]:
+        x = self.x
+        found = {
+            "q": _pad(x.q * jnp.asarray(self.options.scale, x.q.dtype), 1, self.Lp),
+            "k": _pad(x.k, 1, self.Sp),
+            "v": _pad(x.v, 1, self.Sp),
+        }
+        if x.segment_ids is not None:
+            found["segment_ids"] = _pad(x.segment_ids.astype(jnp.int32), 1, self.Lp)
+            found["key_segment_ids"] = _pad(x.key_segment_ids.astype(jnp.int32), 1, self.Sp)
+        if self.options.offset is None:
+            found["offset"] = x.offset.astype(jnp.int32)[None]
+        return found
+
+    def output(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(self.x.q).manual_axis_type)
+
+    def place(self, refs: dict) -> _Place:
+        offset = refs["offset"][0] if self.options.offset is None else self.options.offset
+        return _Place(*(jax.lax.axis_index(name) for name in ("row", "head", "block", "warpgroup")), offset)
+
+    def visible(self, place, size: int, block: int, blocks: int):
+        """Return the first block of keys that queries from `place` on may see, and how many, at least one."""
+        window, low, high = self.options.window, 0, blocks * block - 1
+        if window is not None:
+            low = place - window + 1
+            high = high if self.options.causal else place + size + window - 2
+        if self.options.causal:
+            high = place + size - 1
+        return _blocks(low, high, block, blocks)
+
+    def visible_from_keys(self, place):
+        """Return the first block of queries that may see keys from `place` on, counted from the first query."""
+        window, low, high = self.options.window, 0, self.Lp - 1
+        if window is not None:
+            low = low if self.options.causal else place - window + 1
+            high = place + BLOCK + window - 2
+        if self.options.causal:
+            low = place
+        return _blocks(low, high, ROWS, self.Lp // ROWS)
+
+    def keys_of(self, refs: dict, at: _Place, begin, size: int):
+        """Return the blocks of keys and values that a pipeline goes along, and what they are blocks of."""
+        head = jax.lax.div(at.head, jnp.int32(self.G))
+        specs = [_block((size, refs[name].shape[-1]), lambda i: (begin + i, 0)) for name in ("k", "v")]
+        operands = [refs[name].at[at.row, :, head] for name in ("k", "v")]
+        if "key_segment_ids" in refs:
+            specs.append(plgpu.BlockSpec((size,), lambda i: (begin + i,)))
+            operands.append(refs["key_segment_ids"].at[at.row])
+        return specs, operands
+
+    def queries_of(self, refs: dict, at: _Place, begin, count):
+        """Return the same of queries, for all heads of a group."""
+
+        def place(i):
+            return begin + jax.lax.rem(i, count), at.head * self.G + jax.lax.div(i, count)
+
+        specs = [_block((ROWS, None, refs[name].shape[-1]), lambda i: (*place(i), 0)) for name in ("q", "do")]
+        specs += [plgpu.BlockSpec((None, ROWS), lambda i: place(i)[::-1]) for _ in ("lse", "delta")]
+        operands = [refs[name].at[at.row] for name in ("q", "do", "lse", "delta")]
+        if "segment_ids" in refs:
+            specs.append(plgpu.BlockSpec((ROWS,), lambda i: place(i)[:1]))
+            operands.append(refs["segment_ids"].at[at.row])
+        return specs, operands
+
+    def scores(self, s, axis: int, query, key, ids=None, other_ids=None):
+        """Return the scores, MASKED out of sight, and the slope of the soft cap.
+
+        Queries lie along `axis`, `query` and `key` are the first places; `ids` are the segments along the rows.
+        """
+        slope, cap = None, self.options.softcap
+        if cap is not None:
+            t = jnp.tanh(s * (1 / cap))
+            s, slope = cap * t, 1 - t * t
+        of_queries, of_keys = (
+            plgpu.broadcasted_iota(jnp.int32, s.shape, dimension, layout=plgpu.Layout.WGMMA)
+            for dimension in (axis, 1 - axis)
+        )
+        by_place = seen_by_place(self.options, (query - key) + of_queries - of_keys)
+        conditions = [] if by_place is None else [by_place]
+        if self.Sp > self.S:
+            conditions.append(of_keys < self.S - key)
+        if ids is not None:
+            conditions.append(_spread(ids, s.shape, 0) == _spread(other_ids, s.shape, 1))
+        return (jnp.where(functools.reduce(jnp.logical_and, conditions), s, MASKED) if conditions else s), slope
+
+
+def _blocks(low, high, size: int, blocks: int):
+    """Return the first block with places from `low` to `high`, and how many there are, at least one."""
+    last = blocks * size - 1
+    first, final = (jax.lax.div(jnp.clip(place, 0, last), size) for place in (jnp.int32(low), jnp.int32(high)))
+    return first, jnp.maximum(final - first, 0) + 1
+
+
+def _block(shape, index_map: Callable) -> plgpu.BlockSpec:
+    return plgpu.BlockSpec(shape, index_map, transforms=TRANSFORMS)
+
+
+def _tiles(like: Array):
+    """Return shared memory for the rows of every warpgroup."""
+    return plgpu.SMEM((WARPGROUPS, ROWS, like.shape[-1]), like.dtype, transforms=TRANSFORMS)
+
+
+def _pad(y: Array, axis: int, to: int, value: float = 0) -> Array:
+    widths = [(0, to - y.shape[axis] if i == axis else 0) for i in range(y.ndim)]
+    return y if to == y.shape[axis] else jnp.pad(y, widths, constant_values=value)
+
+
+def _vector(value: float):
+    return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+
+
+def _zeros(columns: int):
+    return plgpu.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def _load(ref, reduced: int):
+    """Return a vector laid out as what is left of scores that are reduced along an axis."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(reduced), optimized=False)
+
+
+def _arrived(refs: Sequence) -> list:
+    """Return the vectors along the columns of a tile that a pipeline brought into shared memory."""
+    found = [_load(ref, 0) for ref in refs]
+    if found:
+        plgpu.commit_smem()  # before the copy that takes their place
+    return found
+
+
+def _spread(y, shape: tuple[int, int], axis: int):
+    return jax.lax.broadcast_in_dim(y, shape, [axis])
+
+
+def _product(a, b, columns: int):
+    """Return the product of ROWS rows of `a` with `b`, both in shared memory."""
+
+    def multiply(acc):
+        plgpu.wgmma(acc, a, b)
+        return acc[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((ROWS, columns), jnp.float32))
+
+
+def _add_product(acc, a, b):
+    """Return acc + a b, with `a` in registers and `b` in shared memory."""
+
+    def multiply(ref):
+        plgpu.wgmma(ref, a, b)
+
+    return pl.run_state(multiply)(plgpu.ACC.init(acc))
+
+
+def _pipeline(step: Callable, compute: Callable, steps, specs: Sequence[plgpu.BlockSpec]) -> Callable:
+    return plgpu.emit_pipeline_warp_specialized(
+        step,
+        grid=(steps,),
+        memory_registers=40,
+        in_specs=specs,
+        max_concurrent_steps=STAGES,
+        wg_axis="warpgroup",
+        num_compute_wgs=WARPGROUPS,
+        compute_context=compute,
+    )
+
+
+def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], outputs: list, scratch: list) -> list[Array]:
+    """Run `body` with the references of the operands by name; then outputs, scratch, and a barrier a warpgroup."""
+
+    def kernel(*refs):
+        body(dict(zip(operands, refs, strict=False)), *refs[len(operands) :])
+
+    return plgpu.kernel(
+        kernel,
+        out_type=outputs,
+        scratch_types=[*scratch, plgpu.Barrier(num_barriers=WARPGROUPS)],
+        grid=grid,
+        grid_names=("block", "head", "row"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        kernel_name=name,
+    )(*operands.values())

@@ -1,0 +1,86 @@
+"""What every implementation of attention is given, and the definition of its mask.
+
+Letters: B batch, L queries, S keys, H query heads, J key heads, K key dim, V value dim. Query i stands at `offset + i`
+on the keys' axis.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blocks:
+    """How much is computed at once: rows of the batch, queries, keys; None leaves it to the implementation."""
+
+    rows: int | None = None
+    queries: int | None = None
+    keys: int | None = None
+
+    def __post_init__(self):
+        for name in ("rows", "queries", "keys"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name}={size}: a block holds at least 1")
+
+    def or_else(self, other: "Blocks") -> "Blocks":
+        """Return these sizes, with those of `other` where none is given."""
+        return Blocks(rows=self.rows or other.rows, queries=self.queries or other.queries, keys=self.keys or other.keys)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The static part of a call. `offset` is None where it is traced, and then among the inputs."""
+
+    causal: bool
+    window: int | None
+    softcap: float | None
+    scale: float
+    offset: int | None
+    blocks: Blocks = Blocks()
+
+
+class Inputs(NamedTuple):
+    q: Float[Array, "B L H K"]
+    k: Float[Array, "B S J K"]
+    v: Float[Array, "B S J V"]
+    bias: Float[Array, "1|B 1|H 1|L 1|S"] | None = None
+    segment_ids: Int[Array, "B L"] | None = None
+    key_segment_ids: Int[Array, "B S"] | None = None
+    offset: Int[Array, ""] | None = None
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype of scores and sums: float32, or float64 for float64 inputs."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def seen_by_place(options: Options, distance: Int[Array, "L S"]) -> Bool[Array, "L S"] | None:
+    """Return which keys are seen by their distance behind the query, or None where all are."""
+    limits = []
+    if options.causal:
+        limits.append(distance >= 0)
+    if options.window is not None:
+        limits.append(distance < options.window)
+        if not options.causal:
+            limits.append(distance > -options.window)
+    return jax.tree.reduce(jnp.logical_and, limits) if limits else None
+
+
+def alike(*arrays: Array | None) -> tuple[Array | None, ...]:
+    """Return the same arrays, each varying over every mesh axis of a shard_map that any of them varies over.
+
+    So a gradient has the type of its array, and that of one all devices share is summed over them behind the custom
+    derivative.
+    """
+    axes = [_varying(x) for x in arrays]
+    union = frozenset().union(*axes)
+    missing = [tuple(sorted(union - own)) for own in axes]
+    pairs = zip(arrays, missing, strict=True)
+    return tuple(x if x is None or not to else jax.lax.pcast(x, to, to="varying") for x, to in pairs)
+
+
+def _varying(x: Array | None) -> frozenset:
+    return frozenset() if x is None else jax.typeof(x).manual_axis_type.varying

@@ -1,0 +1,67 @@
+"""A train step of a hybrid decoder compiled for hardware that is not there: its kernels, each counted by name."""
+
+import jax
+import numpy as np
+import pytest
+from absent import compile_for
+from compiled_kernels import kernels_in
+from tiny import random_params, training_batch
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.decay import ChannelDecay, StepDecay
+from jaxtrain.nn.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.remat import FullRemat, NoRemat, RematPolicy
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.schedules import Cosine
+from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.state import abstract_model, state_from_params
+from jaxtrain.train.step import make_train_step
+
+
+def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
+    shape = dict(heads=2, kv_heads=2, head_dim=64, value_dim=64, chunk_size=64, implementation=implementation)
+    mixers = (
+        LinearAttentionConfig(**shape, decay=StepDecay()),
+        LinearAttentionConfig(**shape, decay=ChannelDecay()),
+        DeltaRuleConfig(**shape, decay=StepDecay()),
+        AttentionConfig(heads=2, kv_heads=2, head_dim=64),
+    )
+    return DecoderConfig(
+        vocab_size=256,
+        d_model=128,
+        repeats=2,
+        pattern=tuple(BlockConfig(mixer=mixer, mlp=GatedMLPConfig(hidden=256)) for mixer in mixers),
+        max_length=128,
+        compute_dtype="bfloat16",
+        remat=remat,
+    )
+
+
+def _kernels_of_a_step(config: DecoderConfig, topology: str) -> dict[str, int]:
+    graph, _, names = abstract_model(config)
+    optimizer = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
+    rate = optimizer.learning_rate.build(20)
+    tx = transformation(optimizer, rate, names, clip_norm=1.0)
+    step = make_train_step(graph, NextToken(), Accumulate(), tx, rate, dropout=False)
+    state = jax.eval_shape(lambda params: state_from_params(params, tx), random_params(config))
+    batch = jax.tree.map(np.asarray, training_batch(2, 128, vocab_size=256))
+    compiled = compile_for(topology, lambda state, batch: step(state, batch, jax.random.key(0))[:2], state, batch)
+    return kernels_in(compiled)
+
+
+@pytest.mark.parametrize(("remat", "forwards"), [(NoRemat(), 1), (FullRemat(), 2)], ids=["none", "full"])
+def test_a_step_on_tpu_runs_each_kernel_once_a_layer_and_the_forward_again_under_remat(remat, forwards):
+    """Two layers are linear attention, one the delta rule; the scan over repeats holds each once."""
+    assert _kernels_of_a_step(_hybrid("tpu", remat), "v5e:2x2") == {
+        "linear_attention_forward": 2 * forwards,
+        "linear_attention_states": 2,
+        "linear_attention_backward": 2,
+        "delta_rule_forward": forwards,
+        "delta_rule_states": 1,
+        "delta_rule_backward": 1,
+    }

@@ -1,0 +1,44 @@
+"""Linear attention with every kind of decay: conformance to the recurrence, and what must not change the result."""
+
+import pytest
+from absent import TPUS, compile_for
+from compiled_kernels import kernels_in
+from jax.experimental.pallas import tpu as pltpu
+from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
+
+CASES = [
+    Case(lengths=(1,), gate="none", values=8),
+    Case(lengths=(20, 0, 43), gate="head", heads=4, dtype="bfloat16", chunk=16),
+    Case(lengths=(5, 90, 5), gate="step", heads=4, key_heads=1, values=24),
+    Case(lengths=(257,), gate="channel", heads=4, chunk=32),
+    Case(lengths=(30, 1, 0, 32), gate="channel", values=8, dtype="bfloat16"),
+    Case(lengths=(257,), gate="none", dtype="bfloat16", chunk=256, rows=1),
+    Case(lengths=(100,), gate="step", dtype="float16", chunk=48),
+    Case(lengths=(1,), gate="channel", chunk=16),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.gate}-{sum(c.lengths)}-{c.dtype}")
+def test_output_and_gradients_are_those_of_the_recurrence(case):
+    assert_conforms(case, "xla")
+
+
+INTERPRETED = [
+    Case(lengths=(5, 0, 30), gate="step", heads=4, values=24, rows=1, chunk=16),
+    Case(lengths=(40,), gate="channel", heads=1, key_heads=1, rows=1, chunk=16),
+    Case(lengths=(30, 33), gate="channel", values=24, rows=1, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", INTERPRETED, ids=lambda c: f"{c.gate}-{sum(c.lengths)}-{c.dtype}")
+def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory(case):
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)):
+        assert_conforms(case, "tpu")
+
+
+@pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 256), (TPUS[3], 64)])
+@pytest.mark.parametrize("gate", ["step", "channel"])
+def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk):
+    case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
+    compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case))
+    assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}

@@ -1,0 +1,145 @@
+"""Decoders with recurrent mixers, and hybrids of them with attention: generation, counts and meshes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jaxpr_flops import matmul_flops
+from tiny import packed_batch, random_params, size_of, training_batch
+from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close
+
+from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig, MixerConfig
+from jaxtrain.nn.decay import ChannelDecay, FixedDecay, NoDecay, StepDecay
+from jaxtrain.nn.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.optim.optimizers import is_matrix, muon_dimensions
+from jaxtrain.train.feed import Layout
+from jaxtrain.train.state import abstract_model
+
+# With a norm's usual epsilon one rounding of the weights moves gradients by 1e-4, for some outputs are near zero.
+NORM = RMSNormConfig(epsilon=1.0)
+SHAPE = dict(heads=4, kv_heads=2, head_dim=8, value_dim=12, chunk_size=16, norm=NORM)
+GATED = LinearAttentionConfig(**SHAPE, decay=ChannelDecay(rank=4))
+STEPPED = LinearAttentionConfig(**SHAPE, decay=StepDecay())
+DELTA = DeltaRuleConfig(**SHAPE, decay=StepDecay())
+ATTENTION = AttentionConfig(heads=4, kv_heads=2, head_dim=8)
+
+
+def _decoder(*mixers: MixerConfig) -> DecoderConfig:
+    pattern = tuple(BlockConfig(mixer=mixer, mlp=GatedMLPConfig(hidden=64)) for mixer in mixers)
+    return DecoderConfig(vocab_size=64, d_model=32, repeats=2, pattern=pattern, max_length=64)
+
+
+HYBRID = _decoder(GATED, DELTA, ATTENTION)
+FIXED = _decoder(
+    LinearAttentionConfig(**SHAPE, decay=FixedDecay()), LinearAttentionConfig(**SHAPE, decay=NoDecay()), STEPPED
+)
+PLAIN_DELTA = _decoder(DeltaRuleConfig(**SHAPE), DeltaRuleConfig(**SHAPE, decay=FixedDecay()))
+DECODERS = {"hybrid": HYBRID, "linear": FIXED, "delta": PLAIN_DELTA}
+TOKENS = 6
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_generation_with_carried_states_is_generation_without(name):
+    config, random = DECODERS[name], np.random.default_rng(3)
+    prompts = [random.integers(0, 64, size).tolist() for size in (19, 3)]
+    graph, _, _ = abstract_model(config)
+    params, greedy = random_params(config), Sampling(temperature=0.0)
+    continued = generate(graph, params, prompts, tokens=TOKENS, sampling=greedy, key=jax.random.key(0))
+    sequences = [p + c for p, c in zip(prompts, continued, strict=True)]
+    batch = packed_batch([[len(sequence)] for sequence in sequences], 19 + TOKENS, vocab_size=64)
+    for row, sequence in zip(batch.tokens, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    likeliest = jax.jit(lambda params: jnp.argmax(nnx.merge(graph, params)(batch), axis=-1))(params)
+    for row, prompt, tokens in zip(np.asarray(likeliest), prompts, continued, strict=True):
+        assert tokens == row[len(prompt) - 1 : len(prompt) - 1 + TOKENS].tolist()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_parameters_are_counted_and_named_and_told_apart(name):
+    config = DECODERS[name]
+    _, shapes, names = abstract_model(config)
+    assert size_of(shapes) == config.parameter_count
+    jax.tree.map(lambda n, s: _check_names(n, s.shape), names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _check_names(names: tuple, shape: tuple) -> None:
+    assert len(names) == len(shape) and all(names)
+    assert (muon_dimensions(names) is not None) == (names[0] == "layers" and "embed" in names)
+
+
+def test_biases_and_rates_of_decays_are_not_decayed_themselves():
+    _, _, names = abstract_model(_decoder(STEPPED, GATED))
+    step, channel = (names["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
+    assert [is_matrix(step[name]) for name in ("weight", "bias", "log_rate")] == [True, False, False]
+    assert [is_matrix(channel[name]) for name in ("down", "up", "bias")] == [True, True, False]
+
+
+@pytest.mark.parametrize("mixer", [GATED, STEPPED], ids=["channel", "step"])
+def test_the_forward_pass_multiplies_its_weights_and_its_chunks(mixer):
+    config, rows, length, C = _decoder(mixer), 2, 64, mixer.chunk_size
+    graph, _, _ = abstract_model(config)
+    batch = packed_batch([[length]] * rows, length, vocab_size=64)
+    counted = matmul_flops(
+        lambda params: NextToken()(nnx.merge(graph, params), batch, None).loss, random_params(config)
+    )
+    H, J, K, V = mixer.shape
+    weights = (config.flops_per_token(length) - config.repeats * mixer.mixing_flops(length)) / 3
+    near = H * 16 * K if mixer is GATED else 0  # the pairs of a sub-chunk, one key channel after another
+    scores_and_values = H * C * (K + V) + near
+    states = (H + J) * K * V
+    assert counted == rows * length * (weights + 2 * config.repeats * (scores_and_values + states))
+    assert mixer.mixing_flops(length) == 3 * 2 * states
+
+
+MESHES = {
+    "data 2 x fsdp 2 x tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "context 2 x tensor 4": MeshConfig(fsdp=1, context=2, tensor=4),  # more than there are key-value heads
+}
+
+
+def _loss_and_gradient(mesh_config: MeshConfig, devices) -> tuple[jax.Array, dict]:
+    mesh = mesh_config.build(devices)
+    graph, shapes, names = abstract_model(HYBRID)
+    params = jax.tree.map(jax.device_put, random_params(HYBRID), shardings(names, shapes, mesh))
+    layout, batch = Layout(8, 32, mesh), training_batch(8, 32, vocab_size=64)
+    batch = layout.globalise(jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch))
+
+    def loss(params, batch):
+        sums = NextToken()(nnx.merge(graph, params), batch, None)
+        return sums.loss / sums.weight
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.value_and_grad(loss))(params, batch)
+
+
+def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
+    loss, gradient = _loss_and_gradient(MeshConfig(), jax.devices()[:1])
+    for name, mesh in MESHES.items():
+        own_loss, own_gradient = _loss_and_gradient(mesh, None)
+        assert_close(own_loss, loss, SAME_LOSS_ON_ANY_MESH, name)
+        assert_close(own_gradient, gradient, SAME_GRADIENT, name)
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ("kv_heads=3: must divide heads=4", lambda: dataclasses.replace(GATED, kv_heads=3)),
+        ("value_dim=0: must be at least 1", lambda: dataclasses.replace(DELTA, value_dim=0)),
+        ("rank=0: must be at least 1", lambda: ChannelDecay(rank=0)),
+        ("temperature=-1.0: must be positive", lambda: ChannelDecay(temperature=-1.0)),
+    ],
+)
+def test_impossible_mixers_are_refused(message, wrong):
+    with pytest.raises(ValueError, match=message):
+        wrong()
