@@ -239,8 +239,7 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
 
 def narrow(params, names, dtype):
     """Return the parameters with matrices in `dtype`, for where a copy of them is made anyway."""
-    dtype = np.dtype(dtype)
-    return _map_with_names(lambda leaf_names, w: _round(w, dtype) if len(leaf_names) > 1 else w, names, params)
+    return _map_with_names(lambda leaf_names, w: w.astype(dtype) if len(leaf_names) > 1 else w, names, params)
 
 
 def gather(params, names, dtype):

@@ -102,8 +102,8 @@ class _Loop:
 
     def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
         """One layer's weights, whole along the axes over which they are stored in shards."""
-        weights = narrow(at(chunks.weights, held, layer), self.parts.layer_names, self.parts.compute_dtype)
-        weights = jax.tree.map(jax.lax.optimization_barrier, weights)
+        # The barrier keeps the gather from choosing a layout for the whole stack, which would be copied into it.
+        weights = jax.tree.map(jax.lax.optimization_barrier, at(chunks.weights, held, layer))
         return gather(weights, self.parts.layer_names, self.parts.compute_dtype)
 
     def _take_apart(self) -> tuple[Layer, Tree, Tree]:

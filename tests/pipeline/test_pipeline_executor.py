@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pipeline_cases import CASES, table_of
+from pipeline_cases import CASES, Case, table_of
 from pipelined_decoder import largest_difference, pipelined, unpipelined
 from tiny import random_params, variant
 from tolerances import EXACT, assert_close
@@ -19,7 +19,7 @@ from tolerances import EXACT, assert_close
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated
-from jaxtrain.pipeline.keep import ChunkInput, LayerValues
+from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.placement import bidirectional, loop, v_shape, wave
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
@@ -31,6 +31,7 @@ from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.v_zb import VZB
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.simulator import peak_activations
+from jaxtrain.pipeline.stage import Buffers
 from jaxtrain.pipeline.stages import Stacking
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
@@ -107,22 +108,32 @@ def _toy_parts() -> Parts:
     )
 
 
+def _allocated(case: Case, stages: int, microbatches: int, keep: Keep) -> Buffers:
+    """Shapes of what the stages keep from tick to tick with one layer a chunk, and one more in the first."""
+    table = table_of(case.schedule, stages, microbatches)
+    outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
+    data = jnp.ones((microbatches, 2, 3, 4))
+    with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
+        return allocated(_toy_parts(), lower(table), outer, blocks, data, keep=keep)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_executor_allocates_the_slots_that_the_simulator_counts(case):
-    stages = 4
+    stages, longest = 4, 2
     for microbatches in (case.fewest * stages, 4 * stages):
-        table = table_of(case.schedule, stages, microbatches)
-        outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((table.placement.chunks + 1, 4, 4))
-        with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
-            data = jnp.ones((microbatches, 2, 3, 4))
-            of_layers, of_chunk = (
-                allocated(_toy_parts(), lower(table), outer, blocks, data, keep=keep).kept
-                for keep in (LayerValues(), ChunkInput())
-            )
-        longest = 2  # layers: one chunk has one more than the others
-        slots = max(peak_activations(table))
-        assert {kept.shape[:2] for kept in of_layers} == {(stages, longest * slots)}
-        assert {kept.shape[:2] for kept in of_chunk} == {(stages, slots)}
+        slots = max(peak_activations(table_of(case.schedule, stages, microbatches)))
+        for keep, rows in ((LayerValues(), longest), (ChunkInput(), 1)):
+            buffers = _allocated(case, stages, microbatches, keep)
+            assert {kept.shape[:2] for kept in buffers.kept} == {(stages, rows * slots)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_stages_keep_grows_with_the_microbatches_only_where_the_schedule_says_so(case):
+    few, many = (
+        sum(leaf.size for leaf in jax.tree.leaves(_allocated(case, 4, m, LayerValues())._replace(weight_gradients=())))
+        for m in (16, 32)  # PairedDeferredW with one chunk a stage keeps up to 10
+    )
+    assert many > 1.5 * few if case.grows else many == few
 
 
 @pytest.mark.parametrize("repeats", [12, 13])
