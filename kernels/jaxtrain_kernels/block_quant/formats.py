@@ -59,7 +59,10 @@ def _round(steps: Numbers, noise: Numbers | None) -> Numbers:
 
 
 class _Format:
-    """What formats share. `expands`: blocks carry an exponent; `least`: the smallest value above 0; `zero`: the code of 0."""
+    """What formats share.
+
+    `expands`: blocks carry an exponent; `least`: the smallest value above 0; `zero`: the code of 0.
+    """
 
     __slots__ = ()
     expands: ClassVar[bool] = False

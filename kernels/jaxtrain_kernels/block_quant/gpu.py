@@ -21,6 +21,7 @@ from jaxtrain_kernels.block_quant.blockwise import TINY, Coded, decode, encode, 
 from jaxtrain_kernels.block_quant.formats import Format
 
 BLOCKS, WIDTH = 64, 32  # of a program, and of a piece
+# A thread holds four neighbours: 16 bytes of float32 at once, 4 of codes, the least there is.
 MATRIX, VECTOR = plgpu.Layout.WGMMA_UPCAST_2X, plgpu.Layout.WGMMA_UPCAST_2X.reduce(1)
 
 
@@ -87,7 +88,7 @@ class Pieces:
         return plgpu.load(ref.at[place], layout=MATRIX, optimized=False)
 
     def write(self, ref, place, x: Array) -> None:
-        plgpu.store(ref.at[place], x, optimized=False)
+        _store(ref.at[place], x)
 
     def read_scales(self, ref) -> Array:
         own = pl.ds(jax.lax.axis_index("column") * BLOCKS, BLOCKS)
@@ -95,7 +96,7 @@ class Pieces:
 
     def write_scales(self, ref, x: Array) -> None:
         own = pl.ds(jax.lax.axis_index("column") * BLOCKS, BLOCKS)
-        plgpu.store(ref.at[jax.lax.axis_index("row"), own], x, optimized=False)
+        _store(ref.at[jax.lax.axis_index("row"), own], x)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,13 @@ class Known:
 
     def spread(self, per_block: Array) -> Array:
         return jax.lax.broadcast_in_dim(per_block, (BLOCKS, self.piece), (0,))
+
+
+def _store(ref, x: Array) -> None:
+    if jax.__version_info__ < (0, 12):  # which has no other store, and asks nothing of its width
+        ref[...] = x
+    else:
+        plgpu.store(ref, x, optimized=False)
 
 
 def extremes() -> tuple[Array, Array]:
@@ -153,9 +161,7 @@ def refuses_dequantize(q: QuantizedArray) -> list[str]:
 
 def call(kernel: Callable, pieces: Pieces, name: str, outputs: list[jax.ShapeDtypeStruct]) -> Callable:
     """Return the kernel over all blocks, one warpgroup a program."""
-    return plgpu.kernel(
-        kernel, out_type=outputs, grid=pieces.grid, grid_names=("row", "column"), kernel_name=name
-    )
+    return plgpu.kernel(kernel, out_type=outputs, grid=pieces.grid, grid_names=("row", "column"), kernel_name=name)
 
 
 def out(shape: tuple[int, ...], dtype, like: Array) -> jax.ShapeDtypeStruct:
