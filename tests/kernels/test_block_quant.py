@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from absent import TPUS, compile_for
+from absent import H100, TPUS, compile_for
 from compiled_kernels import kernels_in
-from jax.experimental.pallas import tpu as pltpu
+from interpreted import interpreted
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.block_quant import (
@@ -76,7 +76,7 @@ def test_the_fast_form_is_the_definition_code_for_code(format):
     _assert_same(run(xs, "xla"), run(xs, "reference"))
 
 
-TPU_CASES = [  # format, shape, block, axis, stochastic; two programs along rows and along columns, none of them full
+KERNEL_CASES = [  # format, shape, block, axis, stochastic; two programs along rows and along columns, none of them full
     (DynamicMap(), (33, 300), 256, -1, False),
     (DynamicMap(signed=False), (2, 8, 3, 64), (8, 32), (-3, -1), True),
     (Float8E4M3(), (300, 100), (32, 32), (-2, -1), False),
@@ -85,48 +85,57 @@ TPU_CASES = [  # format, shape, block, axis, stochastic; two programs along rows
 ]
 
 
-@pytest.mark.parametrize(("format", "shape", "block", "axis", "stochastic"), TPU_CASES, ids=str)
-def test_the_tpu_kernel_is_the_definition_code_for_code(format, shape, block, axis, stochastic):
+@pytest.mark.parametrize(
+    ("implementation", "format", "shape", "block", "axis", "stochastic"),
+    [("tpu", *case) for case in KERNEL_CASES] + [("gpu", *case) for case in KERNEL_CASES[:-1]],  # not 4-bit codes
+    ids=str,
+)
+def test_a_kernel_is_the_definition_code_for_code(implementation, format, shape, block, axis, stochastic):
+
     x, key = _numbers(shape), jax.random.key(0) if stochastic else None
     x[0, ..., :3] = np.nan, np.inf, -np.inf
     blocks = {"format": format, "block": block, "axis": axis, "key": key}
     desired = jax.jit(lambda x: quantize(x, implementation="reference", **blocks))(x)
-    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)):
-        actual = quantize(x, implementation="tpu", **blocks)
-        numbers = dequantize(desired, implementation="tpu")
+    with interpreted(implementation):
+        actual = quantize(x, implementation=implementation, **blocks)
+        numbers = dequantize(desired, implementation=implementation)
     _assert_same(actual, desired)
     _assert_same(numbers, dequantize(desired, implementation="reference"))
 
 
-@pytest.mark.parametrize("topology", TPUS)
-def test_the_tpu_kernels_compile(topology):
+@pytest.mark.parametrize("topology", [*TPUS, H100])
+def test_the_kernels_compile(topology):
     """Every format and kind of block for one chip, a few for the others."""
-    for format, shape, block, axis, stochastic in TPU_CASES + [(Int4(), (8, 256), 256, -1, False)]:
+    implementation = "gpu" if topology == H100 else "tpu"
+    for format, shape, block, axis, stochastic in KERNEL_CASES + [(Int4(), (8, 256), 256, -1, False)]:
         if topology != TPUS[0] and not isinstance(format, DynamicMap | Float8E4M3):
             continue
         key = jax.random.key(0) if stochastic else None
-        run = functools.partial(quantize, format=format, block=block, axis=axis, key=key, implementation="tpu")
+        blocks = {"format": format, "block": block, "axis": axis}
         x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-        q = jax.eval_shape(functools.partial(quantize, format=format, block=block, axis=axis), x)
-        assert kernels_in(compile_for(topology, run, x)) == {"block_quantize": 1}
-        back = compile_for(topology, functools.partial(dequantize, implementation="tpu"), q)
-        assert kernels_in(back) == {"block_dequantize": 1}
+        q = jax.eval_shape(functools.partial(quantize, **blocks), x)
+        there = functools.partial(quantize, **blocks, key=key, implementation=implementation)
+        assert kernels_in(compile_for(topology, there, x)) == {"block_quantize": 1}
+        back = functools.partial(dequantize, implementation=implementation)
+        assert kernels_in(compile_for(topology, back, q)) == {"block_dequantize": 1}
 
 
 @pytest.mark.parametrize(
-    ("shape", "block", "axis", "reason"),
+    ("implementation", "format", "shape", "block", "axis", "reason"),
     [
-        ((64, 64), 32, -2, "not along the last one"),
-        ((4, 256), 96, -1, "96 columns: neither a multiple nor a divisor of 128"),
-        ((4, 256), (2, 32), (-2, -1), "2 rows, not of one or a multiple of 8"),
-        ((3, 12, 256), (8, 32), (-2, -1), "8 does not divide axis -2, 12"),
-        ((2**10, 2**20), (128, 256), (-2, -1), "more than 48 MiB on the chip"),
+        ("tpu", Int8(), (64, 64), 32, -2, "not along the last one"),
+        ("gpu", Int8(), (4, 256), 20, -1, "20 columns, not of 8, 16, 24 or a multiple of 32"),
+        ("gpu", Int4(), (4, 256), 32, -1, "4-bit codes"),
+        ("tpu", Int8(), (4, 256), 96, -1, "96 columns: neither a multiple nor a divisor of 128"),
+        ("tpu", Int8(), (4, 256), (2, 32), (-2, -1), "2 rows, not of one or a multiple of 8"),
+        ("tpu", Int8(), (3, 12, 256), (8, 32), (-2, -1), "8 does not divide axis -2, 12"),
+        ("tpu", Int8(), (2**10, 2**20), (128, 256), (-2, -1), "more than 48 MiB on the chip"),
     ],
 )
-def test_a_named_kernel_says_why_it_does_not_take_a_call(shape, block, axis, reason):
-    with pytest.raises(NotImplementedError, match=f"no implementation takes this call. tpu: .*{reason}"):
+def test_a_named_kernel_says_why_it_does_not_take_a_call(implementation, format, shape, block, axis, reason):
+    with pytest.raises(NotImplementedError, match=f"no implementation takes this call. {implementation}: .*{reason}"):
         jax.eval_shape(
-            lambda x: quantize(x, format=Int8(), block=block, axis=axis, implementation="tpu"),
+            lambda x: quantize(x, format=format, block=block, axis=axis, implementation=implementation),
             jax.ShapeDtypeStruct(shape, jnp.float32),
         )
 

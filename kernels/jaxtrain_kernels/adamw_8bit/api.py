@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxtrain_kernels.adamw_8bit import reference, tpu, xla
+from jaxtrain_kernels.adamw_8bit import gpu, reference, tpu, xla
 from jaxtrain_kernels.adamw_8bit.rule import AdamW, AdamWStep, scalars
 from jaxtrain_kernels.block_quant.array import QuantizedArray
 from jaxtrain_kernels.choice import Implementation, choose
@@ -17,6 +17,7 @@ from jaxtrain_kernels.choice import Implementation, choose
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=xla.adamw_8bit),
     Implementation(name="tpu", run=tpu.adamw_8bit, refuses=tpu.refuses, proven=False),
+    Implementation(name="gpu", run=gpu.adamw_8bit, refuses=gpu.refuses, proven=False),
     Implementation(name="reference", run=reference.adamw_8bit),
 )
 

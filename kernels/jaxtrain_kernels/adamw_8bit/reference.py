@@ -28,7 +28,9 @@ def adamw_8bit(
 
 
 def _lift(v_new: Float[Array, "..."], v: QuantizedArray) -> Float[Array, "..."]:
-    """Return second moments, those above 0 raised to what does not round to 0."""
+    """Return second moments, those above 0 raised to what does not round to 0 (an expanded block has none)."""
+    if v.format.expands:
+        return v_new
     split, inner = reference.split(v_new, v.blocks)
     finite = jnp.where(jnp.isfinite(split), split, 0.0)
     least = jnp.max(finite, axis=inner, keepdims=True) * v.format.least

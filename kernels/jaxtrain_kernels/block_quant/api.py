@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxtrain_kernels.block_quant import reference, tpu, xla
+from jaxtrain_kernels.block_quant import gpu, reference, tpu, xla
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
 from jaxtrain_kernels.block_quant.formats import FORMATS, Format
 from jaxtrain_kernels.choice import Implementation, choose
@@ -17,11 +17,13 @@ from jaxtrain_kernels.choice import Implementation, choose
 QUANTIZE = (
     Implementation(name="xla", run=xla.quantize),
     Implementation(name="tpu", run=tpu.quantize, refuses=tpu.refuses_quantize, proven=False),
+    Implementation(name="gpu", run=gpu.quantize, refuses=gpu.refuses_quantize, proven=False),
     Implementation(name="reference", run=reference.quantize),
 )
 DEQUANTIZE = (
     Implementation(name="xla", run=xla.dequantize),
     Implementation(name="tpu", run=tpu.dequantize, refuses=tpu.refuses_dequantize, proven=False),
+    Implementation(name="gpu", run=gpu.dequantize, refuses=gpu.refuses_dequantize, proven=False),
     Implementation(name="reference", run=reference.dequantize),
 )
 

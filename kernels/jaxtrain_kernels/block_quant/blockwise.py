@@ -49,7 +49,7 @@ def encode(x: Numbers, format: Format, layout: Layout, *, noise: Numbers | None 
     huge = jnp.where(x < 0, -FLOAT32_MAX, FLOAT32_MAX)
     y = jnp.where(known, x, jnp.where(x == x, huge, 0.0))
     y = jnp.clip(y * per_scale, -1.0, 1.0)
-    if lifted:
+    if lifted and not format.expands:  # an expanded block has nothing that rounds to 0
         y = jnp.where(y > 0, jnp.maximum(y, format.least), y)
     exponents = None
     if format.expands:
