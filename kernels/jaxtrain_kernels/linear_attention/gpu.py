@@ -58,6 +58,7 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
         grid=(B, H, V // TILE),
         grid_names=("batch", "head", "tile"),
         kernel_name="linear_attention_forward",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )(q, k, v, rows, state)
     return output[:, :L], final[:, :: H // k.shape[2]]
 
