@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from absent import compile_for
+from absent import H100, compile_for
 from compiled_kernels import kernels_in
 from tiny import random_params, training_batch
 
@@ -25,12 +25,9 @@ from jaxtrain.train.step import make_train_step
 
 def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
     shape = dict(heads=2, kv_heads=2, head_dim=64, value_dim=64, chunk_size=64, implementation=implementation)
-    mixers = (
-        LinearAttentionConfig(**shape, decay=StepDecay()),
-        LinearAttentionConfig(**shape, decay=ChannelDecay()),
-        DeltaRuleConfig(**shape, decay=StepDecay()),
-        AttentionConfig(heads=2, kv_heads=2, head_dim=64),
-    )
+    stepped = LinearAttentionConfig(**shape, decay=StepDecay())
+    others = (LinearAttentionConfig(**shape, decay=ChannelDecay()), DeltaRuleConfig(**shape, decay=StepDecay()))
+    mixers = (stepped, *(others if implementation == "tpu" else ()), AttentionConfig(heads=2, kv_heads=2, head_dim=64))
     return DecoderConfig(
         vocab_size=256,
         d_model=128,
@@ -64,4 +61,13 @@ def test_a_step_on_tpu_runs_each_kernel_once_a_layer_and_the_forward_again_under
         "delta_rule_forward": forwards,
         "delta_rule_states": 1,
         "delta_rule_backward": 1,
+    }
+
+
+def test_a_step_on_an_h100_runs_each_kernel_once_a_layer():
+    """Gates of key channels and the delta rule have no kernel for GPUs yet."""
+    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == {
+        "linear_attention_forward": 1,
+        "linear_attention_states": 1,
+        "linear_attention_backward": 1,
     }
