@@ -2,8 +2,7 @@
 
 import jax
 import numpy as np
-import pytest
-from absent import compile_for
+from absent import H100, compile_for
 from compiled_kernels import kernels_in
 from tiny import random_params, training_batch
 
@@ -13,7 +12,7 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.decay import ChannelDecay, StepDecay
 from jaxtrain.nn.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.nn.remat import FullRemat, NoRemat, RematPolicy
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import AdamW, transformation
@@ -25,18 +24,16 @@ from jaxtrain.train.step import make_train_step
 
 def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
     shape = dict(heads=2, kv_heads=2, head_dim=64, value_dim=64, chunk_size=64, implementation=implementation)
-    mixers = (
-        LinearAttentionConfig(**shape, decay=StepDecay()),
-        LinearAttentionConfig(**shape, decay=ChannelDecay()),
-        DeltaRuleConfig(**shape, decay=StepDecay()),
-        AttentionConfig(heads=2, kv_heads=2, head_dim=64),
-    )
+    stepped = LinearAttentionConfig(**shape, decay=StepDecay())
+    others = (LinearAttentionConfig(**shape, decay=ChannelDecay()), DeltaRuleConfig(**shape, decay=StepDecay()))
+    mixers = (stepped, *(others if implementation == "tpu" else ()), AttentionConfig(heads=2, kv_heads=2, head_dim=64))
     return DecoderConfig(
         vocab_size=256,
         d_model=128,
         repeats=2,
-        pattern=tuple(BlockConfig(mixer=mixer, mlp=GatedMLPConfig(hidden=256)) for mixer in mixers),
+        pattern=tuple(BlockConfig(mixer=mixer, mlp=MLPConfig(hidden=256)) for mixer in mixers),
         max_length=128,
+        tied_embeddings=True,  # the fewer parameters, the fewer kernels of XLA's own to compile
         compute_dtype="bfloat16",
         remat=remat,
     )
@@ -46,7 +43,7 @@ def _kernels_of_a_step(config: DecoderConfig, topology: str) -> dict[str, int]:
     graph, _, names = abstract_model(config)
     optimizer = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
     rate = optimizer.learning_rate.build(20)
-    tx = transformation(optimizer, rate, names, clip_norm=1.0)
+    tx = transformation(optimizer, rate, names, clip_norm=None)
     step = make_train_step(graph, NextToken(), Accumulate(), tx, rate, dropout=False)
     state = jax.eval_shape(lambda params: state_from_params(params, tx), random_params(config))
     batch = jax.tree.map(np.asarray, training_batch(2, 128, vocab_size=256))
@@ -54,14 +51,22 @@ def _kernels_of_a_step(config: DecoderConfig, topology: str) -> dict[str, int]:
     return kernels_in(compiled)
 
 
-@pytest.mark.parametrize(("remat", "forwards"), [(NoRemat(), 1), (FullRemat(), 2)], ids=["none", "full"])
-def test_a_step_on_tpu_runs_each_kernel_once_a_layer_and_the_forward_again_under_remat(remat, forwards):
-    """Two layers are linear attention, one the delta rule; the scan over repeats holds each once."""
-    assert _kernels_of_a_step(_hybrid("tpu", remat), "v5e:2x2") == {
-        "linear_attention_forward": 2 * forwards,
+def test_a_step_on_tpu_under_remat_runs_each_forward_kernel_twice_and_the_others_once_a_layer():
+    """Two layers of a repeat are linear attention, one the delta rule; the scans over repeats hold each once."""
+    assert _kernels_of_a_step(_hybrid("tpu", FullRemat()), "v5e:2x2") == {
+        "linear_attention_forward": 2 * 2,
         "linear_attention_states": 2,
         "linear_attention_backward": 2,
-        "delta_rule_forward": forwards,
+        "delta_rule_forward": 2,
         "delta_rule_states": 1,
         "delta_rule_backward": 1,
+    }
+
+
+def test_a_step_on_an_h100_without_remat_runs_each_kernel_once_a_layer():
+    """Gates of key channels and the delta rule have no kernel for GPUs yet."""
+    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == {
+        "linear_attention_forward": 1,
+        "linear_attention_states": 1,
+        "linear_attention_backward": 1,
     }

@@ -1,9 +1,12 @@
 """Linear attention with every kind of decay: conformance to the recurrence, and what must not change the result."""
 
+import jax.numpy as jnp
 import pytest
-from absent import TPUS, compile_for
+from absent import H100, TPUS, compile_for
 from compiled_kernels import kernels_in
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
+from jaxtrain_kernels.linear_attention import linear_attention
 from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
 
 CASES = [
@@ -24,9 +27,9 @@ def test_output_and_gradients_are_those_of_the_recurrence(case):
 
 
 INTERPRETED = [
-    Case(lengths=(5, 0, 30), gate="step", heads=4, values=24, rows=1, chunk=16),
+    Case(lengths=(5, 0, 30), gate="step", key_heads=1, values=24, rows=1, chunk=16),
     Case(lengths=(40,), gate="channel", heads=1, key_heads=1, rows=1, chunk=16),
-    Case(lengths=(30, 33), gate="channel", values=24, rows=1, dtype="bfloat16"),
+    Case(lengths=(30, 33), gate="channel", values=24, heads=1, key_heads=1, rows=1, dtype="bfloat16"),
 ]
 
 
@@ -36,9 +39,30 @@ def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory
         assert_conforms(case, "tpu")
 
 
-@pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 256), (TPUS[3], 64)])
+@pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 128), (TPUS[3], 64)])
 @pytest.mark.parametrize("gate", ["step", "channel"])
 def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk):
     case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
     compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case))
     assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
+
+
+def test_gpu_kernels_conform_in_an_interpretation():
+    """Keys of two tiles, so that blocks share values' gradients; two query heads a key head; two chunks and a bit."""
+    case = Case(lengths=(70, 0, 66), gate="step", key_heads=1, rows=1, keys=128, values=64, dtype="bfloat16")
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+        assert_conforms(case, "gpu")
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_gpu_kernels_compile_for_an_h100_and_each_is_in_the_program_once(width):
+    case = Case(lengths=(256,), gate="step", heads=4, rows=1)
+    compiled = compile_for(H100, results_and_gradients(case, "gpu"), shapes_of(case, width=width))
+    assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
+
+
+def test_gpu_kernels_say_all_that_they_do_not_take():
+    x = jnp.zeros((1, 16, 2, 32))
+    refusal = r"gpu: .*float32, not bfloat16.*the key dim is 32.*the value dim is 32.*gate for every key channel"
+    with pytest.raises(NotImplementedError, match=refusal):
+        linear_attention(x, x, x, x, implementation="gpu")

@@ -41,11 +41,13 @@ def _decoder(*mixers: MixerConfig) -> DecoderConfig:
 
 
 HYBRID = _decoder(GATED, DELTA, ATTENTION)
-FIXED = _decoder(
-    LinearAttentionConfig(**SHAPE, decay=FixedDecay()), LinearAttentionConfig(**SHAPE, decay=NoDecay()), STEPPED
+RECURRENT = _decoder(
+    LinearAttentionConfig(**SHAPE, decay=FixedDecay()),
+    LinearAttentionConfig(**SHAPE, decay=NoDecay()),
+    STEPPED,
+    DeltaRuleConfig(**SHAPE),
 )
-PLAIN_DELTA = _decoder(DeltaRuleConfig(**SHAPE), DeltaRuleConfig(**SHAPE, decay=FixedDecay()))
-DECODERS = {"hybrid": HYBRID, "linear": FIXED, "delta": PLAIN_DELTA}
+DECODERS = {"hybrid": HYBRID, "recurrent": RECURRENT}
 TOKENS = 6
 
 

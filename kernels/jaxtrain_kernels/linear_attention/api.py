@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
-from jaxtrain_kernels.linear_attention import reference, tpu, xla
+from jaxtrain_kernels.linear_attention import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import differentiable
 
 
@@ -36,6 +36,7 @@ def linear_attention(
     Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
+    `implementation="gpu"` always takes chunks of 64.
 
         o, state = linear_attention(q, k, v, jax.nn.log_sigmoid(gate))
 
@@ -80,6 +81,12 @@ IMPLEMENTATIONS = (
         name="tpu",
         run=functools.partial(differentiable, tpu.forward, tpu.backward),
         refuses=tpu.refuses,
+        proven=False,
+    ),
+    Implementation(
+        name="gpu",
+        run=functools.partial(differentiable, gpu.forward, gpu.backward),
+        refuses=gpu.refuses,
         proven=False,
     ),
     Implementation(name="reference", run=_run_reference),
