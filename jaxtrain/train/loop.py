@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,7 +25,7 @@ from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
-from jaxtrain.train.phases import Phase, Span, remaining, total_steps
+from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_steps
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
@@ -163,7 +162,7 @@ class Trainer:
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
         if feed.text_changed:
             self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
-        rate = self._learning_rate(span)
+        rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, self.names, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, self.names, mesh)
         step = make_train_step(self.graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
@@ -175,13 +174,6 @@ class Trainer:
             devices=mesh.size,
         )
         return Work(span, data, feed, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
-
-    def _learning_rate(self, span: Span) -> optax.Schedule:
-        own = span.phase.learning_rate
-        if own is None:
-            return self.optimizer.learning_rate.build(self.total_steps)
-        rate = own.build(span.phase.steps)
-        return lambda count: rate(jnp.maximum(count - span.first, 0))  # behind the steps by those that were skipped
 
     def _enter(self, state: TrainState | None, start: int | None) -> TrainState:
         """Return the state to begin a phase with: created, restored, or moved from the phase before."""

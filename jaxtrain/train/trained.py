@@ -1,6 +1,7 @@
 """The parameters of a run folder, for evaluation, generation and export."""
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig
@@ -36,8 +37,8 @@ def trained_params(
     if weights is not None and weights not in averages:
         raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
     _, _, names = abstract_model(model)
-    rate = optimizer.learning_rate.build(1_000_000)  # only the structure of its state matters
-    target = abstract_state(model, transformation(optimizer, rate, names, clip_norm=None), names, mesh)
+    tx = transformation(optimizer, optax.constant_schedule(0.0), names, clip_norm=None)  # for its state's shapes alone
+    target = abstract_state(model, tx, names, mesh)
     if weights is None and not optimizer.averages:
         return step, checkpoints.restore_params(step, target.params)
     state = checkpoints.restore_state(step, target)
