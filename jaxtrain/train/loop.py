@@ -100,21 +100,24 @@ class Trainer:
         with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
             start = self._saved = self._checkpoints.resume()
             self._taken = {} if start is None else self._checkpoints.restore_data(start)
-            self._hooks, state = HookStates(self.hooks), None
-            with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, Stop() as stop:
+            self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
+            with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:
                 for span in remaining(self.phases, start or 0):
                     self._work = self._set_up(span)
                     state = self._enter(state, start)
-                    state = self._run_phase(state, stop)
+                    state = self._run_phase(state)
                     if self.step < span.end:
                         break
+            with self._stop.reporting():
+                self._checkpoints.check(wait=True)
+            self._stop.settle()
         return Result(state, self.step, self.step >= self.total_steps, self._recorder.latest)
 
-    def _run_phase(self, state: TrainState, stop: Stop) -> TrainState:
+    def _run_phase(self, state: TrainState) -> TrainState:
         """Make the steps of the phase at hand, or those until the run is asked to stop, and then save."""
         span, _, feed, mesh, *_ = work = self._work
         with jax.set_mesh(mesh):
-            while self.step < span.end and not stop.decided():
+            while self.step < span.end and not self._stop.decided():
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, measured = work.train_step(state, next(feed), self._dropout_key)
                 self.step += 1
@@ -122,7 +125,8 @@ class Trainer:
                 self._recorder.begin(self.step, measured)
                 state = self._hooks.after_step(self, state)
                 self._profiler.step_done(state)
-                self._checkpoints.check()
+                with self._stop.reporting():
+                    self._checkpoints.check()
             self._finish_step()
             if self.step < span.end:
                 self.save(state)
@@ -144,7 +148,7 @@ class Trainer:
 
     def _open_recorder(self, start: int | None) -> Recorder:
         writes = jax.process_index() == 0
-        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes)
+        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=self._stop.report)
         recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
         if start is not None and start >= self.total_steps:
             recorder.say(f"the run has made its {self.total_steps} steps: nothing is left to do")
@@ -230,14 +234,18 @@ class Trainer:
         )
         text = tokenizer.decode(ids + new)
         if jax.process_index() == 0:
-            self.folder.add_sample(self.step, text)
+            with self._stop.reporting():
+                self.folder.add_sample(self.step, text)
         return text
 
     def save(self, state: TrainState) -> None:
         if self._saved != self.step:
             self._finish_step()  # its line comes first, so that a run resumed from here lacks none
             self._recorder.flush()
-            self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
+            with self._stop.reporting():
+                self._checkpoints.check(wait=True)
+            with self._stop.reporting():  # all processes save, or none: also where the save before has failed
+                self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
             self._saved = self.step
             self._recorder.interrupted()
 
