@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxtrain.data import DataConfig, describe_batch, loader, text_digest
+from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, text_digest
 from jaxtrain.mesh import activation_spec
 from jaxtrain.shapes import Batch
 from jaxtrain.train.phases import Phase
@@ -50,18 +50,15 @@ class Feed:
 
     def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, taken: dict[str, int]):
         self._layout = Layout(phase.batch_size, phase.sequence_length, mesh)
+        self.stores = open_stores(data)
         configured = f"{phase.sequence_length} tokens of {data}, text "
-        self._stream, self._taken = configured + text_digest(data), taken
+        self._stream, self._taken = configured + text_digest(self.stores), taken
         self.text_changed = self._stream not in taken and any(stream.startswith(configured) for stream in taken)
-        where = {
-            "split": "train",
-            "batch_size": phase.batch_size,
-            "sequence_length": phase.sequence_length,
-            "seed": seed,
-            "start_row": taken.setdefault(self._stream, 0),
-        }
-        self._iterator = loader(data, rows=self._layout.rows, **where)
-        self._describe = functools.partial(describe_batch, data, **where)
+        length, stores = phase.sequence_length, self.stores
+        rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores)
+        where = {"batch_size": phase.batch_size, "start_row": taken.setdefault(self._stream, 0)}
+        self._iterator = batches_of(rows, rows=self._layout.rows, **where)
+        self._describe = functools.partial(describe_batch, rows, **where)
         self._rows, self._batches = phase.batch_size, 0
 
     def __next__(self) -> Batch:

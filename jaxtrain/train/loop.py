@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.data import DataConfig
+from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.models.generate import Sampling, generate
@@ -18,7 +18,7 @@ from jaxtrain.objectives.sums import Sums
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
-from jaxtrain.train.evaluation import evaluate
+from jaxtrain.train.evaluation import evaluate, validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Objective, Strategy
@@ -53,6 +53,7 @@ class Work(NamedTuple):
     span: Span
     data: DataConfig
     feed: Feed
+    validation: Callable[[], Rows]
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState  # shapes and layout
@@ -115,7 +116,8 @@ class Trainer:
 
     def _run_phase(self, state: TrainState) -> TrainState:
         """Make the steps of the phase at hand, or those until the run is asked to stop, and then save."""
-        span, _, feed, mesh, *_ = work = self._work
+        work = self._work
+        span, feed, mesh = work.span, work.feed, work.mesh
         with jax.set_mesh(mesh):
             while self.step < span.end and not self._stop.decided():
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
@@ -177,7 +179,12 @@ class Trainer:
             flops_per_token=self.model.flops_per_token(phase.sequence_length),
             devices=mesh.size,
         )
-        return Work(span, data, feed, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
+        length = phase.sequence_length
+        # Where evaluation is asked for, and then once: of the text that the feed has opened.
+        validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
+        return Work(
+            span, data, feed, validation, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout)
+        )
 
     def _enter(self, state: TrainState | None, start: int | None) -> TrainState:
         """Return the state to begin a phase with: created, restored, or moved from the phase before."""
@@ -212,9 +219,8 @@ class Trainer:
         return evaluate(
             self._evaluate,
             params,
-            self._work.data,
+            self._work.validation(),
             batch_size=phase.batch_size,
-            sequence_length=phase.sequence_length,
             batches=batches,
             mesh=self._work.mesh,
         )

@@ -40,6 +40,20 @@ def test_edited_text_is_read_from_its_first_row_and_says_so(corpus, tmp_path):
     assert feed.text_changed and sorted(taken.values()) == [0, 8]
 
 
+def test_what_a_run_reads_stays_as_it_was_opened_although_its_files_change(corpus, tmp_path):
+    """Batches, the names of their documents, and validation, which is read again at every evaluation."""
+    seen = []
+
+    def look(run, state):
+        seen.append(run.evaluate(state.params, batches=1).weight)
+        for path in (tmp_path / "corpus").iterdir():
+            path.write_text("edited")
+        assert "document" in run._work.feed.describe(ago=0)
+
+    runs.train(runs.tiny_run(corpus, steps=2, save_every=2, hooks=(runs.Watch(look=look),)), tmp_path / "run")
+    assert seen[0] == seen[1] > 100
+
+
 def test_another_packing_is_another_stream_and_no_change_of_text(corpus):
     taken = {}
     next(_feed(corpus, taken))
