@@ -94,6 +94,19 @@ def open_rows(
     )
 
 
+def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
+    """Return all that decides the rows of a split but the text itself, so not where that lies."""
+    mixture = config.source
+    if isinstance(mixture, Mixture):
+        shares = f"weights {[part.weight for part in mixture.sources]}, temperature {mixture.temperature}"
+    else:
+        shares = "one source"
+    return (
+        f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, {shares}, "
+        f"validation_fraction={config.validation_fraction}"
+    )
+
+
 def text_digest(stores: Sequence[TokenStore]) -> str:
     """Return a name for the text itself (`TokenStore.digest` of every source)."""
     return "-".join(store.digest for store in stores)

@@ -168,6 +168,8 @@ class Trainer:
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
         if feed.text_changed:
             self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
+        elif feed.is_new:
+            self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, self.names, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, self.names, mesh)
