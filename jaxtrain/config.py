@@ -16,7 +16,7 @@ from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.hooks import Hook, Sample
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
-from jaxtrain.train.phases import Phase
+from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
 from jaxtrain.train.state import abstract_model
 
@@ -59,9 +59,19 @@ class TrainConfig:
                     f"the tokenizer has {vocab_size} tokens, model.vocab_size={self.model.vocab_size}: "
                     f"set model.vocab_size to at least {vocab_size}"
                 )
+        self._check_learning_rates()
         for index, hook in enumerate(self.hooks):
             if isinstance(hook, Sample):
                 self._check_sample(f"hooks[{index}]", hook)
+
+    def _check_learning_rates(self) -> None:
+        """Find now what would otherwise end the run when a phase is entered."""
+        for span in spans(self.phases):
+            where = "optimizer" if span.phase.learning_rate is None else f"phases[{span.index}]"
+            try:
+                learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
+            except ValueError as error:
+                raise ValueError(f"{where}.learning_rate: {error}") from error
 
     def _check_sample(self, where: str, hook: Sample) -> None:
         """Find now what would otherwise end the run when the first sample is due."""

@@ -10,6 +10,7 @@ from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of
 from jaxtrain.train.ahead import compile_step
+from jaxtrain.train.phases import total_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             clip_norm=config.clip_norm,
             phase=phase,
             mesh=(phase.mesh or config.mesh).build(devices),
+            total_steps=total_steps(config.phases),
         )
         need = memory(compiled)
         print(f"phases[{index}] on {len(devices)} devices of {arguments.topology}, bytes a device:")

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from jaxtrain.cli.finished import add_run_arguments, open_run
-from jaxtrain.train.evaluation import evaluate
+from jaxtrain.train.evaluation import evaluate, validation_rows
 from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import make_evaluation_step
 
@@ -23,9 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     sums = evaluate(
         make_evaluation_step(graph, config.objective),
         finished.params,
-        phase.data or config.data,
+        validation_rows(phase.data or config.data, sequence_length=phase.sequence_length),
         batch_size=phase.batch_size,
-        sequence_length=phase.sequence_length,
         batches=arguments.batches,
         mesh=finished.mesh,
     )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import optax
 from rich.console import Console
 
 from jaxtrain.cli import bigram_record
@@ -105,8 +106,7 @@ def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
 def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
     """Return the shape and type of every leaf of the parameters, or of the whole training state."""
     _, params, names = abstract_model(config.model)
-    rate = config.optimizer.learning_rate.build(1)
-    tx = transformation(config.optimizer, rate, names, clip_norm=config.clip_norm)
+    tx = transformation(config.optimizer, optax.constant_schedule(0.0), names, clip_norm=config.clip_norm)
     state = jax.eval_shape(lambda params: state_from_params(params, tx), params)
     leaves = jax.tree_util.tree_leaves_with_path(state if whole else params)
     return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}

@@ -2,10 +2,10 @@
 
 from jaxtrain.data.bigram import bigram_loss
 from jaxtrain.data.config import DataConfig
-from jaxtrain.data.loader import describe_batch, loader
+from jaxtrain.data.loader import batches_of, describe_batch, loader
 from jaxtrain.data.mixture import Mixture, Weighted
 from jaxtrain.data.packing import BestFit, ConcatenateAndSplit, Packing
-from jaxtrain.data.rows import open_rows, text_digest
+from jaxtrain.data.rows import Rows, open_rows, open_stores, reading, text_digest
 from jaxtrain.data.sources import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
 from jaxtrain.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, Tokenizer
 
@@ -21,15 +21,19 @@ __all__ = [
     "Mixture",
     "Packing",
     "Parquet",
+    "Rows",
     "SentencePiece",
     "Source",
     "StandardLibrary",
     "TextFiles",
     "Tokenizer",
     "Weighted",
+    "batches_of",
     "bigram_loss",
     "describe_batch",
     "loader",
     "open_rows",
+    "open_stores",
+    "reading",
     "text_digest",
 ]

@@ -48,45 +48,40 @@ def loader(
     Raises:
       ValueError: an argument is out of range, or the split has no text.
     """
+    every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
+    return batches_of(every, batch_size=batch_size, rows=rows, start_row=start_row)
+
+
+def batches_of(
+    every: Rows, *, batch_size: int, rows: Sequence[int] | None = None, start_row: int = 0
+) -> grain.DatasetIterator[Batch]:
+    """Return the iterator of `loader` over rows that are open already; its arguments mean the same."""
     rows = range(batch_size) if rows is None else rows
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"{rows=} must name at least one row, each from 0 to {batch_size=} - 1.")
     if start_row < 0:
         raise ValueError(f"{start_row=} must not be negative.")
-    every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
-    part = _PartOfBatches(every, batch_size, tuple(rows), start_row, sequence_length)
+    part = _PartOfBatches(every, batch_size, tuple(rows), start_row)
     batches = grain.MapDataset.source(part).batch(len(rows), batch_fn=_stack)
     return iter(batches.to_iter_dataset(_READ_AHEAD))
 
 
-def describe_batch(
-    config: DataConfig,
-    *,
-    split: Split,
-    batch_size: int,
-    sequence_length: int,
-    seed: int,
-    batch: int,
-    start_row: int = 0,
-    num_epochs: int | None = None,
-) -> str:
-    """Return, one line a row, which tokens of which documents a batch of `loader` with the same arguments holds."""
-    every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
+def describe_batch(every: Rows, *, batch_size: int, batch: int, start_row: int = 0) -> str:
+    """Return, one line a row, which tokens of which documents a batch of `batches_of` with these arguments holds."""
     first = start_row + batch * batch_size
     numbers = range(first, min(first + batch_size, len(every)))
     lines = [f"  row {number - first}: {every.describe(number)}" for number in numbers]
-    return "\n".join([f"batch {batch} of {split} (rows {first} to {first + batch_size - 1}, {seed=}):", *lines])
+    return "\n".join([f"batch {batch} of {every.name} (rows {first} to {first + batch_size - 1}):", *lines])
 
 
 class _PartOfBatches:
     """The chosen rows of batch after batch, as one sequence; rows past the end are blank."""
 
-    def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], start_row: int, sequence_length: int):
+    def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], start_row: int):
         self._every = every
         self._batch_size = batch_size
         self._chosen = chosen
         self._start_row = start_row
-        self._sequence_length = sequence_length
 
     def __len__(self) -> int:
         if len(self._every) == sys.maxsize:
@@ -96,7 +91,7 @@ class _PartOfBatches:
     def __getitem__(self, index: int) -> Batch:
         batch, position = divmod(index, len(self._chosen))
         row = self._start_row + batch * self._batch_size + self._chosen[position]
-        return self._every[row] if row < len(self._every) else blank_row(self._sequence_length)
+        return self._every[row] if row < len(self._every) else blank_row(self._every.sequence_length)
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:

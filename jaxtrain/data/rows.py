@@ -1,6 +1,7 @@
 """All the rows of a split, over every source: the one global order that every process reads its part of."""
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,15 +9,24 @@ from jaxtrain.data.config import DataConfig
 from jaxtrain.data.mixture import Interleaving, Mixture, by_weight
 from jaxtrain.data.source_rows import SourceRows
 from jaxtrain.data.split import Split, documents_of
-from jaxtrain.data.store import open_store
+from jaxtrain.data.store import TokenStore, open_store
 from jaxtrain.shapes import Batch
 
 
 class Rows:
     """Random access to rows (a grain data source). Without end, or `num_epochs` times every row of every source."""
 
-    def __init__(self, sources: list[SourceRows], interleaving: Interleaving, *, length: int, labels: list[str]):
-        self.sources = sources
+    def __init__(
+        self,
+        sources: list[SourceRows],
+        interleaving: Interleaving,
+        *,
+        length: int,
+        labels: list[str],
+        sequence_length: int,
+        name: str,
+    ):
+        self.sources, self.sequence_length, self.name = sources, sequence_length, name
         self._interleaving = interleaving
         self._length = length
         self._labels = labels
@@ -40,10 +50,21 @@ class Rows:
         return dict(zip(self._labels, tokens, strict=True))
 
 
+def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
+    """Tokenise what the cache lacks, and return the text as it is now, which stays so however its files change."""
+    return tuple(open_store(source, config.tokenizer) for source in config.sources)
+
+
 def open_rows(
-    config: DataConfig, *, split: Split, sequence_length: int, seed: int, num_epochs: int | None = None
+    config: DataConfig,
+    *,
+    split: Split,
+    sequence_length: int,
+    seed: int,
+    num_epochs: int | None = None,
+    stores: Sequence[TokenStore] | None = None,
 ) -> Rows:
-    """Tokenise what the cache lacks, and return the rows of a split.
+    """Return the rows of a split, of the text as it is now or of `stores`, opened before.
 
     Endless rows of a mixture are interleaved by its weights; with `num_epochs`, in proportion to the sources' sizes,
     so that every row comes exactly that often.
@@ -55,26 +76,47 @@ def open_rows(
     if seed < 0:
         raise ValueError(f"{seed=} must not be negative.")
     sources = [
-        _source_rows(config, number, split=split, sequence_length=sequence_length, seed=seed)
-        for number in range(len(config.sources))
+        _source_rows(config, store, split=split, sequence_length=sequence_length, seed=(seed, number))
+        for number, store in enumerate(open_stores(config) if stores is None else stores)
     ]
     if num_epochs is None:
         interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
     else:
         interleaving = Interleaving(tuple(source.rows_per_epoch for source in sources))
         length = num_epochs * sum(interleaving.shares)
-    return Rows(sources, interleaving, length=length, labels=_labels(config))
+    return Rows(
+        sources,
+        interleaving,
+        length=length,
+        labels=_labels(config),
+        sequence_length=sequence_length,
+        name=f"{split}, {seed=}",
+    )
 
 
-def text_digest(config: DataConfig) -> str:
-    """Return a name for the text itself that a configuration reads (`TokenStore.digest` of every source)."""
-    return "-".join(open_store(source, config.tokenizer).digest for source in config.sources)
+def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
+    """Return all that decides the rows of a split but the text itself, so not where that lies."""
+    mixture = config.source
+    if isinstance(mixture, Mixture):
+        shares = f"weights {[part.weight for part in mixture.sources]}, temperature {mixture.temperature}"
+    else:
+        shares = "one source"
+    return (
+        f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, {shares}, "
+        f"validation_fraction={config.validation_fraction}"
+    )
 
 
-def _source_rows(config: DataConfig, number: int, *, split: Split, sequence_length: int, seed: int) -> SourceRows:
-    store = open_store(config.sources[number], config.tokenizer)
+def text_digest(stores: Sequence[TokenStore]) -> str:
+    """Return a name for the text itself (`TokenStore.digest` of every source)."""
+    return "-".join(store.digest for store in stores)
+
+
+def _source_rows(
+    config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
+) -> SourceRows:
     documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
-    return SourceRows(store, documents, packing=config.packing, sequence_length=sequence_length, seed=(seed, number))
+    return SourceRows(store, documents, packing=config.packing, sequence_length=sequence_length, seed=seed)
 
 
 def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length: int) -> np.ndarray:

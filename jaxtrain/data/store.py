@@ -190,5 +190,7 @@ def _remove_abandoned(parent: Path) -> None:
     """Delete what killed builds left behind."""
     for building in itertools.islice(parent.glob(".building-*"), 100):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - building.stat().st_mtime > _ABANDONED_SECONDS:
+            # A folder's own time does not change while the files in it grow.
+            latest = max(path.stat().st_mtime for path in (building, *building.rglob("*")))
+            if time.time() - latest > _ABANDONED_SECONDS:
                 shutil.rmtree(building, ignore_errors=True)

@@ -83,7 +83,7 @@ class WarmupStableDecay:
         if stable < 0:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed the {total_steps} steps "
-                f"of the run: make them smaller or the run longer"
+                f"there are: make them smaller or the run longer"
             )
         decay = optax.linear_schedule(self.peak, self.peak * self.final_ratio, max(self.decay_steps, 1))
         return _after_warmup(self, optax.join_schedules([optax.constant_schedule(self.peak), decay], [stable]))

@@ -9,7 +9,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.optim.optimizers import Optimizer, transformation
 from jaxtrain.shapes import Batch
 from jaxtrain.train.gradients import Objective, Strategy
-from jaxtrain.train.phases import Phase
+from jaxtrain.train.phases import Phase, Span, learning_rate
 from jaxtrain.train.state import abstract_model, abstract_state
 from jaxtrain.train.step import make_train_step
 
@@ -23,10 +23,15 @@ def compile_step(
     clip_norm: float | None,
     phase: Phase,
     mesh: Mesh,
+    total_steps: int | None = None,
 ) -> jax.stages.Compiled:
-    """Return the donated train step of a phase, compiled for the devices of `mesh`; nothing is computed."""
+    """Return the donated train step of a phase, compiled for the devices of `mesh`; nothing is computed.
+
+    `total_steps` are those of the run, which the optimizer's schedule spans; by default the run is this phase alone.
+    """
     graph, _, names = abstract_model(model)
-    rate = optimizer.learning_rate.build(phase.steps)
+    steps = total_steps or phase.steps
+    rate = learning_rate(Span(0, phase, 0, phase.steps), optimizer.learning_rate, total_steps=steps)
     tx = transformation(optimizer, rate, names, clip_norm=clip_norm)
     step = make_train_step(graph, objective, gradients, tx, rate, dropout=model.dropout > 0)
     state = abstract_state(model, tx, names, mesh)

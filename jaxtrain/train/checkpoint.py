@@ -91,10 +91,14 @@ class Checkpoints:
             self._failure.__cause__ = error
 
     def _prune(self) -> None:
+        """Remove what need not be kept; where that fails nothing is lost but room, and the run goes on."""
         finished = [step for step in self.steps() if is_finished(self._path(step))]
         for newer, step in enumerate(reversed(finished)):
             if not self._retention.keeps(step, newer=newer):
-                _remove(self._path(step))
+                try:
+                    _remove(self._path(step))
+                except OSError as error:
+                    log.warning("checkpoint %s is no longer needed but cannot be removed: %s", self._path(step), error)
 
     def _failed(self, step: int, error: BaseException) -> SaveError:
         return SaveError(f"checkpoint {step} could not be written to {self.folder}", error)

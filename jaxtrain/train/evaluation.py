@@ -1,12 +1,13 @@
 """The objective over validation: always the same batches in the same order, whatever the run's seed."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from jaxtrain.data import DataConfig, loader
+from jaxtrain.data import DataConfig, Rows, batches_of, open_rows
+from jaxtrain.data.store import TokenStore
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.feed import Layout
@@ -14,27 +15,23 @@ from jaxtrain.train.feed import Layout
 SEED = 0
 
 
+def validation_rows(data: DataConfig, *, sequence_length: int, stores: Sequence[TokenStore] | None = None) -> Rows:
+    """Return one whole pass over validation, of the text as it is now or of `stores`, opened before."""
+    return open_rows(data, split="validation", sequence_length=sequence_length, seed=SEED, num_epochs=1, stores=stores)
+
+
 def evaluate(
     step: Callable[[ParamTree, Batch], Sums],
     params: ParamTree,
-    data: DataConfig,
+    rows: Rows,
     *,
     batch_size: int,
-    sequence_length: int,
     batches: int | None,
     mesh: Mesh,
 ) -> Sums:
-    """Return the sums, as floats, over the first `batches` batches of validation, or over one whole pass."""
-    layout = Layout(batch_size, sequence_length, mesh)
-    iterator = loader(
-        data,
-        split="validation",
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        seed=SEED,
-        rows=layout.rows,
-        num_epochs=1,
-    )
+    """Return the sums, as floats, over the first `batches` batches of `validation_rows`, or over all of them."""
+    layout = Layout(batch_size, rows.sequence_length, mesh)
+    iterator = batches_of(rows, batch_size=batch_size, rows=layout.rows)
     with jax.set_mesh(mesh):
         parts = [step(params, layout.globalise(batch)) for batch in itertools.islice(iterator, batches)]
     return jax.tree.map(lambda *values: sum(map(float, values)), *parts)

@@ -1,21 +1,23 @@
 """Batches for the step: each process reads the rows its devices need and joins them into one global array.
 
 How far a run has read is the number of rows taken of each stream: the same on any mesh and any number of processes, and
-still right when the batch size changes. A stream is some data cut to some sequence length, named by its configuration
-and a digest of its text; phases that read the same stream go on where the one before stopped. Text that was edited
-between a kill and its resume is another stream, and begins at its first row.
+still right when the batch size changes. A stream is some text cut to some sequence length, named by what decides its
+rows and a digest of the text, not by where that lies; phases that read the same stream go on where the one before
+stopped. Text that was edited between a kill and its resume is another stream, and begins at its first row.
 """
 
 import functools
+import zlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxtrain.data import DataConfig, describe_batch, loader, text_digest
+from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, reading, text_digest
 from jaxtrain.mesh import activation_spec
 from jaxtrain.shapes import Batch
+from jaxtrain.train import distributed
 from jaxtrain.train.phases import Phase
 
 
@@ -45,23 +47,36 @@ class Layout:
         return read
 
 
+def _check_same_everywhere(stream: str) -> None:
+    number = zlib.crc32(stream.encode()) >> 1  # what fits an int32
+    if distributed.anywhere(distributed.of_first(number) != number):
+        raise ValueError(
+            f"the processes of this run do not read the same data, here {stream!r}: give all hosts the same files"
+        )
+
+
 class Feed:
-    """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated."""
+    """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated.
+
+    `is_new`: other streams have been read from, this one has not; `text_changed`: this one's text was another then.
+
+    Raises:
+        ValueError: on every process, if they do not read the same text in the same way.
+    """
 
     def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, taken: dict[str, int]):
         self._layout = Layout(phase.batch_size, phase.sequence_length, mesh)
-        configured = f"{phase.sequence_length} tokens of {data}, text "
-        self._stream, self._taken = configured + text_digest(data), taken
-        self.text_changed = self._stream not in taken and any(stream.startswith(configured) for stream in taken)
-        where = {
-            "split": "train",
-            "batch_size": phase.batch_size,
-            "sequence_length": phase.sequence_length,
-            "seed": seed,
-            "start_row": taken.setdefault(self._stream, 0),
-        }
-        self._iterator = loader(data, rows=self._layout.rows, **where)
-        self._describe = functools.partial(describe_batch, data, **where)
+        self.stores = open_stores(data)
+        configured = f"{reading(data, sequence_length=phase.sequence_length, seed=seed)}, text "
+        self._stream, self._taken = configured + text_digest(self.stores), taken
+        _check_same_everywhere(self._stream)
+        self.is_new = bool(taken) and self._stream not in taken
+        self.text_changed = self.is_new and any(stream.startswith(configured) for stream in taken)
+        length, stores = phase.sequence_length, self.stores
+        rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores)
+        where = {"batch_size": phase.batch_size, "start_row": taken.setdefault(self._stream, 0)}
+        self._iterator = batches_of(rows, rows=self._layout.rows, **where)
+        self._describe = functools.partial(describe_batch, rows, **where)
         self._rows, self._batches = phase.batch_size, 0
 
     def __next__(self) -> Batch:

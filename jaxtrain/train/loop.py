@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.data import DataConfig
+from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.models.generate import Sampling, generate
@@ -19,14 +18,14 @@ from jaxtrain.objectives.sums import Sums
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
-from jaxtrain.train.evaluation import evaluate
+from jaxtrain.train.evaluation import evaluate, validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
-from jaxtrain.train.phases import Phase, Span, remaining, total_steps
+from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_steps
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
@@ -54,6 +53,7 @@ class Work(NamedTuple):
     span: Span
     data: DataConfig
     feed: Feed
+    validation: Callable[[], Rows]
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState  # shapes and layout
@@ -101,21 +101,25 @@ class Trainer:
         with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
             start = self._saved = self._checkpoints.resume()
             self._taken = {} if start is None else self._checkpoints.restore_data(start)
-            self._hooks, state = HookStates(self.hooks), None
-            with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, Stop() as stop:
+            self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
+            with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:
                 for span in remaining(self.phases, start or 0):
                     self._work = self._set_up(span)
                     state = self._enter(state, start)
-                    state = self._run_phase(state, stop)
+                    state = self._run_phase(state)
                     if self.step < span.end:
                         break
+            with self._stop.reporting():
+                self._checkpoints.check(wait=True)
+            self._stop.settle()
         return Result(state, self.step, self.step >= self.total_steps, self._recorder.latest)
 
-    def _run_phase(self, state: TrainState, stop: Stop) -> TrainState:
+    def _run_phase(self, state: TrainState) -> TrainState:
         """Make the steps of the phase at hand, or those until the run is asked to stop, and then save."""
-        span, _, feed, mesh, *_ = work = self._work
+        work = self._work
+        span, feed, mesh = work.span, work.feed, work.mesh
         with jax.set_mesh(mesh):
-            while self.step < span.end and not stop.decided():
+            while self.step < span.end and not self._stop.decided():
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, measured = work.train_step(state, next(feed), self._dropout_key)
                 self.step += 1
@@ -123,7 +127,8 @@ class Trainer:
                 self._recorder.begin(self.step, measured)
                 state = self._hooks.after_step(self, state)
                 self._profiler.step_done(state)
-                self._checkpoints.check()
+                with self._stop.reporting():
+                    self._checkpoints.check()
             self._finish_step()
             if self.step < span.end:
                 self.save(state)
@@ -145,7 +150,7 @@ class Trainer:
 
     def _open_recorder(self, start: int | None) -> Recorder:
         writes = jax.process_index() == 0
-        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes)
+        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=self._stop.report)
         recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
         if start is not None and start >= self.total_steps:
             recorder.say(f"the run has made its {self.total_steps} steps: nothing is left to do")
@@ -163,7 +168,9 @@ class Trainer:
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
         if feed.text_changed:
             self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
-        rate = self._learning_rate(span)
+        elif feed.is_new:
+            self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
+        rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, self.names, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, self.names, mesh)
         step = make_train_step(self.graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
@@ -174,14 +181,12 @@ class Trainer:
             flops_per_token=self.model.flops_per_token(phase.sequence_length),
             devices=mesh.size,
         )
-        return Work(span, data, feed, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
-
-    def _learning_rate(self, span: Span) -> optax.Schedule:
-        own = span.phase.learning_rate
-        if own is None:
-            return self.optimizer.learning_rate.build(self.total_steps)
-        rate = own.build(span.phase.steps)
-        return lambda count: rate(jnp.maximum(count - span.first, 0))  # behind the steps by those that were skipped
+        length = phase.sequence_length
+        # Where evaluation is asked for, and then once: of the text that the feed has opened.
+        validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
+        return Work(
+            span, data, feed, validation, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout)
+        )
 
     def _enter(self, state: TrainState | None, start: int | None) -> TrainState:
         """Return the state to begin a phase with: created, restored, or moved from the phase before."""
@@ -216,9 +221,8 @@ class Trainer:
         return evaluate(
             self._evaluate,
             params,
-            self._work.data,
+            self._work.validation(),
             batch_size=phase.batch_size,
-            sequence_length=phase.sequence_length,
             batches=batches,
             mesh=self._work.mesh,
         )
@@ -238,14 +242,18 @@ class Trainer:
         )
         text = tokenizer.decode(ids + new)
         if jax.process_index() == 0:
-            self.folder.add_sample(self.step, text)
+            with self._stop.reporting():
+                self.folder.add_sample(self.step, text)
         return text
 
     def save(self, state: TrainState) -> None:
         if self._saved != self.step:
             self._finish_step()  # its line comes first, so that a run resumed from here lacks none
             self._recorder.flush()
-            self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
+            with self._stop.reporting():
+                self._checkpoints.check(wait=True)
+            with self._stop.reporting():  # all processes save, or none: also where the save before has failed
+                self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
             self._saved = self.step
             self._recorder.interrupted()
 

@@ -5,7 +5,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -126,19 +126,28 @@ class _WeightsAndBiasesSink:
         self._run.finish()
 
 
+def _raise(failure: SaveError) -> None:
+    raise failure
+
+
 Writer = TensorBoard | WeightsAndBiases
 
 
 class Metrics:
-    """All sinks of a run as one; only the first process writes.
+    """All sinks of a run as one; only the first process writes. `report` takes a sink's failure, or raises it."""
 
-    Raises:
-        SaveError: from every method, if a sink's file cannot be written.
-    """
-
-    def __init__(self, folder: Path, writers: tuple[Writer, ...], *, from_step: int, writes: bool):
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        writers: tuple[Writer, ...],
+        *,
+        from_step: int,
+        writes: bool,
+        report: Callable[[SaveError], None] = _raise,
+    ):
+        self._folder, self._report = folder, report
         self._sinks: list[Sink] = []
+        self._opened = contextlib.ExitStack()
         with self._reported(), contextlib.ExitStack() as opened:
             if writes:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -166,4 +175,4 @@ class Metrics:
         try:
             yield
         except OSError as error:
-            raise SaveError(f"metrics could not be written to {self._folder}", error) from error
+            self._report(SaveError(f"metrics could not be written to {self._folder}", error))

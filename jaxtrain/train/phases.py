@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import optax
+
 from jaxtrain.data.config import DataConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.optim.schedules import Schedule
@@ -53,6 +56,15 @@ def remaining(phases: tuple[Phase, ...], step: int) -> Iterator[Span]:
     """Yield the phases not over at a step; the last one when all are over."""
     *_, last = spans(phases)
     return (span for span in spans(phases) if step < span.end or (span == last and step >= last.end))
+
+
+def learning_rate(span: Span, schedule: Schedule, *, total_steps: int) -> optax.Schedule:
+    """Return the rate of a phase: its own from its first step on, or the run's `schedule` over all steps of the run."""
+    own = span.phase.learning_rate
+    if own is None:
+        return schedule.build(total_steps)
+    rate = own.build(span.phase.steps)
+    return lambda count: rate(jnp.maximum(count - span.first, 0))  # behind the steps by those that were skipped
 
 
 def total_steps(phases: tuple[Phase, ...]) -> int:

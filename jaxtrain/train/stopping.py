@@ -1,8 +1,10 @@
-"""Stopping on request: SIGTERM and Ctrl-C end a run after the step at hand, on all processes after the same one."""
+"""Stopping on all processes after the same step: on request (SIGTERM, Ctrl-C), or because one of them cannot write."""
 
+import contextlib
 import functools
 import signal
 import threading
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.train import distributed
+from jaxtrain.train.folder import SaveError
+
+_GO_ON, _ASKED, _FAILED = range(3)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -18,6 +24,7 @@ class Stop:
 
     def __init__(self):
         self._asked = False
+        self._failure: SaveError | None = None
         self._answer: jax.Array | None = None
         self._before: dict[signal.Signals, object] = {}
 
@@ -34,28 +41,58 @@ class Stop:
         self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def report(self, failure: SaveError) -> None:
+        """Take a failure to write: raised here by a single process, and by all of several when they next agree.
+
+        A process that left alone would have the others wait for it in the next collective.
+        """
+        if jax.process_count() == 1:
+            raise failure
+        self._failure = self._failure or failure
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report a SaveError that is raised in the `with`."""
+        try:
+            yield
+        except SaveError as failure:
+            self.report(failure)
+
     def decided(self) -> bool:
         """Tell whether the run is to stop now. All processes must call this at the same points.
 
         With several processes the answer is to the question of the call before: by now the devices have it, so that
         nobody waits for the step that they are at.
+
+        Raises:
+            SaveError: on every process, if one of them reported it.
         """
         if jax.process_count() == 1:
             return self._asked
-        if self._answer is not None and bool(self._answer):
-            return True
-        self._answer = _any(self._asked)
-        return False
+        answer = _GO_ON if self._answer is None else int(self._answer)
+        if answer == _FAILED:
+            self._fail()
+        self._answer = _greatest(_FAILED if self._failure else _ASKED if self._asked else _GO_ON)
+        return answer == _ASKED
+
+    def settle(self) -> None:
+        """Raise SaveError on every process if one has reported it since they last agreed; for the end of a run."""
+        if distributed.anywhere(self._failure is not None):
+            self._fail()
+
+    def _fail(self) -> None:
+        elsewhere = RuntimeError("another process could not write to the run folder, and says why")
+        raise self._failure or SaveError("the run ends", elsewhere)
 
 
-def _any(flag: bool) -> jax.Array:
-    """Return, before it is known, whether the flag is set on any process."""
-    compute, sharding = _any_computation()
-    local = np.full(jax.local_device_count(), flag)
+def _greatest(number: int) -> jax.Array:
+    """Return, before it is known, the greatest number that any process gives."""
+    compute, sharding = _greatest_computation()
+    local = np.full(jax.local_device_count(), number)
     return compute(jax.make_array_from_process_local_data(sharding, local))
 
 
 @functools.cache
-def _any_computation():
+def _greatest_computation():
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
-    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P())), NamedSharding(mesh, P("all"))
+    return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P())), NamedSharding(mesh, P("all"))

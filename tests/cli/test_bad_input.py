@@ -112,6 +112,23 @@ CONFIGURATIONS = {
         {"hooks[1].tokens": 300},
         r"hooks\[1\]\.tokens=300 after a prompt of 4 exceed model\.max_length=256: shorten them or raise max_length",
     ),
+    "sample of no tokens": ({"hooks[1].tokens": 0}, r"hooks\[1\].*tokens=0: must be at least 1"),
+    "sample at a negative temperature": (
+        {"hooks[1].temperature": -1.0},
+        r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
+    ),
+    "schedule longer than the run": (
+        {"optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"},
+        r"optimizer\.learning_rate: warmup_steps=0 and decay_steps=4 exceed the 3 steps there are: make them",
+    ),
+    "schedule longer than its phase": (
+        {"phases[0].learning_rate": "@WarmupStableDecay(peak=1e-3,warmup_steps=2,decay_steps=2)"},
+        r"phases\[0\]\.learning_rate: warmup_steps=2 and decay_steps=2 exceed the 3 steps there are: make them smaller",
+    ),
+    "checkpoints kept at every zeroth step": (
+        {"hooks[2].keep_every_steps": 0},
+        r"hooks\[2\].*keep_every_steps=0: must be at least 1, or None",
+    ),
     "empty glob": (
         {"data.source": "@TextFiles(glob='{files}/*.rst')"},
         r"glob='{files}/\*\.rst' matches no file\. Correct it",
@@ -181,7 +198,9 @@ def test_another_configuration_in_the_folder_is_refused_with_the_difference(tiny
 
 
 def test_resume_goes_on_with_the_other_configuration(tiny_run, run_copy):
-    assert main([*tiny_run.command, *sets({"phases[0].steps": 5}), "--run", str(run_copy), "--resume"]) == 0
+    """With a schedule, too, that a shorter run than the new one could not have."""
+    longer = {"phases[0].steps": 5, "optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"}
+    assert main([*tiny_run.command, *sets(longer), "--run", str(run_copy), "--resume"]) == 0
     assert losses(run_copy).keys() == {1, 2, 3, 4, 5}
     assert {step: loss for step, loss in losses(run_copy).items() if step <= 3} == losses(tiny_run.folder)
     assert load(run_copy).config.phases[0].steps == 5

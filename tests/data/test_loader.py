@@ -243,8 +243,10 @@ def test_a_url_is_read_like_a_file(memory):
 
 def test_a_batch_can_be_named_by_its_documents(mixed):
     (*_, batch) = _take(_loader(mixed), 4)
-    lines = describe_batch(mixed, split="train", batch_size=B, sequence_length=L, seed=0, batch=3).splitlines()
-    assert lines[0] == f"batch 3 of train (rows {3 * B} to {4 * B - 1}, seed=0):"
+    lines = describe_batch(
+        open_rows(mixed, split="train", sequence_length=L, seed=0), batch_size=B, batch=3
+    ).splitlines()
+    assert lines[0] == f"batch 3 of train, seed=0 (rows {3 * B} to {4 * B - 1}):"
     texts = {document.key: document.text.encode() for part in mixed.sources for document in part.documents()}
     for row, line in enumerate(lines[1:], start=0):
         label, _, stretches = line.partition("'): ")

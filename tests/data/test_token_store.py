@@ -124,13 +124,15 @@ def test_a_build_that_fails_half_way_leaves_nothing(cache):
 
 
 def test_what_a_killed_build_left_is_not_read_and_goes_away_after_a_day(source, cache):
-    recent, old = cache / "tokens" / ".building-recent", cache / "tokens" / ".building-old"
-    for folder in (recent, old):
+    recent, old, at_work = (cache / "tokens" / f".building-{name}" for name in ("recent", "old", "at-work"))
+    for folder in (recent, old, at_work):
         (folder / "store").mkdir(parents=True)
         (folder / "store" / "tokens.bin").write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    two_days_ago = (time.time() - 2 * 86400,) * 2
+    for path in (old, old / "store", old / "store" / "tokens.bin", at_work, at_work / "store"):
+        os.utime(path, two_days_ago)
     assert _documents(open_store(source, ByteTokenizer())) == source.texts
-    assert recent.exists() and not old.exists()
+    assert recent.exists() and at_work.exists() and not old.exists()
 
 
 def test_processes_that_build_at_once_all_get_the_whole_store(source, cache):

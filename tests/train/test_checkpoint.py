@@ -161,6 +161,18 @@ def test_the_only_checkpoint_is_not_removed_before_the_next_is_finished(tmp_path
     assert Checkpoints(tmp_path).latest_sound() == 1
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("jaxtrain.train.checkpoint._remove", refuse)
+    with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _snapshot(step))
+    assert f"checkpoint {tmp_path / '1'} is no longer needed but cannot be removed: [Errno 13]" in caplog.text
+    assert Checkpoints(tmp_path).latest_sound() == 2
+
+
 def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     unsaved = _state(5.0, size=100_000).params

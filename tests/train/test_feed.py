@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import runs
 
+from jaxtrain.data import ConcatenateAndSplit, Mixture, TextFiles, Weighted
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.train import distributed
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.phases import Phase
 
@@ -24,11 +26,12 @@ def corpus(tmp_path):
 def test_the_same_text_goes_on_where_it_stopped_wherever_it_lies(corpus, tmp_path):
     taken = {}
     whole = [next(feed) for feed in [_feed(corpus, taken)] for _ in range(2)]
-    document = tmp_path / "corpus" / "document0.txt"
+    moved = (tmp_path / "corpus").rename(tmp_path / "moved")
+    document = moved / "document0.txt"
     document.write_text(document.read_text())  # another time of writing, as on another machine
     again = {stream: 8 for stream in taken}
-    feed = _feed(corpus, again)
-    assert not feed.text_changed
+    feed = _feed(dataclasses.replace(corpus, source=TextFiles(glob=f"{moved}/*.txt")), again)
+    assert not feed.is_new and not feed.text_changed
     assert (next(feed).tokens == whole[1].tokens).all()
 
 
@@ -37,10 +40,40 @@ def test_edited_text_is_read_from_its_first_row_and_says_so(corpus, tmp_path):
     next(_feed(corpus, taken))
     (tmp_path / "corpus" / "document0.txt").write_text("edited")
     feed = _feed(corpus, taken)
-    assert feed.text_changed and sorted(taken.values()) == [0, 8]
+    assert feed.is_new and feed.text_changed and sorted(taken.values()) == [0, 8]
 
 
-def test_another_packing_is_another_stream_and_no_change_of_text(corpus):
+def test_what_a_run_reads_stays_as_it_was_opened_although_its_files_change(corpus, tmp_path):
+    """Batches, the names of their documents, and validation, which is read again at every evaluation."""
+    seen = []
+
+    def look(run, state):
+        seen.append(run.evaluate(state.params, batches=1).weight)
+        for path in (tmp_path / "corpus").iterdir():
+            path.write_text("edited")
+        assert "document" in run._work.feed.describe(ago=0)
+
+    runs.train(runs.tiny_run(corpus, steps=2, save_every=2, hooks=(runs.Watch(look=look),)), tmp_path / "run")
+    assert seen[0] == seen[1] > 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"validation_fraction": 0.2}, {"packing": ConcatenateAndSplit()}, {"temperature": 2.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_way_to_read_is_another_stream_and_no_change_of_text(change, corpus):
     taken = {}
-    next(_feed(corpus, taken))
-    assert not _feed(dataclasses.replace(corpus, validation_fraction=0.2), taken).text_changed
+    first = _feed(corpus, taken)
+    next(first)
+    assert not first.is_new
+    if "temperature" in change:
+        change = {"source": Mixture(sources=(Weighted(source=corpus.source),), **change)}
+    feed = _feed(dataclasses.replace(corpus, **change), taken)
+    assert feed.is_new and not feed.text_changed
+
+
+def test_processes_that_read_different_text_are_refused(corpus, monkeypatch):
+    monkeypatch.setattr(distributed, "of_first", lambda number: number ^ 1)
+    with pytest.raises(ValueError, match="do not read the same data, here '16 tokens by bytes.*: give all hosts"):
+        _feed(corpus, {})

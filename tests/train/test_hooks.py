@@ -17,6 +17,8 @@ from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage
 from jaxtrain.train.hooks.base import AVERAGING, StatelessHook
+from jaxtrain.train.manifest import write_manifest
+from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import abstract_model, create_state
 from jaxtrain.train.trained import trained_params
 
@@ -100,6 +102,37 @@ def test_a_hook_added_on_resuming_begins_with_the_weights_it_finds(data, tmp_pat
     runs.train(config, folder)
     assert len(found) == 3  # what it began with, and two steps
     assert_close(_average(config, folder, "ema"), _moving_average(found, EMA.decay), AVERAGE)
+
+
+def test_an_average_that_a_run_did_not_keep_is_refused_and_those_it_kept_are_named(averaged, data, tmp_path):
+    config, _, folder = averaged
+    with pytest.raises(ValueError, match="weights='swa': the run kept ema, lawa, record; leave it out"):
+        _average(config, folder, "swa")
+    with pytest.raises(ValueError, match="weights='checkpoint': the run kept no averages; leave it out"):
+        _average(runs.tiny_run(data), folder, "checkpoint")
+    since = shutil.copytree(folder, tmp_path / "run")  # the hook was added to the configuration after the checkpoint
+    for step in since.glob("checkpoints/*"):
+        shutil.rmtree(step / "hook_ema")
+        write_manifest(step)
+    with pytest.raises(ValueError, match=f"weights='ema': {since} kept no average of that name yet; leave it out"):
+        _average(config, since, "ema")
+
+
+def test_averages_go_on_across_a_phase_and_a_resume_inside_it(data, tmp_path):
+    folder, found = tmp_path / "run", []
+    first = Phase(steps=5, batch_size=8, sequence_length=runs.LENGTH)
+    second = dataclasses.replace(first, batch_size=16, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    hooks = (Checkpoint(every_steps=7), EMA, LAWA, Record(found=found))
+    config = runs.tiny_run(data, phases=(first, dataclasses.replace(second, steps=5)), hooks=hooks)
+    with pytest.raises(runs.Crash):
+        runs.train(dataclasses.replace(config, hooks=(*hooks, runs.CrashAfter(step=9))), folder)
+    seen = found[:6] + found[7:9]  # entering the second phase looks at the parameters once more
+    del found[:]
+    runs.train(config, folder)
+    seen += found[1:]  # and so does going on from step 7
+    assert len(seen) == 11
+    assert_close(_average(config, folder, "ema"), _moving_average(seen, EMA.decay), AVERAGE)
+    assert_close(_average(config, folder, "lawa"), _mean([seen[6], seen[8], seen[10]], [1 / 3] * 3), AVERAGE)
 
 
 @pytest.fixture(scope="module")

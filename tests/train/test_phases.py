@@ -12,7 +12,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.optim.schedules import Linear
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.hooks import Checkpoint, ExponentialMovingAverage
-from jaxtrain.train.phases import Phase, Span, remaining
+from jaxtrain.train.phases import Phase, Span, learning_rate, remaining
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,14 @@ def test_a_feed_names_the_documents_of_the_batch_it_gave(data):
     next(feed), next(feed)
     assert "rows 16 to 23" in feed.describe(ago=0)
     assert "rows 8 to 15" in feed.describe(ago=1)
+
+
+def test_a_phase_has_the_schedule_of_the_run_unless_it_has_its_own():
+    run = Linear(peak=1.0)
+    own = Phase(steps=4, batch_size=1, sequence_length=1, learning_rate=Linear(peak=2.0))
+    plain = Phase(steps=6, batch_size=1, sequence_length=1)
+    rates = [learning_rate(span, run, total_steps=10) for span in (Span(0, plain, 0, 6), Span(1, own, 6, 10))]
+    assert [float(rate(8)) for rate in rates] == [pytest.approx(0.2), pytest.approx(1.0)]
 
 
 def test_phases_that_are_over_are_left_out_and_the_last_is_entered_when_all_are():

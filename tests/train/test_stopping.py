@@ -5,8 +5,14 @@ import json
 import os
 import signal
 
+import jax
+import numpy as np
 import pytest
 import runs
+
+from jaxtrain.train import distributed, stopping
+from jaxtrain.train.folder import SaveError
+from jaxtrain.train.stopping import Stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -32,6 +38,49 @@ def test_a_second_interrupt_does_not_wait(data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         runs.train(runs.tiny_run(data, hooks=(runs.Watch(look=look),)), tmp_path / "run")
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """This process takes itself for one of two; what it asks of its devices stays as it is."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "anywhere", bool)
+
+
+def _failure() -> SaveError:
+    return SaveError("samples could not be written", OSError(28, "No space left on device"))
+
+
+def test_one_of_several_processes_that_cannot_write_goes_on_until_all_know(several):
+    stop = Stop()
+    with stop.reporting():
+        raise _failure()
+    assert not stop.decided()  # asks
+    with pytest.raises(SaveError, match="samples could not be written: No space left"):
+        stop.decided()
+    with pytest.raises(SaveError, match="samples could not be written: No space left"):
+        stop.settle()
+
+
+def test_a_process_that_could_write_ends_with_the_one_that_could_not(several, monkeypatch):
+    stop = Stop()
+    monkeypatch.setattr(stopping, "_greatest", lambda number: np.int32(max(number, stopping._FAILED)))
+    assert not stop.decided()
+    with pytest.raises(SaveError, match="the run ends: another process could not write to the run folder"):
+        stop.decided()
+
+
+def test_several_processes_stop_when_one_is_asked_to(several, monkeypatch):
+    stop = Stop()
+    stop.settle()
+    assert [stop.decided(), stop.decided()] == [False, False]
+    stop._ask(signal.SIGTERM, None)
+    assert [stop.decided(), stop.decided()] == [False, True]
+
+
+def test_a_single_process_that_cannot_write_ends_at_once():
+    with pytest.raises(SaveError), Stop().reporting():
+        raise _failure()
 
 
 def test_a_profile_is_one_trace_of_so_many_steps(data, tmp_path):

@@ -22,6 +22,8 @@ class Checkpoint(StatelessHook):
         check_interval(self)
         if self.keep_last < 1:
             raise ValueError(f"keep_last={self.keep_last}: must be at least 1")
+        if self.keep_every_steps is not None and self.keep_every_steps < 1:
+            raise ValueError(f"keep_every_steps={self.keep_every_steps}: must be at least 1, or None")
 
     @property
     def name(self) -> str:

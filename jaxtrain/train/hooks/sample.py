@@ -1,5 +1,6 @@
 """A few lines of what the model would write."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,12 @@ class Sample(StatelessHook):
     temperature: float = 0.8
     order: ClassVar[int] = LOOKING
 
-    __post_init__ = check_interval
+    def __post_init__(self):
+        check_interval(self)
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens}: must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0, which takes the likeliest token")
 
     @property
     def name(self) -> str:
