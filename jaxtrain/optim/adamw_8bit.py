@@ -122,7 +122,7 @@ def _zeros(format: Format, names: dict, params: dict) -> dict:
     """Return moments of zero, quantized where they are to be."""
 
     def one(path: tuple, parameter: Array, axes: tuple[str | None, ...]) -> Moment:
-        zeros = jnp.zeros_like(parameter)
+        zeros = jax.lax.optimization_barrier(jnp.zeros_like(parameter))  # or the compiler quantizes them, for seconds
         blocks = blocks_of(path, axes, parameter.shape)
         return zeros if blocks is None else quantize(zeros, format=format, block=blocks.sizes, axis=blocks.axes)
 
