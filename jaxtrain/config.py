@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
 from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
 from jaxtrain.train.folder import RunFolder
@@ -18,7 +18,6 @@ from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
-from jaxtrain.train.state import abstract_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

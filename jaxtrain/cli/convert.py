@@ -24,7 +24,7 @@ from jaxtrain.cli.finished import mesh_at_hand
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ParamTree
@@ -35,7 +35,6 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.trained import trained_params
 
 CARRIED = "huggingface"  # in the run folder

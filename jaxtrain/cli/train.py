@@ -21,6 +21,7 @@ from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import CheckpointError, Checkpoints
@@ -28,7 +29,7 @@ from jaxtrain.train.evaluation import SEED
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
-from jaxtrain.train.state import abstract_model, state_from_params
+from jaxtrain.train.state import state_from_params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.mesh import activation_spec
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import Optimizer, transformation
 from jaxtrain.shapes import Batch
 from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate
-from jaxtrain.train.state import abstract_model, abstract_state
+from jaxtrain.train.state import abstract_state
 from jaxtrain.train.step import make_train_step
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
@@ -29,7 +29,7 @@ from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_s
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
-from jaxtrain.train.state import TrainState, abstract_model, abstract_state, create_state, state_from_params
+from jaxtrain.train.state import TrainState, abstract_state, create_state, state_from_params
 from jaxtrain.train.step import make_evaluation_step, make_train_step
 from jaxtrain.train.stopping import Stop
 

@@ -4,14 +4,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import AVERAGING
-from jaxtrain.train.state import TrainState, abstract_model, abstract_state
+from jaxtrain.train.state import TrainState, abstract_state
 
 
 def trained_params(

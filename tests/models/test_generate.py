@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from tiny import PRESETS, packed_batch, random_params
 
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.train.state import abstract_model
 
 GREEDY = Sampling(temperature=0.0)
 TOKENS = 6

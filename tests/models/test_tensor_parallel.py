@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from jaxtrain.mesh import MeshConfig, activation_spec, shardings
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
@@ -25,7 +25,6 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import KINDS, Collectives, collectives
 from jaxtrain.planning.topology import devices_of
 from jaxtrain.shapes import Batch
-from jaxtrain.train.state import abstract_model
 
 REPEATS, ROWS, LENGTH, WIDTH = 3, 8, 64, 128
 CONFIG = DecoderConfig(

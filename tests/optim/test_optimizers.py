@@ -12,6 +12,7 @@ from tiny import variant
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import (
     Adafactor,
     AdamW,
@@ -25,7 +26,7 @@ from jaxtrain.optim.optimizers import (
     transformation,
 )
 from jaxtrain.optim.schedules import Constant
-from jaxtrain.train.state import abstract_model, state_from_params, state_shardings
+from jaxtrain.train.state import state_from_params, state_shardings
 
 RATE, DECAY = 0.02, 0.5
 RATES = Constant(peak=RATE)

@@ -14,11 +14,11 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
 from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, TextFiles
 from jaxtrain.models import presets
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.surgery.huggingface import export_folder, open_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model
 
 
 @pytest.mark.parametrize("family", goldens.NAMES)

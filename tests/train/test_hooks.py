@@ -12,6 +12,7 @@ from tiny import bytes_of, variant
 from tolerances import EXACT, Tolerance, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import ScheduleFree, transformation
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
@@ -19,7 +20,7 @@ from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage,
 from jaxtrain.train.hooks.base import AVERAGING, StatelessHook
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model, create_state
+from jaxtrain.train.state import create_state
 from jaxtrain.train.trained import trained_params
 
 AVERAGE = Tolerance(absolute=1e-6)  # float32, a dozen steps
