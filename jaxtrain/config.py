@@ -42,6 +42,8 @@ class TrainConfig:
             raise ValueError("phases=(): a run needs at least one Phase")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
         names = [hook.name for hook in self.hooks]
         if len(set(names)) < len(names):
             raise ValueError(f"hooks: one of {', '.join(names)} stands twice; each kind of hook runs once")
