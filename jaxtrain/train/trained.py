@@ -40,12 +40,13 @@ def trained_params(
         _, _, names = abstract_model(model)
         tx = transformation(optimizer, optax.constant_schedule(0.0), names, clip_norm=None)  # for its shapes alone
         target = abstract_state(model, tx, names, mesh)
-        if weights is None and not optimizer.averages:
+        trained = checkpoints.has_progress(step)
+        if weights is None and not (trained and optimizer.averages):
             return step, checkpoints.restore_params(step, target.params)
-        state = checkpoints.restore_state(step, target)
+        state = checkpoints.restore_state(step, target) if trained else None
         if weights is None:
             return step, evaluation_params(optimizer, state.opt_state, state.params)
-        own = _saved_state(checkpoints, step, averages[weights], state)
+        own = _saved_state(checkpoints, step, averages[weights], state) if trained else None
     params = None if own is None else averages[weights].averaged_params(own)
     if params is None:
         raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")

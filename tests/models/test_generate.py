@@ -1,5 +1,7 @@
 """Generation with a cache is generation without one; and what each way of sampling may draw."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from flax import nnx
 from tiny import PRESETS, packed_batch, random_params
 
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.models import generate as generation
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
 
@@ -53,6 +57,16 @@ def test_what_a_prompt_draws_does_not_depend_on_the_others():
     assert _generate("llama3", prompts, sampling, key=jax.random.key(2)) != together
 
 
+def test_every_process_can_read_all_that_is_drawn():
+    """On a mesh the rows of a batch are split, and none but its own processes have a row."""
+    graph, _, _ = abstract_model(PRESETS["llama3"])
+    prompts, lengths = np.ones((8, 4), np.int32), np.full(8, 4)
+    with jax.set_mesh(MeshConfig().build()):
+        keys = jax.random.split(jax.random.key(0), 8)
+        drawn = generation._generate(graph, random_params(PRESETS["llama3"]), prompts, lengths, keys, 2, GREEDY)
+    assert drawn.sharding.is_fully_replicated
+
+
 def test_a_continuation_ends_before_the_stop_token():
     whole = _generate("llama3", _prompts(), key=jax.random.key(0))[0]
     stop = whole[3]
@@ -90,7 +104,10 @@ def test_tokens_are_drawn_with_their_share(sampling, desired):
     assert not shares[np.array(desired) == 0].any()
 
 
-@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -1.0), ("temperature", math.nan), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)],
+)
 def test_impossible_sampling_is_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
         Sampling(**{field: value})

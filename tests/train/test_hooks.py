@@ -119,6 +119,19 @@ def test_an_average_that_a_run_did_not_keep_is_refused_and_those_it_kept_are_nam
         _average(config, since, "ema")
 
 
+def test_parameters_alone_are_their_own_average_and_no_other(averaged, tmp_path):
+    """Imported ones, that is: also with an optimizer whose state has the average of what it trained."""
+    config, found, folder = averaged
+    config = dataclasses.replace(config, optimizer=ScheduleFree(learning_rate=Constant(peak=1e-2)))
+    imported = shutil.copytree(folder, tmp_path / "run")
+    for step in imported.glob("checkpoints/*"):
+        shutil.rmtree(step / "progress")
+        write_manifest(step)
+    assert_close(runs.host_copy(_average(config, imported, None)), found[-1], EXACT)
+    with pytest.raises(ValueError, match=f"weights='ema': {imported} kept no average of that name yet"):
+        _average(config, imported, "ema")
+
+
 def test_averages_go_on_across_a_phase_and_a_resume_inside_it(data, tmp_path):
     folder, found = tmp_path / "run", []
     first = Phase(steps=5, batch_size=8, sequence_length=runs.LENGTH)
