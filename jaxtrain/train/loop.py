@@ -150,6 +150,9 @@ class Trainer:
 
     def _open_recorder(self, start: int | None) -> Recorder:
         writes = jax.process_index() == 0
+        if writes:
+            with self._stop.reporting():
+                self.folder.cut_samples(step=start or 0)
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=self._stop.report)
         recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
         if start is not None and start >= self.total_steps:
