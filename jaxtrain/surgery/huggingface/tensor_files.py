@@ -91,12 +91,13 @@ class Writer:
     """Writes planned tensors in any order into as many files as the limit asks for. A context manager."""
 
     def __init__(self, folder: Path, planned: Mapping[str, Planned], *, max_shard_bytes: int):
-        self._stack = ExitStack()
         self._places = {}  # name -> (open file, offset)
         shards = _shards(planned, max_shard_bytes)
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
-            self._create(folder / file, {name: planned[name] for name in shard})
+        with ExitStack() as self._stack:  # closes those already open where there is no room for the next
+            for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
+                self._create(folder / file, {name: planned[name] for name in shard})
+            self._stack = self._stack.pop_all()
         if len(shards) > 1:
             weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
             metadata = {
