@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import PRESETS, packed_batch, random_params
+from tiny import DECODER, PRESETS, packed_batch, random_params
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models import generate as generation
@@ -52,18 +52,18 @@ def test_cached_generation_is_uncached_generation(name):
 
 def test_what_a_prompt_draws_does_not_depend_on_the_others():
     prompts, sampling = _prompts(), Sampling(temperature=1.0, top_k=50)
-    together = _generate("llama3", prompts, sampling, key=jax.random.key(1))
-    assert _generate("llama3", prompts[:1], sampling, key=jax.random.key(1)) == together[:1]
-    assert _generate("llama3", prompts, sampling, key=jax.random.key(2)) != together
+    together = _generate("gpt2", prompts, sampling, key=jax.random.key(1))
+    assert _generate("gpt2", prompts[:1], sampling, key=jax.random.key(1)) == together[:1]
+    assert _generate("gpt2", prompts, sampling, key=jax.random.key(2)) != together
 
 
 def test_every_process_can_read_all_that_is_drawn():
     """On a mesh the rows of a batch are split, and none but its own processes have a row."""
-    graph, _, _ = abstract_model(PRESETS["llama3"])
+    graph, _, _ = abstract_model(DECODER)
     prompts, lengths = np.ones((8, 4), np.int32), np.full(8, 4)
     with jax.set_mesh(MeshConfig().build()):
         keys = jax.random.split(jax.random.key(0), 8)
-        drawn = generation._generate(graph, random_params(PRESETS["llama3"]), prompts, lengths, keys, 2, GREEDY)
+        drawn = generation._generate(graph, random_params(DECODER), prompts, lengths, keys, 2, GREEDY)
     assert drawn.sharding.is_fully_replicated
 
 
