@@ -29,6 +29,7 @@ from jaxtrain_kernels.block_quant import (
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.optim.base import BaseOptimizer, matrices
+from jaxtrain.optim.ranges import check_decay, check_not_negative, check_positive
 from jaxtrain.optim.schedules import Schedule
 
 LEAST_ELEMENTS = 4096
@@ -74,6 +75,11 @@ class AdamW8bit(BaseOptimizer):
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     moments: DynamicMoments | Float8Moments = DynamicMoments()
+
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_positive(self, "epsilon")
+        check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         decays = matrices(names)
