@@ -44,5 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
         need = memory(compiled)
         print(f"phases[{index}] on {len(devices)} devices of {arguments.topology}, bytes a device:")
         print(f"  arguments {need.arguments:,}  temporaries {need.temporaries:,}  needed {need.needed_bytes:,}")
+        print(f"  alive at once at most {need.peak:,}" + (f"  in host memory {need.on_host:,}" * (need.on_host > 0)))
         print(collectives(compiled.as_text()).table(arguments.rows))
     return 0

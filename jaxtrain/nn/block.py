@@ -52,6 +52,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state=None) -> tuple[jax.Array, object]:
         # The residual stream is split along the length over `tensor`; each layer gathers it and scatters its sum back.
+        x = checkpoint_name(x, "block_input")
         h = constrain(self.mixer_norm(x), "batch", "length", None)
         h, state = self.mixer(h, context, state)
         h = constrain(checkpoint_name(h, "mixer_output"), "batch", "residual_length", None)

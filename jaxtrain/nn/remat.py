@@ -9,11 +9,21 @@ import jax
 policies = jax.checkpoint_policies
 
 
+def _to_host(*names: str):
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoRemat:
     """Keep everything."""
 
     vocab_tile: ClassVar[None] = None
+    offload: ClassVar[bool] = False
 
     def wrap(self, body: Callable) -> Callable:
         return body
@@ -24,6 +34,7 @@ class _Policy:
 
     __slots__ = ()
     vocab_tile: ClassVar[int | None] = None
+    offload: ClassVar[bool] = False  # whether anything waits in host memory
 
     def policy(self):
         raise NotImplementedError
@@ -34,19 +45,20 @@ class _Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullRemat(_Policy):
-    """Keep only the input of each block.
+    """Keep only the input of each block; with `offload`, in host memory.
 
     With `vocab_tile`, logits are not kept either: they exist for so many rows of the head at a time.
     """
 
     vocab_tile: int | None = None
+    offload: bool = False
 
     def __post_init__(self):
         if self.vocab_tile is not None and self.vocab_tile < 1:
             raise ValueError(f"vocab_tile={self.vocab_tile}: must be at least 1, or None for the whole vocabulary")
 
     def policy(self):
-        return policies.nothing_saveable
+        return _to_host("block_input") if self.offload else policies.nothing_saveable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +81,10 @@ class SaveDots(_Policy):
 class OffloadOutputs(_Policy):
     """Keep the outputs of mixers and feed-forward layers in host memory."""
 
+    offload: ClassVar[bool] = True
+
     def policy(self):
-        return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=["mixer_output", "mlp_output"],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
+        return _to_host("mixer_output", "mlp_output")
 
 
 RematPolicy = NoRemat | FullRemat | SaveOutputs | SaveDots | OffloadOutputs

@@ -7,12 +7,18 @@ import jax
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """Bytes a device. `aliased` is the part of the outputs that takes over the memory of donated arguments."""
+    """Bytes a device. `aliased` is the part of the outputs that takes over the memory of donated arguments.
+
+    `peak` is the most that lives at once. TPU compilers count more as temporaries: what lives only inside loops that
+    carry stacks, as a backward pass does, once again as fragmentation (docs/log.md).
+    """
 
     arguments: int
     outputs: int
     temporaries: int
     aliased: int
+    peak: int
+    on_host: int
 
     @property
     def needed_bytes(self) -> int:
@@ -28,4 +34,6 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
         outputs=found.output_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         aliased=found.alias_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+        on_host=found.host_temp_size_in_bytes + found.host_argument_size_in_bytes,
     )

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Key
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
 from jaxtrain.nn.cross_entropy import CrossEntropy
-from jaxtrain.nn.remat import OffloadOutputs
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
 from jaxtrain.pipeline.keep import Keep, LayerValues
@@ -35,9 +34,9 @@ class Pipelined:
 
     def check(self, stages: int, model: DecoderConfig) -> None:
         """Raise ValueError where so many stages cannot run the model, naming the rule and the nearest valid value."""
-        if isinstance(model.remat, OffloadOutputs):
+        if model.remat.offload:
             raise ValueError(
-                "model.remat=OffloadOutputs(): a pipeline keeps its buffers on the device; use SaveOutputs"
+                f"model.remat={model.remat}: a pipeline keeps its buffers on the device; use SaveOutputs() or FullRemat()"
             )
         try:
             self.program(stages, model.repeats)

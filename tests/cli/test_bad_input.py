@@ -102,7 +102,7 @@ CONFIGURATIONS = {
     ),
     "activations that a pipeline would offload": (
         {"gradients": "@Pipelined(microbatches=1)", "model.remat": "@OffloadOutputs()"},
-        r"model\.remat=OffloadOutputs\(\): a pipeline .*; use SaveOutputs",
+        r"model\.remat=OffloadOutputs\(\): a pipeline .*; use SaveOutputs\(\) or FullRemat\(\)",
     ),
     "sequence longer than the model's": (
         {"phases[0].sequence_length": 512},

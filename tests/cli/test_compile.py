@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -16,10 +17,14 @@ TINY = ["--set", "model.repeats=1", "--set", "model.d_model=128", "--set", "phas
 
 
 def test_compile_says_what_it_does_then_prints_memory_and_collectives_of_an_absent_slice(capsys):
-    assert main(["compile", "configs/quickstart.gin", "--topology", "v5e:2x2", *TINY]) == 0
+    offload = ["--set", "model.remat=@FullRemat(offload=True)"]
+    assert main(["compile", "configs/quickstart.gin", "--topology", "v5e:2x2", *TINY, *offload]) == 0
     out = capsys.readouterr().out
     assert out.startswith("compiling the train step of phases[0] for 4 devices of v5e:2x2; a 7B model")
     assert "on 4 devices of v5e:2x2" in out and "needed" in out and "reduce-scatter" in out
+    alive, needed = (int(re.search(rf"{word} ([\d,]+)", out)[1].replace(",", "")) for word in ("at most", "needed"))
+    inputs = 1 * 256 * 128 * 4  # of the one layer, a row of 256 float32 tokens a device
+    assert alive <= needed and f"in host memory {inputs:,}\n" in out
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e:7x7"])

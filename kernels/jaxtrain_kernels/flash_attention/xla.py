@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, seen_by_place
 
 CPU = Blocks(rows=1, queries=64)
-ACCELERATOR = Blocks(rows=1 << 30, queries=512)  # all rows
+ACCELERATOR = Blocks(rows=1 << 30, queries=128)  # all rows; more queries are scores of gigabytes at 64 heads
 KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
 WRITTEN_OUT = 16  # blocks of queries; more are a loop
 MASKED = -1e30  # added to the scores of keys out of sight
