@@ -30,7 +30,7 @@ from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer, Tree, take_apart
 from jaxtrain.pipeline.slots import at
 from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, empty_buffers
-from jaxtrain.pipeline.stages import Stacking, on_stages
+from jaxtrain.pipeline.stages import Stacking, on_stages, update_on_stages
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, TickProgram, Weight
 
 
@@ -78,7 +78,7 @@ def value_and_grad(
 
 
 def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep) -> Buffers:
-    """Return the shapes of what the stages keep from tick to tick, a leading axis of stages on each."""
+    """Return the shapes of what the stages keep from tick to tick, those of all stages on the first axis."""
     return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, keep, False).start()[0], outer, blocks, data)
 
 
@@ -144,11 +144,11 @@ class _Loop:
     def tick(self, carry: tuple[Buffers, Totals], row: Row) -> tuple[tuple[Buffers, Totals], None]:
         buffers, totals = carry
         embedded = self._embed(row.embedding)
-        own = (buffers, self.chunks, row.arrivals, row.forward)
-        buffers, y = on_stages(self.stage.arrive_and_forward, own, (embedded, self.data))
+        own = (self.chunks, row.arrivals, row.forward)
+        buffers, y = update_on_stages(self.stage.arrive_and_forward, buffers, own, (embedded, self.data))
         totals, dy = self._head(totals, row.head, y)
-        own = (buffers, self.chunks, y, row.forward, row.backward, row.weight)
-        buffers, dx = on_stages(self.stage.backward_and_send, own, (dy, self.data))
+        own = (self.chunks, y, row.forward, row.backward, row.weight)
+        buffers, dx = update_on_stages(self.stage.backward_and_send, buffers, own, (dy, self.data))
         return (buffers, self._unembed(totals, row.embedding_gradient, dx)), None
 
     # -- all stages together ------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, 
 
 
 class Buffers(NamedTuple):
-    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes.
+    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes. Outside of the regions
+    of the stages, the first axis has the rows of all stages, one stage after another.
 
     A slot of the others has a row for each layer of the longest chunk. Slots and layers share one axis: were they two,
     one of length one could be laid out differently for writer and reader, and the buffer copied whole in every tick.
@@ -52,10 +53,10 @@ def empty_buffers(
     slots, payloads = program.slots, program.payloads
 
     def sums(weights: jax.Array) -> jax.Array:
-        return jnp.zeros((stages, held * longest, *weights.shape[3:]), jnp.float32)
+        return jnp.zeros((stages * held * longest, *weights.shape[3:]), jnp.float32)
 
     def empty(count: int, shape: tuple[int, ...], dtype) -> jax.Array:
-        return jnp.full((stages, count, *shape), _nothing(dtype, poison), dtype)
+        return jnp.full((stages * count, *shape), _nothing(dtype, poison), dtype)
 
     def each(count: int, values: Tree) -> Tree:
         return jax.tree.map(lambda value: empty(count, value.shape, value.dtype), values)
@@ -92,8 +93,8 @@ class Stage:
         """Return where a slot has a layer."""
         return slot * self.longest + layer
 
-    def arrive_and_forward(self, own, shared) -> tuple[Buffers, jax.Array]:
-        buffers, chunks, arrivals, row = own
+    def arrive_and_forward(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
+        chunks, arrivals, row = own
         embedded, data = shared
         buffers = self._arrive(buffers, arrivals)
         x = jnp.where(row.input < 0, embedded[row.replica], buffers.inputs[row.input])
@@ -121,8 +122,8 @@ class Stage:
             gradients = put(gradients, buffers.from_next[-1], row.gradient_from_next)
         return buffers._replace(inputs=inputs, gradients=gradients)
 
-    def backward_and_send(self, own, shared) -> tuple[Buffers, jax.Array]:
-        buffers, chunks, y, forward, backward, weight = own
+    def backward_and_send(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
+        chunks, y, forward, backward, weight = own
         dhidden, data = shared
         from_head = jnp.where(forward.target == Target.END, forward.slot, -1)
         buffers = buffers._replace(gradients=put(buffers.gradients, dhidden[forward.replica], from_head))

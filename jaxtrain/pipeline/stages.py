@@ -32,12 +32,26 @@ def on_stages(function: Callable, own, shared=()):
     by stage: a loop or a branch that mixed both kinds could get wrong gradients.
     """
 
-    def on_one(own, shared):
-        shared = jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), shared)
-        result = function(jax.tree.map(lambda x: x.reshape(x.shape[1:]), own), shared)
-        return jax.tree.map(lambda x: x[None], result)
+    def on_one(_, own, shared):
+        return (), function(own, shared)
 
-    return jax.shard_map(on_one, in_specs=(P(AXIS), P()), out_specs=P(AXIS), axis_names={AXIS})(own, shared)
+    return update_on_stages(on_one, (), own, shared)[1]
+
+
+def update_on_stages(function: Callable, buffers, own, shared):
+    """Call `function(buffers, own, shared)` on every stage, which returns its buffers, updated, and a result.
+
+    The first axis of a buffer is split over the stages as it is, `[stages * slots, ...]`. An axis of stages would have
+    to be taken off and put back, and XLA for CPU copies a buffer that it both updates and reshapes.
+    """
+
+    def on_one(buffers, own, shared):
+        shared = jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), shared)
+        buffers, result = function(buffers, jax.tree.map(lambda x: x.reshape(x.shape[1:]), own), shared)
+        return buffers, jax.tree.map(lambda x: x[None], result)
+
+    specs = P(AXIS), P(AXIS), P()
+    return jax.shard_map(on_one, in_specs=specs, out_specs=P(AXIS), axis_names={AXIS})(buffers, own, shared)
 
 
 def shift(x: jax.Array, by: int, *, ring: bool = True) -> jax.Array:

@@ -36,7 +36,8 @@ class Pipelined:
         """Raise ValueError where so many stages cannot run the model, naming the rule and the nearest valid value."""
         if model.remat.offload:
             raise ValueError(
-                f"model.remat={model.remat}: a pipeline keeps its buffers on the device; use SaveOutputs() or FullRemat()"
+                f"model.remat={model.remat}: a pipeline keeps its buffers on the device; "
+                "use SaveOutputs() or FullRemat()"
             )
         try:
             self.program(stages, model.repeats)

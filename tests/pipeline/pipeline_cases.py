@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 
+from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
 from jaxtrain.pipeline.schedules.breadth_first import BreadthFirst
@@ -24,6 +25,7 @@ from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.schedules.zb_h2 import ZBH2
 from jaxtrain.pipeline.schedules.zb_search import ZBSearch
 from jaxtrain.pipeline.table import Table
+from jaxtrain.pipeline.tick_program import TickProgram
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,3 +78,9 @@ CASES = (
 def table_of(schedule: Schedule, stages: int, microbatches: int) -> Table:
     """The schedule's table, made once for all tests."""
     return schedule.table(stages, microbatches)
+
+
+@cache
+def program_of(schedule: Schedule, stages: int, microbatches: int) -> TickProgram:
+    """What the executor runs for it."""
+    return lower(table_of(schedule, stages, microbatches))
