@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
-from jaxtrain_kernels.delta_rule import reference, tpu, xla
+from jaxtrain_kernels.delta_rule import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import differentiable
 
 
@@ -83,6 +83,12 @@ IMPLEMENTATIONS = (
         name="tpu",
         run=functools.partial(differentiable, tpu.forward, tpu.backward),
         refuses=tpu.refuses,
+        proven=False,
+    ),
+    Implementation(
+        name="gpu",
+        run=functools.partial(differentiable, gpu.forward, gpu.backward),
+        refuses=gpu.refuses,
         proven=False,
     ),
     Implementation(name="reference", run=_run_reference),
