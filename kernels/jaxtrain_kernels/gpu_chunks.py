@@ -5,12 +5,15 @@ registers as what is left of a matrix summed along one axis. Copies into shared 
 store there is seen by products and copies after `commit_smem`, which all threads of the block pass together.
 """
 
-import jax
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxtrain_kernels.varying import vary, varying
 
 CHUNK = TILE = 64
 SQUARE = (CHUNK, TILE)
@@ -30,9 +33,11 @@ def refuses(q: Float[Array, "B L H K"], v: Float[Array, "B L J V"]) -> list[str]
     return reasons
 
 
-def output(shape: tuple[int, ...], dtype: jnp.dtype, like: Array) -> jax.ShapeDtypeStruct:
-    """Return the type of an output that, inside shard_map, varies over the mesh axes that `like` varies over."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+def kernel(body: Callable, name: str, *, out_type: tuple, scratch_types: tuple, **grid: tuple) -> Callable:
+    """Return `body` as a kernel of one warpgroup a block: a function of arrays that returns a tuple of them."""
+    options = {"kernel_name": name, "compiler_params": LANES} | grid
+    run = plgpu.kernel(body, out_type=out_type, scratch_types=scratch_types, **options)
+    return lambda *arrays: vary(varying(arrays[0]), *run(*arrays))  # kernels know nothing of a shard_map around them
 
 
 def whole_chunks(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:
@@ -85,7 +90,10 @@ def matrix(ref) -> Float[Array, "64 64"]:
 
 
 def from_global(ref) -> Float[Array, "64 64"]:
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
+    """Return a float32 tile of the device's memory in registers."""
+    # Inside a shard_map what is loaded varies over its mesh, and what is computed in a kernel does not: the same type
+    # is needed before and after a step of a loop.
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False) + 0.0
 
 
 def rows(ref) -> Float[Array, "64 64"]:

@@ -15,6 +15,11 @@ TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 H100 = "h100:1x1"
 
 
+def mesh_of(topology: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:
+    """Return a mesh of devices of the topology."""
+    return Mesh(np.array(devices_of(topology)).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
 @functools.cache
 def one_device(topology: str) -> Mesh:
     """Return a mesh of one device of the topology."""

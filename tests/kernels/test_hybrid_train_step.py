@@ -26,7 +26,7 @@ def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
     shape = dict(heads=2, kv_heads=2, head_dim=64, value_dim=64, chunk_size=64, implementation=implementation)
     stepped = LinearAttentionConfig(**shape, decay=StepDecay())
     others = (LinearAttentionConfig(**shape, decay=ChannelDecay()), DeltaRuleConfig(**shape, decay=StepDecay()))
-    mixers = (stepped, *(others if implementation == "tpu" else ()), AttentionConfig(heads=2, kv_heads=2, head_dim=64))
+    mixers = (stepped, *others, AttentionConfig(heads=2, kv_heads=2, head_dim=64))
     return DecoderConfig(
         vocab_size=256,
         d_model=128,
@@ -64,9 +64,6 @@ def test_a_step_on_tpu_under_remat_runs_each_forward_kernel_twice_and_the_others
 
 
 def test_a_step_on_an_h100_without_remat_runs_each_kernel_once_a_layer():
-    """Gates of key channels and the delta rule have no kernel for GPUs yet."""
-    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == {
-        "linear_attention_forward": 1,
-        "linear_attention_states": 1,
-        "linear_attention_backward": 1,
-    }
+    parts = "forward", "states", "backward"
+    expected = {f"linear_attention_{part}": 2 for part in parts} | {f"delta_rule_{part}": 1 for part in parts}
+    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == expected

@@ -11,6 +11,7 @@ log-decays, which are summed outside. Chunks of 64 steps; bfloat16 and float16 o
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -20,7 +21,6 @@ from jaxtrain_kernels import gpu_chunks
 from jaxtrain_kernels.chunks import split
 from jaxtrain_kernels.gpu_chunks import (
     CHUNK,
-    LANES,
     LEVELS,
     TILE,
     ScalarWeights,
@@ -28,9 +28,9 @@ from jaxtrain_kernels.gpu_chunks import (
     for_one_head_of_each_group,
     from_global,
     index,
+    kernel,
     matrix,
     of_key_heads,
-    output,
     pairs_of,
     product,
     rows,
@@ -52,9 +52,10 @@ def forward(q, k, v, beta, log_decay, runs, state, *, chunk: int):
     L, V = q.shape[1], v.shape[3]
     gates, (q, k, v) = _gates(beta, log_decay, runs), map(whole_chunks, (q, k, v))
     (B, _, H, K), dtype = q.shape, q.dtype
-    o, final = plgpu.kernel(
+    o, final = kernel(
         _forward_kernel,
-        out_type=(output((*q.shape[:3], V), dtype, q), output((B, H, K, V), jnp.float32, q)),
+        "delta_rule_forward",
+        out_type=(jax.ShapeDtypeStruct((*q.shape[:3], V), dtype), jax.ShapeDtypeStruct((B, H, K, V), jnp.float32)),
         scratch_types=(
             *(tiles(dtype, K // TILE) for _ in range(3)),
             *(tiles(dtype) for _ in range(4)),
@@ -63,8 +64,6 @@ def forward(q, k, v, beta, log_decay, runs, state, *, chunk: int):
         ),
         grid=(B, H, V // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="delta_rule_forward",
-        compiler_params=LANES,
     )(q, k, v, *gates, state)
     return o[:, :L], final[:, :: H // k.shape[2]]
 
@@ -112,15 +111,16 @@ def backward(residuals, gradients, *, chunk: int):
     L, groups = q.shape[1], q.shape[2] // k.shape[2]
     gates, (q, k, v, do) = _gates(beta, log_decay, runs), map(whole_chunks, (q, k, v, gradients[0]))
     (B, padded, H, K), V, dtype = q.shape, v.shape[3], q.dtype
-    of_tiles = output((V // TILE, *q.shape), jnp.float32, q)
-    dq, dk, dv, dsteps, dstate = plgpu.kernel(
+    of_tiles = jax.ShapeDtypeStruct((V // TILE, *q.shape), jnp.float32)
+    dq, dk, dv, dsteps, dstate = kernel(
         _backward_kernel,
+        "delta_rule_backward",
         out_type=(
             of_tiles,
             of_tiles,
-            output((B, padded, H, V), dtype, q),
-            output((V // TILE, B, H, padded // CHUNK, 3, CHUNK), jnp.float32, q),
-            output((B, H, K, V), jnp.float32, q),
+            jax.ShapeDtypeStruct((B, padded, H, V), dtype),
+            jax.ShapeDtypeStruct((V // TILE, B, H, padded // CHUNK, 3, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
         ),
         scratch_types=(
             *(tiles(dtype, K // TILE) for _ in range(4)),
@@ -130,8 +130,6 @@ def backward(residuals, gradients, *, chunk: int):
         ),
         grid=(B, H, V // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="delta_rule_backward",
-        compiler_params=LANES,
     )(q, k, v, do, *gates, _states(k, v, gates, state), for_one_head_of_each_group(gradients[1], groups))
     dsums, leaves, dbeta = jnp.moveaxis(dsteps.sum(axis=0), 3, 0)  # [B, H, N, C]
     dsums = lax.cumsum(dsums.at[..., -1].add(leaves.sum(axis=-1)), axis=3, reverse=True)
@@ -214,9 +212,10 @@ def _states(k, v, gates, state) -> Float[Array, "B J N K V"]:
     """Return the state before every chunk, in the dtype of the products it enters."""
     B, L, J, K = k.shape
     V = v.shape[3]
-    return plgpu.kernel(
+    return kernel(
         _states_kernel,
-        out_type=output((B, J, L // CHUNK, K, V), k.dtype, k),
+        "delta_rule_states",
+        out_type=(jax.ShapeDtypeStruct((B, J, L // CHUNK, K, V), k.dtype),),
         scratch_types=(
             *(tiles(k.dtype, K // TILE) for _ in range(2)),
             *(tiles(k.dtype) for _ in range(2)),
@@ -225,9 +224,7 @@ def _states(k, v, gates, state) -> Float[Array, "B J N K V"]:
         ),
         grid=(B, J, V // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="delta_rule_states",
-        compiler_params=LANES,
-    )(k, v, *gates, state)
+    )(k, v, *gates, state)[0]
 
 
 def _states_kernel(k_ref, v_ref, rows_ref, beta_ref, first_ref, states_ref, k, states_, v, weighted, *refs):

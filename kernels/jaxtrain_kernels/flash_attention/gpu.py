@@ -24,6 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.varying import vary, varying
 
 DTYPES = (jnp.float16, jnp.bfloat16)
 WARPGROUPS = 2  # that compute
@@ -91,7 +92,10 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
         "flash_attention_forward",
         grid=(plan.Lp // BLOCK, plan.H, plan.B),
         operands=plan.operands(),
-        outputs=[plan.output((plan.B, plan.Lp, plan.H, V), dtype), plan.output((plan.B, plan.H, plan.Lp), jnp.float32)],
+        outputs=[
+            jax.ShapeDtypeStruct((plan.B, plan.Lp, plan.H, V), dtype),
+            jax.ShapeDtypeStruct((plan.B, plan.H, plan.Lp), jnp.float32),
+        ],
         scratch=[
             plan.tiles(x.q),
             plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
@@ -130,9 +134,9 @@ def _fold_bias(dbias: Float[Array, "B H L S"], bias: Float[Array, "1|B 1|H 1|L 1
 def _dq(plan: "_Plan", operands: dict[str, Array]) -> list[Array]:
     """Return dq, and the gradient of every score if there is a bias."""
     K, dtype, scale, keys = operands["q"].shape[-1], operands["q"].dtype, plan.options.scale, plan.columns
-    outputs = [plan.output(operands["q"].shape, dtype)]
+    outputs = [jax.ShapeDtypeStruct(operands["q"].shape, dtype)]
     if "bias" in operands:
-        outputs.append(plan.output((plan.B, plan.H, plan.Lp, plan.Sp), jnp.float32))
+        outputs.append(jax.ShapeDtypeStruct((plan.B, plan.H, plan.Lp, plan.Sp), jnp.float32))
 
     def body(refs, dq_ref, *rest):
         *dbias_ref, q_smem, do_smem, barrier = rest
@@ -225,7 +229,7 @@ def _dkv(plan: "_Plan", operands: dict[str, Array], of: str) -> list[Array]:
         f"flash_attention_d{of}",
         grid=(plan.Sp // BLOCK, plan.J, plan.B),
         operands=operands,
-        outputs=[plan.output(operands[name].shape, dtype) for name in of],
+        outputs=[jax.ShapeDtypeStruct(operands[name].shape, dtype) for name in of],
         scratch=[plan.tiles(operands[name]) for name in ("k", "v")],
     )
 
@@ -284,9 +288,6 @@ class _Plan:
         if self.options.offset is None:
             found["offset"] = x.offset.astype(jnp.int32)[None]
         return found
-
-    def output(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(self.x.q).manual_axis_type)
 
     def place(self, refs: dict) -> _Place:
         offset = refs["offset"][0] if self.options.offset is None else self.options.offset
@@ -455,7 +456,7 @@ def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], output
     def kernel(*refs):
         body(dict(zip(operands, refs, strict=False)), *refs[len(operands) :])
 
-    return plgpu.kernel(
+    run = plgpu.kernel(
         kernel,
         out_type=outputs,
         scratch_types=[*scratch, plgpu.Barrier(num_barriers=WARPGROUPS)],
@@ -465,4 +466,6 @@ def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], output
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name=name,
-    )(*operands.values())
+    )
+    of_mesh = varying(next(iter(operands.values())))
+    return list(vary(of_mesh, *run(*operands.values())))  # kernels know nothing of a shard_map around them

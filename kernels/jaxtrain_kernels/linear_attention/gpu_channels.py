@@ -16,6 +16,7 @@ numbers each, high and low, whose sums miss an exponential by at most 3e-6. bflo
 Backward, a block takes a head and 64 key channels, for which every gradient but that of values is its own.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -25,7 +26,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtrain_kernels.chunks import split
 from jaxtrain_kernels.gpu_chunks import (
     CHUNK,
-    LANES,
     LEVELS,
     TILE,
     along_rows,
@@ -34,10 +34,10 @@ from jaxtrain_kernels.gpu_chunks import (
     for_one_head_of_each_group,
     from_global,
     index,
+    kernel,
     later,
     matrix,
     of_key_heads,
-    output,
     pairs_of,
     product,
     rows,
@@ -59,9 +59,10 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     (B, _, H, K), dtype = q.shape, q.dtype
     parts = K // TILE
     slots = SLOTS if parts == 1 else 1  # what there is shared memory for
-    o, final = plgpu.kernel(
+    o, final = kernel(
         _forward_kernel,
-        out_type=(output((*q.shape[:3], V), dtype, q), output((B, H, K, V), jnp.float32, q)),
+        "linear_attention_forward",
+        out_type=(jax.ShapeDtypeStruct((*q.shape[:3], V), dtype), jax.ShapeDtypeStruct((B, H, K, V), jnp.float32)),
         scratch_types=(
             tiles(dtype, slots, parts),
             tiles(dtype, slots, parts),
@@ -78,8 +79,6 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
         ),
         grid=(B, H, V // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="linear_attention_forward",
-        compiler_params=LANES,
     )(q, k, v, *gates, state)
     return o[:, :L], final[:, :: H // k.shape[2]]
 
@@ -146,15 +145,16 @@ def backward(residuals, gradients, *, chunk: int):
     L, groups = q.shape[1], q.shape[2] // k.shape[2]
     gates, (q, k, v, do) = _gates(log_decay, runs), map(whole_chunks, (q, k, v, gradients[0]))
     (B, padded, H, K), V, dtype = q.shape, v.shape[3], q.dtype
-    dq, dk, dv, dsums, left, dstate = plgpu.kernel(
+    dq, dk, dv, dsums, left, dstate = kernel(
         _backward_kernel,
+        "linear_attention_backward",
         out_type=(
-            output(q.shape, dtype, q),
-            output(q.shape, dtype, q),
-            output((K // TILE, B, padded, H, V), jnp.float32, q),
-            output(q.shape, jnp.float32, q),
-            output((B, H, padded // CHUNK, K), jnp.float32, q),
-            output((B, H, K, V), jnp.float32, q),
+            jax.ShapeDtypeStruct(q.shape, dtype),
+            jax.ShapeDtypeStruct(q.shape, dtype),
+            jax.ShapeDtypeStruct((K // TILE, B, padded, H, V), jnp.float32),
+            jax.ShapeDtypeStruct(q.shape, jnp.float32),
+            jax.ShapeDtypeStruct((B, H, padded // CHUNK, K), jnp.float32),
+            jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
         ),
         scratch_types=(
             tiles(dtype, 1),
@@ -171,8 +171,6 @@ def backward(residuals, gradients, *, chunk: int):
         ),
         grid=(B, H, K // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="linear_attention_backward",
-        compiler_params=LANES,
     )(q, k, v, do, *gates, _states(k, v, gates, state), for_one_head_of_each_group(gradients[1], groups))
     dsums = lax.cumsum(dsums.reshape(B, -1, CHUNK, H, K), axis=2, reverse=True) + left.swapaxes(1, 2)[:, :, None]
     dk, dv, dlog_decay = (of_key_heads(x, groups)[:, :L] for x in (dk, dv.sum(axis=0), dsums.reshape(B, padded, H, K)))
@@ -259,9 +257,10 @@ def _states(k, v, gates, state) -> Float[Array, "B J N K V"]:
     """Return the state before every chunk, in the dtype of the products it enters."""
     B, L, J, K = k.shape
     V = v.shape[3]
-    return plgpu.kernel(
+    return kernel(
         _states_kernel,
-        out_type=output((B, J, L // CHUNK, K, V), k.dtype, k),
+        "linear_attention_states",
+        out_type=(jax.ShapeDtypeStruct((B, J, L // CHUNK, K, V), k.dtype),),
         scratch_types=(
             *(tiles(k.dtype) for _ in range(3)),
             *(tiles(jnp.bfloat16) for _ in range(3)),
@@ -271,9 +270,7 @@ def _states(k, v, gates, state) -> Float[Array, "B J N K V"]:
         ),
         grid=(B, J, K // TILE, V // TILE),
         grid_names=("batch", "head", "key_tile", "value_tile"),
-        kernel_name="linear_attention_states",
-        compiler_params=LANES,
-    )(k, v, *gates, state)
+    )(k, v, *gates, state)[0]
 
 
 def _states_kernel(k_ref, v_ref, high_ref, low_ref, rows_ref, keep_ref, first_ref, states_ref, *scratch):

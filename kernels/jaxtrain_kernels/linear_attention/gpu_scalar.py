@@ -6,6 +6,7 @@ shared memory, the next one while this one is worked on. Weights of the decay ar
 (tpu_decay.ScalarDecay), and so is the sum of what blocks of different key channels give values and log-decays.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -14,15 +15,14 @@ from jaxtyping import Array, Float
 
 from jaxtrain_kernels.gpu_chunks import (
     CHUNK,
-    LANES,
     TILE,
     ScalarWeights,
     channels,
     for_one_head_of_each_group,
     from_global,
+    kernel,
     matrix,
     of_key_heads,
-    output,
     product,
     steps_of,
     tiles,
@@ -39,11 +39,12 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     L, V = q.shape[1], v.shape[3]
     (rows,), (q, k, v) = ScalarDecay.gates(log_decay, runs, CHUNK), map(whole_chunks, (q, k, v))
     B, _, H, K = q.shape
-    o, final = plgpu.kernel(
+    o, final = kernel(
         _forward_kernel,
+        "linear_attention_forward",
         out_type=(
-            output((*q.shape[:3], V), v.dtype, q),
-            output((B, H, K, V), jnp.float32, q),
+            jax.ShapeDtypeStruct((*q.shape[:3], V), v.dtype),
+            jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
         ),
         scratch_types=(
             tiles(q.dtype, SLOTS, K // TILE),
@@ -56,8 +57,6 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
         ),
         grid=(B, H, V // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="linear_attention_forward",
-        compiler_params=LANES,
     )(q, k, v, rows, state)
     return o[:, :L], final[:, :: H // k.shape[2]]
 
@@ -118,12 +117,13 @@ def backward(residuals, gradients, *, chunk: int):
     (rows,), (q, k, v, do) = ScalarDecay.gates(log_decay, runs, CHUNK), map(whole_chunks, (q, k, v, gradients[0]))
     dfinal = for_one_head_of_each_group(gradients[1], groups)
     (B, padded, H, K), V = q.shape, v.shape[3]
-    of_values = output((K // TILE, B, padded, H, V), jnp.float32, q)
-    of_weights = output((K // TILE, B, H, padded // CHUNK, 2, CHUNK), jnp.float32, q)
-    like = output(q.shape, q.dtype, q)
-    dq, dk, dv, dweights, dstate = plgpu.kernel(
+    of_values = jax.ShapeDtypeStruct((K // TILE, B, padded, H, V), jnp.float32)
+    of_weights = jax.ShapeDtypeStruct((K // TILE, B, H, padded // CHUNK, 2, CHUNK), jnp.float32)
+    like = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    dq, dk, dv, dweights, dstate = kernel(
         _backward_kernel,
-        out_type=(like, like, of_values, of_weights, output((B, H, K, V), jnp.float32, q)),
+        "linear_attention_backward",
+        out_type=(like, like, of_values, of_weights, jax.ShapeDtypeStruct((B, H, K, V), jnp.float32)),
         scratch_types=(
             *(tiles(q.dtype, K // TILE) for _ in range(2)),
             *(tiles(q.dtype, V // TILE) for _ in range(4)),
@@ -133,8 +133,6 @@ def backward(residuals, gradients, *, chunk: int):
         ),
         grid=(B, H, K // TILE),
         grid_names=("batch", "head", "tile"),
-        kernel_name="linear_attention_backward",
-        compiler_params=LANES,
     )(q, k, v, do, rows, _states(k, v, rows, state), dfinal)
 
     dsums, leaves = jnp.moveaxis(dweights.sum(axis=0), 3, 0)  # [B, H, N, C]
@@ -219,9 +217,10 @@ def _states(k, v, rows, state) -> Float[Array, "B J N K V"]:
     """Return the state before every chunk, in the dtype of the products it enters."""
     B, L, J, K = k.shape
     V = v.shape[3]
-    return plgpu.kernel(
+    return kernel(
         _states_kernel,
-        out_type=output((B, J, L // CHUNK, K, V), k.dtype, k),
+        "linear_attention_states",
+        out_type=(jax.ShapeDtypeStruct((B, J, L // CHUNK, K, V), k.dtype),),
         scratch_types=(
             *(tiles(k.dtype) for _ in range(4)),
             plgpu.SMEM((5, CHUNK), jnp.float32),
@@ -229,9 +228,7 @@ def _states(k, v, rows, state) -> Float[Array, "B J N K V"]:
         ),
         grid=(B, J, K // TILE, V // TILE),
         grid_names=("batch", "head", "key_tile", "value_tile"),
-        kernel_name="linear_attention_states",
-        compiler_params=LANES,
-    )(k, v, rows, state)
+    )(k, v, rows, state)[0]
 
 
 def _states_kernel(k_ref, v_ref, rows_ref, first_ref, states_ref, k, v, weighted, out, rows, full):
