@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
 from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
 from jaxtrain.train.folder import RunFolder
@@ -18,7 +18,6 @@ from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
-from jaxtrain.train.state import abstract_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +42,8 @@ class TrainConfig:
             raise ValueError("phases=(): a run needs at least one Phase")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
         names = [hook.name for hook in self.hooks]
         if len(set(names)) < len(names):
             raise ValueError(f"hooks: one of {', '.join(names)} stands twice; each kind of hook runs once")

@@ -111,12 +111,13 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     import numpy as np
 
     from jaxtrain.mesh import MeshConfig
+    from jaxtrain.models.decoder import abstract_model
     from jaxtrain.models.presets import llama
     from jaxtrain.objectives.next_token import NextToken
     from jaxtrain.optim.optimizers import AdamW, transformation
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
-    from jaxtrain.train.state import abstract_model, create_state
+    from jaxtrain.train.state import create_state
     from jaxtrain.train.step import make_train_step
 
     heads = WIDTH // 64

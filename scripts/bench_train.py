@@ -31,13 +31,14 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     import numpy as np
 
     from jaxtrain.mesh import MeshConfig
+    from jaxtrain.models.decoder import abstract_model
     from jaxtrain.models.presets import llama
     from jaxtrain.objectives.next_token import NextToken
     from jaxtrain.optim.optimizers import AdamW, transformation
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
     from jaxtrain.train.gradients import Accumulate
-    from jaxtrain.train.state import abstract_model, create_state
+    from jaxtrain.train.state import create_state
     from jaxtrain.train.step import make_train_step
 
     model = llama(vocab_size=256, d_model=256, layers=8, heads=8, kv_heads=8, hidden=704, max_length=LENGTH)

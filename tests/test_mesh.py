@@ -22,7 +22,7 @@ from jaxtrain.mesh import (
     parameter_spec,
     shardings,
 )
-from jaxtrain.train.state import abstract_model
+from jaxtrain.models.decoder import abstract_model
 
 
 def test_axes_go_from_the_slowest_links_to_the_fastest():

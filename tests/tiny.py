@@ -6,13 +6,12 @@ import jax
 import numpy as np
 
 from jaxtrain.models import presets
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.optim.optimizers import is_matrix
 from jaxtrain.shapes import Batch, ParamTree
-from jaxtrain.train.state import abstract_model
 
 PRESETS = {
     "llama3": presets.llama3_tiny(),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.folder import RunFolder, write_whole
 
 KEY = "bigram_loss"
 
@@ -11,7 +11,7 @@ KEY = "bigram_loss"
 def keep(folder: RunFolder, loss: float | None) -> None:
     """Begin the metrics of a new run with the loss; one that goes on has it already."""
     if loss is not None and not folder.metrics.exists():
-        folder.metrics.write_text(json.dumps({"step": 0, KEY: loss}) + "\n", encoding="utf-8")
+        write_whole(folder.metrics, json.dumps({"step": 0, KEY: loss}) + "\n")
 
 
 def kept(records: Sequence[dict]) -> float | None:

@@ -8,11 +8,8 @@ files, token ids) waits in the run's huggingface/ for the way back.
 
 import argparse
 import dataclasses
-import json
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +21,19 @@ from jaxtrain.cli.finished import mesh_at_hand
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
+from jaxtrain.surgery.huggingface.tensor_files import read_json
+from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.folder import RunFolder, SaveError, is_full
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.trained import trained_params
 
 CARRIED = "huggingface"  # in the run folder
@@ -70,16 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists: name a new folder")
     check_exists(source)
-    if RunFolder(source).is_used:
-        export_run(RunFolder(source), target, arguments)
-    elif (source / "config.json").exists():
-        if arguments.family or arguments.dtype or arguments.weights:
-            raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
-        import_run(source, target)
-    else:
-        raise ValueError(
-            f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
-        )
+    try:
+        if RunFolder(source).is_used:
+            export_run(RunFolder(source), target, arguments)
+        elif (source / "config.json").exists():
+            if arguments.family or arguments.dtype or arguments.weights:
+                raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
+            import_run(source, target)
+        else:
+            raise ValueError(
+                f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
+            )
+    except (OSError, ValueError) as error:  # both: TensorStore has ValueErrors
+        if is_full(error):
+            raise SaveError(f"{target} could not be written", error) from error
+        raise
     return 0
 
 
@@ -90,18 +93,19 @@ def import_run(source: Path, target: Path) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
     config = configuration(model, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        folder = RunFolder(Path(temporary) / "run")
-        folder.path.mkdir()
-        carry(source, folder.path / CARRIED)
-        shutil.copy(source / "config.json", folder.path / CARRIED)
+    with whole_folder(target) as path:
+        folder = RunFolder(path)
+        carry(source, path / CARRIED)
+        shutil.copy(source / "config.json", path / CARRIED)
         write_params(folder.checkpoints / "0", params)
         write_manifest(folder.checkpoints / "0")
-        (folder.path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
-        os.replace(folder.path, target)
+        (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
     if config:  # now that its tokenizer is where it says
-        RunFolder(target).write_config(render(at_home(config, target)))
+        try:
+            RunFolder(target).write_config(render(at_home(config, target)))
+        except OSError:
+            shutil.rmtree(target)
+            raise
         (target / MODEL_ONLY).unlink()
     print(f"{model.parameter_count:,} parameters from {source}; the run is in {target}")
     if config:
@@ -166,17 +170,18 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(folder.path / MODEL_ONLY, root=DecoderConfig).config
     step, params = weights_of(folder, model, config, arguments.weights)
     given = settings(folder.path / CARRIED / "config.json")
-    export_folder(
-        model,
-        params,
-        target,
-        family=arguments.family or given.get("model_type"),
-        dtype=arguments.dtype,
-        settings={key: given[key] for key in CARRIED_SETTINGS if key in given},
-    )
-    carry(folder.path / CARRIED, target)
-    if config and isinstance(config.data.tokenizer, HuggingFaceTokenizer):
-        shutil.copy(config.data.tokenizer.path, target / "tokenizer.json")
+    with whole_folder(target) as path:
+        export_folder(
+            model,
+            params,
+            path,
+            family=arguments.family or given.get("model_type"),
+            dtype=arguments.dtype,
+            settings={key: given[key] for key in CARRIED_SETTINGS if key in given},
+        )
+        carry(folder.path / CARRIED, path)
+        if config and isinstance(config.data.tokenizer, HuggingFaceTokenizer):
+            shutil.copy(config.data.tokenizer.path, path / "tokenizer.json")
     print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
 
 
@@ -184,6 +189,8 @@ def weights_of(
     folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
 ) -> tuple[int, ParamTree]:
     """Return the step and the parameters of the latest sound checkpoint; averages pass through memory whole."""
+    if weights and not config:
+        raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages):
         mesh = mesh_at_hand(config.mesh)
         run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
@@ -207,4 +214,4 @@ def carry(source: Path, target: Path) -> None:
 
 
 def settings(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}

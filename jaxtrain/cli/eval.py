@@ -4,8 +4,8 @@ import argparse
 import math
 
 from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.train.evaluation import evaluate, validation_rows
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import make_evaluation_step
 
 

@@ -5,8 +5,8 @@ import argparse
 import jax
 
 from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.train.state import abstract_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

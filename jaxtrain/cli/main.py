@@ -1,7 +1,8 @@
 """The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
 
-Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError, a
-missing file, something unsupported) ends as one line on stderr and exit code 2; anything else keeps its traceback.
+Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError,
+something unsupported) or the system refuses (a file that is missing or forbidden, a disk that is full) ends as one line
+on stderr and exit code 2; anything else keeps its traceback.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
     "train": "train, or resume, the run that a configuration describes",
@@ -68,11 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments._run(arguments)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, OSError, SaveError, NotImplementedError) as error:
         if "traceback" in arguments:
             traceback.print_exc()
-        print(f"jaxtrain: error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
         return 2
+
+
+def _text(error: Exception) -> str:
+    """Return what an error says; the system's own without its number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _one_line(text: str) -> str:

@@ -21,14 +21,16 @@ from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
-from jaxtrain.train.checkpoint import CheckpointError, Checkpoints
+from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED
-from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
-from jaxtrain.train.state import abstract_model, state_from_params
+from jaxtrain.train.state import state_from_params
+from jaxtrain.train.stopping import Stop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,16 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         check_same(folder, config, resume=arguments.resume)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
-    if arguments.overwrite and jax.process_index() == 0:
-        folder.clear()
-    if jax.process_index() == 0:
-        folder.write_config(render(config))
-        bigram_record.keep(folder, bigram)
+    begin(folder, config, bigram, overwrite=arguments.overwrite)
     describe(config, folder, console)
     began = time.perf_counter()
     try:
         result = trainer.train()
-    except (NonFiniteError, CheckpointError) as error:
+    except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
     conclude(result, config, folder, bigram, time.perf_counter() - began, console)
@@ -120,7 +118,7 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
         for split in ("train", "validation") if evaluation else ("train",):
             data, length = phase.data or config.data, phase.sequence_length
             open_rows(data, split=split, sequence_length=length, seed=config.seed)
-    phase = config.phases[0]
+    phase = config.phases[-1]  # whose validation loss the run ends with
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or evaluation is None:
         return None
@@ -131,6 +129,22 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
         seed=SEED,
         num_batches=evaluation.batches,
     )
+
+
+def begin(folder: RunFolder, config: TrainConfig, bigram: float | None, *, overwrite: bool) -> None:
+    """Write what a run begins with, from the first process; where that fails no process goes on.
+
+    Raises:
+        SaveError: on every process.
+    """
+    outcome = Stop()
+    if jax.process_index() == 0:
+        with outcome.reporting(), saving(f"{folder.path} cannot be written"):
+            if overwrite:
+                folder.clear()
+            folder.write_config(render(config))
+            bigram_record.keep(folder, bigram)
+    outcome.settle()
 
 
 def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:

@@ -129,7 +129,13 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as building:
         whole = Path(building) / "store"
         whole.mkdir()
-        count = _write(source, tokenizer, whole)
+        try:
+            count = _write(source, tokenizer, whole)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # A write does not tell where it failed, for want of room say.
+            raise OSError(f"{source} cannot be tokenised into {folder}: {error.strerror or error}") from error
         _publish(whole, folder, damaged=Path(building) / "damaged")
     _log.info("%d tokens in %.1f s", count, time.monotonic() - began)
 

@@ -20,7 +20,7 @@ from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
 from jaxtrain.nn.norm import NormConfig, RMSNormConfig
 from jaxtrain.nn.param import TokenContext, dropout, fold_in, logical_names
 from jaxtrain.nn.remat import NoRemat, RematPolicy
-from jaxtrain.shapes import Batch
+from jaxtrain.shapes import Batch, ParamTree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,3 +208,10 @@ class Decoder(nnx.Module):
         # travels than if the table were gathered.
         x = look_up(param[...].astype(self.config.compute_dtype), ids)
         return constrain(x, "wide_batch", "length", "embed")
+
+
+def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, ParamTree, dict]:
+    """Return a model's graph, the shapes of its parameters and their axis names, computing nothing."""
+    model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
+    graph, params = nnx.split(model, nnx.Param)
+    return graph, nnx.to_pure_dict(params), model.names()

@@ -6,6 +6,7 @@ document of its own that nothing attends to.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.shapes import ParamTree
@@ -29,8 +31,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must not be negative; 0 takes the likeliest token")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0, which takes the likeliest token")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k}: must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -144,4 +146,5 @@ def _generate(graph, params, prompts, lengths, keys, tokens: int, sampling: Samp
         return (draw(hidden[:, 0], t + 1), states), token
 
     (final, _), drawn = jax.lax.scan(advance, (draw(last, 0), states), jnp.arange(tokens - 1))
-    return jnp.concatenate([drawn, final[None]]).swapaxes(0, 1)
+    # Whole on every device, since every process reads all rows.
+    return constrain(jnp.concatenate([drawn, final[None]]).swapaxes(0, 1), None, None)

@@ -29,6 +29,7 @@ from jaxtrain_kernels.block_quant import (
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.optim.base import BaseOptimizer, matrices
+from jaxtrain.optim.ranges import check_decay, check_not_negative, check_positive
 from jaxtrain.optim.schedules import Schedule
 
 LEAST_ELEMENTS = 4096
@@ -74,6 +75,11 @@ class AdamW8bit(BaseOptimizer):
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     moments: DynamicMoments | Float8Moments = DynamicMoments()
+
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_positive(self, "epsilon")
+        check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         decays = matrices(names)
@@ -122,7 +128,7 @@ def _zeros(format: Format, names: dict, params: dict) -> dict:
     """Return moments of zero, quantized where they are to be."""
 
     def one(path: tuple, parameter: Array, axes: tuple[str | None, ...]) -> Moment:
-        zeros = jnp.zeros_like(parameter)
+        zeros = jax.lax.optimization_barrier(jnp.zeros_like(parameter))  # or the compiler quantizes them, for seconds
         blocks = blocks_of(path, axes, parameter.shape)
         return zeros if blocks is None else quantize(zeros, format=format, block=blocks.sizes, axis=blocks.axes)
 

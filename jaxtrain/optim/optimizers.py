@@ -12,6 +12,7 @@ import optax
 
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import BaseOptimizer, is_matrix, matrices
+from jaxtrain.optim.ranges import check_decay, check_not_negative, check_positive
 from jaxtrain.optim.schedules import Schedule
 
 
@@ -24,6 +25,11 @@ class AdamW(BaseOptimizer):
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_positive(self, "epsilon")
+        check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         return optax.adamw(
@@ -40,6 +46,10 @@ class Lion(BaseOptimizer):
     b2: float = 0.99
     weight_decay: float = 1.0
 
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_not_negative(self, "weight_decay")
+
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=matrices(names))
 
@@ -52,6 +62,10 @@ class Adafactor(BaseOptimizer):
     decay_rate: float = 0.8
     clipping_threshold: float = 1.0
     weight_decay: float = 0.0
+
+    def __post_init__(self):
+        check_positive(self, "decay_rate", "clipping_threshold")
+        check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         factored = optax.adafactor(
@@ -75,6 +89,10 @@ class Muon(BaseOptimizer):
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 0.1
+
+    def __post_init__(self):
+        check_decay(self, "momentum", "b1", "b2")
+        check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         return optax.contrib.muon(
@@ -114,9 +132,16 @@ class ScheduleFree(BaseOptimizer):
     weight_decay: float = 0.1
     averages: ClassVar[bool] = True
 
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_positive(self, "b1", "epsilon")  # the average is found by dividing by b1
+        check_not_negative(self, "weight_decay")
+
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
-        base = optax.adamw(
-            rate, b1=0.0, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=matrices(names)
+        base = optax.chain(  # AdamW without its first moment, for which the interpolation stands
+            optax.scale_by_rms(decay=self.b2, eps=self.epsilon, eps_in_sqrt=False, bias_correction=True),
+            optax.add_decayed_weights(self.weight_decay, mask=matrices(names)),
+            optax.scale_by_learning_rate(rate),
         )
         return optax.contrib.schedule_free(base, learning_rate=rate, b1=self.b1)
 

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
-
-def _check(schedule) -> None:
-    if schedule.peak < 0:
-        raise ValueError(f"peak={schedule.peak}: a learning rate is not negative")
-    if schedule.warmup_steps < 0:
-        raise ValueError(f"warmup_steps={schedule.warmup_steps}: must not be negative")
+from jaxtrain.optim.ranges import check_not_negative, check_share
 
 
 def _after_warmup(schedule, then: optax.Schedule) -> optax.Schedule:
@@ -28,7 +23,8 @@ class Constant:
     peak: float
     warmup_steps: int = 0
 
-    __post_init__ = _check
+    def __post_init__(self):
+        check_not_negative(self, "peak", "warmup_steps")
 
     def build(self, total_steps: int) -> optax.Schedule:
         return _after_warmup(self, optax.constant_schedule(self.peak))
@@ -42,7 +38,9 @@ class Cosine:
     warmup_steps: int = 0
     final_ratio: float = 0.1
 
-    __post_init__ = _check
+    def __post_init__(self):
+        check_not_negative(self, "peak", "warmup_steps")
+        check_share(self, "final_ratio")
 
     def build(self, total_steps: int) -> optax.Schedule:
         steps = max(total_steps - self.warmup_steps, 1)
@@ -57,7 +55,9 @@ class Linear:
     warmup_steps: int = 0
     final_ratio: float = 0.0
 
-    __post_init__ = _check
+    def __post_init__(self):
+        check_not_negative(self, "peak", "warmup_steps")
+        check_share(self, "final_ratio")
 
     def build(self, total_steps: int) -> optax.Schedule:
         steps = max(total_steps - self.warmup_steps, 1)
@@ -76,7 +76,9 @@ class WarmupStableDecay:
     warmup_steps: int = 0
     final_ratio: float = 0.0
 
-    __post_init__ = _check
+    def __post_init__(self):
+        check_not_negative(self, "peak", "warmup_steps", "decay_steps")
+        check_share(self, "final_ratio")
 
     def build(self, total_steps: int) -> optax.Schedule:
         stable = total_steps - self.warmup_steps - self.decay_steps
@@ -96,7 +98,8 @@ class InverseSquareRoot:
     peak: float
     warmup_steps: int = 1
 
-    __post_init__ = _check
+    def __post_init__(self):
+        check_not_negative(self, "peak", "warmup_steps")
 
     def build(self, total_steps: int) -> optax.Schedule:
         warmup = max(self.warmup_steps, 1)

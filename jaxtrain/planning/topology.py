@@ -1,9 +1,9 @@
 """Devices that are not there, to compile for: a TPU slice or GPU servers of any size on a laptop.
 
-`devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `jax.jit(f).lower(...).compile()` with arguments laid out
-on that mesh then runs the real compiler, with its memory analysis, collectives and out-of-memory errors; nothing can be
-executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver and no CUDA libraries.
-A GPU is described to the compiler by a file in targets/.
+`devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `compile_absent(jax.jit(f).lower(...))`, with arguments
+laid out on that mesh, then runs the real compiler, with its memory analysis, collectives and out-of-memory errors;
+nothing can be executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver and
+no CUDA libraries. A GPU is described to the compiler by a file in targets/.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 TARGETS = Path(__file__).parent / "targets"
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -42,6 +43,24 @@ def devices_of(topology: str) -> list[Any]:
         return _gpus(topology, kind, shape)
     known = ", ".join((*TPUS, *GPUS))
     raise ValueError(f"{topology=}: unknown kind of device {kind!r}; give one of {known} and a shape: {EXAMPLES}")
+
+
+def compile_absent(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile for devices that may be absent, past the persistent compilation cache.
+
+    The cache takes such programs, but gives none back: it can load a program only onto a device.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        _enable_cache(False)
+        return lowered.compile()
+    finally:
+        _enable_cache(enabled)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    reset_cache()  # JAX asks only once in a process whether there is a cache to use
 
 
 def _tpus(topology: str) -> list[Any]:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.mesh import activation_spec
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import Optimizer, transformation
+from jaxtrain.planning.topology import compile_absent
 from jaxtrain.shapes import Batch
 from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate
-from jaxtrain.train.state import abstract_model, abstract_state
+from jaxtrain.train.state import abstract_state
 from jaxtrain.train.step import make_train_step
 
 
@@ -37,7 +38,7 @@ def compile_step(
     state = abstract_state(model, tx, names, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        return jax.jit(step, donate_argnums=0).lower(state, abstract_batch(phase, mesh), key).compile()
+        return compile_absent(jax.jit(step, donate_argnums=0).lower(state, abstract_batch(phase, mesh), key))
 
 
 def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:

@@ -22,7 +22,6 @@ from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import MANIFEST, fault, is_finished, write_manifest
 from jaxtrain.train.state import TrainState
 
-CheckpointError = SaveError
 log = logging.getLogger(__name__)
 
 

@@ -1,32 +1,86 @@
 """The run folder: config.gin, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
 
+import contextlib
+import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SaveError(RuntimeError):
-    """The run folder could not be written, the disk being full perhaps; what was saved before is unharmed."""
+    """A run could not be written, the disk being full perhaps; what was saved before is unharmed."""
 
     def __init__(self, what: str, cause: BaseException):
+        remedy = (
+            "make room, or move the run to a larger disk"
+            if is_full(cause)
+            else "see to it that the folder can be written, or name another one"
+        )
         super().__init__(
             f"{what}: {reason(cause)}. What was saved before is unharmed; "
-            f"make room, or move the run to a larger disk, and the same command goes on from there"
+            f"{remedy}, and the same command goes on from there"
         )
+
+
+@contextlib.contextmanager
+def saving(what: str) -> Iterator[None]:
+    """Raise SaveError, beginning with `what`, where the operating system cannot write in the `with`."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(what, error) from error
 
 
 def reason(error: BaseException) -> str:
     """Return the operating system's words for why a file could not be written, where they can be found."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    code = _os_code(error)
+    if code is not None:
+        return os.strerror(code)
+    *_, first = _chain(error)
+    return " ".join(str(first).split()) or type(first).__name__
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether it was for want of room that a file could not be written."""
+    return _os_code(error) in _NO_ROOM
+
+
+def _os_code(error: BaseException) -> int | None:
+    """Return the number of the operating system's error; of several, the one that says there is no room."""
+    codes = [code for at in _chain(error) if (code := _own_os_code(at))]
+    return next((code for code in codes if code in _NO_ROOM), codes[0] if codes else None)
+
+
+def _own_os_code(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))  # in the text of errors from Orbax's own writer
-    return os.strerror(int(code[1])) if code else " ".join(str(error).split()) or type(error).__name__
+    return int(code[1]) if code else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, the one it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole, or leave what is there as it is. Raises OSError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +108,21 @@ class RunFolder:
         return self.path / "profile"
 
     def add_sample(self, step: int, text: str) -> None:
-        try:
-            with self.samples.open("a", encoding="utf-8") as file:
-                file.write(f"--- step {step} ---\n{text}\n")
-        except OSError as error:
-            raise SaveError(f"a sample could not be written to {self.samples}", error) from error
+        with (
+            saving(f"a sample could not be written to {self.samples}"),
+            self.samples.open("a", encoding="utf-8") as file,
+        ):
+            file.write(f"--- step {step} ---\n{text}\n")
+
+    def cut_samples(self, *, step: int) -> None:
+        """Drop the samples of later steps, which a run that goes on from `step` writes anew."""
+        if not self.samples.is_file():
+            return
+        with saving(f"later samples could not be cut off from {self.samples}"):
+            written = self.samples.read_bytes()
+            heads = re.finditer(rb"^--- step (\d+) ---$", written, re.MULTILINE)
+            end = next((head.start() for head in heads if int(head[1]) > step), len(written))
+            os.truncate(self.samples, end)
 
     @property
     def is_used(self) -> bool:
@@ -68,9 +132,7 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Write the operative configuration, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.config.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(self.config)
+        write_whole(self.config, text)
 
     def clear(self) -> None:
         """Remove the run, and nothing in the folder that is not a run's."""

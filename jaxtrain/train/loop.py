@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
@@ -29,7 +29,7 @@ from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_s
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
-from jaxtrain.train.state import TrainState, abstract_model, abstract_state, create_state, state_from_params
+from jaxtrain.train.state import TrainState, abstract_state, create_state, state_from_params
 from jaxtrain.train.step import make_evaluation_step, make_train_step
 from jaxtrain.train.stopping import Stop
 
@@ -150,6 +150,9 @@ class Trainer:
 
     def _open_recorder(self, start: int | None) -> Recorder:
         writes = jax.process_index() == 0
+        if writes:
+            with self._stop.reporting():
+                self.folder.cut_samples(step=start or 0)
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=self._stop.report)
         recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
         if start is not None and start >= self.total_steps:

@@ -8,6 +8,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jaxtrain.train.folder import write_whole
+
 MANIFEST = "manifest.json"
 _READERS = 8
 
@@ -18,9 +20,7 @@ def write_manifest(folder: Path) -> None:
     found = {str(path.relative_to(folder)): path for path in sorted(files)}
     with ThreadPoolExecutor(_READERS) as pool:
         digests = dict(zip(found, pool.map(_digest, found.values()), strict=True))
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(digests, indent=0))
-    temporary.rename(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(digests, indent=0))
 
 
 def is_finished(folder: Path) -> bool:
@@ -33,7 +33,7 @@ def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
         return "it was never finished"
     try:
         expected = list(json.loads((folder / MANIFEST).read_text()).items())[part::parts]
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return f"its file {MANIFEST} is damaged"
     with ThreadPoolExecutor(_READERS) as pool:
         faults = pool.map(lambda item: _file_fault(folder, *item), expected)
@@ -44,7 +44,10 @@ def _file_fault(folder: Path, name: str, digest: list[int]) -> str | None:
     path = folder / name
     if not path.is_file():
         return f"its file {name} is missing"
-    damaged = path.stat().st_size != digest[0] or _digest(path) != digest
+    try:
+        damaged = path.stat().st_size != digest[0] or _digest(path) != digest
+    except OSError as error:
+        return f"its file {name} cannot be read ({error.strerror})"
     return f"its file {name} is damaged" if damaged else None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import time
 import uuid
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from jaxtrain.train.folder import SaveError
+from jaxtrain.train.folder import SaveError, saving, write_whole
 
 METRICS = "metrics.jsonl"
 Numbers = dict[str, float]
@@ -31,9 +32,7 @@ class JsonLines:
     def open(self, folder: Path, *, from_step: int) -> Sink:
         path = folder / METRICS
         kept = [record for record in read_metrics(path) if record["step"] <= from_step] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(map(_line, kept)))
-        temporary.rename(path)
+        write_whole(path, "".join(map(_line, kept)))
         return _JsonLinesSink(path.open("a", buffering=1))
 
 
@@ -52,13 +51,16 @@ class _JsonLinesSink:
 
 
 def _line(record: dict) -> str:
-    return json.dumps(record) + "\n"
+    """Return a record as a line; JSON has no word for a number that is not finite, so it is null."""
+    plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Return the records of a metrics.jsonl, without a last line that was cut off in the middle."""
+    """Return the records of a metrics.jsonl, without a last line that was cut off in the middle; null is NaN."""
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    records = map(json.loads, lines[:-1])
+    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ class WeightsAndBiases:
             raise ValueError("WeightsAndBiases needs the package wandb: install jaxtrain[wandb]") from error
         known = folder / "wandb_id.txt"  # so that a resumed run goes on in the same place
         if not known.exists():
-            known.write_text(uuid.uuid4().hex)
+            write_whole(known, uuid.uuid4().hex)
         run = wandb.init(project=self.project, name=folder.name, dir=str(folder), id=known.read_text(), resume="allow")
         return _WeightsAndBiasesSink(run)
 
@@ -173,6 +175,7 @@ class Metrics:
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
-            self._report(SaveError(f"metrics could not be written to {self._folder}", error))
+            with saving(f"metrics could not be written to {self._folder}"):
+                yield
+        except SaveError as failure:
+            self._report(failure)

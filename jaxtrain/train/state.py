@@ -30,13 +30,6 @@ class TrainState(NamedTuple):
         return self.step - self.skipped
 
 
-def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, ParamTree, dict]:
-    """Return a model's graph, the shapes of its parameters and their axis names, computing nothing."""
-    model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
-    graph, params = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(params), model.names()
-
-
 def initial_params(config: DecoderConfig, key: Key[Array, ""]) -> ParamTree:
     model: Decoder = config.build(key)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -4,14 +4,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import AVERAGING
-from jaxtrain.train.state import TrainState, abstract_model, abstract_state
+from jaxtrain.train.state import TrainState, abstract_state
 
 
 def trained_params(
@@ -40,12 +40,13 @@ def trained_params(
         _, _, names = abstract_model(model)
         tx = transformation(optimizer, optax.constant_schedule(0.0), names, clip_norm=None)  # for its shapes alone
         target = abstract_state(model, tx, names, mesh)
-        if weights is None and not optimizer.averages:
+        trained = checkpoints.has_progress(step)
+        if weights is None and not (trained and optimizer.averages):
             return step, checkpoints.restore_params(step, target.params)
-        state = checkpoints.restore_state(step, target)
+        state = checkpoints.restore_state(step, target) if trained else None
         if weights is None:
             return step, evaluation_params(optimizer, state.opt_state, state.params)
-        own = _saved_state(checkpoints, step, averages[weights], state)
+        own = _saved_state(checkpoints, step, averages[weights], state) if trained else None
     params = None if own is None else averages[weights].averaged_params(own)
     if params is None:
         raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")

@@ -129,6 +129,16 @@ CONFIGURATIONS = {
         {"hooks[2].keep_every_steps": 0},
         r"hooks\[2\].*keep_every_steps=0: must be at least 1, or None",
     ),
+    "gradients clipped to nothing": ({"clip_norm": 0}, r"clip_norm=0\.0: must be above 0, or None for no clipping"),
+    "moving average that keeps everything": ({"optimizer.b2": 1.0}, r"optimizer.*b2=1\.0: must be in \[0, 1\)"),
+    "weights that would grow": (
+        {"optimizer.weight_decay": -0.1},
+        r"optimizer.*weight_decay=-0\.1: must not be negative",
+    ),
+    "schedule that ends below nothing": (
+        {"optimizer.learning_rate.final_ratio": -0.1},
+        r"optimizer\.learning_rate.*final_ratio=-0\.1: must be in \[0, 1\]",
+    ),
     "empty glob": (
         {"data.source": "@TextFiles(glob='{files}/*.rst')"},
         r"glob='{files}/\*\.rst' matches no file\. Correct it",
@@ -230,6 +240,30 @@ def test_run_that_is_a_file_is_refused(tiny_run, tmp_path, capsys):
     line = refused(capsys, *tiny_run.command, "--run", tmp_path / "file", "--overwrite")
     assert line == f"{tmp_path}/file is a file: name a folder, --run FOLDER"
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_run_below_a_file_is_refused(tiny_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, *tiny_run.command, "--run", tmp_path / "file" / "run")
+    assert line.startswith(f"{tmp_path}/file/run cannot be written: Not a directory")
+    assert "see to it that the folder can be written, or name another one" in line
+    assert content(tmp_path).keys() == {"file"}
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (PermissionError("Forbidden: s3://bucket/text.txt"), "Forbidden: s3://bucket/text.txt"),
+        (PermissionError(13, "Permission denied", "/mine/text.txt"), "/mine/text.txt: Permission denied"),
+        (IsADirectoryError(21, "Is a directory", "text"), "text: Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, line):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("jaxtrain.cli.eval.run", fail)
+    assert refused(capsys, "eval", "run") == line
 
 
 def test_prompt_longer_than_the_context_is_refused(tiny_run, capsys):

@@ -7,6 +7,7 @@ import shutil
 import struct
 
 import pytest
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 from tiny_run import EVALUATED_STEPS, QUICKSTART, STEPS, content
 
@@ -14,6 +15,9 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_text import leaf_count
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.main import main
+from jaxtrain.cli.train import prepare_data
+from jaxtrain.data import bigram_loss
+from jaxtrain.train.evaluation import SEED
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 
@@ -82,6 +86,14 @@ def test_the_proposed_prompt_is_in_the_text_that_the_run_is_evaluated_on(tmp_pat
     source = f"data.source=@TextFiles(glob='{tmp_path}/*.md')"
     assert example_prompt(load(QUICKSTART, [source, "hooks[1].prompt='It was '"]).config) == "It was "
     assert re.fullmatch(r"Day \d+ was", example_prompt(load(QUICKSTART, [source]).config))
+
+
+def test_the_bigram_model_is_measured_on_what_the_last_phase_is_evaluated_on(text):
+    phases = "(@Phase(steps=1,batch_size=8,sequence_length=32), @Phase(steps=1,batch_size=2,sequence_length=16))"
+    changes = [f"data.source=@TextFiles(glob='{text}/*.txt')", f"phases={phases}", "hooks[0].batches=1"]
+    config = load(QUICKSTART, changes).config
+    last = bigram_loss(config.data, batch_size=2, sequence_length=16, seed=SEED, num_batches=1)
+    assert prepare_data(config, Console(quiet=True)) == last
 
 
 def test_metrics_have_every_step(tiny_run):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import files_no_larger_than
 
 from jaxtrain.data import ByteTokenizer, Document, HuggingFaceTokenizer, Source, StandardLibrary, TextFiles
 from jaxtrain.data.split import documents_of
@@ -149,6 +150,15 @@ def test_processes_that_build_at_once_all_get_the_whole_store(source, cache):
         thread.join()
     assert [_documents(store) for store in stores] == [source.texts] * 4
     assert len(list((cache / "tokens").iterdir())) == 1
+
+
+def test_a_full_disk_is_told_with_source_and_store(tmp_path, cache):
+    (tmp_path / "a.txt").write_text("a" * 1000)
+    source = TextFiles(glob=str(tmp_path / "*.txt"))
+    said = rf"\*\.txt'.* cannot be tokenised into {cache}/tokens/\w+: File too large"
+    with files_no_larger_than(100), pytest.raises(OSError, match=said):
+        open_store(source, ByteTokenizer())
+    assert list((cache / "tokens").iterdir()) == []
 
 
 def test_a_source_without_text_is_refused(cache):

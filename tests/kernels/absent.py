@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.planning.topology import devices_of
+from jaxtrain.planning.topology import compile_absent, devices_of
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 H100 = "h100:1x1"
@@ -32,4 +32,4 @@ def compile_for(topology: str, function: Callable[..., Any], *arguments: Any) ->
     whole = NamedSharding(mesh, P())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments)
     with jax.set_mesh(mesh):
-        return jax.jit(function).lower(*shapes).compile()
+        return compile_absent(jax.jit(function).lower(*shapes))

@@ -6,7 +6,7 @@ from absent import H100, compile_for
 from compiled_kernels import kernels_in
 from tiny import random_params, training_batch
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.decay import ChannelDecay, StepDecay
@@ -18,7 +18,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import AdamW, transformation
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.state import abstract_model, state_from_params
+from jaxtrain.train.state import state_from_params
 from jaxtrain.train.step import make_train_step
 
 

@@ -12,12 +12,11 @@ from jaxtrain_kernels.flash_attention import Blocks, xla
 from tiny import DECODER, PRESETS, packed_batch, random_params, training_batch, variant
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.embed import project
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import Batch
-from jaxtrain.train.state import abstract_model
 
 ROWS, LENGTH, VOCAB = 4, 80, 320  # longer than the windows of the presets
 

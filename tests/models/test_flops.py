@@ -9,8 +9,8 @@ from jaxtrain_kernels.flash_attention import Blocks, xla
 from tiny import PRESETS, packed_batch, random_params
 
 from jaxtrain.models import presets
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.train.state import abstract_model
 
 ROWS, LENGTH = 2, 48  # longer than the windows of the presets
 

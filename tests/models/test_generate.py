@@ -1,14 +1,18 @@
 """Generation with a cache is generation without one; and what each way of sampling may draw."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import PRESETS, packed_batch, random_params
+from tiny import DECODER, PRESETS, packed_batch, random_params
 
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.models import generate as generation
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.train.state import abstract_model
 
 GREEDY = Sampling(temperature=0.0)
 TOKENS = 6
@@ -48,9 +52,19 @@ def test_cached_generation_is_uncached_generation(name):
 
 def test_what_a_prompt_draws_does_not_depend_on_the_others():
     prompts, sampling = _prompts(), Sampling(temperature=1.0, top_k=50)
-    together = _generate("llama3", prompts, sampling, key=jax.random.key(1))
-    assert _generate("llama3", prompts[:1], sampling, key=jax.random.key(1)) == together[:1]
-    assert _generate("llama3", prompts, sampling, key=jax.random.key(2)) != together
+    together = _generate("gpt2", prompts, sampling, key=jax.random.key(1))
+    assert _generate("gpt2", prompts[:1], sampling, key=jax.random.key(1)) == together[:1]
+    assert _generate("gpt2", prompts, sampling, key=jax.random.key(2)) != together
+
+
+def test_every_process_can_read_all_that_is_drawn():
+    """On a mesh the rows of a batch are split, and none but its own processes have a row."""
+    graph, _, _ = abstract_model(DECODER)
+    prompts, lengths = np.ones((8, 4), np.int32), np.full(8, 4)
+    with jax.set_mesh(MeshConfig().build()):
+        keys = jax.random.split(jax.random.key(0), 8)
+        drawn = generation._generate(graph, random_params(DECODER), prompts, lengths, keys, 2, GREEDY)
+    assert drawn.sharding.is_fully_replicated
 
 
 def test_a_continuation_ends_before_the_stop_token():
@@ -90,7 +104,10 @@ def test_tokens_are_drawn_with_their_share(sampling, desired):
     assert not shares[np.array(desired) == 0].any()
 
 
-@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -1.0), ("temperature", math.nan), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)],
+)
 def test_impossible_sampling_is_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
         Sampling(**{field: value})

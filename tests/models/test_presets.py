@@ -7,8 +7,7 @@ import jax
 import pytest
 
 from jaxtrain.models import presets
-from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.train.state import abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 
 PUBLISHED = {
     "llama2_7b": 6_738_415_616,

@@ -12,7 +12,7 @@ from tiny import packed_batch, random_params, size_of, training_batch
 from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig, MixerConfig
@@ -24,7 +24,6 @@ from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import is_matrix, muon_dimensions
 from jaxtrain.train.feed import Layout
-from jaxtrain.train.state import abstract_model
 
 # With a norm's usual epsilon one rounding of the weights moves gradients by 1e-4, for some outputs are near zero.
 NORM = RMSNormConfig(epsilon=1.0)

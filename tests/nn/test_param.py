@@ -8,8 +8,9 @@ from flax import nnx
 from tiny import PRESETS
 from tolerances import EXACT, assert_close
 
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.param import TokenContext, constant, dropout, normal
-from jaxtrain.train.state import abstract_model, initial_params
+from jaxtrain.train.state import initial_params
 
 
 @pytest.mark.parametrize("fan_in", [16, 1024])

@@ -7,9 +7,9 @@ from flax import nnx
 from tiny import bytes_of, random_params, training_batch, variant
 from tolerances import SAME_GRADIENT, assert_close
 
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.remat import FullRemat, NoRemat, OffloadOutputs, SaveDots, SaveOutputs
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.train.state import abstract_model
 
 REPEATS = 3
 BATCH = training_batch(4, 16, vocab_size=64)

@@ -12,6 +12,7 @@ from tolerances import CLOSED_FORM, EXACT, assert_close
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
@@ -20,7 +21,7 @@ from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.state import TrainState, abstract_model, state_from_params, state_shardings
+from jaxtrain.train.state import TrainState, state_from_params, state_shardings
 
 RATES = Constant(peak=1e-2)
 MODEL = variant(

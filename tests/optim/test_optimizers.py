@@ -1,6 +1,8 @@
 """Every optimizer through one suite, and what each has of its own."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from tiny import variant
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import (
     Adafactor,
     AdamW,
@@ -21,11 +24,12 @@ from jaxtrain.optim.optimizers import (
     ScheduleFree,
     evaluation_params,
     is_matrix,
+    matrices,
     muon_dimensions,
     transformation,
 )
 from jaxtrain.optim.schedules import Constant
-from jaxtrain.train.state import abstract_model, state_from_params, state_shardings
+from jaxtrain.train.state import state_from_params, state_shardings
 
 RATE, DECAY = 0.02, 0.5
 RATES = Constant(peak=RATE)
@@ -225,6 +229,25 @@ def test_schedule_free_evaluates_the_average_of_its_iterates():
     assert_close(params, gradient_point, CLOSED_FORM_LAYER)
 
 
+def test_schedule_free_is_adamw_less_its_first_moment():
+    params = _tree(0)
+    adamw = optax.adamw(RATES.build(100), b1=0.0, b2=0.95, weight_decay=DECAY, mask=matrices(NAMES))
+    peer = optax.contrib.schedule_free(adamw, RATES.build(100), b1=0.9)
+
+    def two_steps(tx):
+        state, now = tx.init(params), params
+        for seed in (1, 2):
+            updates, state = tx.update(_tree(seed), state, now)
+            now = optax.apply_updates(now, updates)
+        return now, state
+
+    transformations = _build(ScheduleFree(learning_rate=RATES, weight_decay=DECAY)), peer
+    (end, state), (desired, peers) = jax.jit(lambda: tuple(map(two_steps, transformations)))()
+    assert_close(end, desired, CLOSED_FORM_LAYER)
+    kept, by_peer, size = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state, peers, params))
+    assert kept < 2 * size + 10 and by_peer > 3 * size
+
+
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_the_average_is_found_behind_clipping(clip_norm):
     optimizer, params = ScheduleFree(learning_rate=RATES), _tree(0)
@@ -245,3 +268,26 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient():
 def test_other_optimizers_evaluate_the_parameters_they_train(optimizer):
     params = _tree(0)
     assert optimizer.evaluation_params(_build(optimizer).init(params), params) is params
+
+
+REFUSED = [
+    (AdamW, "b1", 1.0, "must be in [0, 1)"),
+    (AdamW, "b2", math.nan, "must be in [0, 1)"),
+    (AdamW, "epsilon", 0.0, "must be above 0"),
+    (AdamW8bit, "b2", -0.1, "must be in [0, 1)"),
+    (AdamW8bit, "weight_decay", -0.1, "must not be negative"),
+    (Lion, "b1", 1.5, "must be in [0, 1)"),
+    (Lion, "weight_decay", math.inf, "must not be negative"),
+    (Adafactor, "decay_rate", 0.0, "must be above 0"),
+    (Adafactor, "clipping_threshold", 0.0, "must be above 0"),
+    (Muon, "momentum", 1.0, "must be in [0, 1)"),
+    (Muon, "b2", 1.0, "must be in [0, 1)"),
+    (ScheduleFree, "b1", 0.0, "must be above 0"),
+    (ScheduleFree, "b1", 1.0, "must be in [0, 1)"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "field", "value", "rule"), REFUSED)
+def test_a_value_that_would_end_a_run_later_is_refused_with_its_rule(optimizer, field, value, rule):
+    with pytest.raises(ValueError, match=re.escape(f"{field}={value}: {rule}")):
+        optimizer(learning_rate=RATES, **{field: value})

@@ -1,5 +1,6 @@
 """Learning rates at known steps."""
 
+import dataclasses
 import math
 
 import jax
@@ -72,8 +73,19 @@ def test_a_schedule_can_be_traced(schedule):
     assert float(jax.jit(rate)(37)) == _close(float(rate(37)))
 
 
-@pytest.mark.parametrize(("field", "value"), [("peak", -1.0), ("warmup_steps", -1)])
-@pytest.mark.parametrize("schedule", [Constant, Cosine, Linear, InverseSquareRoot])
+@pytest.mark.parametrize(("field", "value"), [("peak", -1.0), ("peak", math.nan), ("warmup_steps", -1)])
+@pytest.mark.parametrize("schedule", ALL, ids=type)
 def test_negative_rates_and_warm_ups_are_refused(schedule, field, value):
-    with pytest.raises(ValueError, match=f"{field}={value}"):
-        schedule(**{"peak": 1.0, field: value})
+    with pytest.raises(ValueError, match=f"{field}={value}: must not be negative"):
+        dataclasses.replace(schedule, **{field: value})
+
+
+@pytest.mark.parametrize("schedule", [ALL[1], ALL[2], ALL[3]], ids=type)
+def test_a_schedule_ends_between_nothing_and_its_peak(schedule):
+    with pytest.raises(ValueError, match=r"final_ratio=1.5: must be in \[0, 1\]"):
+        dataclasses.replace(schedule, final_ratio=1.5)
+
+
+def test_a_negative_decay_is_refused():
+    with pytest.raises(ValueError, match="decay_steps=-1: must not be negative"):
+        WarmupStableDecay(peak=1.0, decay_steps=-1)

@@ -10,7 +10,7 @@ import numpy as np
 from tiny import random_params, training_batch
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import value_and_grad
@@ -20,7 +20,6 @@ from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, deal_out
 from jaxtrain.train.pipelined import Pipelined, parts
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import example_keys
 
 LENGTH = 16

@@ -5,9 +5,9 @@ import numpy as np
 from tiny import random_params, training_batch, variant
 
 from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import collectives
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import make_evaluation_step
 
 MODEL = variant(repeats=8)

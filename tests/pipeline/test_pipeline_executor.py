@@ -17,6 +17,7 @@ from tiny import random_params, variant
 from tolerances import EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated
 from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
@@ -35,7 +36,7 @@ from jaxtrain.pipeline.stage import Buffers
 from jaxtrain.pipeline.stages import Stacking
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.state import abstract_model, abstract_state, state_from_params
+from jaxtrain.train.state import abstract_state, state_from_params
 
 ROWS = 16
 UNEVEN = variant(repeats=10, dropout=0.1, tied_embeddings=True)

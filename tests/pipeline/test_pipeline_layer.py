@@ -7,12 +7,12 @@ from jaxpr_dots import dots
 from tiny import random_params, training_batch, variant
 from tolerances import SAME_GRADIENT, assert_close
 
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.layer import take_apart
 from jaxtrain.train.gradients import Loss
 from jaxtrain.train.pipelined import parts
-from jaxtrain.train.state import abstract_model
 from jaxtrain.train.step import example_keys
 
 ROWS, LENGTH = 4, 16

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.peaks import PEAKS, peak_flops
-from jaxtrain.planning.topology import TPUS, devices_of
+from jaxtrain.planning.topology import TPUS, compile_absent, devices_of
 
 
 @pytest.mark.parametrize("generation", TPUS)
@@ -36,7 +37,7 @@ def test_a_step_compiled_for_absent_gpus_has_their_collectives():
     mesh = Mesh(np.array(devices_of("h100:1x8")), ("fsdp",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((64, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
     w = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
-    compiled = jax.jit(lambda x, w: x @ w, out_shardings=x.sharding).lower(x, w).compile()
+    compiled = compile_absent(jax.jit(lambda x, w: x @ w, out_shardings=x.sharding).lower(x, w))
     assert collectives(compiled.as_text()).bytes("all-gather") == 512 * 512 * 2
     assert memory(compiled).arguments == 2 * (64 + 512) * 512 // 8
 
@@ -53,7 +54,7 @@ def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
 
     w = jax.ShapeDtypeStruct((5, 512, 512), jnp.bfloat16, sharding=sharded)
     x = jax.ShapeDtypeStruct((256, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)).lower(w, x).compile()
+    compiled = compile_absent(jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)).lower(w, x))
 
     found = collectives(compiled.as_text())
     assert found.bytes("all-gather") == 5 * 512 * 512 * 2
@@ -65,6 +66,30 @@ def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
     output_table = needed.outputs - weights - activations  # pointers to the outputs
     assert 0 <= output_table < 4096
     assert needed.needed_bytes == needed.arguments + needed.temporaries + activations + output_table
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A persistent compilation cache that takes everything."""
+    options = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        reset_cache()
+        if values is options:
+            yield tmp_path
+
+
+def test_programs_for_absent_devices_are_not_kept_and_those_for_present_ones_still_are(kept):
+    """What is kept for an absent device cannot be loaded again: JAX warns, which is an error here."""
+    absent = NamedSharding(Mesh(np.array(devices_of("v5e:2x2")), ("all",), axis_types=(AxisType.Auto,)), P())
+    for _ in range(2):
+        x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=absent)
+        compile_absent(jax.jit(lambda x: 2 * x).lower(x))
+    assert list(kept.iterdir()) == []
+    jax.jit(lambda x: 3 * x)(jnp.zeros(8)).block_until_ready()
+    assert any("lambda" in path.name for path in kept.iterdir())
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:axb", "v5e:3x3", "", "h100:8", "h100:0x8"])

@@ -9,16 +9,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from full_disk import files_no_larger_than
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
 from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, TextFiles
 from jaxtrain.models import presets
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.surgery.huggingface import export_folder, open_folder
 from jaxtrain.train.checkpoint import Checkpoints
+from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model
 
 
 @pytest.mark.parametrize("family", goldens.NAMES)
@@ -123,8 +125,50 @@ def refused(capsys, *arguments):
 
 
 def test_what_is_neither_kind_of_folder_is_refused(tmp_path, capsys):
-    assert "is neither a run" in refused(capsys, tmp_path / "nothing", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    assert "empty is neither a run" in refused(capsys, tmp_path / "empty", tmp_path / "run")
+    said = "empti does not exist; the nearest valid name is 'empty'\n"
+    assert refused(capsys, tmp_path / "empti", tmp_path / "run").endswith(said)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_average_of_a_model_that_has_not_trained_is_refused(tmp_path, capsys):
+    """The vocabulary is too small for bytes, so there is no configuration to look for averages in."""
+    assert main(["convert", str(goldens.copy("llama", tmp_path)), str(tmp_path / "model")]) == 0
+    assert not (tmp_path / "model" / "config.gin").exists()
+    capsys.readouterr()
+    message = refused(capsys, tmp_path / "model", tmp_path / "back", "--weights", "ema")
+    assert "weights='ema': the run kept no averages; leave it out" in message
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_file_beside_the_weights_that_is_damaged_is_refused_by_name(tiny_folder, tmp_path, capsys):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    (source / "tokenizer_config.json").write_text("{")
+    assert "source/tokenizer_config.json is not JSON" in refused(capsys, source, tmp_path / "run")
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny_folder, tmp_path, capsys, direction):
+    source = tiny_folder
+    if direction == "out":
+        assert main(["convert", str(tiny_folder), str(source := tmp_path / "run")]) == 0
+    capsys.readouterr()
+    before = sorted(tmp_path.iterdir())
+    with files_no_larger_than(30_000):
+        message = refused(capsys, source, tmp_path / "target")
+    assert message.startswith(f"jaxtrain: error: {tmp_path}/target could not be written: File too large. What")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_configuration_that_does_not_fit_leaves_no_half_a_run(tiny_folder, tmp_path, capsys, monkeypatch):
+    def fail(folder, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_config", fail)
+    assert "run could not be written: No space left" in refused(capsys, tiny_folder, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_target_that_exists_is_left_as_it_was(tiny_folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
+from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, import_folder, open_folder
 
@@ -103,6 +104,17 @@ INEXPRESSIBLE = {
         r"llama: .*mixer\.rope=None",
     ),
 }
+
+
+@pytest.mark.parametrize("family", [None, "llama"])
+def test_a_mixer_that_is_not_attention_is_refused_in_one_clear_line(family, tmp_path):
+    mixer = LinearAttentionConfig(heads=4, kv_heads=2, head_dim=16, value_dim=16)
+    blocks = (*llama3_tiny().pattern, *with_block(llama3_tiny(), mixer=mixer).pattern)
+    config = dataclasses.replace(llama3_tiny(), pattern=blocks)
+    said = r"^pattern\[1\]\.mixer is LinearAttentionConfig: the families .* \(llama, .* cannot be exported$"
+    with pytest.raises(ValueError, match=said):
+        export_folder(config, {}, tmp_path / "out", family=family)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("config, message", INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)

@@ -8,13 +8,14 @@ import numpy as np
 from tiny import random_params, training_batch, variant
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import AdamW, transformation
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout
 from jaxtrain.train.gradients import Accumulate, Strategy
-from jaxtrain.train.state import abstract_model, state_from_params, state_shardings
+from jaxtrain.train.state import state_from_params, state_shardings
 from jaxtrain.train.step import make_train_step
 
 STEPS, ROWS, LENGTH, DROPOUT = 20, 16, 16, 0.1

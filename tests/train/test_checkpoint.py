@@ -11,6 +11,7 @@ import optax
 import pytest
 from tolerances import EXACT, assert_close
 
+from jaxtrain.train import manifest
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import write_manifest
@@ -105,6 +106,19 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(harm
         np.testing.assert_array_equal(
             checkpoints.restore_params(2, _target(_state(0).params))["w"], _state(2).params["w"]
         )
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(folder, monkeypatch, caplog):
+    def fail(path):
+        if "3" in path.relative_to(folder).parts[:1]:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    read = manifest._digest
+    monkeypatch.setattr(manifest, "_digest", fail)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_sound() == 2
+    assert "cannot be read (Input/output error)" in caplog.text
 
 
 def test_what_a_killed_writer_leaves_is_named_and_removed(folder, caplog):

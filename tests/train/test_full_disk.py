@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import resource
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -10,21 +9,16 @@ from pathlib import Path
 
 import pytest
 import runs
+from full_disk import files_no_larger_than
+from rich.console import Console
 
+from jaxtrain.cli import bigram_record
+from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
+from jaxtrain.cli.train import begin, prepare_data
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.folder import SaveError
-from jaxtrain.train.metrics import TensorBoard
-
-
-@contextlib.contextmanager
-def _files_no_larger_than(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from jaxtrain.train.folder import RunFolder, SaveError
+from jaxtrain.train.metrics import TensorBoard, read_metrics
 
 
 @contextlib.contextmanager
@@ -44,7 +38,7 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
     longer = [*command, "--resume", "--set", "phases[0].steps=12"]
     assert main(command) == 0
     capfd.readouterr()
-    with _files_no_larger_than(16_000), _abandoned_writes():
+    with files_no_larger_than(16_000), _abandoned_writes():
         assert main(longer) == 1
     message = capfd.readouterr().err
     assert message.startswith(
@@ -54,6 +48,40 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
     assert Checkpoints(folder / "checkpoints").latest_sound() == 5
     assert main(longer) == 0
     assert runs.losses(folder) == whole[:12]
+
+
+def test_a_run_that_cannot_begin_is_one_clear_line(data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = runs.write_config(runs.tiny_run(data), tmp_path / "tiny.gin")
+    prepare_data(load(config).config, Console(quiet=True))
+    with files_no_larger_than(100):
+        assert main(["train", str(config), "--run", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"jaxtrain: error: {folder} cannot be written: File too large")
+    assert "make room" in message and message.count("\n") == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_a_process_does_not_begin_where_the_first_one_cannot_write(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jaxtrain.train.distributed.anywhere", lambda failed: True)  # on the first
+    with pytest.raises(SaveError, match="another process could not write to the run folder, and says why"):
+        begin(RunFolder(tmp_path / "run"), runs.tiny_run(data), None, overwrite=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_file_is_whole_or_as_it_was(tmp_path):
+    folder = RunFolder(tmp_path)
+    with files_no_larger_than(10), pytest.raises(OSError, match="File too large"):
+        bigram_record.keep(folder, 1.5)
+    assert list(tmp_path.iterdir()) == []
+    bigram_record.keep(folder, 1.5)
+    assert bigram_record.kept(read_metrics(folder.metrics)) == 1.5
+    folder.write_config("before")
+    with files_no_larger_than(10), pytest.raises(OSError, match="File too large"):
+        folder.write_config("after" * 10)
+    assert folder.config.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.fixture

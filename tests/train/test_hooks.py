@@ -12,6 +12,7 @@ from tiny import bytes_of, variant
 from tolerances import EXACT, Tolerance, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import ScheduleFree, transformation
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
@@ -19,7 +20,7 @@ from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage,
 from jaxtrain.train.hooks.base import AVERAGING, StatelessHook
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import abstract_model, create_state
+from jaxtrain.train.state import create_state
 from jaxtrain.train.trained import trained_params
 
 AVERAGE = Tolerance(absolute=1e-6)  # float32, a dozen steps
@@ -116,6 +117,19 @@ def test_an_average_that_a_run_did_not_keep_is_refused_and_those_it_kept_are_nam
         write_manifest(step)
     with pytest.raises(ValueError, match=f"weights='ema': {since} kept no average of that name yet; leave it out"):
         _average(config, since, "ema")
+
+
+def test_parameters_alone_are_their_own_average_and_no_other(averaged, tmp_path):
+    """Imported ones, that is: also with an optimizer whose state has the average of what it trained."""
+    config, found, folder = averaged
+    config = dataclasses.replace(config, optimizer=ScheduleFree(learning_rate=Constant(peak=1e-2)))
+    imported = shutil.copytree(folder, tmp_path / "run")
+    for step in imported.glob("checkpoints/*"):
+        shutil.rmtree(step / "progress")
+        write_manifest(step)
+    assert_close(runs.host_copy(_average(config, imported, None)), found[-1], EXACT)
+    with pytest.raises(ValueError, match=f"weights='ema': {imported} kept no average of that name yet"):
+        _average(config, imported, "ema")
 
 
 def test_averages_go_on_across_a_phase_and_a_resume_inside_it(data, tmp_path):

@@ -1,6 +1,7 @@
 """One line a step, whatever happens to the process in between; and what goes elsewhere goes on there, too."""
 
 import contextlib
+import math
 import struct
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxtrain.train.folder import SaveError
+from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.metrics import Metrics, TensorBoard, WeightsAndBiases, read_metrics
 
 
@@ -70,17 +71,40 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path):
 
 
 def test_a_resumed_run_goes_on_in_the_same_run_of_weights_and_biases(tmp_path, monkeypatch):
-    given, logged = [], []
+    begun, calls = [], []
 
-    def init(*, project, name, dir, id, resume):
-        given.append((project, name, id, resume))
-        return SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None)
+    def init(**given):
+        begun.append(given)
+        return SimpleNamespace(
+            log=lambda numbers, *, step: calls.append((step, numbers)), finish=lambda: calls.append("finish")
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for first in (1, 3):
-        _write(tmp_path, range(first, first + 2), from_step=first - 1, writers=(WeightsAndBiases(project="p"),)).close()
-    assert given[0] == given[1] and given[0][0::3] == ("p", "allow") and len(given[0][2]) >= 8
-    assert logged == [(step, {"loss": step / 2}) for step in range(1, 5)]
+        metrics = _write(
+            tmp_path, range(first, first + 2), from_step=first - 1, writers=(WeightsAndBiases(project="p"),)
+        )
+        metrics.flush()
+        metrics.close()
+    identity = begun[0].pop("id")
+    assert len(identity) >= 8 and begun[1].pop("id") == identity
+    assert begun == 2 * [{"project": "p", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"}]
+    steps = [(step, {"loss": step / 2}) for step in range(1, 5)]
+    assert calls == [*steps[:2], "finish", *steps[2:], "finish"]
+
+
+def test_another_run_is_another_run_of_weights_and_biases(tmp_path, monkeypatch):
+    identities = []
+
+    def init(*, id, **_):
+        identities.append(id)
+        return SimpleNamespace(finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for name in ("one", "two", "one"):
+        RunFolder(tmp_path / name).clear()  # as --overwrite does
+        _write(tmp_path / name, range(0), from_step=0, writers=(WeightsAndBiases(project="p"),)).close()
+    assert len(set(identities)) == 3
 
 
 def test_weights_and_biases_is_asked_for_by_name_where_it_is_not_installed(tmp_path, monkeypatch):
@@ -98,6 +122,27 @@ class _Full:
 
     def close(self):
         pass
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_not_a_number_when_read(tmp_path):
+    with contextlib.closing(Metrics(tmp_path, (), from_step=0, writes=True)) as metrics:
+        metrics.write(1, {"loss": math.nan, "gradient_norm": math.inf, "weight": 2.0})
+    path = tmp_path / "metrics.jsonl"
+    assert path.read_text() == '{"step": 1, "loss": null, "gradient_norm": null, "weight": 2.0}\n'
+    (record,) = read_metrics(path)
+    assert math.isnan(record["loss"]) and record["weight"] == 2.0
+
+
+def test_samples_of_steps_that_are_made_anew_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.cut_samples(step=0)
+    for step in (5, 10, 15):
+        folder.add_sample(step, f"text\r\n{step}")
+    first = folder.samples.read_bytes().split(b"--- step 10")[0]
+    folder.cut_samples(step=15)
+    assert folder.samples.read_text().count("--- step") == 3
+    folder.cut_samples(step=7)
+    assert folder.samples.read_bytes() == first
 
 
 def test_metrics_that_cannot_be_written_are_reported_with_the_reason(tmp_path):

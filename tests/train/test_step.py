@@ -13,12 +13,13 @@ from tiny import DECODER, bytes_of, random_params, training_batch, variant
 from tolerances import EXACT, SAME_GRADIENT, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.optim.optimizers import AdamW, transformation
 from jaxtrain.optim.schedules import Linear
 from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.state import abstract_model, create_state, state_from_params
+from jaxtrain.train.state import create_state, state_from_params
 from jaxtrain.train.step import example_keys, make_train_step
 
 ROWS, LENGTH = 8, 12

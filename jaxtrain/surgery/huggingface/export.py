@@ -1,8 +1,6 @@
 """Export: a DecoderConfig and its parameters as a folder that Hugging Face transformers loads."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +17,7 @@ from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.tensor_files import NAMES, Planned, Writer
 from jaxtrain.surgery.lazy import LazyLeaf, Rows
+from jaxtrain.surgery.whole_folder import whole_folder
 
 
 def export_folder(
@@ -60,15 +59,11 @@ def export_folder(
         "torch_dtype": main_dtype.name,
         **chosen.write(config),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
+    with whole_folder(folder) as whole:
         (whole / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         with Writer(whole, planned, max_shard_bytes=max_shard_bytes) as writer:
             for tensor, array in _filled(tensors, leaves, planned):
                 writer.write(tensor.name, array)
-        os.replace(whole, folder)
 
 
 def _filled(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
 from jaxtrain.surgery.huggingface.gpt2 import GPT2
@@ -24,6 +25,7 @@ def family_named(model_type: object) -> Family:
 
 def family_of(config: DecoderConfig) -> Family:
     """Return the first family that expresses a decoder. Raises ValueError saying where each differs from it."""
+    _check_attention(config)
     reasons = []
     for family in FAMILIES.values():
         difference = first_difference(config, family)
@@ -35,9 +37,19 @@ def family_of(config: DecoderConfig) -> Family:
 
 def check_expressible(config: DecoderConfig, family: Family) -> None:
     """Raise ValueError where a decoder is not of a family."""
+    _check_attention(config)
     difference = first_difference(config, family)
     if difference is not None:
         raise ValueError(f"the family {family.model_type} does not express this decoder: {difference}")
+
+
+def _check_attention(config: DecoderConfig) -> None:
+    for index, block in enumerate(config.pattern):
+        if not isinstance(block.mixer, AttentionConfig):
+            raise ValueError(
+                f"pattern[{index}].mixer is {type(block.mixer).__name__}: the families that convert knows "
+                f"({', '.join(FAMILIES)}) have attention in all blocks, so this decoder cannot be exported"
+            )
 
 
 def first_difference(config: DecoderConfig, family: Family) -> str | None:

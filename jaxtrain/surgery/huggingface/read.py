@@ -5,11 +5,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxtrain.mesh import shardings
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.huggingface.families import check_unquantized, family_named
 from jaxtrain.surgery.huggingface.family import Family
@@ -50,7 +49,7 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     config, leaves = open_folder(folder)
     if mesh is None:
         return config, jax.tree.map(lambda leaf: jax.device_put(leaf.read()).block_until_ready(), leaves)
-    names = nnx.eval_shape(lambda: config.build(jax.random.key(0))).names()
+    _, _, names = abstract_model(config)
 
     def place(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, leaf.read, dtype=leaf.dtype).block_until_ready()

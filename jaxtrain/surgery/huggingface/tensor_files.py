@@ -91,20 +91,15 @@ class Writer:
     """Writes planned tensors in any order into as many files as the limit asks for. A context manager."""
 
     def __init__(self, folder: Path, planned: Mapping[str, Planned], *, max_shard_bytes: int):
-        self._stack = ExitStack()
         self._places = {}  # name -> (open file, offset)
         shards = _shards(planned, max_shard_bytes)
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
-            self._create(folder / file, {name: planned[name] for name in shard})
-        if len(shards) > 1:
-            weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-            metadata = {
-                "total_parameters": sum(math.prod(tensor.shape) for tensor in planned.values()),
-                "total_size": sum(tensor.size_bytes for tensor in planned.values()),
-            }
-            index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        with ExitStack() as self._stack:  # closes those already open where there is no room for the next
+            for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
+                self._create(folder / file, {name: planned[name] for name in shard})
+            if len(shards) > 1:
+                _write_index(folder / INDEX, planned, dict(zip(files, shards, strict=True)))
+            self._stack = self._stack.pop_all()
 
     def _create(self, file: Path, tensors: Mapping[str, Planned]) -> None:
         header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -132,6 +127,16 @@ class Writer:
     def __exit__(self, kind, *error) -> None:
         self._stack.close()
         assert kind is not None or not self._places, f"never written: {', '.join(self._places)}"
+
+
+def _write_index(path: Path, planned: Mapping[str, Planned], shards: Mapping[str, list[str]]) -> None:
+    metadata = {
+        "total_parameters": sum(math.prod(tensor.shape) for tensor in planned.values()),
+        "total_size": sum(tensor.size_bytes for tensor in planned.values()),
+    }
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[list[str]]:

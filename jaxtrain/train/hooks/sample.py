@@ -1,9 +1,9 @@
 """A few lines of what the model would write."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtrain.models.generate import Sampling
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks.base import LOOKING, RunView, StatelessHook, check_interval, due
 from jaxtrain.train.state import TrainState
@@ -23,8 +23,7 @@ class Sample(StatelessHook):
         check_interval(self)
         if self.tokens < 1:
             raise ValueError(f"tokens={self.tokens}: must be at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: must be at least 0, which takes the likeliest token")
+        Sampling(temperature=self.temperature)  # which says where it is out of range
 
     @property
     def name(self) -> str:

@@ -1,0 +1,31 @@
+"""The ranges of the numbers of optimizers and schedules: out of them a run would end at some later step."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def check_decay(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields cannot be the decay of a moving average."""
+    _check(config, names, lambda value: 0 <= value < 1, "must be in [0, 1)")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields is not a number above 0."""
+    _check(config, names, lambda value: 0 < value < math.inf, "must be above 0")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields is not a number from 0."""
+    _check(config, names, lambda value: 0 <= value < math.inf, "must not be negative")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields is not a number from 0 to 1."""
+    _check(config, names, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _check(config: Any, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):  # which a value that is not a number never does
+            raise ValueError(f"{name}={getattr(config, name)}: {rule}")
