@@ -45,7 +45,9 @@ def devices_of(topology: str) -> list[Any]:
     raise ValueError(f"{topology=}: unknown kind of device {kind!r}; give one of {known} and a shape: {EXAMPLES}")
 
 
-def compile_absent(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_absent(
+    lowered: jax.stages.Lowered, *, compiler_options: dict[str, bool | int | str] | None = None
+) -> jax.stages.Compiled:
     """Compile for devices that may be absent, past the persistent compilation cache.
 
     The cache takes such programs, but gives none back: it can load a program only onto a device.
@@ -53,7 +55,7 @@ def compile_absent(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     enabled = jax.config.jax_enable_compilation_cache
     try:
         _enable_cache(False)
-        return lowered.compile()
+        return lowered.compile(compiler_options=compiler_options)
     finally:
         _enable_cache(enabled)
 

@@ -33,13 +33,14 @@ def end(scratch, ref) -> None:
 def call(kernel, name: str, *, inputs, in_specs, outputs, chunk: int) -> list[Array]:
     B, H, L, _ = inputs[0].shape
     K, V = inputs[-1].shape[-1], inputs[-1].shape[-2]
+    kind = jax.typeof(inputs[0]).manual_axis_type  # of all, see varying.alike
     return pl.pallas_call(
         kernel,
         name=name,
         grid=(B, H, L // chunk),
         in_specs=in_specs,
         out_specs=[spec for _, spec in outputs],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind) for x, _ in outputs],
         scratch_shapes=[pltpu.VMEM((V, K), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
     )(*inputs)

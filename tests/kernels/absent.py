@@ -13,6 +13,13 @@ from jaxtrain.planning.topology import compile_absent, devices_of
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 H100 = "h100:1x1"
+# What surrounds a kernel need not be fast; kernels go through ptxas as ever.
+QUICKLY = {"xla_gpu_autotune_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def mesh_of(topology: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:
+    """Return a mesh of devices of the topology."""
+    return Mesh(np.array(devices_of(topology)).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 @functools.cache
@@ -27,4 +34,5 @@ def compile_for(topology: str, function: Callable[..., Any], *arguments: Any) ->
     whole = NamedSharding(mesh, P())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments)
     with jax.set_mesh(mesh):
-        return compile_absent(jax.jit(function).lower(*shapes))
+        lowered = jax.jit(function).lower(*shapes)
+        return compile_absent(lowered, compiler_options=QUICKLY if topology == H100 else None)

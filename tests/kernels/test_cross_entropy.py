@@ -80,10 +80,10 @@ def test_a_vocabulary_split_over_devices_gives_the_loss_and_gradients_of_the_who
 
 def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():
     shapes = (
-        jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
-        jax.ShapeDtypeStruct((131072, 1024), jnp.bfloat16),
-        jax.ShapeDtypeStruct((4096,), jnp.int32),
-        jax.ShapeDtypeStruct((4096,), jnp.float32),
+        jax.ShapeDtypeStruct((1024, 256), jnp.bfloat16),
+        jax.ShapeDtypeStruct((131072, 256), jnp.bfloat16),
+        jax.ShapeDtypeStruct((1024,), jnp.int32),
+        jax.ShapeDtypeStruct((1024,), jnp.float32),
     )
 
     def step(implementation, x, head, targets, weights):
@@ -96,7 +96,7 @@ def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():
         compile_for("v5e:2x2", functools.partial(step, form), *shapes).memory_analysis().temp_size_in_bytes
         for form in ("xla", "reference")
     )
-    assert plain > 4096 * 131072 * 4
+    assert plain > 1024 * 131072 * 4
     assert fused <= 0.05 * plain
 
 

@@ -23,10 +23,10 @@ from jaxtrain.train.step import make_train_step
 
 
 def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
-    shape = dict(heads=2, kv_heads=2, head_dim=64, value_dim=64, chunk_size=64, implementation=implementation)
+    shape = dict(heads=1, kv_heads=1, head_dim=128, value_dim=128, chunk_size=64, implementation=implementation)
     stepped = LinearAttentionConfig(**shape, decay=StepDecay())
     others = (LinearAttentionConfig(**shape, decay=ChannelDecay()), DeltaRuleConfig(**shape, decay=StepDecay()))
-    mixers = (stepped, *(others if implementation == "tpu" else ()), AttentionConfig(heads=2, kv_heads=2, head_dim=64))
+    mixers = (*(others if implementation == "tpu" else (stepped,)), AttentionConfig(heads=1, kv_heads=1, head_dim=128))
     return DecoderConfig(
         vocab_size=256,
         d_model=128,
@@ -52,11 +52,11 @@ def _kernels_of_a_step(config: DecoderConfig, topology: str) -> dict[str, int]:
 
 
 def test_a_step_on_tpu_under_remat_runs_each_forward_kernel_twice_and_the_others_once_a_layer():
-    """Two layers of a repeat are linear attention, one the delta rule; the scans over repeats hold each once."""
+    """The scans over repeats hold each kernel once a layer."""
     assert _kernels_of_a_step(_hybrid("tpu", FullRemat()), "v5e:2x2") == {
-        "linear_attention_forward": 2 * 2,
-        "linear_attention_states": 2,
-        "linear_attention_backward": 2,
+        "linear_attention_forward": 2,
+        "linear_attention_states": 1,
+        "linear_attention_backward": 1,
         "delta_rule_forward": 2,
         "delta_rule_states": 1,
         "delta_rule_backward": 1,
@@ -64,9 +64,6 @@ def test_a_step_on_tpu_under_remat_runs_each_forward_kernel_twice_and_the_others
 
 
 def test_a_step_on_an_h100_without_remat_runs_each_kernel_once_a_layer():
-    """Gates of key channels and the delta rule have no kernel for GPUs yet."""
-    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == {
-        "linear_attention_forward": 1,
-        "linear_attention_states": 1,
-        "linear_attention_backward": 1,
-    }
+    """By each step's decay alone: the other kernels take long to compile, and are compiled by themselves."""
+    expected = {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
+    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == expected

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import pytest
 from absent import H100, TPUS, compile_for
 from compiled_kernels import kernels_in
-from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.experimental.pallas import tpu as pltpu
+from interpreted import interpreted
 from jaxtrain_kernels.linear_attention import linear_attention
 from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
 
@@ -35,7 +34,7 @@ INTERPRETED = [
 
 @pytest.mark.parametrize("case", INTERPRETED, ids=lambda c: f"{c.gate}-{sum(c.lengths)}-{c.dtype}")
 def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory(case):
-    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)):
+    with interpreted("tpu"):
         assert_conforms(case, "tpu")
 
 
@@ -47,22 +46,23 @@ def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chu
     assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
 
 
-def test_gpu_kernels_conform_in_an_interpretation():
-    """Keys of two tiles, so that blocks share values' gradients; two query heads a key head; two chunks and a bit."""
-    case = Case(lengths=(70, 0, 66), gate="step", key_heads=1, rows=1, keys=128, values=64, dtype="bfloat16")
-    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+@pytest.mark.parametrize(("gate", "dtype"), [("step", "bfloat16"), ("channel", "float16")])
+def test_gpu_kernels_conform_in_an_interpretation(gate, dtype):
+    """Keys of two tiles, so that blocks share values' gradients; two query heads a key head; a chunk and a bit."""
+    case = Case(lengths=(20, 0, 50), gate=gate, key_heads=1, rows=1, keys=128, values=64, dtype=dtype)
+    with interpreted("gpu"):
         assert_conforms(case, "gpu")
 
 
-@pytest.mark.parametrize("width", [64, 128])
-def test_gpu_kernels_compile_for_an_h100_and_each_is_in_the_program_once(width):
-    case = Case(lengths=(256,), gate="step", heads=4, rows=1)
-    compiled = compile_for(H100, results_and_gradients(case, "gpu"), shapes_of(case, width=width))
+def test_gpu_kernels_compile_for_an_h100_and_each_is_in_the_program_once():
+    """Those of a gate a channel; test_hybrid_train_step.py compiles those of a decay a step."""
+    case = Case(lengths=(256,), gate="channel", rows=1)
+    compiled = compile_for(H100, results_and_gradients(case, "gpu"), shapes_of(case))
     assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
 
 
 def test_gpu_kernels_say_all_that_they_do_not_take():
     x = jnp.zeros((1, 16, 2, 32))
-    refusal = r"gpu: .*float32, not bfloat16.*the key dim is 32.*the value dim is 32.*gate for every key channel"
+    refusal = r"gpu: .*float32, not bfloat16.*the key dim is 32.*the value dim is 32"
     with pytest.raises(NotImplementedError, match=refusal):
         linear_attention(x, x, x, x, implementation="gpu")

@@ -13,6 +13,7 @@ from jaxtrain_kernels.adamw_8bit import gpu, reference, tpu, xla
 from jaxtrain_kernels.adamw_8bit.rule import AdamW, AdamWStep, scalars
 from jaxtrain_kernels.block_quant.array import QuantizedArray
 from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.varying import alike
 
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=xla.adamw_8bit),
@@ -51,6 +52,8 @@ def adamw_8bit(
         raise ValueError(f"a parameter of shape {parameter.shape} with {', '.join(wrong)}: give the same shape to all")
     if m.blocks != v.blocks:
         raise ValueError(f"m has {m.blocks}, v {v.blocks}: quantize both moments in the same blocks")
-    arguments = jax.lax.stop_gradient((parameter, gradient, m, v, scalars(rule, jnp.asarray(learning_rate), step)))
+    arguments = (parameter, gradient, m, v, scalars(rule, jnp.asarray(learning_rate), step))
+    leaves, structure = jax.tree.flatten(jax.lax.stop_gradient(arguments))
+    arguments = structure.unflatten(alike(*leaves))
     chosen = choose("adamw_8bit", IMPLEMENTATIONS, implementation, *arguments, rule=rule)
     return chosen.run(*arguments, rule=rule)

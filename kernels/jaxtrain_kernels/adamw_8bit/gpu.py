@@ -70,7 +70,7 @@ def adamw_8bit(
         for ref, row in zip(refs_of_rows, pieces.each(step, (gpu.vector(0.0),) * len(refs_of_rows)), strict=True):
             pieces.write_scales(ref, row)
 
-    outputs = [gpu.out(x.shape, x.dtype, parameter) for x in (matrices[0], *state)]
+    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (matrices[0], *state)]
     new, *state = gpu.call(kernel, pieces, "adamw_8bit", outputs)(s, *matrices, *state)
     return AdamWStep(
         pieces.join(new),

@@ -13,6 +13,7 @@ from jaxtrain_kernels.block_quant import gpu, reference, tpu, xla
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
 from jaxtrain_kernels.block_quant.formats import FORMATS, Format
 from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.varying import alike
 
 QUANTIZE = (
     Implementation(name="xla", run=xla.quantize),
@@ -58,7 +59,8 @@ def quantize(
     blocks = blocks_of(block, axis, x.ndim)
     noise = None if key is None else jax.random.uniform(key, x.shape, jnp.float32)
     chosen = choose("block_quant.quantize", QUANTIZE, implementation, x, format=format, blocks=blocks, noise=noise)
-    return chosen.run(jax.lax.stop_gradient(x), format=format, blocks=blocks, noise=noise)
+    x, noise = alike(jax.lax.stop_gradient(x), noise)
+    return chosen.run(x, format=format, blocks=blocks, noise=noise)
 
 
 def dequantize(

@@ -19,6 +19,7 @@ from jaxtrain_kernels.block_quant import view
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
 from jaxtrain_kernels.block_quant.blockwise import TINY, Coded, decode, encode, reciprocal
 from jaxtrain_kernels.block_quant.formats import Format
+from jaxtrain_kernels.varying import vary, varying
 
 BLOCKS, WIDTH = 64, 32  # of a program, and of a piece
 # A thread holds four neighbours: 16 bytes of float32 at once, 4 of codes, the least there is.
@@ -161,11 +162,8 @@ def refuses_dequantize(q: QuantizedArray) -> list[str]:
 
 def call(kernel: Callable, pieces: Pieces, name: str, outputs: list[jax.ShapeDtypeStruct]) -> Callable:
     """Return the kernel over all blocks, one warpgroup a program."""
-    return plgpu.kernel(kernel, out_type=outputs, grid=pieces.grid, grid_names=("row", "column"), kernel_name=name)
-
-
-def out(shape: tuple[int, ...], dtype, like: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+    run = plgpu.kernel(kernel, out_type=outputs, grid=pieces.grid, grid_names=("row", "column"), kernel_name=name)
+    return lambda *arrays: vary(varying(arrays[0]), *run(*arrays))  # kernels know nothing of a shard_map around them
 
 
 @functools.partial(jax.jit, static_argnames=("format", "blocks"))
@@ -173,8 +171,8 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
     """Quantize; see api.quantize."""
     pieces = Pieces(view.view_of(x.shape, blocks))
     inputs = [pieces.split(one) for one in (x, noise) if one is not None]
-    per_block = out((pieces.shape[0], pieces.shape[2]), jnp.float32, x)
-    outputs = [out(pieces.shape, format.dtype, x), *[per_block] * (1 + format.expands)]
+    per_block = jax.ShapeDtypeStruct((pieces.shape[0], pieces.shape[2]), jnp.float32)
+    outputs = [jax.ShapeDtypeStruct(pieces.shape, format.dtype), *[per_block] * (1 + format.expands)]
 
     def kernel(x_ref, *refs):
         noise_ref, (codes_ref, *per_block_refs) = (None, refs) if noise is None else (refs[0], refs[1:])
@@ -218,5 +216,5 @@ def dequantize(q: QuantizedArray) -> Float[Array, "..."]:
 
         pieces.each(step, jnp.int32(0))
 
-    outputs = [out(pieces.shape, jnp.float32, q.codes)]
+    outputs = [jax.ShapeDtypeStruct(pieces.shape, jnp.float32)]
     return pieces.join(call(kernel, pieces, "block_dequantize", outputs)(pieces.split(q.codes), *per_block)[0])

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.cross_entropy.reference import LossSums
+from jaxtrain_kernels.varying import vary, varying
 
 LOWEST = -1e30  # stands in for the logit of a word that is not there: its exponential is 0, and no infinities meet
 
@@ -36,8 +37,8 @@ def cross_entropy(
     """Return the sums; see api.cross_entropy."""
     # Made to vary alike over the other axes of a mesh, so that their gradients are summed over those by pcast's rule.
     arrays = (x, head, targets, weights)
-    others = frozenset().union(*(_varying(array) for array in arrays)) - {axis_name}
-    x, head, targets, weights = (_vary(array, others) for array in arrays)
+    others = frozenset().union(*map(varying, arrays)) - {axis_name}
+    x, head, targets, weights = vary(others, *arrays)
     return _sums(x, head, targets, weights, z_loss, softcap, min(tile, head.shape[0]), axis_name)
 
 
@@ -98,15 +99,6 @@ def _backward(z_loss, softcap, tile, axis_name, residuals, cotangents):
 
 
 _sums.defvjp(_forward, _backward)
-
-
-def _varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
-
-
-def _vary(x: Array, axes: frozenset[str]) -> Array:
-    missing = tuple(sorted(axes - _varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _tiles(head: Float[Array, "W D"], tile: int) -> Float[Array, "N C D"]:

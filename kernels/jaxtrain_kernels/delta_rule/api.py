@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
-from jaxtrain_kernels.delta_rule import reference, tpu, xla
+from jaxtrain_kernels.delta_rule import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import differentiable
+from jaxtrain_kernels.varying import alike
 
 
 def delta_rule(
@@ -50,9 +51,8 @@ def delta_rule(
         initial_state = jnp.zeros((B, J, K, v.shape[3]), dtype)
     runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
     decay = per_step(log_decay, k)[..., 0]
-    return chosen.run(
-        fitting_chunk(chunk_size, L), q, k, v, beta.astype(dtype), decay, runs, initial_state.astype(dtype)
-    )
+    inputs = alike(q, k, v, beta.astype(dtype), decay, runs, initial_state.astype(dtype))
+    return chosen.run(fitting_chunk(chunk_size, L), *inputs)
 
 
 def recurrent_step(
@@ -83,6 +83,12 @@ IMPLEMENTATIONS = (
         name="tpu",
         run=functools.partial(differentiable, tpu.forward, tpu.backward),
         refuses=tpu.refuses,
+        proven=False,
+    ),
+    Implementation(
+        name="gpu",
+        run=functools.partial(differentiable, gpu.forward, gpu.backward),
+        refuses=gpu.refuses,
         proven=False,
     ),
     Implementation(name="reference", run=_run_reference),

@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.flash_attention import reference, xla
-from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, alike
+from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator
+from jaxtrain_kernels.varying import alike
 
 
 class Gradients(NamedTuple):

@@ -3,9 +3,13 @@
 Shah et al. (2024), arXiv:2407.08608, without its overlap of softmax and products between warpgroups. A program has two
 warpgroups that compute, each with 64 rows, and one that copies blocks into shared memory ahead of them. Forward and dq
 hold queries and go along the blocks of keys; the kernel of dk and dv holds keys, has scores transposed, and goes along
-the queries of all heads of a group. Blocks out of sight by place are neither fetched nor computed.
+the queries of all heads of a group. Blocks out of sight by place are neither fetched nor computed. With a head dim of
+256 blocks are half as long, and dk and dv, whose sums do not fit the registers together, are of a kernel each.
 
-Left out: a bias; a head dim of 256, whose sums do not fit the registers in the backward; skipping by segment.
+A bias is read by the threads themselves, its gradient written by the kernel of dq, which then goes along all keys: it
+is as large as the scores, summed outside over the axes along which the bias is broadcast.
+
+Left out: float32, of which Hopper's tensor cores would take 11 bits; skipping by segment.
 """
 
 import functools
@@ -20,29 +24,26 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.varying import vary, varying
 
 DTYPES = (jnp.float16, jnp.bfloat16)
 WARPGROUPS = 2  # that compute
 ROWS = 64  # of one of them: what one wgmma takes
 BLOCK = WARPGROUPS * ROWS
-KEYS = 128  # of a block in the forward; the backward has more to hold and takes ROWS
 STAGES = 2  # blocks in shared memory at once
 MASKED = -1e30  # the scores of keys out of sight
 LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
 LOG2E = math.log2(math.e)
-TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
 
 def refuses(x: Inputs, options: Options) -> Sequence[str]:
     """Return why the kernels cannot take the call."""
     reasons = []
     if x.q.dtype not in DTYPES:
-        reasons.append(f"q, k and v are {x.q.dtype}, not float16 or bfloat16")
+        reasons.append(f"q, k and v are {x.q.dtype}, not float16 or bfloat16, as tensor cores take them")
     for name, size in (("key", x.q.shape[-1]), ("value", x.v.shape[-1])):
-        if size not in (64, 128):
-            reasons.append(f"the {name} dim is {size}, not 64 or 128")
-    if x.bias is not None:
-        reasons.append("there is a bias")
+        if size not in (64, 128, 256):
+            reasons.append(f"the {name} dim is {size}, not 64, 128 or 256")
     if options.blocks != Blocks():
         reasons.append("its blocks have one size")
     return reasons
@@ -51,11 +52,13 @@ def refuses(x: Inputs, options: Options) -> Sequence[str]:
 def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float[Array, "B H L"]]:
     """Return the output and the log-sum-exp, -inf where a query sees nothing."""
     plan = _Plan(x, options)
-    V, dtype = x.v.shape[-1], x.q.dtype
+    V, dtype, keys = x.v.shape[-1], x.q.dtype, 2 * plan.columns
 
-    def body(refs, o_ref, lse_ref, q_smem, o_smem, lse_smem, barrier):
+    def body(refs, o_ref, lse_ref, q_smem, lse_smem, *rest):
+        *o_smem, barrier = rest
+        o_smem = o_smem[0] if o_smem else q_smem
         at = plan.place(refs)
-        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, KEYS, plan.Sp // KEYS)
+        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, keys, plan.Sp // keys)
 
         def compute(run):
             at.fetch(refs["q"].at[at.row, at.rows, at.head], q_smem, barrier)
@@ -71,16 +74,17 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
 
         def step(indices, k_smem, v_smem, *rest):
             *key_ids, (m, total, acc, ids) = rest
-            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), KEYS)
-            key = (begin + indices[0]) * KEYS
-            s, _ = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
+            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), keys)
+            key = (begin + indices[0]) * keys
+            bias = plan.bias_at(refs, at.row, at.head, at.first, key, s.shape)
+            s, _ = plan.scores(s, 0, at.offset + at.first, key, bias, ids, *_arrived(key_ids))
             top = jnp.maximum(m, jnp.max(s, axis=1))
             keep = jnp.exp2((m - top) * LOG2E)
             e = jnp.exp2((s - _spread(top, s.shape, 0)) * LOG2E)
             acc = _add_product(acc * _spread(keep, acc.shape, 0), e.astype(dtype), v_smem)
             return top, total * keep + jnp.sum(e, axis=1), acc, ids
 
-        specs, operands = plan.keys_of(refs, at, begin, KEYS)
+        specs, operands = plan.keys_of(refs, at, begin, keys)
         _pipeline(step, compute, steps, specs)(*operands)
 
     o, lse = _call(
@@ -88,33 +92,58 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
         "flash_attention_forward",
         grid=(plan.Lp // BLOCK, plan.H, plan.B),
         operands=plan.operands(),
-        outputs=[plan.output((plan.B, plan.Lp, plan.H, V), dtype), plan.output((plan.B, plan.H, plan.Lp), jnp.float32)],
-        scratch=[_tiles(x.q), _tiles(x.v), plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32)],
+        outputs=[
+            jax.ShapeDtypeStruct((plan.B, plan.Lp, plan.H, V), dtype),
+            jax.ShapeDtypeStruct((plan.B, plan.H, plan.Lp), jnp.float32),
+        ],
+        scratch=[
+            plan.tiles(x.q),
+            plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
+            *([] if x.q.shape[-1] == V else [plan.tiles(x.v)]),  # or the place of q, done with by then
+        ],
     )
     return o[:, : plan.L], lse[:, :, : plan.L]
 
 
 def backward(
     x: Inputs, lse: Float[Array, "B H L"], delta: Float[Array, "B H L"], do: Float[Array, "B L H V"], options: Options
-) -> tuple[Array, Array, Array, None]:
-    """Return dq, dk, dv and None. `lse` is +inf where a query sees nothing; `delta` is sum(do * o) - dlse."""
+) -> tuple[Array, Array, Array, Array | None]:
+    """Return dq, dk, dv and dbias. `lse` is +inf where a query sees nothing; `delta` is sum(do * o) - dlse."""
     plan = _Plan(x, options)
     gradients = {
         "do": _pad(do, 1, plan.Lp),
         "lse": _pad(lse.astype(jnp.float32), 2, plan.Lp, jnp.inf),
         "delta": _pad(delta.astype(jnp.float32), 2, plan.Lp),
     }
-    dq = _dq(plan, plan.operands() | gradients)
-    dk, dv = _dkv(plan, plan.operands() | gradients)
-    return dq[:, : plan.L], dk[:, : plan.S], dv[:, : plan.S], None
+    operands = plan.operands() | gradients
+    dq, *dbias = _dq(plan, operands)
+    if "bias" in operands:
+        operands["bias"] = operands["bias"].swapaxes(2, 3)
+    at_once = x.k.shape[-1] + x.v.shape[-1] <= 256
+    dk, dv = _dkv(plan, operands, "kv") if at_once else (_dkv(plan, operands, of)[0] for of in "kv")
+    dbias = _fold_bias(dbias[0][:, :, : plan.L, : plan.S], x.bias) if dbias else None
+    return dq[:, : plan.L], dk[:, : plan.S], dv[:, : plan.S], dbias
 
 
-def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
-    K, dtype, scale = operands["q"].shape[-1], operands["q"].dtype, plan.options.scale
+def _fold_bias(dbias: Float[Array, "B H L S"], bias: Float[Array, "1|B 1|H 1|L 1|S"]) -> Array:
+    """Sum the gradient of every score over the axes along which the bias is broadcast."""
+    axes = tuple(axis for axis in range(4) if bias.shape[axis] < dbias.shape[axis])
+    return jnp.sum(dbias, axis=axes, keepdims=True).astype(bias.dtype)
 
-    def body(refs, dq_ref, q_smem, do_smem, barrier):
+
+def _dq(plan: "_Plan", operands: dict[str, Array]) -> list[Array]:
+    """Return dq, and the gradient of every score if there is a bias."""
+    K, dtype, scale, keys = operands["q"].shape[-1], operands["q"].dtype, plan.options.scale, plan.columns
+    outputs = [jax.ShapeDtypeStruct(operands["q"].shape, dtype)]
+    if "bias" in operands:
+        outputs.append(jax.ShapeDtypeStruct((plan.B, plan.H, plan.Lp, plan.Sp), jnp.float32))
+
+    def body(refs, dq_ref, *rest):
+        *dbias_ref, q_smem, do_smem, barrier = rest
         at = plan.place(refs)
-        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, ROWS, plan.Sp // ROWS)
+        begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, keys, plan.Sp // keys)
+        if dbias_ref:
+            begin, steps = 0, plan.Sp // keys
 
         def compute(run):
             at.fetch(refs["q"].at[at.row, at.rows, at.head], q_smem, barrier)
@@ -128,16 +157,19 @@ def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
 
         def step(indices, k_smem, v_smem, *rest):
             *key_ids, (dq, lse, delta, ids) = rest
-            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), ROWS)
-            key = (begin + indices[0]) * ROWS
-            s, slope = plan.scores(s, 0, at.offset + at.first, key, ids, *_arrived(key_ids))
+            s = _product(q_smem.at[at.warpgroup], k_smem.transpose((1, 0)), keys)
+            key = (begin + indices[0]) * keys
+            bias = plan.bias_at(refs, at.row, at.head, at.first, key, s.shape)
+            s, slope = plan.scores(s, 0, at.offset + at.first, key, bias, ids, *_arrived(key_ids))
             p = jnp.exp2((s - _spread(lse, s.shape, 0)) * LOG2E)
-            dp = _product(do_smem.at[at.warpgroup], v_smem.transpose((1, 0)), ROWS)
+            dp = _product(do_smem.at[at.warpgroup], v_smem.transpose((1, 0)), keys)
             ds = p * (dp - _spread(delta, s.shape, 0))
+            for ref in dbias_ref:
+                ref[at.row, at.head, at.rows, pl.ds(key, keys)] = ds
             ds = ds if slope is None else ds * slope
             return _add_product(dq, ds.astype(dtype), k_smem), lse, delta, ids
 
-        specs, key_operands = plan.keys_of(refs, at, begin, ROWS)
+        specs, key_operands = plan.keys_of(refs, at, begin, keys)
         _pipeline(step, compute, steps, specs)(*key_operands)
 
     return _call(
@@ -145,51 +177,60 @@ def _dq(plan: "_Plan", operands: dict[str, Array]) -> Array:
         "flash_attention_dq",
         grid=(plan.Lp // BLOCK, plan.H, plan.B),
         operands=operands,
-        outputs=[plan.output(operands["q"].shape, dtype)],
-        scratch=[_tiles(operands["q"]), _tiles(operands["do"])],
-    )[0]
+        outputs=outputs,
+        scratch=[plan.tiles(operands["q"]), plan.tiles(operands["do"])],
+    )
 
 
-def _dkv(plan: "_Plan", operands: dict[str, Array]) -> tuple[Array, Array]:
-    K, V, dtype = operands["k"].shape[-1], operands["v"].shape[-1], operands["q"].dtype
+def _dkv(plan: "_Plan", operands: dict[str, Array], of: str) -> list[Array]:
+    """Return dk, dv, or both."""
+    dtype, queries = operands["q"].dtype, plan.columns
 
-    def body(refs, dk_ref, dv_ref, k_smem, v_smem, barrier):
+    def body(refs, *rest):
+        *outputs, k_smem, v_smem, barrier = rest
+        smems = {"k": k_smem, "v": v_smem}
         at = plan.place(refs)
-        begin, count = plan.visible_from_keys(at.block * BLOCK - at.offset)
+        begin, count = plan.visible_from_keys(at.block * BLOCK - at.offset, queries)
 
         def compute(run):
-            for name, smem in (("k", k_smem), ("v", v_smem)):
+            for name, smem in smems.items():
                 at.fetch(refs[name].at[at.row, at.rows, at.head], smem, barrier)
-            dk, dv, _ = run((_zeros(K), _zeros(V), at.ids(refs, "key_segment_ids")))
-            for smem, total, ref in ((k_smem, dk, dk_ref), (v_smem, dv, dv_ref)):
-                smem.at[at.warpgroup][...] = total.astype(dtype)
+            *sums, _ = run((*(_zeros(operands[name].shape[-1]) for name in of), at.ids(refs, "key_segment_ids")))
+            for name, total, ref in zip(of, sums, outputs, strict=True):
+                smems[name].at[at.warpgroup][...] = total.astype(dtype)
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(smem.at[at.warpgroup], ref.at[at.row, at.rows, at.head])
+                plgpu.copy_smem_to_gmem(smems[name].at[at.warpgroup], ref.at[at.row, at.rows, at.head])
             plgpu.wait_smem_to_gmem(0)
 
         def step(indices, q_smem, do_smem, lse_smem, delta_smem, *rest):
-            *query_ids, (dk, dv, ids) = rest
-            query = at.offset + (begin + jax.lax.rem(indices[0], count)) * ROWS
-            s = _product(k_smem.at[at.warpgroup], q_smem.transpose((1, 0)), ROWS)
+            *query_ids, (*sums, ids) = rest
+            first = (begin + jax.lax.rem(indices[0], count)) * queries
+            head = at.head * plan.G + jax.lax.div(indices[0], count)
+            s = _product(k_smem.at[at.warpgroup], q_smem.transpose((1, 0)), queries)
             lse, delta, *query_ids = _arrived([lse_smem, delta_smem, *query_ids])
-            s, slope = plan.scores(s, 1, query, at.first, ids, *query_ids)
+            bias = plan.bias_at(refs, at.row, head, first, at.first, s.shape, turned=True)
+            s, slope = plan.scores(s, 1, at.offset + first, at.first, bias, ids, *query_ids)
             p = jnp.exp2((s - _spread(lse, s.shape, 1)) * LOG2E)
-            dv = _add_product(dv, p.astype(dtype), do_smem)
-            dp = _product(v_smem.at[at.warpgroup], do_smem.transpose((1, 0)), ROWS)
-            ds = p * (dp - _spread(delta, s.shape, 1))
-            ds = ds if slope is None else ds * slope
-            return _add_product(dk, ds.astype(dtype), q_smem), dv, ids
+            sums = dict(zip(of, sums, strict=True))
+            if "v" in of:
+                sums["v"] = _add_product(sums["v"], p.astype(dtype), do_smem)
+            if "k" in of:
+                dp = _product(v_smem.at[at.warpgroup], do_smem.transpose((1, 0)), queries)
+                ds = p * (dp - _spread(delta, s.shape, 1))
+                ds = ds if slope is None else ds * slope
+                sums["k"] = _add_product(sums["k"], ds.astype(dtype), q_smem)
+            return *sums.values(), ids
 
-        specs, query_operands = plan.queries_of(refs, at, begin, count)
+        specs, query_operands = plan.queries_of(refs, at, begin, count, queries)
         _pipeline(step, compute, plan.G * count, specs)(*query_operands)
 
     return _call(
         body,
-        "flash_attention_dkv",
+        f"flash_attention_d{of}",
         grid=(plan.Sp // BLOCK, plan.J, plan.B),
         operands=operands,
-        outputs=[plan.output(operands[name].shape, dtype) for name in ("k", "v")],
-        scratch=[_tiles(operands[name]) for name in ("k", "v")],
+        outputs=[jax.ShapeDtypeStruct(operands[name].shape, dtype) for name in of],
+        scratch=[plan.tiles(operands[name]) for name in ("k", "v")],
     )
 
 
@@ -228,6 +269,8 @@ class _Plan:
         self.S, self.J = x.k.shape[1:3]
         self.G = self.H // self.J
         self.Lp, self.Sp = (-(-n // BLOCK) * BLOCK for n in (self.L, self.S))
+        # Of a tile of scores in the backward, twice as many in the forward: what registers and shared memory hold.
+        self.columns = 64 if max(x.q.shape[-1], x.v.shape[-1]) <= 128 else 32
 
     def operands(self) -> dict[str, Array]:
         x = self.x
@@ -239,12 +282,12 @@ class _Plan:
         if x.segment_ids is not None:
             found["segment_ids"] = _pad(x.segment_ids.astype(jnp.int32), 1, self.Lp)
             found["key_segment_ids"] = _pad(x.key_segment_ids.astype(jnp.int32), 1, self.Sp)
+        if x.bias is not None:
+            whole = jnp.broadcast_to(x.bias, (*x.bias.shape[:2], self.L, self.S))
+            found["bias"] = _pad(_pad(whole, 2, self.Lp), 3, self.Sp)
         if self.options.offset is None:
             found["offset"] = x.offset.astype(jnp.int32)[None]
         return found
-
-    def output(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(self.x.q).manual_axis_type)
 
     def place(self, refs: dict) -> _Place:
         offset = refs["offset"][0] if self.options.offset is None else self.options.offset
@@ -260,7 +303,7 @@ class _Plan:
             high = place + size - 1
         return _blocks(low, high, block, blocks)
 
-    def visible_from_keys(self, place):
+    def visible_from_keys(self, place, size: int):
         """Return the first block of queries that may see keys from `place` on, counted from the first query."""
         window, low, high = self.options.window, 0, self.Lp - 1
         if window is not None:
@@ -268,34 +311,55 @@ class _Plan:
             high = place + BLOCK + window - 2
         if self.options.causal:
             low = place
-        return _blocks(low, high, ROWS, self.Lp // ROWS)
+        return _blocks(low, high, size, self.Lp // size)
+
+    def bias_at(self, refs: dict, row, head, query, key, shape: tuple[int, int], *, turned: bool = False):
+        """Return the bias of a tile of scores, or None; `turned` where keys lie along the rows."""
+        if "bias" not in refs:
+            return None
+        places = zip(self.x.bias.shape, (row, head), strict=False)
+        row, head = (0 if size == 1 else place for size, place in places)
+        first, second = (key, query) if turned else (query, key)
+        tile = refs["bias"].at[row, head, pl.ds(first, shape[0]), pl.ds(second, shape[1])]
+        return plgpu.load(tile, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
+
+    def _transforms(self) -> tuple:
+        """Return how tensor cores read a matrix: what a product sums over comes in whole widths of a tile."""
+        return plgpu.TilingTransform((8, self.columns)), plgpu.SwizzleTransform(2 * self.columns)
+
+    def block(self, shape, index_map: Callable) -> plgpu.BlockSpec:
+        return plgpu.BlockSpec(shape, index_map, transforms=self._transforms())
+
+    def tiles(self, like: Array):
+        """Return shared memory for the rows of every warpgroup."""
+        return plgpu.SMEM((WARPGROUPS, ROWS, like.shape[-1]), like.dtype, transforms=self._transforms())
 
     def keys_of(self, refs: dict, at: _Place, begin, size: int):
         """Return the blocks of keys and values that a pipeline goes along, and what they are blocks of."""
         head = jax.lax.div(at.head, jnp.int32(self.G))
-        specs = [_block((size, refs[name].shape[-1]), lambda i: (begin + i, 0)) for name in ("k", "v")]
+        specs = [self.block((size, refs[name].shape[-1]), lambda i: (begin + i, 0)) for name in ("k", "v")]
         operands = [refs[name].at[at.row, :, head] for name in ("k", "v")]
         if "key_segment_ids" in refs:
             specs.append(plgpu.BlockSpec((size,), lambda i: (begin + i,)))
             operands.append(refs["key_segment_ids"].at[at.row])
         return specs, operands
 
-    def queries_of(self, refs: dict, at: _Place, begin, count):
+    def queries_of(self, refs: dict, at: _Place, begin, count, size: int):
         """Return the same of queries, for all heads of a group."""
 
         def place(i):
             return begin + jax.lax.rem(i, count), at.head * self.G + jax.lax.div(i, count)
 
-        specs = [_block((ROWS, None, refs[name].shape[-1]), lambda i: (*place(i), 0)) for name in ("q", "do")]
-        specs += [plgpu.BlockSpec((None, ROWS), lambda i: place(i)[::-1]) for _ in ("lse", "delta")]
+        specs = [self.block((size, None, refs[name].shape[-1]), lambda i: (*place(i), 0)) for name in ("q", "do")]
+        specs += [plgpu.BlockSpec((None, size), lambda i: place(i)[::-1]) for _ in ("lse", "delta")]
         operands = [refs[name].at[at.row] for name in ("q", "do", "lse", "delta")]
         if "segment_ids" in refs:
-            specs.append(plgpu.BlockSpec((ROWS,), lambda i: place(i)[:1]))
+            specs.append(plgpu.BlockSpec((size,), lambda i: place(i)[:1]))
             operands.append(refs["segment_ids"].at[at.row])
         return specs, operands
 
-    def scores(self, s, axis: int, query, key, ids=None, other_ids=None):
-        """Return the scores, MASKED out of sight, and the slope of the soft cap.
+    def scores(self, s, axis: int, query, key, bias=None, ids=None, other_ids=None):
+        """Return the scores with their bias, MASKED out of sight, and the slope of the soft cap.
 
         Queries lie along `axis`, `query` and `key` are the first places; `ids` are the segments along the rows.
         """
@@ -303,6 +367,7 @@ class _Plan:
         if cap is not None:
             t = jnp.tanh(s * (1 / cap))
             s, slope = cap * t, 1 - t * t
+        s = s if bias is None else s + bias
         of_queries, of_keys = (
             plgpu.broadcasted_iota(jnp.int32, s.shape, dimension, layout=plgpu.Layout.WGMMA)
             for dimension in (axis, 1 - axis)
@@ -321,15 +386,6 @@ def _blocks(low, high, size: int, blocks: int):
     last = blocks * size - 1
     first, final = (jax.lax.div(jnp.clip(place, 0, last), size) for place in (jnp.int32(low), jnp.int32(high)))
     return first, jnp.maximum(final - first, 0) + 1
-
-
-def _block(shape, index_map: Callable) -> plgpu.BlockSpec:
-    return plgpu.BlockSpec(shape, index_map, transforms=TRANSFORMS)
-
-
-def _tiles(like: Array):
-    """Return shared memory for the rows of every warpgroup."""
-    return plgpu.SMEM((WARPGROUPS, ROWS, like.shape[-1]), like.dtype, transforms=TRANSFORMS)
 
 
 def _pad(y: Array, axis: int, to: int, value: float = 0) -> Array:
@@ -400,7 +456,7 @@ def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], output
     def kernel(*refs):
         body(dict(zip(operands, refs, strict=False)), *refs[len(operands) :])
 
-    return plgpu.kernel(
+    run = plgpu.kernel(
         kernel,
         out_type=outputs,
         scratch_types=[*scratch, plgpu.Barrier(num_barriers=WARPGROUPS)],
@@ -410,4 +466,6 @@ def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], output
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name=name,
-    )(*operands.values())
+    )
+    of_mesh = varying(next(iter(operands.values())))
+    return list(vary(of_mesh, *run(*operands.values())))  # kernels know nothing of a shard_map around them

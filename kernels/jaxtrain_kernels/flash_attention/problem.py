@@ -67,20 +67,3 @@ def seen_by_place(options: Options, distance: Int[Array, "L S"]) -> Bool[Array, 
         if not options.causal:
             limits.append(distance > -options.window)
     return jax.tree.reduce(jnp.logical_and, limits) if limits else None
-
-
-def alike(*arrays: Array | None) -> tuple[Array | None, ...]:
-    """Return the same arrays, each varying over every mesh axis of a shard_map that any of them varies over.
-
-    So a gradient has the type of its array, and that of one all devices share is summed over them behind the custom
-    derivative.
-    """
-    axes = [_varying(x) for x in arrays]
-    union = frozenset().union(*axes)
-    missing = [tuple(sorted(union - own)) for own in axes]
-    pairs = zip(arrays, missing, strict=True)
-    return tuple(x if x is None or not to else jax.lax.pcast(x, to, to="varying") for x, to in pairs)
-
-
-def _varying(x: Array | None) -> frozenset:
-    return frozenset() if x is None else jax.typeof(x).manual_axis_type.varying

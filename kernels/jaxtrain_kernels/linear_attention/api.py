@@ -18,6 +18,7 @@ from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
 from jaxtrain_kernels.linear_attention import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import differentiable
+from jaxtrain_kernels.varying import alike
 
 
 def linear_attention(
@@ -52,7 +53,7 @@ def linear_attention(
         initial_state = jnp.zeros((B, J, K, v.shape[3]), accumulator(q.dtype))
     runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
     state = initial_state.astype(accumulator(q.dtype))
-    return chosen.run(fitting_chunk(chunk_size, L), q, k, v, per_step(log_decay, k), runs, state)
+    return chosen.run(fitting_chunk(chunk_size, L), *alike(q, k, v, per_step(log_decay, k), runs, state))
 
 
 def recurrent_step(

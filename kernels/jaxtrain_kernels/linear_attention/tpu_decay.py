@@ -33,7 +33,7 @@ def row(column: Float[Array, "C 1"]) -> Float[Array, "1 C"]:
     return jnp.sum(jnp.where(index((C, C), 0) == index((C, C), 1), column, 0.0), axis=0, keepdims=True)
 
 
-def _split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Array]:
+def split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Array]:
     """Return the runs of chunks [N B C], which steps see the state before, and which the state after keeps."""
     runs_NBC = split(runs, chunk, edge=True)
     before = jnp.concatenate([runs_NBC[:1, :, :1], runs_NBC[:-1, :, -1:]])
@@ -55,7 +55,7 @@ class ScalarDecay:
     @staticmethod
     def gates(log_decay: Float[Array, "B L H 1"], runs: Int[Array, "B L"], chunk: int) -> tuple[Array, ...]:
         """Return rows [B, H, N, 5, C]: both parts of the running sum, into, out, runs; XLA computes them."""
-        runs_NBC, alive, lasts = _split_runs(runs, chunk)
+        runs_NBC, alive, lasts = split_runs(runs, chunk)
         sums = running_sum(split(log_decay[..., 0], chunk), axis=2)  # [N, B, C, H]
         into, out = sums.exp(where=alive[..., None]), sums[:, :, -1:].since(sums).exp(where=lasts[..., None])
         shared = jnp.broadcast_to(runs_NBC[..., None].astype(jnp.float32), into.shape)
@@ -111,8 +111,8 @@ class ChannelDecay:
 
     @staticmethod
     def gates(log_decay: Float[Array, "B L H K"], runs: Int[Array, "B L"], chunk: int) -> tuple[Array, ...]:
-        """Return log-decays [B, H, L', K] and rows [B, N, 3, C]: runs, and the masks of `_split_runs`."""
-        rows_NB3C = jnp.stack([x.astype(jnp.float32) for x in _split_runs(runs, chunk)], axis=2)
+        """Return log-decays [B, H, L', K] and rows [B, N, 3, C]: runs, and the masks of `split_runs`."""
+        rows_NB3C = jnp.stack([x.astype(jnp.float32) for x in split_runs(runs, chunk)], axis=2)
         padding = ((0, 0), (0, 0), (0, -log_decay.shape[1] % chunk), (0, 0))
         return jnp.pad(log_decay.swapaxes(1, 2), padding), rows_NB3C.swapaxes(0, 1)
 
