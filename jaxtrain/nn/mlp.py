@@ -93,10 +93,21 @@ class GatedMLP(nnx.Module):
         self.down = normal(rngs.params(), (hidden, d_model), ("mlp", "embed"), fan_in=hidden)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = dense(x, self.gate[...])
-        up_BLF = dense(x, self.up[...])
+        gate_BLF, up_BLF = _used_together(dense(x, self.gate[...]), dense(x, self.up[...]))
         h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
         return dense(h_BLF, self.down[...])
+
+
+@jax.custom_vjp
+def _used_together(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]):
+    """Return both as they are; their gradients, the widest values of a layer, are made at once and then used.
+
+    Otherwise XLA makes each of them again for every product that reads it, and keeps all they are made of.
+    """
+    return gate, up
+
+
+_used_together.defvjp(lambda gate, up: ((gate, up), None), lambda _, gradients: jax.lax.optimization_barrier(gradients))
 
 
 FeedForwardConfig = MLPConfig | GatedMLPConfig

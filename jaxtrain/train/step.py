@@ -45,10 +45,11 @@ def make_train_step(
         loss, norm = sums.loss / weight, optax.tree.norm(gradient)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        old_params, old_state = _behind(gradient, (state.params, state.opt_state))
+        updates, opt_state = tx.update(gradient, old_state, old_params)
+        params = optax.apply_updates(old_params, updates)
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (old_params, old_state)
         )
         metrics = {
             "loss": loss,
@@ -62,6 +63,15 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
 
     return train_step
+
+
+def _behind(first, then):
+    """Return `then` so that nothing is done with it before `first` is there.
+
+    Left alone, XLA for TPU brings parameters and moments into the layout in which the optimizer reads them before the
+    layers run, and keeps the copies all the while.
+    """
+    return jax.lax.optimization_barrier((first, then))[1]
 
 
 def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[dict, Batch], Sums]:

@@ -153,6 +153,8 @@ _differentiable.defvjp(_keep, _pull)
 
 
 def _gradients(backward: Callable, options: Options, inputs: Inputs, sinks, o, lse, do, dlse) -> Gradients:
+    # Without it XLA merges masks and casts of a recomputed forward pass with these, and keeps them all in between.
+    inputs, o, lse, do = jax.lax.optimization_barrier((inputs, o, lse, do))
     # ds_ij = p_ij (do_i v_j - delta_i) holds for every key of the log-sum-exp, and a sink is a key whose value is zero.
     delta = jnp.sum(do.astype(lse.dtype) * o.astype(lse.dtype), axis=-1).swapaxes(1, 2)
     delta = delta if dlse is None else delta - dlse
