@@ -235,6 +235,15 @@ def test_resuming_with_another_model_or_optimizer_is_refused(tiny_run, capsys, c
     assert content(tiny_run.folder) == before
 
 
+def test_step_that_cannot_be_traced_leaves_the_run_as_it_was(tiny_run, capsys):
+    mixer = "@LinearAttentionConfig(heads=4,kv_heads=4,head_dim=8,value_dim=8,implementation='gpu')"
+    before = content(tiny_run.folder)
+    changed = [*tiny_run.command, *sets({"model.pattern[0].mixer": mixer}), "--run", tiny_run.folder]
+    line = refused(capsys, *changed, "--overwrite")
+    assert line.startswith("linear_attention: no implementation takes this call. gpu: ")
+    assert content(tiny_run.folder) == before
+
+
 def test_run_that_is_a_file_is_refused(tiny_run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     line = refused(capsys, *tiny_run.command, "--run", tmp_path / "file", "--overwrite")
