@@ -117,6 +117,7 @@ CONFIGURATIONS = {
         {"hooks[1].temperature": -1.0},
         r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
     ),
+    "seed that is too large": ({"seed": 2**63}, r"seed=9223372036854775808: must be from 0 to 2\^63 - 1"),
     "schedule longer than the run": (
         {"optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"},
         r"optimizer\.learning_rate: warmup_steps=0 and decay_steps=4 exceed the 3 steps there are: make them",
