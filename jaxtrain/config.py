@@ -40,6 +40,8 @@ class TrainConfig:
     def __post_init__(self):
         if not self.phases:
             raise ValueError("phases=(): a run needs at least one Phase")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
         if self.clip_norm is not None and not self.clip_norm > 0:

@@ -1,14 +1,13 @@
 """`jaxtrain compile CONFIG --topology v5e:4x4`: the train step compiled for devices that are not there."""
 
 import argparse
-import os
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.config import TrainConfig
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
-from jaxtrain.planning.topology import devices_of
+from jaxtrain.planning.topology import devices_of, stay_on_cpu
 from jaxtrain.train.ahead import compile_step
 from jaxtrain.train.phases import total_steps
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the compiler installed, JAX would look for a TPU to run on
+    stay_on_cpu()
     config: TrainConfig = load(arguments.config, arguments.set).config
     devices = devices_of(arguments.topology)
     config.check_devices(len(devices))

@@ -127,6 +127,8 @@ def _plant_call(call: ast.Call, near: list[type]) -> Tree:
     hints = get_type_hints(target)
     given = {}
     for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ValueError(f"**{ast.unparse(keyword.value)} cannot be read; write @Name(key=value, ...)")
         check_field(target, keyword.arg)
         given[keyword.arg] = _plant_expression(keyword.value, classes_in(hints[keyword.arg]))
     return new_node(target, given, ORIGIN)

@@ -106,5 +106,12 @@ def _import(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something it needs is not
         parent, _, last = error.name.rpartition(".")
-        there = pkgutil.iter_modules(importlib.import_module(parent).__path__ if parent else None)
+        path = getattr(importlib.import_module(parent), "__path__", None) if parent else None
+        if parent and path is None:
+            above, _, module = parent.rpartition(".")
+            raise ValueError(
+                f"{name}: {parent} is a module, and modules are imported, not what is in them: write "
+                f"`{f'from {above} ' if above else ''}import {module}` and {module}.{last}"
+            ) from None
+        there = pkgutil.iter_modules(path)
         raise ValueError(f"there is no module {error.name!r}{nearest(last, [m.name for m in there])}") from None

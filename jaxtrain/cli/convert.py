@@ -2,25 +2,26 @@
 
 Which of the two is told by what SOURCE is. The run has checkpoint 0, parameters only, and a configuration with the
 model's architecture and tokenizer and placeholders for the rest: it generates at once, and trains when it is told on
-what. Weights pass through a piece at a time and keep their bits. What else lay in the Hugging Face folder (tokenizer
-files, token ids) waits in the run's huggingface/ for the way back.
+what. Weights pass through a piece at a time and keep their bits; either way, host memory is that of the two largest
+tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer files, token
+ids) waits in the run's huggingface/ for the way back.
 """
 
 import argparse
 import dataclasses
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.finished import mesh_at_hand
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
+from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, SentencePiece, StandardLibrary, Tokenizer
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Cosine
@@ -49,7 +50,9 @@ CARRIED_FILES = (  # beside config.json
     "vocab.json",
 )
 CARRIED_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id")
-MODEL_ONLY = "model.gin"  # in place of config.gin where no tokenizer is at hand
+TOKENIZER_FILES = {HuggingFaceTokenizer: "tokenizer.json", SentencePiece: "tokenizer.model"}
+NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
+MODEL_ONLY = "model.gin"  # in place of config.gin where no tokenizer is at hand that fits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="on export: round the weights to it"
     )
     parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
+    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / "config.json").exists():
             if arguments.family or arguments.dtype or arguments.weights:
                 raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
-            import_run(source, target)
+            import_run(source, target, arguments.set)
         else:
             raise ValueError(
                 f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
@@ -89,10 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
 # -- in ---------------------------------------------------------------------------------------------------------
 
 
-def import_run(source: Path, target: Path) -> None:
+def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
-    config = configuration(model, source)
+    tokenizer = tokenizer_of(source) or ByteTokenizer()
+    reason = misfit(tokenizer, model)
+    config = None if reason else configuration(model, tokenizer)
+    if overrides and not config:
+        raise ValueError(f"--set: there is no configuration to change, as {reason}; leave it out")
     with whole_folder(target) as path:
         folder = RunFolder(path)
         carry(source, path / CARRIED)
@@ -102,27 +110,37 @@ def import_run(source: Path, target: Path) -> None:
         (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
     if config:  # now that its tokenizer is where it says
         try:
-            RunFolder(target).write_config(render(at_home(config, target)))
-        except OSError:
+            folder = RunFolder(target)
+            folder.write_config(render(at_home(config, target)))
+            if overrides:
+                folder.write_config(render(load(folder.config, overrides).config))
+        except (OSError, ValueError):
             shutil.rmtree(target)
             raise
         (target / MODEL_ONLY).unlink()
     print(f"{model.parameter_count:,} parameters from {source}; the run is in {target}")
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):
-            print(f"{source} has no tokenizer.json: the run's config.gin takes bytes; set data.tokenizer if not so")
+            print(f"{source} has {NO_TOKENIZER}: the run's config.gin takes bytes; set data.tokenizer if not so")
         print(f'next: jaxtrain generate {target} --prompt "Once"')
     else:
-        print(f"it has {MODEL_ONLY} and no config.gin, as {source} has no tokenizer.json; it can be exported again")
+        print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
 
 
-def configuration(model: DecoderConfig, source: Path) -> TrainConfig | None:
-    """Return a run of the model, its data and steps being placeholders, or None where no tokenizer fits."""
-    tokenizer = tokenizer_of(source)
-    if tokenizer is None:
-        if ByteTokenizer().vocab_size > model.vocab_size:
-            return None
-        tokenizer = ByteTokenizer()
+def misfit(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
+    """Say why a run of the model cannot have a tokenizer, or return None."""
+    if tokenizer.vocab_size > model.vocab_size:
+        whose = f"there is {NO_TOKENIZER}, bytes are" if isinstance(tokenizer, ByteTokenizer) else "its tokenizer has"
+        return f"{whose} {tokenizer.vocab_size} tokens and the model {model.vocab_size}"
+    try:
+        _ = tokenizer.end_of_document_id
+    except ValueError as error:
+        return str(error).removesuffix(".")
+    return None
+
+
+def configuration(model: DecoderConfig, tokenizer: Tokenizer) -> TrainConfig:
+    """Return a run of the model, its data and steps being placeholders."""
     return TrainConfig(
         model=model,
         data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer),
@@ -135,30 +153,30 @@ def configuration(model: DecoderConfig, source: Path) -> TrainConfig | None:
 def at_home(config: TrainConfig, target: Path) -> TrainConfig:
     """Return the configuration with the tokenizer that was carried into the run folder."""
     tokenizer = config.data.tokenizer
-    if isinstance(tokenizer, HuggingFaceTokenizer):
+    if type(tokenizer) in TOKENIZER_FILES:
         path = target / CARRIED / Path(tokenizer.path).name
         tokenizer = dataclasses.replace(tokenizer, path=str(path.absolute()))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
 def tokenizer_of(source: Path) -> Tokenizer | None:
-    file = source / "tokenizer.json"
-    if not file.exists():
-        return None
-    tokenizer, end = HuggingFaceTokenizer(path=str(file)), end_of_document(source)
-    return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
+    for kind, name in TOKENIZER_FILES.items():
+        if (source / name).exists():
+            tokenizer = kind(path=str(source / name))
+            end = end_of_document(source, tokenizer) if kind is HuggingFaceTokenizer else None
+            return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
+    return None
 
 
-def end_of_document(source: Path) -> str | None:
+def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
     """Return the token that ends a text, by tokenizer_config.json or by the id in config.json."""
     token = settings(source / "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
-    if token is None:
+    if not isinstance(token, str):
         ids = settings(source / "config.json").get("eos_token_id")
         first = ids[0] if isinstance(ids, list) and ids else ids
-        model = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
-        token = model.id_to_token(first) if isinstance(first, int) else None
+        token = tokenizer.token(first) if isinstance(first, int) else None
     return token
 
 
@@ -166,8 +184,8 @@ def end_of_document(source: Path) -> str | None:
 
 
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
-    config = load(folder.config).config if folder.config.exists() else None
-    model = config.model if config else load(folder.path / MODEL_ONLY, root=DecoderConfig).config
+    config = load(folder.config, arguments.set).config if folder.config.exists() else None
+    model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
     step, params = weights_of(folder, model, config, arguments.weights)
     given = settings(folder.path / CARRIED / "config.json")
     with whole_folder(target) as path:
@@ -180,8 +198,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             settings={key: given[key] for key in CARRIED_SETTINGS if key in given},
         )
         carry(folder.path / CARRIED, path)
-        if config and isinstance(config.data.tokenizer, HuggingFaceTokenizer):
-            shutil.copy(config.data.tokenizer.path, path / "tokenizer.json")
+        if config and (name := TOKENIZER_FILES.get(type(config.data.tokenizer))):
+            shutil.copy(config.data.tokenizer.path, path / name)
     print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
 
 
@@ -192,7 +210,7 @@ def weights_of(
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages):
-        mesh = mesh_at_hand(config.mesh)
+        mesh = mesh_at_hand(config.mesh, model)
         run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
         return trained_params(folder, **run)
     step = Checkpoints(folder.checkpoints).latest_sound()

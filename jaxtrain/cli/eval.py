@@ -1,11 +1,10 @@
 """`jaxtrain eval RUN`: the validation loss of a run's latest checkpoint."""
 
 import argparse
-import math
 
 from jaxtrain.cli.finished import add_run_arguments, open_run
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.train.evaluation import evaluate, validation_rows
+from jaxtrain.train.evaluation import evaluate, perplexity, validation_rows
 from jaxtrain.train.step import make_evaluation_step
 
 
@@ -30,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     loss = sums.metrics["nll"] / sums.weight
     print(
-        f"step {finished.step}: validation loss {loss:.4f} nats a token, perplexity {math.exp(loss):.2f}, "
+        f"step {finished.step}: validation loss {loss:.4f} nats a token, perplexity {perplexity(loss):.2f}, "
         f"over {sums.weight:,.0f} tokens"
     )
     return 0

@@ -13,7 +13,8 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
-from jaxtrain.mesh import MeshConfig
+from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
@@ -43,7 +44,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compilations()
     distributed.start()
-    mesh = mesh_at_hand(config.mesh)
+    mesh = mesh_at_hand(config.mesh, config.model)
     step, params = trained_params(
         folder,
         model=config.model,
@@ -55,9 +56,12 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     return FinishedRun(config, folder, mesh, step, params)
 
 
-def mesh_at_hand(config: MeshConfig) -> Mesh:
-    """Return the run's mesh where these devices can form it, or else whole copies of the model on each of them."""
+def mesh_at_hand(config: MeshConfig, model: DecoderConfig) -> Mesh:
+    """Return the run's mesh where these devices can form it and the model splits over it, or else whole copies."""
+    _, shapes, names = abstract_model(model)
     try:
-        return config.build()
+        mesh = config.build()
+        shardings(names, shapes, mesh)
+        return mesh
     except ValueError:
         return MeshConfig(fsdp=1, data=jax.device_count()).build()

@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.tokens < 1:
         raise ValueError(f"--tokens={arguments.tokens}: must be at least 1")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed={arguments.seed}: must be from 0 to 2^63 - 1")
     sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     finished = open_run(arguments)
     tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.runs]
     out = Path(arguments.out) if arguments.out else default_picture(folders)
+    out = out if out.suffix else out.with_suffix(".png")
     figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 import shlex
 import sys
 import time
@@ -24,11 +23,13 @@ from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.optimizers import transformation
 from jaxtrain.train import distributed
+from jaxtrain.train.ahead import trace_step
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.evaluation import SEED
+from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
+from jaxtrain.train.phases import total_steps
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
 
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_same(folder, config, resume=arguments.resume)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
+    if folder.is_used and (arguments.overwrite or arguments.resume):
+        check_steps(config)
     begin(folder, config, bigram, overwrite=arguments.overwrite)
     describe(config, folder, console)
     began = time.perf_counter()
@@ -108,6 +111,21 @@ def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
     state = jax.eval_shape(lambda params: state_from_params(params, tx), params)
     leaves = jax.tree_util.tree_leaves_with_path(state if whole else params)
     return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+
+def check_steps(config: TrainConfig) -> None:
+    """Trace the step of every phase: what is refused there must be so before a run gives way to this one."""
+    for phase in config.phases:
+        trace_step(
+            model=config.model,
+            objective=config.objective,
+            optimizer=config.optimizer,
+            gradients=config.gradients,
+            clip_norm=config.clip_norm,
+            phase=phase,
+            mesh=(phase.mesh or config.mesh).build(),
+            total_steps=total_steps(config.phases),
+        )
 
 
 def prepare_data(config: TrainConfig, console: Console) -> float | None:
@@ -169,7 +187,7 @@ def conclude(
     loss = result.numbers.get("validation_loss")
     if loss is not None:
         tokens = result.numbers["validation_tokens"]
-        say(f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) over {tokens:,.0f} tokens")
+        say(f"validation loss {loss:.4f} nats a token (perplexity {perplexity(loss):.2f}) over {tokens:,.0f} tokens")
     if loss is not None and bigram is not None:
         say(f"a bigram model counted on the same training split: {bigram:.4f}")
     path = shlex.quote(str(folder.path))

@@ -20,6 +20,7 @@ from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
 from jaxtrain.nn.norm import NormConfig, RMSNormConfig
 from jaxtrain.nn.param import TokenContext, dropout, fold_in, logical_names
 from jaxtrain.nn.remat import NoRemat, RematPolicy
+from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 from jaxtrain.shapes import Batch, ParamTree
 
 
@@ -49,9 +50,8 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        for name in ("vocab_size", "d_model", "repeats", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_positive_or_none(self, "logit_softcap")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
         return Decoder(self, rngs=nnx.Rngs(key))

@@ -169,6 +169,8 @@ def gemma2(
     max_length: int = 8192,
 ) -> DecoderConfig:
     """Return a Gemma 2 decoder at any size: local and global attention in turn, soft caps, norms on both sides."""
+    if layers % 2:
+        raise ValueError(f"{layers=}: must be even, as layers with a window and without take turns")
 
     def block(window: int | None) -> BlockConfig:
         attention = AttentionConfig(heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, softcap=50.0)

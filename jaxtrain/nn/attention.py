@@ -20,6 +20,7 @@ from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
+from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,9 @@ class AttentionConfig:
     scale: float | None = None
 
     def __post_init__(self):
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
+        check_at_least_one(self, "heads", "kv_heads", "head_dim")
+        check_positive_or_none(self, "softcap", "scale")
+        if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
         if self.rope and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: rotary positions need an even one")

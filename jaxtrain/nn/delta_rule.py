@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtrain_kernels.delta_rule import delta_rule, recurrent_step
+from jaxtrain_kernels.choice import check_named
+from jaxtrain_kernels.chunks import check_chunk_size
+from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_step
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.decay import NoDecay, ScalarDecayConfig
@@ -42,6 +44,8 @@ class DeltaRuleConfig:
 
     def __post_init__(self):
         self.shape.check()
+        check_chunk_size(self.chunk_size)
+        check_named("delta_rule", IMPLEMENTATIONS, self.implementation)
 
     @property
     def shape(self) -> RecurrentShape:

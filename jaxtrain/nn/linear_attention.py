@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtrain_kernels.linear_attention import linear_attention, recurrent_step
+from jaxtrain_kernels.choice import check_named
+from jaxtrain_kernels.chunks import check_chunk_size
+from jaxtrain_kernels.linear_attention import IMPLEMENTATIONS, linear_attention, recurrent_step
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.decay import ChannelDecay, DecayConfig
@@ -42,6 +44,8 @@ class LinearAttentionConfig:
 
     def __post_init__(self):
         self.shape.check()
+        check_chunk_size(self.chunk_size)
+        check_named("linear_attention", IMPLEMENTATIONS, self.implementation)
 
     @property
     def shape(self) -> RecurrentShape:

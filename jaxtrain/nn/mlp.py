@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxtrain.mesh import constrain
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.param import constant, normal
+from jaxtrain.ranges import check_at_least_one
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -33,6 +34,7 @@ class MLPConfig:
     bias: bool = False
 
     def __post_init__(self):
+        check_at_least_one(self, "hidden")
         _check_activation(self.activation)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "MLP":
@@ -72,6 +74,7 @@ class GatedMLPConfig:
     activation: str = "silu"
 
     def __post_init__(self):
+        check_at_least_one(self, "hidden")
         _check_activation(self.activation)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "GatedMLP":

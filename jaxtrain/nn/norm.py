@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.param import constant
+from jaxtrain.ranges import check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,9 @@ class RMSNormConfig:
     """x / sqrt(mean(x^2) + epsilon) * scale."""
 
     epsilon: float = 1e-6
+
+    def __post_init__(self):
+        check_not_negative(self, "epsilon")
 
     def build(self, width: int) -> "RMSNorm":
         return RMSNorm(width, epsilon=self.epsilon, offset=0.0)
@@ -31,6 +35,9 @@ class OffsetRMSNormConfig:
     """x / sqrt(mean(x^2) + epsilon) * (1 + scale): weight decay pulls towards no scaling (Gemma)."""
 
     epsilon: float = 1e-6
+
+    def __post_init__(self):
+        check_not_negative(self, "epsilon")
 
     def build(self, width: int) -> "RMSNorm":
         return RMSNorm(width, epsilon=self.epsilon, offset=1.0)
@@ -57,6 +64,9 @@ class LayerNormConfig:
 
     epsilon: float = 1e-5
     bias: bool = True
+
+    def __post_init__(self):
+        check_not_negative(self, "epsilon")
 
     def build(self, width: int) -> "LayerNorm":
         return LayerNorm(self, width)

@@ -16,6 +16,7 @@ from jaxtrain.mesh import axis_size, constrain
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, normal
+from jaxtrain.ranges import check_at_least_one
 
 
 class RecurrentShape(NamedTuple):
@@ -25,11 +26,9 @@ class RecurrentShape(NamedTuple):
     value_dim: int
 
     def check(self) -> None:
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
+        check_at_least_one(self, *self._fields)
+        if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
-        for name in ("head_dim", "value_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
     def matrix_count(self, d_model: int) -> int:
         """Return the parameters of queries, keys, values, output gate and output."""

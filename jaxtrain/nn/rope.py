@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.ranges import check_at_least_one, check_positive
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearScaling:
     """All positions divided by `factor`. Chen et al. (2023), arXiv:2306.15595."""
 
     factor: float
+
+    def __post_init__(self):
+        check_positive(self, "factor")
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
         return frequencies / self.factor
@@ -34,6 +39,12 @@ class Llama3Scaling:
     high: float = 4.0
     original_length: int = 8192
 
+    def __post_init__(self):
+        check_positive(self, "factor", "low")
+        check_at_least_one(self, "original_length")
+        if not self.low < self.high < math.inf:
+            raise ValueError(f"high={self.high}: must be above low={self.low}")
+
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
         turns = self.original_length * frequencies / (2 * math.pi)
         kept = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
@@ -44,6 +55,9 @@ class Llama3Scaling:
 class RopeConfig:
     theta: float = 10_000.0
     scaling: LinearScaling | Llama3Scaling | None = None
+
+    def __post_init__(self):
+        check_positive(self, "theta")
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Return the angle a position adds to each pair, radians, float32 [K/2]."""

@@ -29,8 +29,8 @@ from jaxtrain_kernels.block_quant import (
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.optim.base import BaseOptimizer, matrices
-from jaxtrain.optim.ranges import check_decay, check_not_negative, check_positive
 from jaxtrain.optim.schedules import Schedule
+from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
 LEAST_ELEMENTS = 4096
 BLOCK_ELEMENTS = 256

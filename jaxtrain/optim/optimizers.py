@@ -12,8 +12,8 @@ import optax
 
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import BaseOptimizer, is_matrix, matrices
-from jaxtrain.optim.ranges import check_decay, check_not_negative, check_positive
 from jaxtrain.optim.schedules import Schedule
+from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
-from jaxtrain.optim.ranges import check_not_negative, check_share
+from jaxtrain.ranges import check_not_negative, check_share
 
 
 def _after_warmup(schedule, then: optax.Schedule) -> optax.Schedule:

@@ -45,6 +45,12 @@ def devices_of(topology: str) -> list[Any]:
     raise ValueError(f"{topology=}: unknown kind of device {kind!r}; give one of {known} and a shape: {EXAMPLES}")
 
 
+def stay_on_cpu() -> None:
+    """Keep JAX from looking for a TPU to run on, as it would with the compiler installed, unless the user chose."""
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
+
+
 def compile_absent(
     lowered: jax.stages.Lowered, *, compiler_options: dict[str, bool | int | str] | None = None
 ) -> jax.stages.Compiled:

@@ -3,6 +3,9 @@
 Orbax itself wants a whole tree in memory to save one. Here the leaves are LazyLeafs: Orbax is told how to write one
 (its seam for this is the TypeHandler) and asks for a chunk of a leaf when the one before it is on the disk. What it
 writes it restores like any other checkpoint. Reading goes past Orbax, to the TensorStore format under it.
+
+Host memory, of either way: the two largest tensors and a few chunks, each at most a quarter of the largest tensor (and
+at least 1 MiB). Of checkpoints that training wrote it is more: their chunks are whole shards of a parameter.
 """
 
 import itertools
@@ -18,7 +21,7 @@ import tensorstore
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.lazy import Box, LazyLeaf, Rows
 
-CHUNK_BYTES = 1 << 26  # of a file; a few of them are in memory at once
+LARGEST_CHUNK_BYTES, SMALLEST_CHUNK_BYTES = 1 << 26, 1 << 20  # of a file; a few of them are in memory at once
 
 
 class LazyLeafHandler(ocp.type_handlers.NumpyHandler):
@@ -55,14 +58,26 @@ def write_params(step: Path, params: ParamTree) -> None:
     )
     handler = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
     with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(_save_args, params))
+        chunk = _chunk_bytes(params)
+        args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(lambda leaf: _save_args(leaf, chunk), params))
         checkpointer.save(step.absolute(), args=ocp.args.Composite(params=args))
 
 
-def _save_args(leaf: LazyLeaf) -> ocp.SaveArgs:
-    # A stacked parameter is cut between repeats, which lie in tensors of their own.
-    stacked = len(leaf.shape) > 2 and leaf.size_bytes > CHUNK_BYTES
-    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+def _tensor_bytes(leaf: LazyLeaf) -> int:
+    """Return the size of the whole, or of one repeat of a stacked parameter: they lie in tensors of their own."""
+    return leaf.size_bytes // leaf.shape[0] if len(leaf.shape) > 2 else leaf.size_bytes
+
+
+def _chunk_bytes(params: ParamTree) -> int:
+    """Return a quarter of the largest tensor, within limits: chunks take no more memory than tensors do."""
+    largest = max(map(_tensor_bytes, jax.tree.leaves(params)))
+    return min(LARGEST_CHUNK_BYTES, max(SMALLEST_CHUNK_BYTES, largest // 4))
+
+
+def _save_args(leaf: LazyLeaf, chunk_bytes: int) -> ocp.SaveArgs:
+    if len(leaf.shape) > 2 and leaf.size_bytes > chunk_bytes:  # cut between repeats
+        return ocp.SaveArgs(chunk_byte_size=min(chunk_bytes, _tensor_bytes(leaf)), shard_axes=(0,))
+    return ocp.SaveArgs(chunk_byte_size=chunk_bytes)
 
 
 class CheckpointLeaf(LazyLeaf):
@@ -74,11 +89,17 @@ class CheckpointLeaf(LazyLeaf):
         self.dtype = store.dtype.numpy_dtype
 
     def read(self, box: Box = ()) -> np.ndarray:
-        return self._store[box].read().result()
+        """Return the parameter, or a box of it, put together from one chunk at a time."""
+        store = self._store[box]
+        store = store[tensorstore.d[:].translate_to[0]] if store.rank else store
+        whole = np.empty(store.shape, self.dtype)
+        for part in boxes(store.shape, store.chunk_layout.read_chunk.shape):
+            whole[part] = store[part].read().result()
+        return whole
 
     def rows(self) -> Rows:
         if self._store.chunk_layout.read_chunk.shape[0] == 1:
-            return lambda repeat: self._store[() if repeat is None else repeat].read().result()
+            return lambda repeat: self.read(() if repeat is None else repeat)
         whole = self.read()
         return lambda repeat: whole if repeat is None else whole[repeat]
 

@@ -15,7 +15,7 @@ from jaxtrain.train.state import abstract_state
 from jaxtrain.train.step import make_train_step
 
 
-def compile_step(
+def trace_step(
     *,
     model: DecoderConfig,
     objective: Objective,
@@ -25,8 +25,8 @@ def compile_step(
     phase: Phase,
     mesh: Mesh,
     total_steps: int | None = None,
-) -> jax.stages.Compiled:
-    """Return the donated train step of a phase, compiled for the devices of `mesh`; nothing is computed.
+) -> jax.stages.Traced:
+    """Return the donated train step of a phase as it is traced: what no configuration shows is refused here.
 
     `total_steps` are those of the run, which the optimizer's schedule spans; by default the run is this phase alone.
     """
@@ -38,7 +38,33 @@ def compile_step(
     state = abstract_state(model, tx, names, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        return compile_absent(jax.jit(step, donate_argnums=0).lower(state, abstract_batch(phase, mesh), key))
+        return jax.jit(step, donate_argnums=0).trace(state, abstract_batch(phase, mesh), key)
+
+
+def compile_step(
+    *,
+    model: DecoderConfig,
+    objective: Objective,
+    optimizer: Optimizer,
+    gradients: Strategy,
+    clip_norm: float | None,
+    phase: Phase,
+    mesh: Mesh,
+    total_steps: int | None = None,
+) -> jax.stages.Compiled:
+    """Return the train step that `trace_step` traces, compiled for the devices of `mesh`; nothing is computed."""
+    traced = trace_step(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        gradients=gradients,
+        clip_norm=clip_norm,
+        phase=phase,
+        mesh=mesh,
+        total_steps=total_steps,
+    )
+    with jax.set_mesh(mesh):
+        return compile_absent(traced.lower())
 
 
 def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:

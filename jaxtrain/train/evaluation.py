@@ -1,6 +1,8 @@
 """The objective over validation: always the same batches in the same order, whatever the run's seed."""
 
 import itertools
+import math
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,6 +20,11 @@ SEED = 0
 def validation_rows(data: DataConfig, *, sequence_length: int, stores: Sequence[TokenStore] | None = None) -> Rows:
     """Return one whole pass over validation, of the text as it is now or of `stores`, opened before."""
     return open_rows(data, split="validation", sequence_length=sequence_length, seed=SEED, num_epochs=1, stores=stores)
+
+
+def perplexity(nats: float) -> float:
+    """Return e^nats; of a run that diverged beyond the largest float, infinity."""
+    return math.inf if nats > math.log(sys.float_info.max) else math.exp(nats)
 
 
 def evaluate(

@@ -27,6 +27,13 @@ class Implementation:
     proven: bool = True
 
 
+def check_named(operation: str, implementations: Sequence[Implementation], named: str | None) -> None:
+    """Raise ValueError where `named` is neither None nor the name of an implementation."""
+    names = [implementation.name for implementation in implementations]
+    if named is not None and named not in names:
+        raise ValueError(f"implementation={named!r}: {operation} has {', '.join(names)}")
+
+
 def choose(
     operation: str, implementations: Sequence[Implementation], named: str | None, *arguments: Any, **options: Any
 ) -> Implementation:
@@ -36,9 +43,7 @@ def choose(
         ValueError: `named` is not the name of an implementation.
         NotImplementedError: the named one, or every one, refuses the call.
     """
-    names = [implementation.name for implementation in implementations]
-    if named is not None and named not in names:
-        raise ValueError(f"implementation={named!r}: {operation} has {', '.join(names)}")
+    check_named(operation, implementations, named)
     tried = [one for one in implementations if one.name == named or (named is None and one.proven)]
     refusals = []
     for implementation in tried:

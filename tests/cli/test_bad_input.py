@@ -117,6 +117,7 @@ CONFIGURATIONS = {
         {"hooks[1].temperature": -1.0},
         r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
     ),
+    "seed that is too large": ({"seed": 2**63}, r"seed=9223372036854775808: must be from 0 to 2\^63 - 1"),
     "schedule longer than the run": (
         {"optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"},
         r"optimizer\.learning_rate: warmup_steps=0 and decay_steps=4 exceed the 3 steps there are: make them",
@@ -232,6 +233,15 @@ def test_resuming_with_another_model_or_optimizer_is_refused(tiny_run, capsys, c
     line = refused(capsys, *tiny_run.command, *sets(changes), "--run", tiny_run.folder, "--resume")
     assert line.startswith(f"{tiny_run.folder} cannot --resume, its checkpoints are of another model or optimizer")
     assert f"{next(iter(changes))}: " in line and "--overwrite" in line
+    assert content(tiny_run.folder) == before
+
+
+def test_step_that_cannot_be_traced_leaves_the_run_as_it_was(tiny_run, capsys):
+    mixer = "@LinearAttentionConfig(heads=4,kv_heads=4,head_dim=8,value_dim=8,implementation='gpu')"
+    before = content(tiny_run.folder)
+    changed = [*tiny_run.command, *sets({"model.pattern[0].mixer": mixer}), "--run", tiny_run.folder]
+    line = refused(capsys, *changed, "--overwrite")
+    assert line.startswith("linear_attention: no implementation takes this call. gpu: ")
     assert content(tiny_run.folder) == before
 
 

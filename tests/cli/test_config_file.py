@@ -248,6 +248,14 @@ def test_reference_that_cannot_make_a_configuration_is_refused(write):
     assert message.startswith("run.gin:6: ") and "neither a dataclass nor a function of no arguments" in message
 
 
+def test_import_of_what_is_in_a_module_is_refused_with_the_module(write):
+    head = "from __gin__ import dynamic_registration\nfrom toy.config import RunConfig\n"
+    assert _error(write(RUN, head=head)).endswith(
+        "toy.config.RunConfig: toy.config is a module, and modules are imported, not what is in them: write "
+        "`from toy import config` and config.RunConfig"
+    )
+
+
 def test_bracket_left_open_is_refused_with_a_line(write):
     assert re.fullmatch(
         r"run.gin:1[01]: .*EOF in multi-line statement", _error(write(RUN + "config.RunConfig.seeds = (1,"))

@@ -112,6 +112,8 @@ ERRORS = {
     "'toy.optim.lion.Loin'; the nearest valid name is 'Lion'",
     "optimizer=@Lion(b2=1)": "--set optimizer=@Lion(b2=1): lion.Lion has no key 'b2'; the nearest valid name is 'b1'",
     "optimizer=@Lion(0.5)": "--set optimizer=@Lion(0.5): Lion(0.5) is neither a literal nor @Name(key=value, ...)",
+    "optimizer=@Lion(**{'b1': 1})": "--set optimizer=@Lion(**{'b1': 1}): **{'b1': 1} cannot be read; write "
+    "@Name(key=value, ...)",
     "optimizer=@Lion(": "--set optimizer=@Lion(: cannot be read; write @Name(key=value, ...)",
     "optimizer=@Lion": "--set: optimizer='Lion' must be Optimizer, not str",
     "model.norm=@AttentionConfig(heads=2)": "--set: model.norm=@layers.AttentionConfig() must be NormConfig",

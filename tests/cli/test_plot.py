@@ -126,6 +126,11 @@ def test_picture_is_written_where_asked(tmp_path):
     assert not (tmp_path / "a" / "plot.png").exists()
 
 
+def test_picture_without_a_kind_is_a_png_and_named_so(tmp_path, capsys):
+    assert main(["plot", str(write_run(tmp_path / "a")), "--out", str(tmp_path / "picture")]) == 0
+    assert (tmp_path / "picture.png").exists() and capsys.readouterr().out == f"wrote {tmp_path}/picture.png\n"
+
+
 def test_names_are_as_short_as_they_can_be_while_distinct(tmp_path):
     assert names([tmp_path / "runs" / "a"]) == ["a"]
     assert names([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]

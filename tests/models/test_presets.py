@@ -34,6 +34,11 @@ def test_every_preset_is_of_a_published_size_or_tiny():
     assert len(families) == 5
 
 
+def test_windows_that_cannot_take_turns_are_refused():
+    with pytest.raises(ValueError, match="layers=3: must be even"):
+        presets.gemma2(d_model=64, layers=3, heads=4, kv_heads=2, head_dim=32, hidden=160)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_has_the_published_parameter_count(name):
     assert BUILDERS[name]().parameter_count == PUBLISHED[name]

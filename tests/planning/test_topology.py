@@ -115,4 +115,4 @@ def test_peaks_are_dense_and_unknown_devices_have_none():
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989.5e12
     assert peak_flops("cpu") is None
-    assert all(1e12 < p.bf16_flops < 5e15 and 1e9 < p.memory_bytes < 3e11 for p in PEAKS.values())
+    assert all(1e14 < peak < 5e15 for peak in PEAKS.values())

@@ -1,19 +1,22 @@
 """`jaxtrain convert` there and back: same bits, tokenizer and token ids carried along, clear refusals."""
 
+import contextlib
 import dataclasses
 import json
+import re
 
 import huggingface_goldens as goldens
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 from full_disk import files_no_larger_than
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
-from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, TextFiles
+from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, TextFiles
 from jaxtrain.models import presets
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.surgery.huggingface import export_folder, open_folder
@@ -147,6 +150,66 @@ def test_a_file_beside_the_weights_that_is_damaged_is_refused_by_name(tiny_folde
     add_tokenizer(source)
     (source / "tokenizer_config.json").write_text("{")
     assert "source/tokenizer_config.json is not JSON" in refused(capsys, source, tmp_path / "run")
+
+
+DAMAGED = {
+    "tokenizer.json": ("{}", "is not a `tokenizers` JSON file"),
+    "tokenizer_config.json": ('["a"]', "is not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_tokenizer_that_is_damaged_is_refused_by_name(tiny_folder, tmp_path, capsys, name):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    content, reason = DAMAGED[name]
+    (source / name).write_text(content)
+    message = refused(capsys, source, tmp_path / "run")
+    assert f"source/{name}" in message and reason in message
+    assert not (tmp_path / "run").exists()
+
+
+def no_end(folder):
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+
+
+def many_tokens(folder):
+    words = {"<eos>": 0} | {f"w{i}": i for i in range(1, 400)}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<eos>")).save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (no_end, r"end_of_document='</s>' is not a token of .*tokenizer\.json"),
+        (many_tokens, "its tokenizer has 400 tokens and the model 320"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_leaves_the_model_alone(tiny_folder, tmp_path, capsys, spoil, reason):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    spoil(source)
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    assert re.search(f"it has model.gin and no config.gin, as {reason}", capsys.readouterr().out)
+    assert (tmp_path / "run" / "model.gin").exists() and not (tmp_path / "run" / "config.gin").exists()
+    message = refused(capsys, source, tmp_path / "other", "--set", "seed=1")
+    assert "--set: there is no configuration to change" in message
+
+
+def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    (tmp_path / "text.txt").write_text("some words to make a tokenizer of " * 20)
+    with contextlib.chdir(tmp_path):
+        sentencepiece.SentencePieceTrainer.train(
+            input="text.txt", model_prefix="pieces", vocab_size=40, minloglevel=2, hard_vocab_limit=False
+        )
+    goldens.shutil.copy(tmp_path / "pieces.model", source / "tokenizer.model")
+    assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=7"]) == 0
+    config = load(tmp_path / "run").config
+    assert config.data.tokenizer == SentencePiece(path=str(tmp_path / "run" / "huggingface" / "tokenizer.model"))
+    assert config.phases[0].steps == 7, "changes of --set are the run's"
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])

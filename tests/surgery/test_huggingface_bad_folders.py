@@ -46,6 +46,57 @@ FOLDERS = {
     ),
     "no config": ("qwen3", lambda f: (f / "config.json").unlink(), "has no config.json"),
     "config is not JSON": ("qwen3", lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "family is a list": ("qwen3", lambda f: change_config(f, model_type=["qwen3"]), r"model_type=\['qwen3'\] is not a"),
+    "size is a text": (
+        "qwen3",
+        lambda f: change_config(f, hidden_size="32"),
+        "hidden_size='32' must be a whole number$",
+    ),
+    "size is missing": ("qwen3", lambda f: change_config(f, hidden_size=None), "hidden_size=None must be a whole"),
+    "size is broken": (
+        "qwen3",
+        lambda f: change_config(f, vocab_size=96.0),
+        r"vocab_size=96\.0 must be a whole",
+    ),
+    "heads are a text": ("llama", lambda f: change_config(f, num_attention_heads="4"), "heads='4' must be a whole"),
+    "no heads": ("llama", lambda f: change_config(f, num_attention_heads=0, head_dim=None), "heads=0: must be at"),
+    "no heads of GPT-2": ("gpt2", lambda f: change_config(f, n_head=0), "heads=0: must be at least 1"),
+    "flag is a number": (
+        "llama",
+        lambda f: change_config(f, tie_word_embeddings=1),
+        "tie_word_embeddings=1 must be true or false",
+    ),
+    "rope is a list": (
+        "llama",
+        lambda f: change_config(f, rope_parameters=[1]),
+        r"rope_parameters=\[1\] must be an object or null",
+    ),
+    "rope is a text": (
+        "llama",
+        lambda f: change_config(f, rope_parameters={"rope_theta": "1e4"}),
+        "rope_theta='1e4' must be a number",
+    ),
+    "activation is a list": ("llama", lambda f: change_config(f, hidden_act=["silu"]), "hidden_act=.* must be a text"),
+    "layer types are lists": (
+        "qwen3",
+        lambda f: change_config(f, layer_types=[["full_attention"]] * 3),
+        "layer_types=.* must give sliding_attention or full_attention",
+    ),
+    "scale of nothing": (
+        "gemma2",
+        lambda f: change_config(f, query_pre_attn_scalar=0),
+        "query_pre_attn_scalar=0 must be above 0",
+    ),
+    "biases that the architecture lacks": (
+        "mistral",
+        lambda f: change_config(f, attention_bias=True),
+        "attention_bias=True is not supported, only False: attention of MistralForCausalLM has no biases",
+    ),
+    "list of weights": (
+        "llama",
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
+        r"index\.json: weight_map does not name a file for each tensor",
+    ),
     "quantized": ("qwen3", lambda f: change_config(f, quantization_config={"bits": 4}), "quantization_config"),
     "no weights": ("qwen3", lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "missing shard": (

@@ -29,6 +29,15 @@ def test_the_file_itself_is_the_peers(family, tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_biases_that_an_architecture_lacks_are_refused(tmp_path):
+    config, params = import_folder(goldens.GOLDENS / "mistral")
+    block = config.pattern[0]
+    biased = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, bias=True))
+    with pytest.raises(ValueError, match=r"mistral does not express .*mixer\.bias=True, the family False"):
+        export_folder(dataclasses.replace(config, pattern=(biased,)), params, tmp_path / "out", family="mistral")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("family", goldens.NAMES)
 def test_bfloat16_bits_come_back(family, tmp_path):
     folder = goldens.copy(family, tmp_path)

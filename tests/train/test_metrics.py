@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxtrain.train.evaluation import perplexity
 from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.metrics import Metrics, TensorBoard, WeightsAndBiases, read_metrics
 
@@ -26,6 +27,11 @@ def test_a_resumed_run_has_one_line_a_step(tmp_path):
     _write(tmp_path, range(4, 8), from_step=3).close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in range(1, 8)]
     killed.close()
+
+
+@pytest.mark.parametrize("nats, shown", [(0.0, "1.00"), (709.0, "8.22e+307"), (710.0, "inf"), (math.nan, "nan")])
+def test_perplexity_of_a_diverged_run_is_infinite(nats, shown):
+    assert f"{perplexity(nats):{'.2e' if len(shown) > 4 else '.2f'}}" == shown
 
 
 def test_a_last_line_cut_off_in_the_middle_is_left_out(tmp_path):

@@ -1,6 +1,8 @@
 """The speed of a run counts steps, and nothing that happens between them; progress is shown in a file, too."""
 
+import io
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -49,6 +51,17 @@ def test_where_there_is_no_terminal_lines_come_at_a_sensible_pace(clock, capsys)
     assert lines[:2] == ["step 101 of 200  loss 2.0000", "step 111 of 200  loss 2.0000  1,234 tokens/s  0:01:29 left"]
     assert lines[-1] == "step 200 of 200  loss 2.0000  1,234 tokens/s"
     assert len(lines) == 11
+
+
+def test_the_bar_shows_the_share_of_the_peak_where_the_peak_is_known(monkeypatch):
+    numbers = {"loss": 2.0, "tokens_per_second": 1000.0}
+    monkeypatch.setattr(progress.jax, "devices", lambda: [SimpleNamespace(device_kind="TPU v5e")])
+    share = progress.model_flops_utilization(1000.0, 197e9, devices=4)
+    with progress.Bar(Console(force_terminal=True, width=120, file=io.StringIO()), 10, start=0) as bar:
+        bar.update(1, numbers | {"mfu": share})
+    assert "1,000 tokens/s  MFU 25.0%" in bar.console.file.getvalue()
+    monkeypatch.setattr(progress.jax, "devices", lambda: [SimpleNamespace(device_kind="cpu")])
+    assert progress.model_flops_utilization(1000.0, 197e9, devices=4) is None
 
 
 def test_only_the_process_that_is_told_to_shows_progress(capsys):

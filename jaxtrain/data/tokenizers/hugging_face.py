@@ -35,6 +35,10 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return found
 
+    def token(self, id: int) -> str | None:
+        """Return the text of a token; None where no token has the id."""
+        return self._model.id_to_token(id) if id >= 0 else None
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]

@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, M
 
 def family_named(model_type: object) -> Family:
     """Return a family by the name that config.json gives it. Raises ValueError with the known ones."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type={model_type!r} is not a family that convert knows: it knows {', '.join(FAMILIES)}"
         )

@@ -19,6 +19,26 @@ ACTIVATIONS = {  # theirs: ours
 }
 
 
+SIZE, NUMBER, FLAG, TEXT, LIST, NULL = (int,), (int, float), (bool,), (str,), (list,), (type(None),)
+SPOKEN = {SIZE: "a whole number", NUMBER: "a number", FLAG: "true or false", TEXT: "a text", LIST: "a list"}
+KINDS = {  # of the settings that a family reads
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), (SIZE,)),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "max_window_layers"), (SIZE,)),
+    **dict.fromkeys(("n_embd", "n_head", "n_layer", "n_positions"), (SIZE,)),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window", "n_inner"), (SIZE, NULL)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "resid_pdrop", "query_pre_attn_scalar"), (NUMBER,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (NUMBER, NULL)),
+    **dict.fromkeys(("attention_bias", "tie_word_embeddings", "use_sliding_window", "scale_attn_weights"), (FLAG,)),
+    **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function"), (TEXT,)),
+    "layer_types": (LIST, NULL),
+    "rope_theta": (NUMBER,),
+    "factor": (NUMBER,),
+    "low_freq_factor": (NUMBER,),
+    "high_freq_factor": (NUMBER,),
+    "original_max_position_embeddings": (SIZE,),
+}
+
+
 class Family(abc.ABC):
     """Both directions of a family's configuration, and its tensors.
 
@@ -53,7 +73,7 @@ class Settings:
     def __getitem__(self, key: str) -> Any:
         if key not in self._values:
             raise ValueError(f"config.json has no {key!r}: it must say it")
-        return self._values[key]
+        return _checked(key, self._values[key])
 
     def require(self, reason: str, **neutral: Any) -> None:
         """Raise ValueError where a setting that we do not have is on."""
@@ -68,11 +88,15 @@ class Settings:
 
     def rope(self) -> RopeConfig:
         """Read the rotary settings of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
-        old = {"rope_theta": self._values.get("rope_theta", 10_000.0), **(self._values.get("rope_scaling") or {})}
-        rope = {**old, **(self._values.get("rope_parameters") or {})}
+        rope = {"rope_theta": self._values.get("rope_theta", 10_000.0)}
+        for key in ("rope_scaling", "rope_parameters"):
+            given = self._values.get(key) or {}
+            if not isinstance(given, dict):
+                raise ValueError(f"config.json: {key}={given!r} must be an object or null")
+            rope |= given
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError("config.json: partial_rotary_factor is not supported: all of a head is rotated")
-        return RopeConfig(theta=float(rope["rope_theta"]), scaling=_scaling(rope))
+        return RopeConfig(theta=float(_of(rope, "rope_theta")), scaling=_scaling(rope))
 
 
 def _scaling(rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
@@ -95,7 +119,16 @@ def _scaling(rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
 def _of(rope: Mapping[str, Any], key: str) -> Any:
     if key not in rope:
         raise ValueError(f"config.json: the rope settings have no {key!r}, which their rope_type needs")
-    return rope[key]
+    return _checked(key, rope[key])
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Return a setting that is of its kind. Exactly: true is no number, and 96.0 no size."""
+    kinds = KINDS[key]
+    if not any(type(value) in types for types in kinds):
+        spoken = " or ".join(SPOKEN.get(types, "null") for types in kinds)
+        raise ValueError(f"config.json: {key}={value!r} must be {spoken}")
+    return value
 
 
 def write_rope(rope: RopeConfig | None) -> dict[str, Any]:

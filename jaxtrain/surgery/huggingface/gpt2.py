@@ -38,7 +38,7 @@ class GPT2(Family):
         attention = AttentionConfig(
             heads=heads,
             kv_heads=heads,
-            head_dim=d_model // heads,
+            head_dim=d_model // max(heads, 1),
             rope=None,
             bias=True,
             scale=None if s["scale_attn_weights"] else 1.0,

@@ -42,6 +42,7 @@ class LlamaShaped(Family):
     read_windows: Callable[[Settings], Windows]
     write_windows: Callable[[Windows], dict[str, Any]]
     activation_key: str = "hidden_act"
+    biases: bool = True  # whether attention can have them, as attention_bias says
     qk_norm: bool = False
     gemma: bool = False  # norms on both sides with scales around 0, scaled embeddings, soft caps, scale of queries
     prefix: str = "model."
@@ -50,6 +51,8 @@ class LlamaShaped(Family):
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         s = Settings(settings, {**DEFAULTS, **self.defaults})
         s.require("the gated feed-forward layer has no biases", mlp_bias=False)
+        if not self.biases:
+            s.require(f"attention of {self.architecture} has no biases", attention_bias=False)
         norm_type = OffsetRMSNormConfig if self.gemma else RMSNormConfig
         norm = norm_type(epsilon=float(s["rms_norm_eps"]))
         pattern, repeats = shortest_pattern(tuple(self._block(s, norm, window) for window in self.read_windows(s)))
@@ -67,8 +70,10 @@ class LlamaShaped(Family):
 
     def _block(self, s: Settings, norm: RMSNormConfig | OffsetRMSNormConfig, window: int | None) -> BlockConfig:
         heads = s["num_attention_heads"]
-        head_dim = s["head_dim"] or s["hidden_size"] // heads
+        head_dim = s["head_dim"] or s["hidden_size"] // max(heads, 1)
         scalar = s["query_pre_attn_scalar"] if self.gemma else head_dim
+        if scalar <= 0:
+            raise ValueError(f"config.json: query_pre_attn_scalar={scalar!r} must be above 0")
         attention = AttentionConfig(
             heads=heads,
             kv_heads=s["num_key_value_heads"] or heads,
@@ -103,7 +108,7 @@ class LlamaShaped(Family):
             "max_position_embeddings": config.max_length,
             "rms_norm_eps": config.norm.epsilon,
             "tie_word_embeddings": config.tied_embeddings,
-            "attention_bias": mixer.bias,
+            **({"attention_bias": mixer.bias} if self.biases else {}),
             self.activation_key: write_activation(block.mlp.activation, tanh="gelu_pytorch_tanh"),
             **write_rope(mixer.rope),
             **self.write_windows(windows),
@@ -169,7 +174,7 @@ def _qwen3_windows(s: Settings) -> Windows:
 def _listed_windows(s: Settings, default: list[bool]) -> Windows:
     """Read `layer_types`, or without it the family's rule."""
     types = s["layer_types"] or ["sliding_attention" if slides else "full_attention" for slides in default]
-    if len(types) != len(default) or not set(types) <= {"sliding_attention", "full_attention"}:
+    if len(types) != len(default) or not all(kind in ("sliding_attention", "full_attention") for kind in types):
         raise ValueError(
             f"config.json: layer_types={types!r} must give sliding_attention or full_attention for each of the "
             f"{len(default)} layers"
@@ -202,6 +207,7 @@ MISTRAL = LlamaShaped(
     defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072},
     read_windows=_same_window,
     write_windows=lambda windows: {"sliding_window": windows[0]},
+    biases=False,
 )
 QWEN3 = LlamaShaped(
     model_type="qwen3",

@@ -48,6 +48,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Return every tensor of a folder by name. Raises ValueError for missing or damaged files."""
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{folder / INDEX}: weight_map does not name a file for each tensor: download it again")
         files = sorted(set(weight_map.values()))
         missing = [name for name in files if not (folder / name).exists()]
         if missing:

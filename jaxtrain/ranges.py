@@ -1,8 +1,13 @@
-"""The ranges of the numbers of optimizers and schedules: out of them a run would end at some later step."""
+"""The ranges of the numbers of a configuration: out of them a run would end at some later step, or train nothing."""
 
 import math
 from collections.abc import Callable
 from typing import Any
+
+
+def check_at_least_one(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields is not a size."""
+    _check(config, names, lambda value: value >= 1, "must be at least 1")
 
 
 def check_decay(config: Any, *names: str) -> None:
@@ -13,6 +18,11 @@ def check_decay(config: Any, *names: str) -> None:
 def check_positive(config: Any, *names: str) -> None:
     """Raise ValueError where one of the fields is not a number above 0."""
     _check(config, names, lambda value: 0 < value < math.inf, "must be above 0")
+
+
+def check_positive_or_none(config: Any, *names: str) -> None:
+    """Raise ValueError where one of the fields is neither a number above 0 nor None."""
+    _check(config, names, lambda value: value is None or 0 < value < math.inf, "must be above 0, or None for none")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
