@@ -40,8 +40,7 @@ def _loss(name: str):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_forward_pass_multiplies_a_third_of_it(name, monkeypatch):
     for platform in ("CPU", "ACCELERATOR"):  # blocks of one query, so that no masked score is computed
-        monkeypatch.setattr(xla, platform, Blocks(rows=1, queries=1, keys=LENGTH))
-    monkeypatch.setattr(xla, "WRITTEN_OUT", LENGTH)
+        monkeypatch.setattr(xla, platform, Blocks(rows=1, queries=1, keys=LENGTH, written_out=LENGTH))
     counted = matmul_flops(_loss(name), random_params(PRESETS[name]))
     assert counted * 3 == PRESETS[name].flops_per_token(LENGTH) * ROWS * LENGTH
 

@@ -24,7 +24,7 @@ REFUSED = [
     *((mixer, name, 0, AT_LEAST_1) for mixer in RECURRENT for name in ("heads", "kv_heads", "head_dim", "value_dim")),
     *((mixer, "chunk_size", value, "must be a multiple of 16") for mixer in RECURRENT for value in (0, 24)),
     (RECURRENT[0], "implementation", "foo", "linear_attention has xla, tpu, gpu, reference"),
-    (RECURRENT[1], "implementation", "foo", "delta_rule has xla, tpu, reference"),
+    (RECURRENT[1], "implementation", "foo", "delta_rule has xla, tpu, gpu, reference"),
     *((kind(hidden=8), "hidden", value, AT_LEAST_1) for kind in (MLPConfig, GatedMLPConfig) for value in (0, -4)),
     *((kind(), "epsilon", -1.0, NOT_NEGATIVE) for kind in (RMSNormConfig, OffsetRMSNormConfig, LayerNormConfig)),
     *((RopeConfig(), "theta", value, ABOVE_0) for value in (0.0, -1.0, math.inf)),

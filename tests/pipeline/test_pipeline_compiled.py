@@ -24,7 +24,7 @@ from jaxtrain.train.pipelined import Pipelined
 
 # Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted.
 # Without remat a token's activations outweigh its 20 bytes of batch, which do grow with the microbatches.
-LARGE = variant(repeats=8, d_model=128, vocab_size=256, max_length=256)
+LARGE = variant(repeats=8, d_model=256, vocab_size=256, max_length=256)
 SMALL = variant(repeats=4)
 DEFAULT, WHOLE_STAGES = PairedInterleaved(), PairedInterleaved(chunks_per_stage=1)
 ROWS = 16  # of a microbatch

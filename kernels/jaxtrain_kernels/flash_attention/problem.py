@@ -14,20 +14,29 @@ from jaxtyping import Array, Bool, Float, Int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
-    """How much is computed at once: rows of the batch, queries, keys; None leaves it to the implementation."""
+    """How much is computed at once: rows of the batch, queries, keys; None leaves it to the implementation.
+
+    `written_out` is the most blocks of queries that are written out one by one (`xla`); more are a loop.
+    """
 
     rows: int | None = None
     queries: int | None = None
     keys: int | None = None
+    written_out: int | None = None
 
     def __post_init__(self):
-        for name in ("rows", "queries", "keys"):
+        for name in ("rows", "queries", "keys", "written_out"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name}={size}: a block holds at least 1")
 
     def or_else(self, other: "Blocks") -> "Blocks":
         """Return these sizes, with those of `other` where none is given."""
-        return Blocks(rows=self.rows or other.rows, queries=self.queries or other.queries, keys=self.keys or other.keys)
+        return Blocks(
+            rows=self.rows or other.rows,
+            queries=self.queries or other.queries,
+            keys=self.keys or other.keys,
+            written_out=self.written_out or other.written_out,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

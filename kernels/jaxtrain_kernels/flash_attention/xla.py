@@ -20,10 +20,11 @@ from jaxtyping import Array, Float
 
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, seen_by_place
 
-CPU = Blocks(rows=1, queries=64)
-ACCELERATOR = Blocks(rows=1 << 30, queries=128)  # all rows; more queries are scores of gigabytes at 64 heads
+CPU = Blocks(rows=1, queries=64, written_out=16)
+ACCELERATOR = Blocks(
+    rows=1 << 30, queries=128, written_out=4
+)  # all rows; more queries: gigabytes of scores at 64 heads
 KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
-WRITTEN_OUT = 16  # blocks of queries; more are a loop
 MASKED = -1e30  # added to the scores of keys out of sight
 LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
 
@@ -152,7 +153,7 @@ class _Tiles:
         self.dtype = accumulator(x.q.dtype)
         self.L, self.S = x.q.shape[1], x.k.shape[1]
         self.block = min(blocks.queries, self.L)
-        self.written_out = -(-self.L // self.block) <= WRITTEN_OUT
+        self.written_out = -(-self.L // self.block) <= blocks.written_out
         self.offset = x.offset if options.offset is None else options.offset
         at_once = self.S if self.written_out and options.offset is not None else KEYS_OF_A_LOOP
         self.key_block = min(blocks.keys or at_once, self.S)
