@@ -40,17 +40,15 @@ def _close(found: list[float], dropout: float = DROPOUT) -> None:
     assert_close(np.array(found), np.array(_one_device(dropout)), SAME_LOSS_ON_ANY_MESH)
 
 
+@pytest.mark.parametrize("dropout", [DROPOUT, 0.0])
 @pytest.mark.parametrize("name", MESHES)
-def test_the_loss_of_every_step_is_that_of_one_device(name):
-    _close(same_loss.losses(MESHES[name], dropout=DROPOUT))
+def test_the_loss_of_every_step_is_that_of_one_device(name, dropout):
+    _close(same_loss.losses(MESHES[name], dropout=dropout), dropout)
 
 
-def test_the_loss_without_dropout_is_that_of_one_device():
-    _close(same_loss.losses(TWO_PROCESSES, dropout=0.0), dropout=0.0)
-
-
-def test_the_loss_of_four_microbatches_is_that_of_the_whole_batch():
-    _close(same_loss.losses(TWO_PROCESSES, dropout=DROPOUT, gradients=Accumulate(microbatches=4)))
+@pytest.mark.parametrize("dropout", [DROPOUT, 0.0])
+def test_the_loss_of_four_microbatches_is_that_of_the_whole_batch(dropout):
+    _close(same_loss.losses(TWO_PROCESSES, dropout=dropout, gradients=Accumulate(microbatches=4)), dropout)
 
 
 def test_the_loss_of_a_pipeline_is_that_of_the_whole_batch():
@@ -95,4 +93,5 @@ def test_two_processes_of_four_devices_have_the_loss_of_one_device():
             process.kill()
     for process, text in zip(processes, printed, strict=True):
         assert process.returncode == 0, text
-        _close(json.loads(text.splitlines()[-1]))
+        for dropout, found in zip((DROPOUT, 0.0), json.loads(text.splitlines()[-1]), strict=True):
+            _close(found, dropout)
