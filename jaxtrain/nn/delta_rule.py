@@ -23,6 +23,7 @@ from jaxtrain.nn.recurrent import (
     RecurrentHeads,
     RecurrentShape,
     RecurrentState,
+    advance,
     held_by_padding,
     is_written,
     whole_sequences,
@@ -93,20 +94,12 @@ class DeltaRule(nnx.Module):
             y, _ = self._mix(*inputs, segment_ids=context.segment_ids)
         else:
             beta = jnp.where(is_written(context, beta), beta, 0)
-            y, state = self._continue(q, k, v, beta, held_by_padding(log_decay, context), state)
+            y, state = advance(self._mix, recurrent_step, state, q, k, v, beta, held_by_padding(log_decay, context))
         return self.heads.finish(y, x), state
 
     def _mix(self, q, k, v, beta, log_decay, **start: jax.Array):
         c = self.config
         return delta_rule(q, k, v, beta, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)
-
-    def _continue(self, q, k, v, beta, log_decay, state: RecurrentState):
-        if q.shape[1] > 1:
-            y, new = self._mix(q, k, v, beta, log_decay, initial_state=state.state)
-            return y, RecurrentState(new)
-        one = (x if x is None else x[:, 0] for x in (q, k, v, beta, log_decay))
-        y, new = recurrent_step(*one, state.state)
-        return y[:, None], RecurrentState(new)
 
 
 def unit_length(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:

@@ -23,6 +23,7 @@ from jaxtrain.nn.recurrent import (
     RecurrentHeads,
     RecurrentShape,
     RecurrentState,
+    advance,
     held_by_padding,
     is_written,
     whole_sequences,
@@ -87,17 +88,9 @@ class LinearAttention(nnx.Module):
             y, _ = self._mix(q, k, v, log_decay, segment_ids=context.segment_ids)
         else:
             k = jnp.where(is_written(context, k), k, 0)
-            y, state = self._continue(q, k, v, held_by_padding(log_decay, context), state)
+            y, state = advance(self._mix, recurrent_step, state, q, k, v, held_by_padding(log_decay, context))
         return self.heads.finish(y, x), state
 
     def _mix(self, q, k, v, log_decay, **start: jax.Array):
         c = self.config
         return linear_attention(q, k, v, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)
-
-    def _continue(self, q, k, v, log_decay, state: RecurrentState):
-        if q.shape[1] > 1:
-            y, new = self._mix(q, k, v, log_decay, initial_state=state.state)
-            return y, RecurrentState(new)
-        one = (x if x is None else x[:, 0] for x in (q, k, v, log_decay))
-        y, new = recurrent_step(*one, state.state)
-        return y[:, None], RecurrentState(new)

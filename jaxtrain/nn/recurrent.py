@@ -5,6 +5,7 @@ normalised and gated before the last projection (Sun et al., 2023, arXiv:2307.08
 keys and values are left out. A length split over devices is gathered: the recurrence runs over whole sequences.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -101,3 +102,12 @@ def held_by_padding(log_decay: Array | None, context: TokenContext) -> Array | N
         return None
     log_decay = log_decay[None, None] if log_decay.ndim == 1 else log_decay
     return jnp.where(is_written(context, log_decay), log_decay, 0.0)
+
+
+def advance(mix: Callable, one_step: Callable, state: RecurrentState, *inputs: Array | None):
+    """Return the outputs of the L new tokens and the state behind them; one token takes no chunks."""
+    if inputs[0].shape[1] > 1:
+        y, new = mix(*inputs, initial_state=state.state)
+        return y, RecurrentState(new)
+    y, new = one_step(*(x if x is None else x[:, 0] for x in inputs), state.state)
+    return y[:, None], RecurrentState(new)

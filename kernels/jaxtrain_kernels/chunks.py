@@ -1,10 +1,11 @@
-"""What the recurrent operations share: sequences cut into chunks, and where their state starts anew.
+"""What the recurrent operations share: sequences taken step by step or cut into chunks, and where states start anew.
 
 A sequence is a row of *runs*, stretches of equal segment id; the state of one is forgotten where the next begins. The
 first run continues the initial state. Letters beyond the legend: J key heads, G query heads a key head, N chunks, C
 steps of a chunk.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -72,6 +73,26 @@ def per_step(log_decay: Array | None, like: Float[Array, "B L J K"]) -> Float[Ar
     if log_decay.ndim == 1:
         return jnp.broadcast_to(log_decay[None, None, :, None], (B, L, J, 1))
     return log_decay[..., None] if log_decay.ndim == 3 else log_decay
+
+
+def step_by_step(
+    step: Callable, tensors: Sequence[Array], runs: Int[Array, "B L"], state: Float[Array, "B J K V"]
+) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
+    """Return the output of every step and the state after the last of `step(state, *tensors) -> (output, state)`.
+
+    The leaves of `tensors` are [B, L, ...]; the state is forgotten where a run begins.
+    """
+
+    def advance(carry, inputs):
+        state, run = carry
+        *now, new_run = inputs
+        state = jnp.where((new_run == run)[:, None, None, None], state, 0)
+        output, state = step(state, *now)
+        return (state, new_run), output
+
+    inputs = [x.swapaxes(0, 1) for x in (*tensors, runs)]
+    (state, _), outputs = jax.lax.scan(advance, (state, runs[:, 0]), inputs)
+    return outputs.swapaxes(0, 1), state
 
 
 def split(x: Array, chunk: int, *, edge: bool = False) -> Array:

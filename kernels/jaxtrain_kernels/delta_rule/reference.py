@@ -1,8 +1,9 @@
 """The definition of the delta rule: one step after another, in the dtype of the inputs."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxtrain_kernels.chunks import step_by_step
 
 
 def step(
@@ -31,14 +32,4 @@ def delta_rule(
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
     """Return the output of every step and the state after the last."""
-
-    def advance(carry, inputs):
-        state, run = carry
-        *tensors, new_run = inputs
-        state = jnp.where((new_run == run)[:, None, None, None], state, 0)
-        output, state = step(state, *tensors)
-        return (state, new_run), output
-
-    inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), (q, k, v, beta, log_decay, runs))
-    (state, _), outputs = jax.lax.scan(advance, (state, runs[:, 0]), inputs)
-    return outputs.swapaxes(0, 1), state
+    return step_by_step(step, (q, k, v, beta, log_decay), runs, state)

@@ -9,15 +9,13 @@ step (gated linear attention, Yang et al., 2023, arXiv:2312.06635). Feature maps
 output norms are the caller's: none is part of the recurrence.
 """
 
-import functools
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.choice import choose
 from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
 from jaxtrain_kernels.linear_attention import gpu, reference, tpu, xla
-from jaxtrain_kernels.pair import differentiable
+from jaxtrain_kernels.pair import implementations
 from jaxtrain_kernels.varying import alike
 
 
@@ -76,22 +74,7 @@ def _run_reference(chunk: int, q, k, v, log_decay, runs, state):
     return output.astype(v.dtype), state
 
 
-IMPLEMENTATIONS = (
-    Implementation(name="xla", run=functools.partial(differentiable, xla.forward, xla.backward)),
-    Implementation(
-        name="tpu",
-        run=functools.partial(differentiable, tpu.forward, tpu.backward),
-        refuses=tpu.refuses,
-        proven=False,
-    ),
-    Implementation(
-        name="gpu",
-        run=functools.partial(differentiable, gpu.forward, gpu.backward),
-        refuses=gpu.refuses,
-        proven=False,
-    ),
-    Implementation(name="reference", run=_run_reference),
-)
+IMPLEMENTATIONS = implementations(xla=xla, tpu=tpu, gpu=gpu, reference=_run_reference)
 
 
 def _check(q, k, v, log_decay, initial_state, segment_ids) -> None:
