@@ -12,7 +12,8 @@ arXiv:2205.05198.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class MeshConfig:
     stage: int = 1
     data: int = 1
     fsdp: int = -1
-    expert: int = 1
+    expert: ClassVar[int] = 1  # the axis waits for mixtures of experts
     context: int = 1
     tensor: int = 1
 
@@ -73,12 +74,10 @@ class MeshConfig:
                 raise ValueError(f"mesh.{name}={size}: an axis is at least 1, or -1 for what the others leave over")
         if sum(getattr(self, name) == -1 for name in AXES) > 1:
             raise ValueError("mesh: only one axis can be -1, what the others leave over; give the rest a number")
-        if self.expert != 1:
-            raise ValueError(f"mesh.expert={self.expert}: the axis expert is reserved and must be 1")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Return the axis sizes for so many devices. Raises MisfitError where they do not multiply to it."""
-        given = [getattr(self, field.name) for field in fields(self)]
+        given = [getattr(self, name) for name in AXES]
         known = math.prod(size for size in given if size != -1)
         sizes = tuple(devices // known if size == -1 else size for size in given)
         if math.prod(sizes) != devices:
@@ -176,12 +175,64 @@ def shardings(names: dict, shapes: dict, mesh: Mesh) -> dict:
     return jax.tree.map(sharding, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
+def splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """Tell whether the layout of an array splits one of as many axes, in fewer pieces along each, evenly too."""
+    if len(part) != len(shape):
+        return False
+    pieces = (size // own for size, own in zip(shape, sharding.shard_shape(shape), strict=True))
+    return all(n % count == 0 for n, count in zip(part, pieces, strict=True))
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Lay an activation out by the logical names of its axes; outside a mesh, return it as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, mesh))
+
+
+def on_each_device(function: Callable, *named: tuple[jax.Array | None, Sequence[str | None]]) -> jax.Array:
+    """Return `function` of the arrays, computed by every device from its own parts: for kernels.
+
+    The compiler splits no kernel over devices. Each array comes with the logical names of its axes; those without a
+    name are gathered. The result is laid out like the first array.
+    """
+    arrays, names = zip(*named, strict=True)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*arrays)
+    specs = tuple(
+        P() if x is None else activation_spec(axes, x.shape, mesh) for x, axes in zip(arrays, names, strict=True)
+    )
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0])(*arrays)
+
+
+def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
+    """Return `function` of trees, computed by every device from its own shards of them: for kernels.
+
+    The first tree is a parameter with these names; all leaves, of results too, are split like it.
+
+    Raises:
+        ValueError: a leaf cannot be split like the parameter.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*trees)
+    shape, spec = trees[0].shape, parameter_spec(names, trees[0].shape, mesh)
+    for leaf in jax.tree.leaves(trees):
+        if not splits_alike(leaf.shape, shape, NamedSharding(mesh, spec)):
+            raise ValueError(
+                f"a parameter of shape {shape} split as {spec} with {leaf.shape} blocks: a kernel needs whole "
+                "blocks a shard; take the default implementation, or fewer devices along these axes"
+            )
+    return jax.shard_map(function, in_specs=spec, out_specs=spec)(*trees)
+
+
+def index_on(name: str) -> jax.Array | int:
+    """Return which part of a logical axis a device has, inside `on_each_device`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else _axes(name, mesh)
+    return jax.lax.axis_index(axes) if _product(axes, mesh) > 1 else 0
 
 
 def lay_out(params, names):

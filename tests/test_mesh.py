@@ -67,7 +67,6 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused_with_its_axes_and_th
         ({"data": 0}, r"mesh\.data=0: .*at least 1"),
         ({"tensor": -2}, r"mesh\.tensor=-2: .*at least 1"),
         ({"data": -1}, "only one axis can be -1"),
-        ({"expert": 2}, r"mesh\.expert=2: .*reserved"),
     ],
 )
 def test_impossible_axes_are_refused_by_name(axes, said):

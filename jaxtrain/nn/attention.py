@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtrain_kernels.flash_attention import Blocks, flash_attention
+from jaxtrain_kernels.choice import check_named
+from jaxtrain_kernels.flash_attention import IMPLEMENTATIONS, Blocks, flash_attention
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain
+from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
@@ -25,7 +26,10 @@ from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig:
-    """`scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too."""
+    """`scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too.
+
+    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    """
 
     heads: int
     kv_heads: int
@@ -36,6 +40,7 @@ class AttentionConfig:
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
+    implementation: str | None = None
 
     def __post_init__(self):
         check_at_least_one(self, "heads", "kv_heads", "head_dim")
@@ -46,6 +51,7 @@ class AttentionConfig:
             raise ValueError(f"head_dim={self.head_dim}: rotary positions need an even one")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: must be at least 1, or None for no window")
+        check_named("flash_attention", IMPLEMENTATIONS, self.implementation)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, d_model, rngs=rngs)
@@ -144,10 +150,37 @@ def attend(
     config: AttentionConfig,
 ) -> Float[Array, "B L H K"]:
     """Attend over whole sequences; positions grow by one with the index inside a document."""
+    if config.implementation:
+        return attend_by_kernel(q, k, v, context, config)
     # Rows one by one would have to be gathered from the devices they are split over.
     blocks = Blocks(rows=q.shape[0]) if axis_size("batch") > 1 else None
     ids = {"segment_ids": context.segment_ids, "key_segment_ids": context.key_segment_ids}
     return flash_attention(q, k, v, window=config.window, blocks=blocks, **ids, **_scores(config))
+
+
+def attend_by_kernel(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L J K"],
+    v: Float[Array, "B L J K"],
+    context: TokenContext,
+    config: AttentionConfig,
+) -> Float[Array, "B L H K"]:
+    """Attend by the implementation asked for: every device its own queries, to the keys of the whole length."""
+    heads = "heads" if k.shape[2] == config.heads else "kv_heads"
+
+    def own(q, k, v, segment_ids, key_segment_ids):
+        ids = {"segment_ids": segment_ids, "key_segment_ids": key_segment_ids}
+        options = {"window": config.window, "implementation": config.implementation, **_scores(config)}
+        return flash_attention(q, k, v, offset=index_on("length") * q.shape[1], **ids, **options)
+
+    return on_each_device(
+        own,
+        (q, ("batch", "length", "heads", None)),
+        (k, ("batch", None, heads, None)),
+        (v, ("batch", None, heads, None)),
+        (context.segment_ids, ("batch", "length")),
+        (context.key_segment_ids, ("batch", None)),
+    )
 
 
 def attend_to_cache(

@@ -5,6 +5,7 @@ arXiv:2412.06464), each without its short convolutions. The recurrence is `jaxtr
 layer `jaxtrain/nn/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -26,13 +27,13 @@ from jaxtrain.nn.recurrent import (
     advance,
     held_by_padding,
     is_written,
-    whole_sequences,
+    mix_sequences,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaRuleConfig:
-    """`implementation` names a kernel that is not the default for the device yet."""
+    """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
 
     heads: int
     kv_heads: int
@@ -85,21 +86,18 @@ class DeltaRule(nnx.Module):
         self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
     ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
         """Mix along the length. With a state, the L new tokens continue it, one document a row."""
+        c = self.config
         q, k, v = self.heads.project(x)
         q, k = unit_length(jax.nn.silu(q)), unit_length(jax.nn.silu(k))
         beta = jax.nn.sigmoid(dense(x, self.beta[...]).astype(jnp.float32))
         log_decay = self.decay(x)
+        mix = functools.partial(delta_rule, chunk_size=c.chunk_size)
         if state is None:
-            inputs = whole_sequences(self.config.shape, q, k, v, beta, log_decay)
-            y, _ = self._mix(*inputs, segment_ids=context.segment_ids)
+            y = mix_sequences(mix, c.shape, context, q, k, v, beta, log_decay, implementation=c.implementation)
         else:
             beta = jnp.where(is_written(context, beta), beta, 0)
-            y, state = advance(self._mix, recurrent_step, state, q, k, v, beta, held_by_padding(log_decay, context))
+            y, state = advance(mix, recurrent_step, state, q, k, v, beta, held_by_padding(log_decay, context))
         return self.heads.finish(y, x), state
-
-    def _mix(self, q, k, v, beta, log_decay, **start: jax.Array):
-        c = self.config
-        return delta_rule(q, k, v, beta, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)
 
 
 def unit_length(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:

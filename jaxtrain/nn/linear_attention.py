@@ -6,9 +6,9 @@ Queries and keys have no feature map, and outputs no normaliser but the norm beh
 decay alone.
 """
 
+import functools
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtrain_kernels.choice import check_named
@@ -26,13 +26,13 @@ from jaxtrain.nn.recurrent import (
     advance,
     held_by_padding,
     is_written,
-    whole_sequences,
+    mix_sequences,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearAttentionConfig:
-    """`implementation` names a kernel that is not the default for the device yet."""
+    """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
 
     heads: int
     kv_heads: int
@@ -81,16 +81,13 @@ class LinearAttention(nnx.Module):
         self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
     ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
         """Mix along the length. With a state, the L new tokens continue it, one document a row."""
+        c = self.config
         q, k, v = self.heads.project(x)
-        q, log_decay = q * jnp.asarray(self.config.head_dim**-0.5, q.dtype), self.decay(x)
+        q, log_decay = q * jnp.asarray(c.head_dim**-0.5, q.dtype), self.decay(x)
+        mix = functools.partial(linear_attention, chunk_size=c.chunk_size)
         if state is None:
-            q, k, v, log_decay = whole_sequences(self.config.shape, q, k, v, log_decay)
-            y, _ = self._mix(q, k, v, log_decay, segment_ids=context.segment_ids)
+            y = mix_sequences(mix, c.shape, context, q, k, v, log_decay, implementation=c.implementation)
         else:
             k = jnp.where(is_written(context, k), k, 0)
-            y, state = advance(self._mix, recurrent_step, state, q, k, v, held_by_padding(log_decay, context))
+            y, state = advance(mix, recurrent_step, state, q, k, v, held_by_padding(log_decay, context))
         return self.heads.finish(y, x), state
-
-    def _mix(self, q, k, v, log_decay, **start: jax.Array):
-        c = self.config
-        return linear_attention(q, k, v, log_decay, chunk_size=c.chunk_size, implementation=c.implementation, **start)

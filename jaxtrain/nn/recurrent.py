@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain
+from jaxtrain.mesh import axis_size, constrain, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, normal
@@ -73,22 +73,37 @@ class RecurrentHeads(nnx.Module):
         return dense(constrain(y, "batch", "length", "heads", None), self.output[...], inputs=2)
 
 
-def whole_sequences(shape: RecurrentShape, q: Array, *of_keys: Array | None) -> tuple[Array | None, ...]:
-    """Lay arrays [B, L, heads, ...] out for the recurrence: whole along the length, heads over devices.
+def mix_sequences(
+    operation: Callable,
+    shape: RecurrentShape,
+    context: TokenContext,
+    q: Float[Array, "B L H K"],
+    *of_keys: Array | None,
+    implementation: str | None,
+) -> Float[Array, "B L H V"]:
+    """Return the output of `operation` over whole sequences: whole along the length, heads over devices.
 
-    Where there are fewer key-value heads than devices, every query head takes a copy along.
+    Where there are fewer key-value heads than devices, every query head takes a copy along. An implementation that is
+    asked for by name runs on each device for itself, as kernels must.
     """
-    split = not shape.kv_heads % axis_size("heads")
+    heads, copies = "kv_heads", 1
+    if shape.kv_heads % axis_size("heads"):
+        heads, copies = "heads", shape.heads // shape.kv_heads
 
-    def lay_out(x: Array | None) -> Array | None:
-        if x is None or x.ndim < 3:  # one number a head
-            return x if split or x is None else jnp.repeat(x, shape.heads // shape.kv_heads, axis=0)
-        if split:
-            return constrain(x, "batch", None, "kv_heads", *[None] * (x.ndim - 3))
-        x = jnp.repeat(x, shape.heads // shape.kv_heads, axis=2)
-        return constrain(x, "batch", None, "heads", *[None] * (x.ndim - 3))
+    def named(x: Array | None) -> tuple[Array | None, tuple[str | None, ...]]:
+        if x is None or x.ndim == 1:  # one number a head
+            return (x if x is None or copies == 1 else jnp.repeat(x, copies)), (heads,)
+        x = x if copies == 1 else jnp.repeat(x, copies, axis=2)
+        return x, ("batch", None, heads, *[None] * (x.ndim - 3))
 
-    return constrain(q, "batch", None, "heads", None), *map(lay_out, of_keys)
+    def run(*arrays: Array | None) -> Array:
+        *tensors, segment_ids = arrays
+        return operation(*tensors, segment_ids=segment_ids, implementation=implementation)[0]
+
+    arrays = (q, ("batch", None, "heads", None)), *map(named, of_keys), (context.segment_ids, ("batch", None))
+    if implementation:
+        return on_each_device(run, *arrays)
+    return run(*(x if x is None else constrain(x, *names) for x, names in arrays))
 
 
 def is_written(context: TokenContext, x: Float[Array, "B L J ..."]) -> Array:

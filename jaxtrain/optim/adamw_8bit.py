@@ -9,6 +9,7 @@ shards hold whole blocks on the meshes that are used, and scales are sharded lik
 result is the same and only scales travel.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtrain_kernels.adamw_8bit import IMPLEMENTATIONS, adamw_8bit
 from jaxtrain_kernels.adamw_8bit import AdamW as Rule
-from jaxtrain_kernels.adamw_8bit import adamw_8bit
 from jaxtrain_kernels.block_quant import (
     Blocks,
     DynamicMap,
@@ -26,8 +27,10 @@ from jaxtrain_kernels.block_quant import (
     QuantizedArray,
     quantize,
 )
+from jaxtrain_kernels.choice import check_named
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.mesh import on_each_shard
 from jaxtrain.optim.base import BaseOptimizer, matrices
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
@@ -67,7 +70,10 @@ class AdamW8bitState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW8bit(BaseOptimizer):
-    """AdamW in about a quarter of its memory. Give it a dtype of moments by type."""
+    """AdamW in about a quarter of its memory. Give it a dtype of moments by type.
+
+    `implementation` names a kernel that is not the default for the device yet; each device runs it on its own shards.
+    """
 
     learning_rate: Schedule
     b1: float = 0.9
@@ -75,11 +81,13 @@ class AdamW8bit(BaseOptimizer):
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     moments: DynamicMoments | Float8Moments = DynamicMoments()
+    implementation: str | None = None
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
+        check_named("adamw_8bit", IMPLEMENTATIONS, self.implementation)
 
     def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
         decays = matrices(names)
@@ -91,15 +99,19 @@ class AdamW8bit(BaseOptimizer):
         def update(gradients: dict, state: AdamW8bitState, params: dict) -> tuple[dict, AdamW8bitState]:
             step, learning_rate = state.count + 1, rate(state.count)
 
-            def one(parameter, gradient, m, v, decay):
-                rule = Rule(
-                    b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=self.weight_decay if decay else 0.0
-                )
-                run = adamw_8bit if isinstance(m, QuantizedArray) else _adamw_32bit
-                return tuple(run(parameter, gradient, m, v, rule=rule, learning_rate=learning_rate, step=step))
+            def one(parameter, gradient, m, v, axes, decay):
+                decayed = self.weight_decay if decay else 0.0
+                rule = Rule(b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=decayed)
+                options = {"rule": rule, "learning_rate": learning_rate, "step": step}
+                if not isinstance(m, QuantizedArray):
+                    return tuple(_adamw_32bit(parameter, gradient, m, v, **options))
+                run = functools.partial(adamw_8bit, implementation=self.implementation, **options)
+                if self.implementation:
+                    return tuple(on_each_shard(run, axes, parameter, gradient, m, v))
+                return tuple(run(parameter, gradient, m, v))
 
             treedef = jax.tree.structure(params)
-            trees = (params, gradients, state.m, state.v, decays)
+            trees = (params, gradients, state.m, state.v, names, decays)
             results = [one(*leaves) for leaves in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
             updates, m, v = (treedef.unflatten(column) for column in zip(*results, strict=True))
             return updates, AdamW8bitState(step, m, v)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
-from jaxtrain.mesh import shardings
+from jaxtrain.mesh import shardings, splits_alike
 from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.shapes import ParamTree
 
@@ -60,19 +60,11 @@ def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
             part_of, part_found = known.get(path[start:-1], (None, whole))
             if shape == leaf.shape:
                 return found
-            if part_of is not None and _splits_alike(leaf.shape, part_of, part_found):
+            if part_of is not None and splits_alike(leaf.shape, part_of, part_found):
                 return part_found
         return whole
 
     return jax.tree_util.tree_map_with_path(sharding, state)
-
-
-def _splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedSharding) -> bool:
-    """Tell whether the layout of a parameter splits codes or scales of its moment evenly."""
-    if len(part) != len(shape):
-        return False
-    pieces = (size // own for size, own in zip(shape, sharding.shard_shape(shape), strict=True))
-    return all(n % count == 0 for n, count in zip(part, pieces, strict=True))
 
 
 def _creator(config: DecoderConfig, tx: optax.GradientTransformation):

@@ -1,7 +1,7 @@
 """The delta rule, plain and gated: conformance to the recurrence, and what must not change the result."""
 
 import pytest
-from absent import H100, TPUS, compile_for
+from absent import TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
@@ -45,9 +45,3 @@ def test_gpu_kernels_conform_in_an_interpretation():
     )
     with interpreted("gpu"):
         assert_conforms(case, "gpu")
-
-
-def test_gpu_kernels_compile_for_an_h100_and_each_is_in_the_program_once():
-    case = Case(delta=True, lengths=(256,), gate="step", rows=1)
-    compiled = compile_for(H100, results_and_gradients(case, "gpu"), shapes_of(case))
-    assert kernels_in(compiled) == {f"delta_rule_{part}": 1 for part in ("forward", "states", "backward")}

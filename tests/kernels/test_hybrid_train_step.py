@@ -1,11 +1,11 @@
-"""A train step of a hybrid decoder compiled for hardware that is not there: its kernels, each counted by name."""
+"""A train step of a hybrid decoder compiled for devices that are not there: its kernels, each counted by name."""
 
 import jax
-import numpy as np
-from absent import H100, compile_for
+from absent import QUICKLY
 from compiled_kernels import kernels_in
-from tiny import random_params, training_batch
+from jaxtrain_kernels.block_quant import QuantizedArray
 
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
@@ -15,55 +15,84 @@ from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.nn.remat import FullRemat, NoRemat, RematPolicy
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.planning.topology import compile_absent, devices_of
+from jaxtrain.train.ahead import trace_step
 from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.state import state_from_params
-from jaxtrain.train.step import make_train_step
+from jaxtrain.train.phases import Phase
+
+LENGTH = 128
+RATES = Cosine(peak=3e-3, warmup_steps=4)
 
 
 def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
-    shape = dict(heads=1, kv_heads=1, head_dim=128, value_dim=128, chunk_size=64, implementation=implementation)
-    stepped = LinearAttentionConfig(**shape, decay=StepDecay())
-    others = (LinearAttentionConfig(**shape, decay=ChannelDecay()), DeltaRuleConfig(**shape, decay=StepDecay()))
-    mixers = (*(others if implementation == "tpu" else (stepped,)), AttentionConfig(heads=1, kv_heads=1, head_dim=128))
+    heads = dict(heads=2, kv_heads=2, head_dim=128, implementation=implementation)
+    shape = dict(**heads, value_dim=128, chunk_size=64)
+    mixers = (
+        LinearAttentionConfig(**shape, decay=StepDecay()),
+        LinearAttentionConfig(**shape, decay=ChannelDecay()),
+        DeltaRuleConfig(**shape, decay=StepDecay()),
+        AttentionConfig(**heads),
+    )
     return DecoderConfig(
         vocab_size=256,
         d_model=128,
         repeats=2,
         pattern=tuple(BlockConfig(mixer=mixer, mlp=MLPConfig(hidden=256)) for mixer in mixers),
-        max_length=128,
+        max_length=LENGTH,
         tied_embeddings=True,  # the fewer parameters, the fewer kernels of XLA's own to compile
         compute_dtype="bfloat16",
         remat=remat,
     )
 
 
-def _kernels_of_a_step(config: DecoderConfig, topology: str) -> dict[str, int]:
-    graph, _, names = abstract_model(config)
-    optimizer = AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=4))
-    rate = optimizer.learning_rate.build(20)
-    tx = transformation(optimizer, rate, names, clip_norm=None)
-    step = make_train_step(graph, NextToken(), Accumulate(), tx, rate, dropout=False)
-    state = jax.eval_shape(lambda params: state_from_params(params, tx), random_params(config))
-    batch = jax.tree.map(np.asarray, training_batch(2, 128, vocab_size=256))
-    compiled = compile_for(topology, lambda state, batch: step(state, batch, jax.random.key(0))[:2], state, batch)
-    return kernels_in(compiled)
+def _kernels_of_a_step(model: DecoderConfig, topology: str, mesh: MeshConfig, **options) -> dict[str, int]:
+    mesh = mesh.build(devices_of(topology))
+    traced = trace_step(
+        model=model,
+        objective=NextToken(),
+        optimizer=_optimizer(model),
+        gradients=Accumulate(),
+        clip_norm=None,
+        phase=Phase(steps=20, batch_size=4, sequence_length=LENGTH),
+        mesh=mesh,
+    )
+    with jax.set_mesh(mesh):
+        return kernels_in(compile_absent(traced.lower(), compiler_options=options))
 
 
-def test_a_step_on_tpu_under_remat_runs_each_forward_kernel_twice_and_the_others_once_a_layer():
+def _optimizer(model: DecoderConfig) -> AdamW8bit:
+    return AdamW8bit(learning_rate=RATES, implementation=model.pattern[0].mixer.implementation)
+
+
+def _expected(model: DecoderConfig, forward: int) -> dict[str, int]:
+    """Two of the four mixers are linear attention; the update runs once for every parameter with 8-bit moments."""
+    _, shapes, names = abstract_model(model)
+    moments = jax.eval_shape(_optimizer(model).build(RATES.build(20), names).init, shapes).m
+    eight_bit = [m for m in jax.tree.leaves(moments, is_leaf=_is_eight_bit) if _is_eight_bit(m)]
+    parts = {"forward": forward, "states": 1, "backward": 1}
+    return (
+        {f"linear_attention_{part}": 2 * count for part, count in parts.items()}
+        | {f"delta_rule_{part}": count for part, count in parts.items()}
+        | {"flash_attention_forward": forward, "flash_attention_dq": 1, "flash_attention_dkv": 1}
+        | {"adamw_8bit": len(eight_bit)}
+    )
+
+
+def _is_eight_bit(moment) -> bool:
+    return isinstance(moment, QuantizedArray)
+
+
+def test_a_step_on_tpus_under_remat_runs_each_forward_kernel_twice_and_the_others_once_a_layer():
     """The scans over repeats hold each kernel once a layer."""
-    assert _kernels_of_a_step(_hybrid("tpu", FullRemat()), "v5e:2x2") == {
-        "linear_attention_forward": 2,
-        "linear_attention_states": 1,
-        "linear_attention_backward": 1,
-        "delta_rule_forward": 2,
-        "delta_rule_states": 1,
-        "delta_rule_backward": 1,
-    }
+    model = _hybrid("tpu", FullRemat())
+    found = _kernels_of_a_step(model, "v5e:2x2", MeshConfig(fsdp=2, tensor=2))
+    assert found == _expected(model, forward=2)
 
 
-def test_a_step_on_an_h100_without_remat_runs_each_kernel_once_a_layer():
-    """By each step's decay alone: the other kernels take long to compile, and are compiled by themselves."""
-    expected = {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
-    assert _kernels_of_a_step(_hybrid("gpu", NoRemat()), H100) == expected
+def test_a_step_on_h100s_without_remat_runs_each_kernel_once_a_layer():
+    """Its half a minute goes into ptxas, which compiles the recurrent kernels nowhere else in the tests."""
+    model = _hybrid("gpu", NoRemat())
+    found = _kernels_of_a_step(model, "h100:1x2", MeshConfig(fsdp=2), **QUICKLY)
+    assert found == _expected(model, forward=1)

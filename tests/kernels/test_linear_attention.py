@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from absent import H100, TPUS, compile_for
+from absent import TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from jaxtrain_kernels.linear_attention import linear_attention
@@ -52,13 +52,6 @@ def test_gpu_kernels_conform_in_an_interpretation(gate, dtype):
     case = Case(lengths=(20, 0, 50), gate=gate, key_heads=1, rows=1, keys=128, values=64, dtype=dtype)
     with interpreted("gpu"):
         assert_conforms(case, "gpu")
-
-
-def test_gpu_kernels_compile_for_an_h100_and_each_is_in_the_program_once():
-    """Those of a gate a channel; test_hybrid_train_step.py compiles those of a decay a step."""
-    case = Case(lengths=(256,), gate="channel", rows=1)
-    compiled = compile_for(H100, results_and_gradients(case, "gpu"), shapes_of(case))
-    assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
 
 
 def test_gpu_kernels_say_all_that_they_do_not_take():

@@ -39,7 +39,8 @@ def _decoder(*mixers: MixerConfig) -> DecoderConfig:
     return DecoderConfig(vocab_size=64, d_model=32, repeats=2, pattern=pattern, max_length=64)
 
 
-HYBRID = _decoder(GATED, DELTA, ATTENTION)
+MIXERS = (GATED, DELTA, ATTENTION)
+HYBRID = _decoder(*MIXERS)
 RECURRENT = _decoder(
     LinearAttentionConfig(**SHAPE, decay=FixedDecay()),
     LinearAttentionConfig(**SHAPE, decay=NoDecay()),
@@ -103,16 +104,22 @@ def test_the_forward_pass_multiplies_its_weights_and_its_chunks(mixer):
     assert mixer.mixing_flops(length) == 3 * 2 * states
 
 
+def _by_name(mixer: MixerConfig) -> MixerConfig:
+    return dataclasses.replace(mixer, implementation="xla")
+
+
+COPIED = MeshConfig(fsdp=1, context=2, tensor=4)  # more devices than there are key-value heads
 MESHES = {
-    "data 2 x fsdp 2 x tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
-    "context 2 x tensor 4": MeshConfig(fsdp=1, context=2, tensor=4),  # more than there are key-value heads
+    "data 2 x fsdp 2 x tensor 2": (MeshConfig(data=2, fsdp=2, tensor=2), HYBRID),
+    "context 2 x tensor 4": (COPIED, HYBRID),
+    "operations asked for by name, which each device runs for itself": (COPIED, _decoder(*map(_by_name, MIXERS))),
 }
 
 
-def _loss_and_gradient(mesh_config: MeshConfig, devices) -> tuple[jax.Array, dict]:
+def _loss_and_gradient(mesh_config: MeshConfig, devices, model: DecoderConfig) -> tuple[jax.Array, dict]:
     mesh = mesh_config.build(devices)
-    graph, shapes, names = abstract_model(HYBRID)
-    params = jax.tree.map(jax.device_put, random_params(HYBRID), shardings(names, shapes, mesh))
+    graph, shapes, names = abstract_model(model)
+    params = jax.tree.map(jax.device_put, random_params(model), shardings(names, shapes, mesh))
     layout, batch = Layout(8, 32, mesh), training_batch(8, 32, vocab_size=64)
     batch = layout.globalise(jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch))
 
@@ -125,9 +132,9 @@ def _loss_and_gradient(mesh_config: MeshConfig, devices) -> tuple[jax.Array, dic
 
 
 def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
-    loss, gradient = _loss_and_gradient(MeshConfig(), jax.devices()[:1])
-    for name, mesh in MESHES.items():
-        own_loss, own_gradient = _loss_and_gradient(mesh, None)
+    loss, gradient = _loss_and_gradient(MeshConfig(), jax.devices()[:1], HYBRID)
+    for name, (mesh, model) in MESHES.items():
+        own_loss, own_gradient = _loss_and_gradient(mesh, None, model)
         assert_close(own_loss, loss, SAME_LOSS_ON_ANY_MESH, name)
         assert_close(own_gradient, gradient, SAME_GRADIENT, name)
 
@@ -137,6 +144,10 @@ def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
     [
         ("kv_heads=3: must divide heads=4", lambda: dataclasses.replace(GATED, kv_heads=3)),
         ("value_dim=0: must be at least 1", lambda: dataclasses.replace(DELTA, value_dim=0)),
+        (
+            "implementation='cuda': flash_attention has xla",
+            lambda: dataclasses.replace(ATTENTION, implementation="cuda"),
+        ),
         ("rank=0: must be at least 1", lambda: ChannelDecay(rank=0)),
         ("temperature=-1.0: must be positive", lambda: ChannelDecay(temperature=-1.0)),
     ],

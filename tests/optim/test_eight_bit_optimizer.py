@@ -78,7 +78,9 @@ def test_tables_and_small_tensors_keep_32_bits():
     assert {sorted(elements.values())[0], elements["['embedding']['table']"]} == {64, 256 * 64}  # both kinds are there
 
 
-@pytest.mark.parametrize("optimizer", MOMENTS, ids=["dynamic", "fp8"])
+@pytest.mark.parametrize(
+    "optimizer", [*MOMENTS, AdamW8bit(learning_rate=RATES, implementation="xla")], ids=["dynamic", "fp8", "by name"]
+)
 def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
     tx, mesh = _transformation(optimizer), MESH.build()
     state = _state(tx)
@@ -100,6 +102,12 @@ def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
     assert collectives(compiled.as_text()).total_bytes == 0
     assert_close(_codes(sharded), _codes(alone), EXACT)
     assert_close(sharded._replace(opt_state=()), alone._replace(opt_state=()), CLOSED_FORM)
+
+
+def test_a_kernel_refuses_shards_that_hold_no_whole_blocks():
+    tx, mesh = _transformation(AdamW8bit(learning_rate=RATES, implementation="xla")), MeshConfig(fsdp=8, data=1).build()
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="take the default implementation, or fewer devices"):
+        jax.eval_shape(_step(tx), jax.eval_shape(lambda params: state_from_params(params, tx), SHAPES), SHAPES)
 
 
 def test_scales_are_sharded_as_their_codes():

@@ -1,6 +1,12 @@
 """Attention in memory linear in the length."""
 
-from jaxtrain_kernels.flash_attention.api import Gradients, combine, flash_attention, flash_attention_backward
+from jaxtrain_kernels.flash_attention.api import (
+    IMPLEMENTATIONS,
+    Gradients,
+    combine,
+    flash_attention,
+    flash_attention_backward,
+)
 from jaxtrain_kernels.flash_attention.problem import Blocks
 
-__all__ = ["Blocks", "Gradients", "combine", "flash_attention", "flash_attention_backward"]
+__all__ = ["IMPLEMENTATIONS", "Blocks", "Gradients", "combine", "flash_attention", "flash_attention_backward"]
