@@ -204,7 +204,7 @@ def on_each_device(function: Callable, *named: tuple[jax.Array | None, Sequence[
     specs = tuple(
         P() if x is None else activation_spec(axes, x.shape, mesh) for x, axes in zip(arrays, names, strict=True)
     )
-    return jax.shard_map(function, in_specs=specs, out_specs=specs[0])(*arrays)
+    return _by_hand(function, mesh, specs, specs[0])(*arrays)
 
 
 def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
@@ -225,7 +225,17 @@ def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
                 f"a parameter of shape {shape} split as {spec} with {leaf.shape} blocks: a kernel needs whole "
                 "blocks a shard; take the default implementation, or fewer devices along these axes"
             )
-    return jax.shard_map(function, in_specs=spec, out_specs=spec)(*trees)
+    return _by_hand(function, mesh, spec, spec)(*trees)
+
+
+def _by_hand(function: Callable, mesh, in_specs, out_specs) -> Callable:
+    if mesh.manual_axes:
+        # JAX types the residuals of a shard_map inside another as split over the outer one's axes, too.
+        raise NotImplementedError(
+            f"an implementation asked for by name where {', '.join(mesh.manual_axes)} is split by hand already: a "
+            "pipeline runs the default implementations; leave `implementation` out"
+        )
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
 
 
 def index_on(name: str) -> jax.Array | int:
