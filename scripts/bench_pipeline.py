@@ -61,6 +61,7 @@ def restart_on_one_core(stages: int) -> None:
 
 def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> None:
     from jaxtrain.cli.schedule_catalog import all_schedules
+    from jaxtrain.pipeline.lower import lower
     from jaxtrain.pipeline.simulator import simulate_ticks
     from jaxtrain.train.gradients import Accumulate
     from jaxtrain.train.pipelined import Pipelined
@@ -84,9 +85,9 @@ def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> No
         base, own = (min(times) for times in zip(*pairs, strict=True))
         details = ""
         if piped:
-            table, program = strategy.schedule.table(stages, count), strategy.program(stages, layers)
-            kept = program.slots.residuals / table.placement.chunks_per_stage
-            bubble = simulate_ticks(table).idle_share
+            plan = strategy.plan(stages, decoder(layers), LENGTH)
+            program, bubble = lower(*plan), simulate_ticks(*plan).idle_share
+            kept = program.slots.residuals / plan.table.placement.chunks_per_stage
             details = f"{kept:>6g}{bubble:>8.1%}{program.ticks:>7}  {' '.join(map(str, program.slots))}"
         report(name, own / base, own, step.bytes, details)
 
@@ -105,6 +106,21 @@ def run(step: Step) -> float:
     return time.process_time() - start
 
 
+def decoder(layers: int):
+    """Return the configuration of the model."""
+    from jaxtrain.models.presets import llama
+
+    return llama(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        layers=layers,
+        heads=WIDTH // 64,
+        kv_heads=WIDTH // 64,
+        hidden=HIDDEN,
+        max_length=LENGTH,
+    )
+
+
 def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     """Compile the train step of a strategy for so many stages."""
     import jax
@@ -112,7 +128,6 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
 
     from jaxtrain.mesh import MeshConfig
     from jaxtrain.models.decoder import abstract_model
-    from jaxtrain.models.presets import llama
     from jaxtrain.objectives.next_token import NextToken
     from jaxtrain.optim.optimizers import AdamW, transformation
     from jaxtrain.optim.schedules import Constant
@@ -120,16 +135,7 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     from jaxtrain.train.state import create_state
     from jaxtrain.train.step import make_train_step
 
-    heads = WIDTH // 64
-    model = llama(
-        vocab_size=VOCABULARY,
-        d_model=WIDTH,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        hidden=HIDDEN,
-        max_length=LENGTH,
-    )
+    model = decoder(layers)
     mesh = MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])
     graph, _, names = abstract_model(model)
     optimizer = AdamW(learning_rate=Constant(peak=3e-4))

@@ -2,17 +2,19 @@
 
 Two modes. *Free-running*: each stage goes on as soon as its inputs are there, as separate programs would; these are the
 papers' figures. *Tick*: one compiled loop, where a stage starts a tick once it and its neighbours have finished the one
-before, because every tick ends in an exchange between them.
+before, because every tick ends in an exchange between them. In ticks with a head all stages meet between F and B, since
+the executor computes the head on all of them together; without `head` the last stage has it alone.
 
 Two bubble figures are in print; both are given. `idle_share` is idle time over total time, (p-1)/(m+p-1) for GPipe;
 `overhead` is idle time over work, (p-1)/m. `idle_inside` counts only waiting between a stage's own first and last
 action: a "zero bubble" schedule has none there, and still starts and ends staggered within one synchronous step.
 
-Contention between transfers is left out: links are as wide as needed, each transfer takes `Costs.transfer`.
+Contention between transfers is left out: links are as wide as needed, each transfer takes `Costs.transfer`. So are the
+time of the head itself and of embeddings, which stages share, and their look-up, for which no stage has to wait long.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, Self
@@ -40,17 +42,6 @@ class Costs:
         if self.transfer < 0:
             raise ValueError(f"transfer={self.transfer} must be at least 0")
 
-    @classmethod
-    def of_flops(cls, *, dense: tuple[float, ...], attention: tuple[float, ...], transfer: float = 0.0) -> Self:
-        """FLOPs from each chunk's forward: a dense layer's B and W cost one forward each, attention's B two, W none."""
-        pairs = tuple(zip(dense, attention, strict=True))
-        return cls(
-            forward=tuple(d + a for d, a in pairs),
-            backward=tuple(d + 2 * a for d, a in pairs),
-            weight=dense,
-            transfer=transfer,
-        )
-
     def spread(self, table: Table) -> Self:
         """Read these as a whole stage's, and divide them over its chunks: the same model under any placement."""
         share = table.placement.chunks_per_stage
@@ -60,6 +51,13 @@ class Costs:
             backward=_divide(self.backward, share),
             weight=_divide(self.weight, share),
         )
+
+    def of_chunks(self, layers: Sequence[int]) -> Self:
+        """Read these as one layer's, and multiply them out for chunks of so many layers."""
+        forward, backward, weight = (
+            tuple(count * cost for count in layers) for cost in (self.forward, self.backward, self.weight)
+        )
+        return replace(self, forward=forward, backward=backward, weight=weight)
 
     def of(self, action: Action) -> float:
         """Time of the action."""
@@ -161,33 +159,49 @@ def simulate(table: Table, costs: Costs | None = None) -> Simulation:
     return _simulation(table, lines, ticks=None)
 
 
-def simulate_ticks(table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None) -> Simulation:
+def simulate_ticks(
+    table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None, head: bool = True
+) -> Simulation:
     """Run the table as one compiled loop, packed as given or as `choose_ticks` does."""
     costs = costs or Costs()
-    packed = ticks or choose_ticks(table, costs)
+    packed = ticks or choose_ticks(table, costs, head=head)
     cells = [_cells(actions, at) for actions, at in zip(table.stages, packed, strict=True)]
     count = 1 + max(map(max, packed))
-    neighbours = _neighbours(table)
+    neighbours, last = _neighbours(table), table.placement.chunks - 1
     lines: list[list[Span]] = [[] for _ in cells]
     clock = [0.0] * len(cells)
     for tick in range(count):
         clock = [
             max([clock[stage], *(clock[n] + costs.transfer for n in near)]) for stage, near in enumerate(neighbours)
         ]
-        for stage, line in enumerate(lines):
-            for action in cells[stage].get(tick, ()):
-                line.append(Span(action, clock[stage], clock[stage] + costs.of(action)))
-                clock[stage] += costs.of(action)
+        now = [cell.get(tick, ()) for cell in cells]
+        forwards = [[action for action in actions if action.unit == Unit.FORWARD] for actions in now]
+        clock = _run(forwards, lines, clock, costs)
+        if head and any(action.chunk == last for actions in forwards for action in actions):
+            clock = [max(clock)] * len(clock)
+        clock = _run([actions[len(done) :] for actions, done in zip(now, forwards, strict=True)], lines, clock, costs)
     return _simulation(table, lines, ticks=count)
 
 
-def choose_ticks(table: Table, costs: Costs | None = None, *, weight_slots: int = WEIGHT_SLOTS) -> Ticks:
+def _run(cells: list[list[Action]], lines: list[list[Span]], clock: list[float], costs: Costs) -> list[float]:
+    """Add these actions to the timelines, each stage's from its own clock on; return the clocks after them."""
+    ends = list(clock)
+    for stage, actions in enumerate(cells):
+        for action in actions:
+            lines[stage].append(Span(action, ends[stage], ends[stage] + costs.of(action)))
+            ends[stage] += costs.of(action)
+    return ends
+
+
+def choose_ticks(
+    table: Table, costs: Costs | None = None, *, weight_slots: int = WEIGHT_SLOTS, head: bool = True
+) -> Ticks:
     """Pack in pairs or one action a tick, whichever takes less time at these costs, or as much in fewer ticks."""
-    costs = costs or Costs()
-    packings = [pack(table, paired=paired, weight_slots=weight_slots) for paired in (True, False)]
-    return min(
-        packings, key=lambda ticks: (round(simulate_ticks(table, costs, ticks=ticks).makespan, 9), max(map(max, ticks)))
-    )
+
+    def time(ticks: Ticks) -> tuple[float, int]:
+        return round(simulate_ticks(table, costs, ticks=ticks, head=head).makespan, 9), max(map(max, ticks))
+
+    return min((pack(table, paired=paired, weight_slots=weight_slots) for paired in (True, False)), key=time)
 
 
 def _cells(actions: tuple[Action, ...], ticks: tuple[int, ...]) -> dict[int, list[Action]]:

@@ -8,16 +8,26 @@ from jaxtyping import Array, Float, Key
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
 from jaxtrain.nn.cross_entropy import CrossEntropy
+from jaxtrain.nn.remat import FullRemat
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
-from jaxtrain.pipeline.keep import Keep, LayerValues
+from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.stages import stages_of_mesh
-from jaxtrain.pipeline.tick_program import TickProgram
+from jaxtrain.pipeline.table import Table
+from jaxtrain.planning.stage_costs import layer_costs
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Loss, deal_out
+
+
+class Plan(NamedTuple):
+    """What `lower` makes the program of."""
+
+    table: Table
+    costs: Costs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,22 +50,23 @@ class Pipelined:
                 "use SaveOutputs() or FullRemat()"
             )
         try:
-            self.program(stages, model.repeats)
+            self.plan(stages, model, model.max_length)
         except ValueError as error:
             raise ValueError(f"{self.schedule} with mesh.stage={stages}: {error}") from None
 
-    def program(self, stages: int, repeats: int) -> TickProgram:
-        """Return what the executor runs for a model of so many repeats."""
-        table = self.schedule.table(stages, self.microbatches)
-        table.placement.layers(repeats)  # raises where a chunk would have none
-        return lower(table)
+    def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
+        """Return the schedule's table for a model, and what its actions cost at this length."""
+        again = isinstance(model.remat, FullRemat) + isinstance(self.keep, ChunkInput)
+        costs = layer_costs(model, length, forwards_again=again)
+        table = self.schedule.tuned(costs).table(stages, self.microbatches)
+        return Plan(table, costs.of_chunks([len(layers) for layers in table.placement.layers(model.repeats)]))
 
     def __call__(
         self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
     ) -> tuple[Sums, ParamTree]:
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
         model = nnx.merge(loss.graph, params)
-        program = self.program(stages_of_mesh(), model.config.repeats)
+        program = lower(*self.plan(stages_of_mesh(), model.config, batch.tokens.shape[1]))
         data = deal_out((batch, keys), self.microbatches)
         sums, douter, dblocks = value_and_grad(
             parts(loss, params), program, outer, params["blocks"], data, keep=self.keep

@@ -15,6 +15,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import value_and_grad
 from jaxtrain.pipeline.keep import Keep, LayerValues
+from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
@@ -63,7 +64,8 @@ def pipelined(
 ) -> Found:
     """Run on as many devices as the mesh needs, slots that hold nothing poisoned. `change` may spoil the program."""
     loss, *arguments = task(config, rows)
-    program = change(Pipelined(schedule=schedule, microbatches=microbatches).program(mesh.stage, config.repeats))
+    plan = Pipelined(schedule=schedule, microbatches=microbatches).plan(mesh.stage, config, LENGTH)
+    program = change(lower(*plan))
 
     def run(params, batch, keys):
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}

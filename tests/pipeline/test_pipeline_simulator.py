@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_cases import table_of
+from tiny import variant
 
+from jaxtrain.nn.remat import FullRemat, NoRemat
 from jaxtrain.pipeline.coloring import Lifetime, color
 from jaxtrain.pipeline.list_scheduling import reorder
+from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
@@ -21,6 +24,8 @@ from jaxtrain.pipeline.schedules.zb_search import ZBSearch
 from jaxtrain.pipeline.simulator import Costs, Link, check_memory, peak_activations, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Unit
 from jaxtrain.pipeline.validation import validate
+from jaxtrain.planning.stage_costs import layer_costs
+from jaxtrain.train.pipelined import Pipelined
 
 costs = st.builds(
     Costs,
@@ -43,9 +48,28 @@ def test_a_slow_chunk_sets_the_pace():
     assert simulation.makespan >= 80
 
 
-def test_costs_from_flops_give_attention_no_weight_gradient():
-    found = Costs.of_flops(dense=(4.0, 6.0), attention=(1.0, 2.0))
-    assert found == Costs(forward=(5.0, 8.0), backward=(6.0, 10.0), weight=(4.0, 6.0))
+def test_costs_of_a_model_give_attention_no_weight_gradient_and_uneven_chunks_their_layers():
+    """Scores and values take 4 operations a key and channel forward; of 16 queries each sees 6.75 keys on average."""
+    model = variant(repeats=3)
+    [block] = model.pattern
+    products = 2 * block.matrix_count(model.d_model)
+    mixing = 4 * block.mixer.heads * block.mixer.head_dim * 6.75
+    found = layer_costs(model, 16, forwards_again=1)
+    forward = products + mixing
+    assert found.backward == pytest.approx((products + 2 * mixing) / forward + 1)
+    assert found.weight == pytest.approx(products / forward)
+    assert Costs(backward=2.0, weight=0.5).of_chunks([2, 1]) == Costs(
+        forward=(2.0, 1.0), backward=(4.0, 2.0), weight=(1.0, 0.5)
+    )
+
+
+def test_a_pipeline_packs_its_ticks_by_the_costs_of_its_model():
+    """With remat B runs a forward again, and pairs take less time than one action a tick."""
+    kept, again = (
+        lower(*Pipelined(schedule=OneFOneB(), microbatches=8).plan(4, variant(repeats=4, remat=remat), 16)).ticks
+        for remat in (NoRemat(), FullRemat())
+    )
+    assert (kept, again) == (22, 19)
 
 
 def test_work_adds_up_and_actions_of_a_stage_never_overlap():

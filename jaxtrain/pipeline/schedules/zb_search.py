@@ -8,6 +8,7 @@ one of equals. The paper's integer program is left out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 from jaxtrain.pipeline.list_scheduling import reorder
 from jaxtrain.pipeline.orders import split_row
@@ -16,17 +17,18 @@ from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.simulator import Costs, peak_activations, simulate
 from jaxtrain.pipeline.table import Table, of_stages
 
+COSTS = ("forward", "backward", "weight", "transfer")
 _SLOPES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZBSearch(Schedule):
-    """Costs of one stage's units; `memory_limit` in activations of one microbatch, 0 for 1F1B's p."""
+    """Costs of one stage's units, those not given the model's; `memory_limit` in microbatches' activations, 0 for p."""
 
-    forward: float = 1.0
-    backward: float = 1.0
-    weight: float = 1.0
-    transfer: float = 0.0
+    forward: float | None = None
+    backward: float | None = None
+    weight: float | None = None
+    transfer: float | None = None
     memory_limit: int = 0
 
     def __post_init__(self) -> None:
@@ -35,13 +37,10 @@ class ZBSearch(Schedule):
 
     @property
     def costs(self) -> Costs:
-        return Costs(forward=self.forward, backward=self.backward, weight=self.weight, transfer=self.transfer)
+        return Costs(**{name: cost for name in COSTS if (cost := getattr(self, name)) is not None})
 
-    def tuned(self, costs: Costs) -> "ZBSearch":
-        parts = {"forward": costs.forward, "backward": costs.backward, "weight": costs.weight}
-        if any(isinstance(cost, tuple) for cost in parts.values()):
-            raise ValueError(f"{costs}: the search takes one cost for all chunks, as all its stages are alike")
-        return replace(self, transfer=costs.transfer, **parts)
+    def tuned(self, costs: Costs) -> Self:
+        return replace(self, **{name: getattr(costs, name) for name in COSTS if getattr(self, name) is None})
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, microbatches=microbatches)
