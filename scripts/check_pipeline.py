@@ -1,6 +1,6 @@
 """Every schedule through the executor: gradients against the unpipelined decoder, slots against the simulator.
 
-    uv run python scripts/check_pipeline.py [--stages 2 4 8] [--multiples 1 2 4] [--only ZBH1]
+    uv run python scripts/check_pipeline.py [--stages 2 4 8] [--multiples 1 2 4] [--fsdp 2 --tensor 2] [--only ZBH1]
 
 Simulated CPU devices, the tiny decoder with attention, tied embeddings, dropout and layers that do not divide evenly,
 slots that hold nothing poisoned. One row a schedule and number of stages, with the largest difference of loss or
@@ -20,20 +20,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--multiples", type=int, nargs="+", default=[1, 2, 4], help="microbatches a stage")
+    parser.add_argument("--fsdp", type=int, default=1, help="devices of a stage along fsdp")
+    parser.add_argument("--tensor", type=int, default=1, help="devices of a stage along tensor")
     parser.add_argument("--only", default="", help="schedules whose name holds this")
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flags = f"--xla_force_host_platform_device_count={max(arguments.stages)} --xla_backend_optimization_level=0"
+    devices = max(arguments.stages) * arguments.fsdp * arguments.tensor
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = flags
     sys.path[:0] = [str(TESTS), str(TESTS / "pipeline")]
     from pipeline_cases import CASES
 
     print(f"{'schedule':<80}{'stages':>6}  {'microbatches':<14}{'largest difference':>18}")
     cases = [case for case in CASES if arguments.only in str(case)]
-    return int(sum(check(case, stages, arguments.multiples) for case in cases for stages in arguments.stages) > 0)
+    axes = {"fsdp": arguments.fsdp, "tensor": arguments.tensor}
+    return int(sum(check(case, stages, arguments.multiples, axes) for case in cases for stages in arguments.stages) > 0)
 
 
-def check(case, stages: int, multiples: list[int]) -> bool:
+def check(case, stages: int, multiples: list[int], axes: dict[str, int]) -> bool:
     """Print the row of a schedule; return whether it failed."""
     from pipelined_decoder import largest_difference, pipelined, unpipelined
     from tiny import variant
@@ -42,7 +46,7 @@ def check(case, stages: int, multiples: list[int]) -> bool:
 
     model = variant(repeats=LAYERS, dropout=0.1, tied_embeddings=True)
     counts = [multiple * stages for multiple in multiples if multiple >= case.fewest and multiple * stages <= ROWS]
-    mesh = MeshConfig(stage=stages, fsdp=1)
+    mesh = MeshConfig(stage=stages, **axes)
     runs = (pipelined(model, ROWS, case.schedule, count, mesh) for count in counts)
     worst = max(largest_difference(run, unpipelined(model, ROWS)) for run in runs)
     print(f"{case!s:<80}{stages:>6}  {' '.join(map(str, counts)):<14}{worst:>18.1e}", flush=True)

@@ -4,8 +4,8 @@
 
 Four stages, and a decoder of 48 layers, which all chunks divide, without remat: the residual slots are then
 most of the memory. One row a schedule, by the simulator's peak in microbatches of a whole stage. Exits with 1 where
-a schedule that keeps its memory grows by 5% or more, or one that keeps all microbatches grows by less than the half of
-what they do. About ten seconds a program.
+a schedule that keeps its memory grows by 5% or more, one that keeps all microbatches grows by less than the half of
+what they do, or a schedule needs over 1% less than one with a lower peak. About ten seconds a program.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1] / "tests"
 STAGES, LAYERS, ROWS, LENGTH, WIDTH = 4, 48, 4, 256, 128
 LIMIT = 1.05
+OUT_OF_ORDER = 0.99
 
 
 def main() -> int:
@@ -33,16 +34,20 @@ def main() -> int:
     few, many = arguments.microbatches
 
     def peak(case) -> float:
-        table = table_of(case.schedule, STAGES, few)
+        table = table_of(case.schedule, STAGES, many)
         return max(peak_activations(table)) * STAGES / table.placement.chunks
 
-    print(f"{'schedule':<72}{'peak':>6}{f'm={few}':>9}{f'm={many}':>9}{'growth':>8}  bytes in 1e6")
-    failed = 0
+    print(f"{'schedule':<72}{'peak':>6}{'m':>4}{'MB':>9}{'m':>4}{'MB':>9}{'growth':>8}")
+    failed = most = 0
     for case in sorted((case for case in CASES if arguments.only in str(case)), key=peak):
-        sizes = [temporaries(case.schedule, count, arguments.topology) for count in (few, many)]
+        counts = max(few, case.constant_from * STAGES), many
+        sizes = [temporaries(case.schedule, count, arguments.topology) for count in counts]
         growth = sizes[1] / sizes[0]
-        print(f"{case!s:<72}{peak(case):>6.2f}{sizes[0] / 1e6:>9.1f}{sizes[1] / 1e6:>9.1f}{growth:>8.3f}", flush=True)
-        failed += growth < many / few / 2 if case.grows else growth >= LIMIT
+        columns = "".join(f"{count:>4}{size / 1e6:>9.1f}" for count, size in zip(counts, sizes, strict=True))
+        print(f"{case!s:<72}{peak(case):>6.2f}{columns}{growth:>8.3f}", flush=True)
+        failed += growth < many / counts[0] / 2 if case.grows else growth >= LIMIT
+        failed += sizes[1] < OUT_OF_ORDER * most
+        most = max(most, sizes[1])
     return int(failed > 0)
 
 

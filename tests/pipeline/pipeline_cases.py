@@ -30,10 +30,11 @@ from jaxtrain.pipeline.tick_program import TickProgram
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A schedule, whether its memory grows with the microbatches, and the fewest of them a stage."""
+    """A schedule, whether its memory grows with the microbatches or from how many a stage on not, and the fewest."""
 
     schedule: Schedule
     grows: bool = False
+    constant_from: int = 2
     fewest: int = 1
 
     def __str__(self) -> str:
@@ -53,7 +54,7 @@ CASES = (
     Case(schedule=PairedInterleaved(chunks_per_stage=1)),
     Case(schedule=PairedInterleaved(chunks_per_stage=2)),
     Case(schedule=PairedInterleaved(chunks_per_stage=3)),
-    Case(schedule=PairedDeferredW(chunks_per_stage=1)),
+    Case(schedule=PairedDeferredW(chunks_per_stage=1), constant_from=3),  # keeps up to 3p-2
     Case(schedule=PairedDeferredW(chunks_per_stage=2)),
     Case(schedule=PairedDeferredW(chunks_per_stage=3)),
     Case(schedule=ZBH1()),

@@ -16,7 +16,9 @@ from same_loss import DROPOUT, TWO_PROCESSES
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.schedules.two_bp import TwoBP
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.pipelined import Pipelined
 
@@ -51,10 +53,11 @@ def test_the_loss_of_four_microbatches_is_that_of_the_whole_batch(dropout):
     _close(same_loss.losses(TWO_PROCESSES, dropout=dropout, gradients=Accumulate(microbatches=4)), dropout)
 
 
-def test_the_loss_of_a_pipeline_is_that_of_the_whole_batch():
-    pipeline = Pipelined(schedule=PairedInterleaved(chunks_per_stage=1), microbatches=4)
+@pytest.mark.parametrize("schedule", [PairedInterleaved(chunks_per_stage=1), TwoBP(schedule=Chimera())], ids=str)
+def test_the_loss_of_a_pipeline_is_that_of_the_whole_batch(schedule):
+    """With one copy of the weights on the stages that store them, and with two and W apart from B."""
     mesh = MeshConfig(stage=2, data=2, fsdp=1, tensor=2)
-    _close(same_loss.losses(mesh, dropout=DROPOUT, gradients=pipeline))
+    _close(same_loss.losses(mesh, dropout=DROPOUT, gradients=Pipelined(schedule=schedule, microbatches=4)))
 
 
 def test_the_run_learns_and_dropout_shows():
