@@ -7,7 +7,7 @@ gradient of the embedding.
 
     embed        one microbatch, if one enters                     all stages
     arrive, F    a loop over the layers of the stage's chunk       each stage
-    head         one microbatch, if one passed the last chunk      all stages
+    head         one microbatch, if one passed the last chunk      all stages     (or first, with `late_head`)
     B, W, send   loops over layers, then two exchanges             each stage
     unembed      one microbatch, if one came back                  all stages
 
@@ -31,7 +31,7 @@ from jaxtrain.pipeline.layer import Layer, Tree, take_apart
 from jaxtrain.pipeline.slots import at
 from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, empty_buffers
 from jaxtrain.pipeline.stages import Stacking, on_stages, update_on_stages
-from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, TickProgram, Weight
+from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, FromHead, TickProgram, Weight
 
 
 class Parts(NamedTuple):
@@ -49,6 +49,7 @@ class Row(NamedTuple):
     """The tables of the program, and in the scan over them, one tick."""
 
     forward: Forward
+    from_head: FromHead
     backward: Backward
     weight: Weight
     arrivals: Arrivals
@@ -64,6 +65,14 @@ class Totals(NamedTuple):
     outer_gradient: Tree
 
 
+class Carry(NamedTuple):
+    """What goes from tick to tick; `y` are the outputs of the last F, for a late head."""
+
+    buffers: Buffers
+    totals: Totals
+    y: jax.Array | None
+
+
 def value_and_grad(
     parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep, poison: bool = False
 ) -> tuple[Tree, Tree, Tree]:
@@ -73,13 +82,15 @@ def value_and_grad(
     nothing are NaN, before they are written and after they were read for the last time.
     """
     loop = _Loop(parts, program, outer, blocks, data, keep, poison)
-    (buffers, totals), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
+    (buffers, totals, _), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
     return totals.sums, totals.outer_gradient, loop.unstack(buffers.weight_gradients)
 
 
 def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep) -> Buffers:
     """Return the shapes of what the stages keep from tick to tick, those of all stages on the first axis."""
-    return jax.eval_shape(lambda *trees: _Loop(parts, program, *trees, keep, False).start()[0], outer, blocks, data)
+    return jax.eval_shape(
+        lambda *trees: _Loop(parts, program, *trees, keep, False).start().buffers, outer, blocks, data
+    )
 
 
 class _Loop:
@@ -92,7 +103,7 @@ class _Loop:
         self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)
         moved = narrow(blocks, parts.layer_names, parts.compute_dtype) if stacking.moves else blocks
         self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
-        tables = (program.forward, program.backward, program.weight, program.arrivals)
+        tables = (program.forward, program.from_head, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
         self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
@@ -122,13 +133,14 @@ class _Loop:
 
     # -- beginning and end --------------------------------------------------------------------------------------
 
-    def start(self) -> tuple[Buffers, Totals]:
+    def start(self) -> Carry:
         """Return empty buffers and sums."""
         empty = functools.partial(empty_buffers, self.program, self.stage.keep, self.chunks.weights, self.x)
         buffers = empty(*self.shapes, poison=self.poison)
         _, sums = jax.eval_shape(self.parts.head, self.outer, at(self.data, 0), self.x)
         zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
-        return buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer)))
+        y = jnp.zeros((self.program.placement.stages, *self.x.shape), self.x.dtype) if self.program.late_head else None
+        return Carry(buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer))), y)
 
     def unstack(self, weight_gradients: Tree) -> Tree:
         """Bring the gradients back to `[repeats, ...]`; copies of a weight are summed."""
@@ -141,15 +153,18 @@ class _Loop:
 
     # -- one tick -----------------------------------------------------------------------------------------------
 
-    def tick(self, carry: tuple[Buffers, Totals], row: Row) -> tuple[tuple[Buffers, Totals], None]:
-        buffers, totals = carry
+    def tick(self, carry: Carry, row: Row) -> tuple[Carry, None]:
+        (buffers, totals, y), late = carry, self.program.late_head
         embedded = self._embed(row.embedding)
+        if late:
+            totals, dy = self._head(totals, row.head, y)
         own = (self.chunks, row.arrivals, row.forward)
         buffers, y = update_on_stages(self.stage.arrive_and_forward, buffers, own, (embedded, self.data))
-        totals, dy = self._head(totals, row.head, y)
-        own = (self.chunks, y, row.forward, row.backward, row.weight)
+        if not late:
+            totals, dy = self._head(totals, row.head, y)
+        own = (self.chunks, y, row.forward, row.from_head, row.backward, row.weight)
         buffers, dx = update_on_stages(self.stage.backward_and_send, buffers, own, (dy, self.data))
-        return (buffers, self._unembed(totals, row.embedding_gradient, dx)), None
+        return Carry(buffers, self._unembed(totals, row.embedding_gradient, dx), y if late else None), None
 
     # -- all stages together ------------------------------------------------------------------------------------
 

@@ -14,8 +14,18 @@ import numpy as np
 from jaxtrain.pipeline.coloring import Lifetime, color
 from jaxtrain.pipeline.simulator import Costs, choose_ticks
 from jaxtrain.pipeline.table import Action, Table, Unit, backward, forward
-from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Payloads, Slots, Target, TickProgram, Weight
-from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks
+from jaxtrain.pipeline.tick_program import (
+    Arrivals,
+    Backward,
+    Forward,
+    FromHead,
+    Payloads,
+    Slots,
+    Target,
+    TickProgram,
+    Weight,
+)
+from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks, late_head
 from jaxtrain.pipeline.validation import result
 
 Piece = tuple[int, int]  # microbatch, chunk
@@ -36,17 +46,21 @@ def lower(
     return TickProgram(
         placement=table.placement,
         routes=table.routes,
-        forward=_forward(plan, hops, inputs.slots, residuals.slots, gradients.slots),
+        forward=_forward(plan, hops, inputs.slots, residuals.slots),
+        from_head=_from_head(plan, hops, gradients.slots),
         backward=_backward(plan, hops, gradients.slots, residuals.slots, deferred.slots),
         weight=_weight(plan, residuals.slots, deferred.slots),
         arrivals=_arrivals(plan, hops, inputs.slots, gradients.slots),
         embedding=plan.by_replica(lambda action: action.unit == Unit.FORWARD and action.chunk == 0),
-        head=plan.by_replica(lambda action: action.unit == Unit.FORWARD and action.chunk == plan.last_chunk),
+        head=plan.by_replica(
+            lambda action: action.unit == Unit.FORWARD and action.chunk == plan.last_chunk, after=plan.head_after
+        ),
         embedding_gradient=plan.by_replica(lambda action: action.sends_gradient and action.chunk == 0),
         slots=Slots(*(max(kind.counts) for kind in (inputs, residuals, gradients, deferred))),
         residuals_by_stage=residuals.counts,
         payloads=Payloads(_most(hops, Target.NEXT), _most(hops, Target.PREVIOUS)),
         ring=any(_wraps(hop, plan.stages) for hop in hops),
+        late_head=bool(plan.head_after),
     )
 
 
@@ -89,6 +103,7 @@ class _Plan:
         }
         self.results = {result(action): place for action, place in self.places.items()}
         self.shape = (1 + max(place.tick for place in self.places.values()), self.stages)
+        self.head_after = int(late_head(table, ticks))  # ticks from the last chunk's F to the head
 
     def hop(self, action: Action) -> _Hop:
         """Where this F or B's result goes."""
@@ -111,7 +126,8 @@ class _Plan:
                 waits[stage][reader] = self._until_read(made, Action(unit, *reader), moment)
             elif unit == Unit.BACKWARD and action == forward(action.microbatch, self.last_chunk):
                 piece = (action.microbatch, action.chunk)
-                waits[stage][piece] = self._until_read((source.tick, _HEAD), backward(*piece), _BACKWARD)
+                made = (source.tick + self.head_after, _HEAD)
+                waits[stage][piece] = self._until_read(made, backward(*piece), _BACKWARD)
         return waits
 
     def _until_read(self, made: tuple[int, int], reader: Action, moment: int) -> Lifetime:
@@ -125,22 +141,31 @@ class _Plan:
     def empty(self, *more: int) -> np.ndarray:
         return np.full((*self.shape, *more), -1, np.int32)
 
-    def by_replica(self, wanted: Callable[[Action], bool]) -> np.ndarray:
-        """Microbatch of the wanted action by tick and weight copy."""
+    def by_replica(self, wanted: Callable[[Action], bool], after: int = 0) -> np.ndarray:
+        """Microbatch of the wanted action by tick, or so many ticks after it, and weight copy."""
         rows = np.full((self.shape[0], self.table.placement.replicas), -1, np.int32)
         for action, place in self.places.items():
             if wanted(action):
-                rows[place.tick, self.table.routes[action.microbatch]] = action.microbatch
+                rows[place.tick + after, self.table.routes[action.microbatch]] = action.microbatch
         return rows
 
 
-def _forward(plan: _Plan, hops: Iterable[_Hop], inputs: Mapping, residuals: Mapping, gradients: Mapping) -> Forward:
+def _forward(plan: _Plan, hops: Iterable[_Hop], inputs: Mapping, residuals: Mapping) -> Forward:
     tables = Forward(*(plan.empty() for _ in Forward._fields))
     for action, place, target, reader, _ in hops:
         if action.unit == Unit.FORWARD:
             piece = (action.microbatch, action.chunk)
-            slot = gradients[piece] if target == Target.END else inputs[reader] if target == Target.HERE else -1
+            slot = inputs[reader] if target == Target.HERE else -1
             _set(tables, place, (*plan.column(action), inputs.get(piece, -1), residuals[piece], target, slot))
+    return tables
+
+
+def _from_head(plan: _Plan, hops: Iterable[_Hop], gradients: Mapping) -> FromHead:
+    tables = FromHead(*(plan.empty() for _ in FromHead._fields))
+    for action, place, target, _, _ in hops:
+        if action.unit == Unit.FORWARD and target == Target.END:
+            slot = gradients[action.microbatch, action.chunk]
+            _set(tables, (place.tick + plan.head_after, place.stage), (plan.table.routes[action.microbatch], slot))
     return tables
 
 

@@ -2,8 +2,9 @@
 
 Two modes. *Free-running*: each stage goes on as soon as its inputs are there, as separate programs would; these are the
 papers' figures. *Tick*: one compiled loop, where a stage starts a tick once it and its neighbours have finished the one
-before, because every tick ends in an exchange between them. In ticks with a head all stages meet between F and B, since
-the executor computes the head on all of them together; without `head` the last stage has it alone.
+before, because every tick ends in an exchange between them. All stages compute the head together, so where there is one
+they meet: between F and B, or before the next tick where that is early enough for B (`ticks.late_head`). Without `head`
+the last stage has it alone.
 
 Two bubble figures are in print; both are given. `idle_share` is idle time over total time, (p-1)/(m+p-1) for GPipe;
 `overhead` is idle time over work, (p-1)/m. `idle_inside` counts only waiting between a stage's own first and last
@@ -20,7 +21,7 @@ from itertools import groupby
 from typing import NamedTuple, Self
 
 from jaxtrain.pipeline.table import Action, Table, Unit
-from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks, pack
+from jaxtrain.pipeline.ticks import WEIGHT_SLOTS, Ticks, late_head, pack
 from jaxtrain.pipeline.validation import result, validate, walk
 
 PerChunk = float | tuple[float, ...]
@@ -167,17 +168,20 @@ def simulate_ticks(
     packed = ticks or choose_ticks(table, costs, head=head)
     cells = [_cells(actions, at) for actions, at in zip(table.stages, packed, strict=True)]
     count = 1 + max(map(max, packed))
-    neighbours, last = _neighbours(table), table.placement.chunks - 1
+    neighbours, last, late = _neighbours(table), table.placement.chunks - 1, late_head(table, packed)
     lines: list[list[Span]] = [[] for _ in cells]
-    clock = [0.0] * len(cells)
+    clock, meet = [0.0] * len(cells), False
     for tick in range(count):
         clock = [
             max([clock[stage], *(clock[n] + costs.transfer for n in near)]) for stage, near in enumerate(neighbours)
         ]
+        if meet and late:
+            clock = [max(clock)] * len(clock)
         now = [cell.get(tick, ()) for cell in cells]
         forwards = [[action for action in actions if action.unit == Unit.FORWARD] for actions in now]
         clock = _run(forwards, lines, clock, costs)
-        if head and any(action.chunk == last for actions in forwards for action in actions):
+        meet = head and any(action.chunk == last for actions in forwards for action in actions)
+        if meet and not late:
             clock = [max(clock)] * len(clock)
         clock = _run([actions[len(done) :] for actions, done in zip(now, forwards, strict=True)], lines, clock, costs)
     return _simulation(table, lines, ticks=count)

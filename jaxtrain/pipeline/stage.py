@@ -123,10 +123,9 @@ class Stage:
         return buffers._replace(inputs=inputs, gradients=gradients)
 
     def backward_and_send(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
-        chunks, y, forward, backward, weight = own
+        chunks, y, forward, from_head, backward, weight = own
         dhidden, data = shared
-        from_head = jnp.where(forward.target == Target.END, forward.slot, -1)
-        buffers = buffers._replace(gradients=put(buffers.gradients, dhidden[forward.replica], from_head))
+        buffers = buffers._replace(gradients=put(buffers.gradients, dhidden[from_head.replica], from_head.slot))
         buffers, dx = self._backward(buffers, chunks, data, backward)
         for slot in range(weight.microbatch.shape[0]):
             buffers = self._weight(buffers, chunks, data, Weight(*(column[slot] for column in weight)))

@@ -21,8 +21,10 @@ One tick, in this order. No slot is written again in the tick in which it is rea
    weights) and write `residuals[forward.residual]`. The output goes to `forward.target`: NEXT or PREVIOUS sends it;
    HERE writes it to `inputs[forward.slot]` (a turn of the V); END means chunk C-1: the head takes it.
 3. Head, for the microbatch that just passed chunk C-1, if any: `head[tick, replica]` names it, so that all stages can
-   share the work. The loss's gradient with respect to the chunk's output goes to `gradients[forward.slot]` of that
-   stage.
+   share the work. The loss's gradient with respect to the chunk's output goes to `gradients[from_head.slot]` of that
+   stage. With `late_head` it is the microbatch that passed in the tick before, and the head comes first in the tick:
+   stages then meet for it where they have just exchanged, and not between F and B. A schedule that runs B right behind
+   its F cannot wait for that.
 4. B where `backward.microbatch >= 0`. Read `gradients[backward.gradient]` and `residuals[backward.residual]`. Where
    `backward.fused` is 1 add the weight gradient, too; where it is 0 write `deferred[backward.deferred]`. The gradient
    of the chunk's input goes to `backward.target`: NEXT or PREVIOUS sends it; HERE writes it to
@@ -72,6 +74,13 @@ class Forward(NamedTuple):
     input: np.ndarray
     residual: np.ndarray
     target: np.ndarray
+    slot: np.ndarray
+
+
+class FromHead(NamedTuple):
+    """Slots for the gradients that the head makes in this tick, and of which weight copy, [ticks, stages]."""
+
+    replica: np.ndarray
     slot: np.ndarray
 
 
@@ -133,16 +142,18 @@ class TickProgram:
     placement: Placement
     routes: tuple[int, ...]
     forward: Forward
+    from_head: FromHead
     backward: Backward
     weight: Weight
     arrivals: Arrivals
     embedding: np.ndarray  # [ticks, replicas]: microbatch whose chunk 0 runs F
-    head: np.ndarray  # [ticks, replicas]: microbatch whose last chunk runs F
+    head: np.ndarray  # [ticks, replicas]: microbatch whose last chunk runs F, or ran it in the tick before
     embedding_gradient: np.ndarray  # [ticks, replicas]: microbatch whose chunk 0 runs B
     slots: Slots
     residuals_by_stage: tuple[int, ...]
     payloads: Payloads
     ring: bool
+    late_head: bool
 
     @property
     def ticks(self) -> int:

@@ -11,7 +11,7 @@ Which one is shorter for a table and its costs, `simulator.choose_ticks` finds o
 """
 
 from jaxtrain.pipeline.placement import require_positive
-from jaxtrain.pipeline.table import Action, Table, Unit
+from jaxtrain.pipeline.table import Action, Table, Unit, backward, forward
 from jaxtrain.pipeline.validation import result, validate
 
 WEIGHT_SLOTS = 2  # paired schedules with deferred W need two; more only lengthen the program
@@ -36,6 +36,17 @@ def pack(table: Table, *, paired: bool = True, weight_slots: int = WEIGHT_SLOTS)
         tick += 1
     last = weight_slots if paired else 1
     return tuple(_settle(actions, taken, tick, last) for actions, taken in zip(table.stages, ticks, strict=True))
+
+
+def late_head(table: Table, ticks: Ticks) -> bool:
+    """Tell whether the head may wait for the next tick: no last chunk runs B in the tick of its F."""
+    last, at = table.placement.chunks - 1, {}
+    for actions, taken in zip(table.stages, ticks, strict=True):
+        at |= {result(action): tick for action, tick in zip(actions, taken, strict=True) if action.chunk == last}
+    pairs = (
+        (at[forward(microbatch, last)], at[backward(microbatch, last)]) for microbatch in range(table.microbatches)
+    )
+    return all(made < read for made, read in pairs)
 
 
 def _fill(

@@ -66,6 +66,7 @@ class _Stage:
     mailbox: np.ndarray
     deferred: np.ndarray
     sent: dict[Target, list[np.ndarray]] = field(default_factory=dict)
+    passed: np.ndarray | None = None  # what the last chunk's F made, in the last tick that the stage ran
 
 
 def run(program: TickProgram, model: Model) -> Gradients:
@@ -78,8 +79,11 @@ def run(program: TickProgram, model: Model) -> Gradients:
         for number, stage in enumerate(stages):
             stage.sent = {}
             _receive(program, sent, stages, tick, number)
+        passed = [stage.passed for stage in stages]
         for number, stage in enumerate(stages):
-            _forward(program, model, stage, tick, number, loss)
+            _forward(program, model, stage, tick, number)
+        for number, stage in enumerate(stages):
+            _head(program, model, stage, passed[number] if program.late_head else stage.passed, (tick, number), loss)
         for number, stage in enumerate(stages):
             _backward(program, model, stage, tick, number, embedding)
             for slot in range(program.weight.microbatch.shape[2]):
@@ -117,7 +121,8 @@ def _receive(program: TickProgram, sent: list[dict], stages: list[_Stage], tick:
         assert not values, "something arrived that no table stores"
 
 
-def _forward(program: TickProgram, model: Model, stage: _Stage, tick: int, number: int, loss: list[float]) -> None:
+def _forward(program: TickProgram, model: Model, stage: _Stage, tick: int, number: int) -> None:
+    stage.passed = None
     row = [int(table[tick, number]) for table in program.forward]
     microbatch, chunk, replica, held, source, residual, target, slot = row
     assert (microbatch < 0) == (target < 0)
@@ -128,13 +133,19 @@ def _forward(program: TickProgram, model: Model, stage: _Stage, tick: int, numbe
     stage.residuals[residual] = np.tanh(x * model.masks[microbatch, chunk])
     y = stage.residuals[residual] @ stage.weights[held]
     if target == Target.END:
-        assert program.head[tick, replica] == microbatch
-        stage.mailbox[slot] = y - model.targets[microbatch]
-        loss[0] += 0.5 * float(np.sum(stage.mailbox[slot] ** 2))
+        stage.passed = y
     elif target == Target.HERE:
         stage.inputs[slot] = y
     else:
         stage.sent.setdefault(Target(target), []).append(y)
+
+
+def _head(program: TickProgram, model: Model, stage: _Stage, y, place: tuple[int, int], loss: list[float]) -> None:
+    replica, slot = (int(table[place]) for table in program.from_head)
+    assert (slot < 0) == (y is None)
+    if y is not None:
+        stage.mailbox[slot] = y - model.targets[program.head[place[0], replica]]
+        loss[0] += 0.5 * float(np.sum(stage.mailbox[slot] ** 2))
 
 
 def _backward(program: TickProgram, model: Model, stage: _Stage, tick: int, number: int, embedding: np.ndarray) -> None:
