@@ -1,13 +1,15 @@
 """The configuration of a run: everything it needs, checked across its parts before anything is computed."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import jax
 from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
-from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings
+from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undivided
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
@@ -18,6 +20,8 @@ from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
+
+DIMENSIONS = {"layers": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,18 @@ class TrainConfig:
                     )
             shardings(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
+    def remarks(self, devices: int) -> list[str]:
+        """Return what these devices hold more than once because the mesh does not divide it."""
+        _, shapes, names = abstract_model(self.model)
+        lines: dict[str, None] = {}
+        for phase in self.phases:
+            sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
+            for name, size, axes in undivided(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes))):
+                key, split = DIMENSIONS[name], " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
+                text = f"{key}={size} is not divisible by {split}: each of those devices has all of its parameters"
+                lines[f"{text}, moments and gradients, and a multiple would be split"] = None
+        return list(lines)
+
     def _check_stages(self, stages: int) -> None:
         if isinstance(self.gradients, Pipelined):
             self.gradients.check(stages, self.model)
@@ -118,19 +134,30 @@ class TrainConfig:
             shards *= sizes.get(axis, 1)
         parts = shards * self.gradients.microbatches
         if batch_size % parts:
-            shown = " x ".join(f"{axis}={sizes[axis]}" for axis in RULES["batch"] if sizes.get(axis, 1) > 1)
+            shown = [f"mesh {axis}={sizes[axis]}" for axis in RULES["batch"] if sizes.get(axis, 1) > 1]
             raise ValueError(
-                f"{key}={batch_size} is not divisible by {parts} (mesh {shown or 'of one device'}, "
-                f"microbatches={self.gradients.microbatches}): use {-(-batch_size // parts) * parts}"
-                + self._other_microbatches(batch_size // shards if batch_size % shards == 0 else 0)
+                f"{key}={batch_size} is not divisible by {parts} "
+                f"({', '.join([*shown, f'microbatches={self.gradients.microbatches}'])}): "
+                f"use {-(-batch_size // parts) * parts}"
+                + self._other_microbatches(batch_size // shards if batch_size % shards == 0 else 0, sizes["stage"])
             )
 
-    def _other_microbatches(self, rows: int) -> str:
+    def _other_microbatches(self, rows: int, stages: int) -> str:
         """The end of an error: the nearest numbers of microbatches that cut so many rows of a device evenly."""
+
+        def first(numbers: Iterable[int]) -> list[int]:
+            return list(islice((n for n in numbers if rows % n == 0 and self._can_run(n, stages)), 1))
+
         now = self.gradients.microbatches
-        fits = [number for number in range(1, rows + 1) if rows % number == 0]
-        below, above = [n for n in fits if n < now][-1:], [n for n in fits if n > now][:1]
-        return f", or gradients.microbatches={' or '.join(map(str, below + above))}" if fits else ""
+        fits = first(range(min(now - 1, rows), 0, -1)) + first(range(now + 1, rows + 1))
+        return f", or gradients.microbatches={' or '.join(map(str, fits))}" if fits else ""
+
+    def _can_run(self, microbatches: int, stages: int) -> bool:
+        try:
+            replace(self, gradients=replace(self.gradients, microbatches=microbatches))._check_stages(stages)
+        except ValueError:
+            return False
+        return True
 
     def trainer(
         self, folder: str | Path, *, devices: list[jax.Device] | None = None, profile_steps: int = 0

@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,29 @@ def shardings(names: dict, shapes: dict, mesh: Mesh) -> dict:
         return NamedSharding(mesh, parameter_spec(leaf_names, leaf.shape, mesh))
 
     return jax.tree.map(sharding, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+class Undivided(NamedTuple):
+    """A dimension that mesh axes do not divide, so that all devices along them have the whole of it."""
+
+    name: str
+    size: int
+    axes: tuple[str, ...]
+
+
+def undivided(names: dict, shapes: dict, mesh) -> list[Undivided]:
+    """Return the dimensions of a tree of parameters that are not split over all axes of their rule, each once."""
+    found: dict[Undivided, None] = {}
+
+    def look(leaf_names, leaf):
+        for name, size in zip(leaf_names, leaf.shape, strict=True):
+            axes = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
+            without = axes[: len(axes) - len(_dividing(name, size, axes, mesh))]
+            if without:
+                found[Undivided(name, size, without)] = None
+
+    jax.tree.map(look, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return list(found)
 
 
 def splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedSharding) -> bool:

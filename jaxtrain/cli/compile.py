@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set).config
     devices = devices_of(arguments.topology)
     config.check_devices(len(devices))
+    for remark in config.remarks(len(devices)):
+        print(f"note: {remark}")
     for index, phase in enumerate(config.phases):
         print(
             f"compiling the train step of phases[{index}] for {len(devices)} devices of {arguments.topology}; "

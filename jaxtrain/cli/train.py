@@ -173,6 +173,8 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         f"into {folder.path}",
         highlight=False,
     )
+    for remark in config.remarks(jax.device_count()):
+        console.print(f"note: {remark}", highlight=False, soft_wrap=True)
 
 
 def conclude(

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 
 from jaxtrain.mesh import gather, lay_out, narrow
 from jaxtrain.pipeline.keep import Keep
-from jaxtrain.pipeline.layer import Layer, Tree, take_apart
-from jaxtrain.pipeline.slots import at
+from jaxtrain.pipeline.layer import Layer, take_apart
+from jaxtrain.pipeline.slots import Tree, at
 from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, empty_buffers
 from jaxtrain.pipeline.stages import Stacking, on_stages, update_on_stages
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, FromHead, TickProgram, Weight

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.pipeline.slots import at, put_all, put_if
-
-Arrays = list[jax.Array]
+from jaxtrain.pipeline.slots import Arrays, at, put_all, put_if
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,16 +11,15 @@ product of B. What W can have from the kept values without one, it computes agai
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var
 
 from jaxtrain.pipeline.equations import dependents, part, run, trace, variables
+from jaxtrain.pipeline.slots import Arrays, Tree
 
-Tree = Any  # of arrays
-Arrays = list[jax.Array]
 Apply = Callable[[Tree, Tree, jax.Array], jax.Array]  # (weights, data of the microbatch, x) -> y
 
 COSTLY = ("dot_general", "conv_general_dilated", "scan", "while", "cond", "checkpoint", "remat2", "pallas_call")

@@ -65,9 +65,11 @@ class Placement:
     def layers(self, count: int) -> tuple[range, ...]:
         """Cut `count` layers into consecutive chunks, the first ones a layer longer where it does not divide."""
         if count < self.chunks:
+            fit = count // self.stages * self.stages
+            fewer = f"a schedule of {fit} chunks" if fit else f"mesh.stage={count}"
             raise ValueError(
-                f"layers={count} cannot fill chunks={self.chunks}: every chunk needs a layer; "
-                f"use at most {count} chunks (fewer stages or fewer chunks per stage)"
+                f"model.repeats={count} cannot fill {self.chunks} chunks, every chunk needs a layer; "
+                f"nearest model.repeats={self.chunks}, or {fewer}"
             )
         short, extra = divmod(count, self.chunks)
         starts = [chunk * short + min(chunk, extra) for chunk in range(self.chunks + 1)]

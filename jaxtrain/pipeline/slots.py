@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any  # of arrays
+Arrays = list[jax.Array]
 
 
 def at(tree: Tree, *index) -> Tree:

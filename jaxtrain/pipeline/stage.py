@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from jaxtrain.mesh import constrain, scatter_gradients
 from jaxtrain.pipeline.keep import Keep
-from jaxtrain.pipeline.layer import Arrays, Layer, Tree
-from jaxtrain.pipeline.slots import at, put, put_all, put_if
+from jaxtrain.pipeline.layer import Layer
+from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if
 from jaxtrain.pipeline.stages import AXIS, shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 

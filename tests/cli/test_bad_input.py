@@ -80,6 +80,11 @@ CONFIGURATIONS = {
         r"phases\[0\]\.batch_size=8 is not divisible by 16 \(mesh fsdp=8, microbatches=2\): use 16, "
         r"or gradients\.microbatches=1$",
     ),
+    "batch and microbatches, where the schedule has a rule too": (
+        {"mesh.stage": 8, "model.repeats": 16, "gradients": "@Pipelined(microbatches=16)", "phases[0].batch_size": 24},
+        r"phases\[0\]\.batch_size=24 is not divisible by 16 \(microbatches=16\): use 32, "
+        r"or gradients\.microbatches=8 or 24$",
+    ),
     "heads not divisible by tensor": (
         {"mesh.tensor": 8},
         r"model\.pattern\[0\]\.mixer\.heads=4 is not divisible by mesh\.tensor=8: choose a tensor axis that divides",
@@ -94,7 +99,7 @@ CONFIGURATIONS = {
     ),
     "more chunks than layers": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},
-        r"with mesh\.stage=4: layers=1 cannot fill chunks=8: .*; use at most 1 chunks",
+        r"with mesh\.stage=4: model\.repeats=1 cannot fill 8 chunks, .*; nearest model\.repeats=8, or mesh\.stage=1",
     ),
     "two directions over an odd number of stages": (
         {"gradients": "@Pipelined(microbatches=1,schedule=@Chimera())"},

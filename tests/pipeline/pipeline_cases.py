@@ -46,7 +46,7 @@ CASES = (
     Case(schedule=BreadthFirst(chunks_per_stage=1), grows=True),
     Case(schedule=BreadthFirst(chunks_per_stage=2), grows=True),
     Case(schedule=BreadthFirst(chunks_per_stage=3), grows=True),
-    Case(schedule=LayeredAccumulation(layers_per_stage=4), grows=True),
+    Case(schedule=LayeredAccumulation(chunks_per_stage=4), grows=True),
     Case(schedule=OneFOneB()),
     Case(schedule=Interleaved(chunks_per_stage=2)),
     Case(schedule=Interleaved(chunks_per_stage=3)),

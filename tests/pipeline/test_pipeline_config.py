@@ -11,6 +11,26 @@ ON_TWO_STAGES = ["mesh.stage=2", "gradients=@Pipelined(microbatches=4)"]
 
 
 @pytest.mark.parametrize(
+    ("changes", "remarks"),
+    [
+        ([], []),
+        (
+            ["model.repeats=10", "model.vocab_size=322"],
+            [
+                "model.repeats=10 is not divisible by mesh.stage=4: each of those devices has all of its parameters",
+                "model.vocab_size=322 is not divisible by mesh.stage=4: each of those devices has all of its",
+            ],
+        ),
+    ],
+)
+def test_a_run_says_what_its_stages_hold_whole(changes, remarks):
+    found = load("configs/pipeline_tiny.gin", changes).config.remarks(4)
+    assert len(found) == len(remarks)
+    for remark in remarks:
+        assert sum(line.startswith(remark) for line in found) == 1, found
+
+
+@pytest.mark.parametrize(
     ("file", "overrides", "desired"),
     [
         ("quickstart", ON_TWO_STAGES, Pipelined(schedule=PairedInterleaved(), microbatches=4)),

@@ -129,7 +129,7 @@ def test_bidirectional_schedules_hold_two_copies_of_the_weights():
 
 
 def test_layered_accumulation_of_sixteen_layers_takes_35_forward_ticks_where_whole_stages_take_44():
-    layered = table_of(LayeredAccumulation(layers_per_stage=4), 4, 8)
+    layered = table_of(LayeredAccumulation(chunks_per_stage=4), 4, 8)
     assert _last_forward(layered, Costs()) == 35
     assert _last_forward(table_of(GPipe(), 4, 8), Costs(forward=4.0)) == 44
     bubbles = [simulate(layered).makespan - 32 * 3, simulate(table_of(GPipe(), 4, 8)).makespan * 4 - 32 * 3]

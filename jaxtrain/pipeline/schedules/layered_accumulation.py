@@ -13,9 +13,9 @@ from jaxtrain.pipeline.table import Table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayeredAccumulation(Schedule):
-    """The forwards take m L/p + p-1 layer times; a model of L layers takes `layers_per_stage` = L/p."""
+    """With `chunks_per_stage` = L/p, for L layers, chunks of one layer: the forwards take m L/p + p-1 layer times."""
 
-    layers_per_stage: int = 4
+    chunks_per_stage: int = 4
 
     def table(self, stages: int, microbatches: int) -> Table:
-        return BreadthFirst(chunks_per_stage=self.layers_per_stage).table(stages, microbatches)
+        return BreadthFirst(chunks_per_stage=self.chunks_per_stage).table(stages, microbatches)
