@@ -1,5 +1,6 @@
 """The configuration of a run: everything it needs, checked across its parts before anything is computed."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,6 +14,7 @@ from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undiv
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import Optimizer
+from jaxtrain.pipeline.placement import nearest
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.hooks import Hook, Sample
@@ -114,9 +116,10 @@ class TrainConfig:
         for phase in self.phases:
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             for name, size, axes in undivided(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes))):
-                key, split = DIMENSIONS[name], " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
-                text = f"{key}={size} is not divisible by {split}: each of those devices has all of its parameters"
-                lines[f"{text}, moments and gradients, and a multiple would be split"] = None
+                split = " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
+                near = nearest(size, math.prod(sizes[axis] for axis in axes))
+                text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, and each of those devices has all of it"
+                lines[f"{text}: parameters, gradients and moments; nearest that is split {near}"] = None
         return list(lines)
 
     def _check_stages(self, stages: int) -> None:

@@ -24,7 +24,9 @@ def test_layers_are_cut_into_consecutive_chunks_that_differ_by_at_most_one(layer
 
 
 def test_more_chunks_than_layers_are_refused():
-    with pytest.raises(ValueError, match="model.repeats=7 cannot fill 8 chunks.*nearest model.repeats=8, or a schedule of 4 chunks"):
+    with pytest.raises(
+        ValueError, match="model.repeats=7 cannot fill 8 chunks.*nearest model.repeats=8, or a schedule of 4 chunks"
+    ):
         loop(4, 2).layers(7)
 
 
