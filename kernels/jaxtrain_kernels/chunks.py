@@ -141,14 +141,28 @@ class Sum(NamedTuple):
 
 
 def running_sum(log_decay: Array, axis: int) -> Sum:
-    coarse = jax.lax.stop_gradient(jnp.round(log_decay * 256) / 256)
+    coarse = coarse_part(log_decay)
     return Sum(jnp.cumsum(coarse, axis=axis), jnp.cumsum(log_decay - coarse, axis=axis))
+
+
+def coarse_part(log_decay: Array) -> Array:
+    return jax.lax.stop_gradient(jnp.round(log_decay * 256) / 256)
+
+
+def sum_of_later(x: Array, axis: int) -> Array:
+    """Return for each step the sum over those behind it.
+
+    A difference of two running sums has the same value, but its gradient would be a difference of sums over the whole
+    chunk, with their rounding.
+    """
+    return jax.lax.cumsum(x, axis=axis, reverse=True) - x
 
 
 class Weights(NamedTuple):
     """How much of what passes in one chunk; the last axis is 1, or K where each key channel has its gate."""
 
     cumulative: Sum  # [B J C 1|K], log-decay from the chunk's start to each step, that step's included
+    fine: Float[Array, "B J C 1|K"]  # of each step, as `running_sum` takes it
     into: Float[Array, "B J C 1|K"]  # what each step sees of the state before the chunk
     out: Float[Array, "B J C 1|K"]  # what the state after the chunk keeps of each step
     seen: Bool[Array, "B 1 C C"]  # which steps each step sees: itself and earlier ones of its run
@@ -156,13 +170,15 @@ class Weights(NamedTuple):
 
 def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: Int[Array, " B"]) -> Weights:
     """Return the weights of a chunk; `run` is the run of the state before it. Exponents are never positive."""
-    cumulative = running_sum(log_decay, axis=2)
+    cumulative, fine = running_sum(log_decay, axis=2), log_decay - coarse_part(log_decay)
+    after = Sum(cumulative.coarse[:, :, -1:] - cumulative.coarse, sum_of_later(fine, axis=2))
     alive, lasts = (x[:, None, :, None] for x in (runs == run[:, None], runs == runs[:, -1:]))
     seen = (runs[:, :, None] == runs[:, None, :]) & jnp.tril(jnp.ones((runs.shape[1],) * 2, bool))[None]
     return Weights(
         cumulative,
+        fine,
         into=cumulative.exp(where=alive),
-        out=cumulative[:, :, -1:].since(cumulative).exp(where=lasts),
+        out=after.exp(where=lasts),
         seen=seen[:, None],
     )
 
@@ -170,7 +186,29 @@ def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: 
 def pairwise_decay(w: Weights) -> Float[Array, "B J C C"]:
     """Return what each step keeps of each earlier one, for a scalar decay."""
     later, earlier = w.cumulative, Sum(*(x.swapaxes(2, 3) for x in w.cumulative))
-    return later.since(earlier).exp(where=w.seen)
+    return _of_steps_between(w.fine, jax.lax.stop_gradient(later.since(earlier).exp(where=w.seen)))
+
+
+@jax.custom_vjp
+def _of_steps_between(log_decay: Float[Array, "B J C 1"], decay: Float[Array, "B J C C"]) -> Float[Array, "B J C C"]:
+    """Return the decay, with its gradient: that of a log-decay is the sum over all pairs which its step lies between.
+
+    As a gradient of running sums it would be a small difference of the sums over all pairs behind the step.
+    """
+    return decay
+
+
+def _decay_forward(log_decay, decay):
+    return decay, decay
+
+
+def _decay_backward(decay, ddecay):
+    before = jnp.triu(jnp.ones(decay.shape[-2:], decay.dtype), 1)  # [S T], whether step S is before T
+    of_earlier_BJCT = jnp.einsum("BJCS,ST->BJCT", ddecay * decay, before, precision="highest")
+    return jnp.sum(jnp.tril(of_earlier_BJCT), axis=2)[..., None], None
+
+
+_of_steps_between.defvjp(_decay_forward, _decay_backward)
 
 
 def product(equation: str, *operands: Array, dtype: jnp.dtype) -> Array:

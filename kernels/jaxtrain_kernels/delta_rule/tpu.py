@@ -128,13 +128,14 @@ def _backward_kernel(q_ref, k_ref, v_ref, do_ref, rows_ref, beta_ref, states_ref
     w, before, after = ScalarDecay.read(rows_ref), states_ref[...], dstate[...]
     q, k, do, dtype = q_ref[...], k_ref[...], do_ref[...], q_ref.dtype
     c, dafter = _Chunk(w, k, v_ref[...], beta_ref[...], before), after.astype(dtype)
-    du = dot(w.scores(q, k).astype(dtype), do, (0, 0)) + dot((k * w.out).astype(dtype), dafter, (1, 1))
+    scores = w.scores(q, k)
+    du = dot(scores.astype(dtype), do, (0, 0)) + dot((k * w.out).astype(dtype), dafter, (1, 1))
     dright = dot(c.inverse.astype(dtype), du.astype(dtype), (0, 0))
     dv = c.beta * dright
     dlower = jnp.where(_earlier(w.pairs.shape), -dot(dright.astype(dtype), c.u, (1, 1)), 0.0)
     doverlap = (dlower * c.beta * w.pairs).astype(dtype)  # of the products k_i k_j
 
-    dq_near, dk_near = w.pull(q, k, dot(do, c.u, (1, 1)))
+    dq_near, dk_near, dpairs = w.pull(q, k, scores, dot(do, c.u, (1, 1)))
     dq_into, dk_into = w.into * dot(do, c.state, (1, 0)), -w.into * dot(dv.astype(dtype), c.state, (1, 0))
     dk_out = w.out * dot(c.u, dafter, (1, 0))
     dk_later, dk_earlier = dot(doverlap, k, (1, 0)), dot(doverlap, k, (0, 0))
@@ -143,9 +144,9 @@ def _backward_kernel(q_ref, k_ref, v_ref, do_ref, rows_ref, beta_ref, states_ref
     dv_ref[...] = dv.astype(dtype)
     dbeta = jnp.sum(dlower * c.overlap, axis=1, keepdims=True) + jnp.sum(dright * c.error, axis=1, keepdims=True)
     dbeta_ref[...] = row(dbeta)
-    leaves = w.keep * jnp.sum(before * after, axis=0, keepdims=True) + jnp.sum(k * dk_out, axis=0, keepdims=True)
-    dsums = q * (dq_near + dq_into) + k * (dk_later + dk_into - dk_near - dk_earlier - dk_out)
-    w.write_gradient(dgate_ref, dsums, leaves)
+    dpairs += dlower * c.beta * c.overlap
+    dkeep = w.keep * jnp.sum(before * after, axis=0, keepdims=True)
+    w.write_gradient(dgate_ref, dpairs, q * dq_into + k * dk_into, k * dk_out, dkeep)
     dstate[...] = (
         w.keep * after
         + dot(do, (q * w.into).astype(dtype), (0, 0))

@@ -5,9 +5,10 @@ that gates of key channels lie along the lanes. Three kernels: the forward pass;
 again for the backward pass; and the backward pass, from the last chunk to the first. How a chunk decays is a class of
 tpu_decay.py.
 
-The gradient of a log-decay comes from those of queries and keys: with c the running sum of log-decays, dc_i = q_i dq_i
-- k_i dk_i (Yang et al., 2023, arXiv:2312.06635, appendix C), summed from the end of the chunk, where what leaves it
-adds S dS. Query heads of a group are computed apart, each with its own copy of the state.
+The gradient of a scalar log-decay is summed over all pairs of steps that it lies between. That of a gate comes from
+those of queries and keys: with c the running sum of log-decays within the chunk, dc_i = q_i dq_i - k_i dk_i (Yang et
+al., 2023, arXiv:2312.06635, appendix C). Query heads of a group are computed apart, each with its own copy of the
+state.
 """
 
 import functools
@@ -117,14 +118,16 @@ def _backward_kernel(decay: Decay, q_ref, k_ref, v_ref, do_ref, *refs):
     dtype = v.dtype
     begin(dstate, dfinal_ref)
     before, after = states_ref[...], dstate[...]
-    dq, dk = w.pull(q, k, dot(do, v, (1, 1)))
-    dq += w.into * dot(do, before.astype(dtype), (1, 0))
+    scores = w.scores(q, k)
+    dq_near, dk_near, dgate_near = w.pull(q, k, scores, dot(do, v, (1, 1)))
+    dq_into = w.into * dot(do, before.astype(dtype), (1, 0))
     dk_out = w.out * dot(v, after.astype(dtype), (1, 0))
-    dk += dk_out
-    dv = dot(w.scores(q, k).astype(dtype), do, (0, 0)) + dot((k * w.out).astype(dtype), after.astype(dtype), (1, 1))
-    dq_ref[...], dk_ref[...], dv_ref[...] = (x.astype(dtype) for x in (dq, dk, dv))
-    leaves = w.keep * jnp.sum(before * after, axis=0, keepdims=True) + jnp.sum(k * dk_out, axis=0, keepdims=True)
-    w.write_gradient(dgate_ref, q * dq - k * dk, leaves)
+    dv = dot(scores.astype(dtype), do, (0, 0)) + dot((k * w.out).astype(dtype), after.astype(dtype), (1, 1))
+    dq_ref[...] = (dq_near + dq_into).astype(dtype)
+    dk_ref[...] = (dk_near + dk_out).astype(dtype)
+    dv_ref[...] = dv.astype(dtype)
+    dkeep = w.keep * jnp.sum(before * after, axis=0, keepdims=True)
+    w.write_gradient(dgate_ref, dgate_near, q * dq_into, k * dk_out, dkeep)
     dstate[...] = w.keep * after + dot(do, (q * w.into).astype(dtype), (0, 0))
     end(dstate, dfirst_ref)
 

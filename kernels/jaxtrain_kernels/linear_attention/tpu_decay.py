@@ -75,8 +75,7 @@ class ScalarDecay:
 
     @staticmethod
     def gradient(dgate: Float[Array, "B H N 1 C"]) -> Float[Array, "B H L 1"]:
-        dlog_decay = lax.cumsum(dgate, axis=4, reverse=True)
-        return dlog_decay.reshape(*dgate.shape[:2], -1, 1)
+        return dgate.reshape(*dgate.shape[:2], -1, 1)
 
     @classmethod
     def read(cls, rows_ref) -> "ScalarDecay":
@@ -89,15 +88,24 @@ class ScalarDecay:
     def scores(self, q: Float[Array, "C K"], k: Float[Array, "C K"]) -> Float[Array, "C C"]:
         return dot(q, k, (1, 1)) * self.pairs
 
-    def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], dscores: Float[Array, "C C"]):
-        """Return the gradients of queries and keys from that of the scores."""
-        dscores = (dscores * self.pairs).astype(q.dtype)
-        return dot(dscores, k, (1, 0)), dot(dscores, q, (0, 0))
+    def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
+        """Return the gradients of queries and keys from that of the scores, and what `write_gradient` takes."""
+        weighted = (dscores * self.pairs).astype(q.dtype)
+        return dot(weighted, k, (1, 0)), dot(weighted, q, (0, 0)), dscores * scores
 
-    def write_gradient(self, ref, dsums: Float[Array, "C K"], dend: Float[Array, "1 K"]) -> None:
-        """Write the gradient of the running sums; `dend` is that of the last, for what leaves the chunk."""
-        dsums, dend = row(jnp.sum(dsums, axis=1, keepdims=True)), jnp.sum(dend, axis=1, keepdims=True)
-        ref[...] = dsums + jnp.where(index(dsums.shape, 1) == dsums.shape[1] - 1, dend, 0.0)
+    def write_gradient(
+        self, ref, dpairs: Float[Array, "C C"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]
+    ) -> None:
+        """Write the gradient of the log-decays, from those of the logarithms of pairs, `into`, `out` and `keep`.
+
+        A step's log-decay is in all pairs it lies between, in what it and later steps see of the state before the
+        chunk, and in what the state after the chunk keeps of earlier ones.
+        """
+        C = dpairs.shape[0]
+        before = index((C, C), 0) < index((C, C), 1)  # [S T], whether step S is before T
+        of_earlier = dot(dpairs, before.astype(dpairs.dtype), (1, 0))  # [S T], of pairs of S with steps before T
+        dinto, dout = (jnp.sum(x, axis=1, keepdims=True) for x in (dinto, dout))
+        ref[...] = jnp.sum(jnp.where(before, dout, of_earlier + dinto), axis=0, keepdims=True) + jnp.sum(dkeep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +185,8 @@ class ChannelDecay:
             scores = jnp.where(self._on(step), near.reshape(C, 1), scores)
         return jnp.where(self.seen, scores, 0.0)
 
-    def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], dscores: Float[Array, "C C"]):
-        """Return the gradients of queries and keys from that of the scores."""
+    def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
+        """Return the gradients of queries and keys from that of the scores, and what `write_gradient` takes."""
         (C, K), dtype = q.shape, q.dtype
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
         dscores = jnp.where(self.seen, dscores, 0.0)
@@ -197,13 +205,16 @@ class ChannelDecay:
             dq += weighted * k_NcK[:, step : step + 1]
             dk_step = jnp.sum(weighted * q_NcK, axis=1, keepdims=True)
             dk += jnp.where(index(dk.shape, 1) == step, dk_step, 0.0)
-        return dq.reshape(C, K), dk.reshape(C, K)
+        dq, dk = dq.reshape(C, K), dk.reshape(C, K)
+        return dq, dk, q * dq - k * dk
 
-    def write_gradient(self, ref, dsums: Float[Array, "C K"], dend: Float[Array, "1 K"]) -> None:
-        """Write the gradient of the log-decays: of all sums from each on, and of what leaves the chunk."""
+    def write_gradient(
+        self, ref, dsums: Float[Array, "C K"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]
+    ) -> None:
+        """Write the gradient of the log-decays, from those of running sums, and of the logarithms of the others."""
         C = dsums.shape[0]
-        since = (index((C, C), 0) <= index((C, C), 1)).astype(jnp.float32)
-        ref[...] = dot(since, dsums, (1, 0)) + dend
+        until = (index((C, C), 0) <= index((C, C), 1)).astype(jnp.float32)  # [T S], whether step T is at most S
+        ref[...] = dot(until, dsums + dinto, (1, 0)) + dot(1.0 - until, dout, (1, 0)) + dkeep
 
 
 def _by_sub_chunk(x: Float[Array, "C K"]) -> Float[Array, "N c K"]:

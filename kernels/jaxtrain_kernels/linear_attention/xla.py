@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxtrain_kernels.chunks import Sum, Weights, merge_heads, pairwise_decay, product, split, split_heads, weights
+from jaxtrain_kernels.chunks import (
+    Sum,
+    Weights,
+    merge_heads,
+    pairwise_decay,
+    product,
+    split,
+    split_heads,
+    sum_of_later,
+    weights,
+)
 
 SUB_CHUNK = 16
 
@@ -80,21 +90,23 @@ def _scores_of_channels(
     """Return sum over channels of q_i k_j exp(c_i - c_j) for j <= i, c the cumulative log-decay."""
     B, J, G, C, K = q.shape
     subs = C // SUB_CHUNK
-    q_BJGNcK = q.reshape(B, J, G, subs, SUB_CHUNK, K)
-    sums = w.cumulative.reshape(B, J, subs, SUB_CHUNK, K)
-    starts = Sum(*(jnp.pad(x[:, :, :-1, -1], ((0, 0), (0, 0), (1, 0), (0, 0))) for x in sums))  # before each sub-chunk
-    far = _earlier_sub_chunks(q_BJGNcK, k, sums, w.cumulative, starts).reshape(B, J, G, C, C)
-    near = _own_sub_chunk(q_BJGNcK, k.reshape(B, J, subs, SUB_CHUNK, K), sums)
+    q, k_BJNcK, coarse, fine = (
+        x.reshape(*x.shape[:-2], subs, SUB_CHUNK, K) for x in (q, k, w.cumulative.coarse, w.fine)
+    )
+    starts_BJN1K = jnp.pad(coarse[:, :, :-1, -1:], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))  # before each sub-chunk
+    own = Sum(coarse - starts_BJN1K, jnp.cumsum(fine, axis=3))
+    far = _earlier_sub_chunks(q, k, own, starts_BJN1K, w).reshape(B, J, G, C, C)
+    near = _own_sub_chunk(q, k_BJNcK, own)
     on_diagonal = near[:, :, :, :, :, None] * jnp.eye(subs, dtype=near.dtype)[None, None, None, :, None, :, None]
     return jnp.where(w.seen[:, :, None], far + on_diagonal.reshape(B, J, G, C, C), 0)
 
 
-def _earlier_sub_chunks(q_BJGNcK, k_BJCK, sums_BJNcK: Sum, sums_BJCK: Sum, starts_BJNK: Sum) -> Array:
+def _earlier_sub_chunks(q_BJGNcK, k_BJCK, own_BJNcK: Sum, starts_BJN1K: Array, w: Weights) -> Array:
     """Return the scores [B J G N c C] of each sub-chunk with all before it, zero elsewhere."""
-    before = _before_sub_chunk(sums_BJNcK.coarse.shape[2], k_BJCK.shape[2])[None, None, :, :, None]
-    starts_BJN1K = starts_BJNK[:, :, :, None]
-    q_decayed = q_BJGNcK * sums_BJNcK.since(starts_BJN1K).exp(where=True)[:, :, None]
-    k_decayed = k_BJCK[:, :, None] * starts_BJN1K.since(sums_BJCK[:, :, None]).exp(where=before)
+    before = _before_sub_chunk(own_BJNcK.coarse.shape[2], k_BJCK.shape[2])[None, None, :, :, None]
+    fine = sum_of_later(jnp.where(before, w.fine[:, :, None], 0), axis=3)
+    k_decayed = k_BJCK[:, :, None] * Sum(starts_BJN1K - w.cumulative.coarse[:, :, None], fine).exp(where=before)
+    q_decayed = q_BJGNcK * own_BJNcK.exp(where=True)[:, :, None]
     return product("BJGNcK,BJNSK->BJGNcS", q_decayed, k_decayed, dtype=q_BJGNcK.dtype)
 
 
