@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.flash_attention import reference, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator
+from jaxtrain_kernels.flash_attention.xla import LOWEST
 from jaxtrain_kernels.varying import alike
 
 
@@ -135,7 +136,8 @@ def _differentiable(forward: Callable, backward: Callable, options: Options, inp
 
 def _with_sinks(o, lse, sinks):
     total = jnp.logaddexp(lse, sinks.astype(lse.dtype)[None, :, None])
-    kept = jnp.exp(lse - total).swapaxes(1, 2)[..., None]
+    none = lse == -jnp.inf  # of a sink of -inf, the total is too
+    kept = jnp.where(none, 0.0, jnp.exp(lse - jnp.where(none, 0.0, total))).swapaxes(1, 2)[..., None]
     return (o * kept).astype(o.dtype), total
 
 
@@ -160,10 +162,11 @@ def _gradients(backward: Callable, options: Options, inputs: Inputs, sinks, o, l
     delta = delta if dlse is None else delta - dlse
     empty = lse == -jnp.inf
     delta = jnp.where(empty, 0.0, delta)
-    dq, dk, dv, dbias = backward(inputs, jnp.where(empty, jnp.inf, lse), delta, do, options)
+    # Keys out of sight have scores of LOWEST or less, no -inf: a row whose sink alone is as low must not find them.
+    dq, dk, dv, dbias = backward(inputs, jnp.where(lse < LOWEST, jnp.inf, lse), delta, do, options)
     dsinks = None
     if sinks is not None:
-        weights = jnp.exp(sinks.astype(lse.dtype)[None, :, None] - lse)
+        weights = jnp.exp(sinks.astype(lse.dtype)[None, :, None] - jnp.where(empty, jnp.inf, lse))
         dsinks = -jnp.sum(weights * delta, axis=(0, 2)).astype(sinks.dtype)
     return Gradients(dq, dk, dv, dbias, dsinks)
 
