@@ -395,6 +395,8 @@ def test_a_kernel_says_why_it_does_not_take_a_call(implementation, said):
         ),
         ({"k": np.zeros((2, 9, 2, 8), np.float32)}, "v has shape"),
         ({"v": np.zeros((2, 40, 2, 8), np.float16)}, "one floating-point dtype"),
+        ({"bias": np.zeros((1, 1, 40, 40), bool)}, "bias of dtype bool: give floats"),
+        ({"offset": jnp.zeros(2, int)}, r"offset of shape \(2,\) and dtype int32: give one integer"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, said):

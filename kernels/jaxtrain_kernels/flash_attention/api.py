@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.dtypes import check_dtypes
 from jaxtrain_kernels.flash_attention import reference, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator
 from jaxtrain_kernels.flash_attention.xla import LOWEST
@@ -107,6 +108,10 @@ def flash_attention_backward(
     """
     inputs, sinks = _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset)
     options = _options(q, causal, window, softcap, scale, offset, blocks)
+    for name, x in {"o": o, "lse": lse, "do": do, "dlse": dlse}.items():
+        shape = q.shape[:3] if "lse" in name else (*q.shape[:3], v.shape[3])
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {x.shape}: with q {q.shape} and v {v.shape} it must be {shape}")
     run = choose("flash_attention_backward", BACKWARDS, implementation, inputs, options).run
     dlse = None if dlse is None else dlse.swapaxes(1, 2)
     return _gradients(run, options, inputs, sinks, o, lse.swapaxes(1, 2), do, dlse)
@@ -240,8 +245,8 @@ def _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset) -> tuple
     (B, L, H, K), (_, S, J, _) = q.shape, k.shape
     if J < 1 or H % J:
         raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
-    if 0 in (L, S):
-        raise ValueError(f"q has {L} and k {S} places: give at least one")
+    if 0 in (B, L, S):
+        raise ValueError(f"q has {B} rows of {L} places and k of {S}: give at least one")
     if key_segment_ids is None and L == S:
         key_segment_ids = segment_ids
     if (segment_ids is None) != (key_segment_ids is None):
@@ -258,9 +263,12 @@ def _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset) -> tuple
             raise ValueError(f"{name} has shape {x.shape}: with q {q.shape} and k {k.shape} it must be {shape}")
     if bias is not None and not _broadcasts(bias.shape, (B, H, L, S)):
         raise ValueError(f"bias has shape {bias.shape}: must be {(B, H, L, S)}, where any of these may be 1")
-    if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
-        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: give one floating-point dtype to all")
+    if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(f"bias of dtype {bias.dtype}: give floats, which are added to the scores; -inf hides a key")
+    check_dtypes(q, k, v)
     traced = offset if isinstance(offset, jax.Array) else None
+    if traced is not None and (traced.ndim or not jnp.issubdtype(traced.dtype, jnp.integer)):
+        raise ValueError(f"offset of shape {traced.shape} and dtype {traced.dtype}: give one integer for all rows")
     *inputs, sinks = alike(q, k, v, bias, segment_ids, key_segment_ids, traced, sinks)
     return Inputs(*inputs), sinks
 
