@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxtrain_kernels.dtypes import check_dtypes
+
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
 LOWEST_LOG_DECAY = (
     -50.0
@@ -41,10 +43,9 @@ def check_shapes(q, k, v, initial_state, segment_ids) -> None:
             raise ValueError(f"{name} has shape {x.shape}: with k {k.shape} and v {v.shape} it must be {shape}")
     if H % J:
         raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
-    if L == 0:
-        raise ValueError("q, k and v have no steps: give at least one")
-    if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
-        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: give one floating-point dtype to all")
+    if 0 in (B, L):
+        raise ValueError(f"q, k and v have {B} rows of {L} steps: give at least one of each")
+    check_dtypes(q, k, v)
 
 
 def fitting_chunk(chunk_size: int, length: int) -> int:

@@ -112,6 +112,8 @@ def test_a_second_moment_above_zero_never_becomes_zero():
     [
         ({"gradient": np.zeros((4, 8), np.float32)}, r"shape \(4, 4\) with gradient \(4, 8\): give the same"),
         ({"v": quantize(np.zeros((4, 4), np.float32), format=Int8(), block=2)}, "both moments in the same blocks"),
+        ({"m": _zeros((4, 4), DYNAMIC)[1]}, "m is in .* no sign: give it a signed format"),
+        ({"parameter": np.zeros((4, 4), int)}, "a parameter of dtype int64, a gradient of float32: give floats"),
         ({"implementation": "triton"}, "'triton': adamw_8bit has xla"),
     ],
 )

@@ -96,6 +96,7 @@ def test_a_kernel_is_the_definition_code_for_code(implementation, format, shape,
 
     x, key = _numbers(shape), jax.random.key(0) if stochastic else None
     x[0, ..., :3] = np.nan, np.inf, -np.inf
+    x[-1, ..., -2:] = 3e38, 1e37
     blocks = {"format": format, "block": block, "axis": axis, "key": key}
     desired = jax.jit(lambda x: quantize(x, implementation="reference", **blocks))(x)
     with interpreted(implementation):
@@ -191,10 +192,12 @@ def test_a_power_of_two_changes_scales_and_no_code(format):
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_nan_becomes_zero_and_infinity_the_greatest_of_its_block(format, implementation):
-    x = np.array([[1.5, np.nan, 0.25, 3.0, np.inf], [np.nan, np.inf, -np.inf, 0.0, np.nan]], np.float32)
+    rows = [1.5, np.nan, 0.25, 3.0, np.inf], [np.nan, np.inf, -np.inf, 0.0, np.nan], [3e38, np.nan, 0.0, 1e38, np.inf]
+    x = np.array(rows, np.float32)
     result = dequantize(quantize(x, format=format, block=5, implementation=implementation))
     assert result[0, 1] == 0 and not np.any(result[1])
     np.testing.assert_allclose(result[0, [3, 4]], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(result[2], 2.0**126 * np.array([1, 0, 0, 1, 1]), rtol=1e-6)  # the greatest scale
     if getattr(format, "signed", True):
         below = dequantize(quantize(-x, format=format, block=5, implementation=implementation))
         np.testing.assert_allclose(below[0, 4], -3.0, rtol=0.01)  # the signed map ends at -0.993

@@ -21,6 +21,7 @@ def _problem(tokens: int = 63, words: int = 257, dtype=np.float32):
     targets = random.integers(0, words, tokens)
     targets[:2] = 0, words - 1
     weights = random.random(tokens).astype(np.float32) * (random.random(tokens) < 0.8)
+    weights[-3:], targets[-3:] = 0.0, (-100, -1, words)  # of no word
     return jnp.asarray(x, dtype), jnp.asarray(head, dtype), targets.astype(np.int32), weights.astype(np.float32)
 
 
@@ -40,10 +41,11 @@ def _value_and_gradients(implementation, **options):
     [(257, 100, OPTIONS), (256, 64, {}), (63, 2048, {"softcap": 3.0}), (100, 1, {"z_loss": 1e-2})],
     ids=str,
 )
-def test_loss_and_gradients_are_those_of_the_definition(words, tile, options):
+def test_loss_and_gradients_are_those_of_the_definition_and_finite_with_any_target_of_no_weight(words, tile, options):
     problem = _problem(words=words)
     actual = _value_and_gradients("xla", tile=tile, **options)(*problem)
     desired = _value_and_gradients("reference", **options)(*problem)
+    assert all(np.isfinite(d).all() for d in jax.tree.leaves(desired))
     for a, d in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
         np.testing.assert_allclose(a, d, rtol=2e-5, atol=2e-5)
 
@@ -104,6 +106,7 @@ def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():
     ("changes", "message"),
     [
         ({"targets": np.zeros(3, np.int32)}, r"targets \(3,\).*a target and a weight a token"),
+        ({"targets": np.zeros(63, np.float32)}, "targets of dtype float32: give integers"),
         ({"tile": 0}, "tile is at least 1"),
         ({"softcap": -1.0}, "softcap positive"),
         ({"implementation": "tpu"}, "'tpu': cross_entropy has xla"),

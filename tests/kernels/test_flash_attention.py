@@ -239,6 +239,18 @@ def test_huge_scores_give_the_value_of_the_likeliest_key():
     assert_close(flash_attention(q, q, v), v, SAME_GRADIENT)
 
 
+def test_a_sink_of_no_weight_changes_nothing_even_where_a_query_sees_no_key():
+    attend = functools.partial(flash_attention, offset=-7)
+    (_, without), gradients = _gradient(attend, *_random(*QKV))
+    for sink in (-np.inf, -1e30, np.finfo(np.float32).min):
+        sinks = np.full(4, sink, np.float32)
+        (_, found), (*found_gradients, dsinks) = _gradient(
+            lambda q, k, v, sinks: attend(q, k, v, sinks=sinks), *_random(*QKV), sinks
+        )
+        assert_close((found, tuple(found_gradients)), (without, gradients), SAME_GRADIENT)
+        assert not np.any(dsinks)
+
+
 def test_packed_documents_are_what_they_are_alone():
     q, k, v = _random(*QKV)
     ids = np.repeat([1, 2, 3], [13, 7, 20])[None].repeat(B, 0)
@@ -383,6 +395,8 @@ def test_a_kernel_says_why_it_does_not_take_a_call(implementation, said):
         ),
         ({"k": np.zeros((2, 9, 2, 8), np.float32)}, "v has shape"),
         ({"v": np.zeros((2, 40, 2, 8), np.float16)}, "one floating-point dtype"),
+        ({"bias": np.zeros((1, 1, 40, 40), bool)}, "bias of dtype bool: give floats"),
+        ({"offset": jnp.zeros(2, int)}, r"offset of shape \(2,\) and dtype int32: give one integer"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, said):

@@ -124,7 +124,11 @@ WRONG = {
     r"initial_state has shape \(1, 8, 2, 4\)": lambda: delta_rule(X, X, X, X[..., 0], initial_state=X),
     "chunk_size=24: must be a multiple of 16 from 16 to 256": lambda: linear_attention(X, X, X, chunk_size=24),
     "q, k and v are float32, bfloat16 and float32": lambda: linear_attention(X, X.astype(jnp.bfloat16), X),
-    "have no steps": lambda: linear_attention(X[:, :0], X[:, :0], X[:, :0]),
+    "have 1 rows of 0 steps": lambda: linear_attention(X[:, :0], X[:, :0], X[:, :0]),
+    "have 0 rows of 8 steps": lambda: linear_attention(X[:0], X[:0], X[:0]),
+    "float8_e5m2: give one floating-point dtype to all, of 16": lambda: linear_attention(
+        *[X.astype("float8_e5m2")] * 3
+    ),
     "implementation='cuda': linear_attention has xla": lambda: linear_attention(X, X, X, implementation="cuda"),
 }
 

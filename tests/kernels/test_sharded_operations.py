@@ -68,7 +68,8 @@ def test_recurrent_operations_split_over_devices_are_those_of_one():
 def test_the_step_in_eight_bits_split_over_devices_is_that_of_one(by):
     spec, random = P("rows", "heads"), np.random.default_rng(0)
     w, dw = (random.standard_normal((32, 64)).astype(np.float32) for _ in range(2))
-    m, v = (quantize(jnp.square(dw), format=DynamicMap(signed=False), block=(8, 32), axis=(-2, -1)) for _ in range(2))
+    formats = (dw, DynamicMap()), (jnp.square(dw), DynamicMap(signed=False))
+    m, v = (quantize(x, format=format, block=(8, 32), axis=(-2, -1)) for x, format in formats)
 
     def step(w, dw, m, v):
         new, m, v = adamw_8bit(w, dw, m, v, rule=RULE, learning_rate=0.01, step=jnp.int32(3))

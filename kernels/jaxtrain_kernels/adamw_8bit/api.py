@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxtrain_kernels.adamw_8bit import gpu, reference, tpu, xla
 from jaxtrain_kernels.adamw_8bit.rule import AdamW, AdamWStep, scalars
 from jaxtrain_kernels.block_quant.array import QuantizedArray
+from jaxtrain_kernels.block_quant.formats import DynamicMap
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.varying import alike
 
@@ -44,7 +45,8 @@ def adamw_8bit(
         update, m, v = adamw_8bit(w, dw, m, v, rule=rule, learning_rate=1e-3, step=1)
 
     Raises:
-        ValueError: the arrays differ in shape, or the moments in their blocks.
+        ValueError: the arrays differ in shape, or the moments in their blocks; the first moment has no sign; the
+            parameter or the gradient are no floats.
         NotImplementedError: no implementation, or not the one named, takes the call; each with its reasons.
     """
     shapes = {name: x.shape for name, x in (("gradient", gradient), ("m", m), ("v", v))}
@@ -52,6 +54,10 @@ def adamw_8bit(
         raise ValueError(f"a parameter of shape {parameter.shape} with {', '.join(wrong)}: give the same shape to all")
     if m.blocks != v.blocks:
         raise ValueError(f"m has {m.blocks}, v {v.blocks}: quantize both moments in the same blocks")
+    if m.format == DynamicMap(signed=False):
+        raise ValueError(f"m is in {m.format}, which has no sign: give it a signed format, and this one to v")
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (parameter, gradient)):
+        raise ValueError(f"a parameter of dtype {parameter.dtype}, a gradient of {gradient.dtype}: give floats")
     arguments = (parameter, gradient, m, v, scalars(rule, jnp.asarray(learning_rate), step))
     leaves, structure = jax.tree.flatten(jax.lax.stop_gradient(arguments))
     arguments = structure.unflatten(alike(*leaves))

@@ -33,5 +33,5 @@ def _lift(v_new: Float[Array, "..."], v: QuantizedArray) -> Float[Array, "..."]:
         return v_new
     split, inner = reference.split(v_new, v.blocks)
     finite = jnp.where(jnp.isfinite(split), split, 0.0)
-    least = jnp.max(finite, axis=inner, keepdims=True) * v.format.least
+    least = jnp.minimum(jnp.max(finite, axis=inner, keepdims=True), 2.0**126) * v.format.least  # of the scale
     return reference.join(jnp.where(split > 0, jnp.maximum(split, least), split), v_new.shape, v.blocks)

@@ -40,10 +40,12 @@ def quantize(
 ) -> QuantizedArray:
     """Return codes of each block's numbers over its greatest magnitude, which is its scale.
 
-    Rounds to the nearest value, or stochastically with a `key`, so that the mean over keys is x. Multiplying x by a
-    power of two multiplies the scales and changes no code. NaN becomes 0; infinity becomes the greatest finite number
-    of its block with its sign, and no scale is taken from it. A block with nothing of at least 2^-126 becomes zeros.
-    Computed in float32. Not differentiable: no gradient passes.
+    Rounds to the nearest value, or stochastically with a `key`, so that the mean over keys is x (with expanded FP8 that
+    of the expanded number, so that of x is off by up to some thousandths; the signed dynamic map ends at -0.993 of the
+    scale, and what is below becomes that). Multiplying x by a power of two multiplies the scales and changes no code.
+    NaN becomes 0; infinity becomes the greatest finite number of its block with its sign, and no scale is taken from
+    it. A block with nothing of at least 2^-126 becomes zeros; magnitudes above 2^126 count as 2^126. Computed in
+    float32. Not differentiable: no gradient passes.
 
         q = quantize(x, format=Int8(), block=256)                             # along the last axis
         q = quantize(x, format=DynamicMap(), block=(32, 32), axis=(-2, -1))   # squares

@@ -14,6 +14,7 @@ from jaxtrain_kernels.block_quant.formats import Format
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 TINY = 2.0**-126  # below it a scale counts as 0: its reciprocal overflows, and devices flush it
+LARGEST = 2.0**126  # the greatest scale: the reciprocal of a greater one is flushed to 0, and with it the whole block
 GREATEST_EXPONENT = 128.0
 MOST_OCTAVES = 100.0  # of a block, from its greatest to its smallest number but 0
 
@@ -43,8 +44,7 @@ def encode(x: Numbers, format: Format, layout: Layout, *, noise: Numbers | None 
     x = x.astype(jnp.float32)
     known = jnp.abs(x) < jnp.inf  # false for NaN too
     sizes = jnp.where(known, jnp.abs(x), 0.0)
-    scales = layout.greatest(sizes)
-    scales = jnp.where(scales < TINY, 0.0, scales)
+    scales = scale(layout.greatest(sizes))
     per_scale = layout.spread(reciprocal(scales))
     huge = jnp.where(x < 0, -FLOAT32_MAX, FLOAT32_MAX)
     y = jnp.where(known, x, jnp.where(x == x, huge, 0.0))
@@ -65,6 +65,11 @@ def decode(coded: Coded, format: Format, layout: Layout) -> Numbers:
     if coded.exponents is not None:
         y = power(y, layout.spread(1.0 / coded.exponents))
     return y * layout.spread(coded.scales)
+
+
+def scale(greatest: Numbers) -> Numbers:
+    """Return the scale of a block from its greatest magnitude: the same, within what has a reciprocal."""
+    return jnp.where(greatest < TINY, 0.0, jnp.minimum(greatest, LARGEST))
 
 
 def reciprocal(scales: Numbers) -> Numbers:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxtrain_kernels.block_quant import view
 from jaxtrain_kernels.block_quant.array import Blocks, QuantizedArray
-from jaxtrain_kernels.block_quant.blockwise import TINY, Coded, decode, encode, reciprocal
+from jaxtrain_kernels.block_quant.blockwise import Coded, decode, encode, reciprocal, scale
 from jaxtrain_kernels.block_quant.formats import Format
 from jaxtrain_kernels.varying import vary, varying
 
@@ -112,7 +112,7 @@ class Known:
 
     def least(self, _: Array) -> Array:
         greatest, least = self.found
-        return least * reciprocal(jnp.where(greatest < TINY, 0.0, greatest))
+        return least * reciprocal(scale(greatest))
 
     def spread(self, per_block: Array) -> Array:
         return jax.lax.broadcast_in_dim(per_block, (BLOCKS, self.piece), (0,))

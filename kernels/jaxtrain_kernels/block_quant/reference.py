@@ -27,7 +27,8 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
     parts, inner = split(x.astype(jnp.float32), blocks)
     known = jnp.where(jnp.isfinite(parts), parts, 0.0)
     scales = jnp.max(jnp.abs(known), axis=inner, keepdims=True)
-    scales = jnp.where(scales < 2.0**-126, 0.0, scales)  # too small to divide by, and 0 on devices that flush
+    # Too small to divide by, or too great: 1 / scale overflows, or is 0 on devices that flush what is not normal.
+    scales = jnp.where(scales < 2.0**-126, 0.0, jnp.minimum(scales, 2.0**126))
     y = jnp.nan_to_num(parts, nan=0.0, posinf=jnp.finfo(jnp.float32).max, neginf=jnp.finfo(jnp.float32).min)
     y = jnp.clip(y * reciprocal(scales), -1.0, 1.0)
     exponents = None

@@ -32,13 +32,14 @@ def cross_entropy(
     """Return sum of weight * (-log softmax(z)[target] + z_loss * lse(z)^2), z = softcap * tanh(x head^T / softcap).
 
     Beside it the sum without the z-loss, which carries no gradient. Logits and sums are float32. Gradients flow to x,
-    head and weights. Inside a shard_map, `axis_name` says that `head` is this device's part of a vocabulary split
+    head and weights. A token with weight 0 does not count, and may have any target, such as -100; a target outside the
+    vocabulary has logit 0. Inside a shard_map, `axis_name` says that `head` is this device's part of a vocabulary split
     evenly over that axis; targets stay indices into the whole, and every device has the same result.
 
         loss, nll = cross_entropy(x, head, targets, weights, z_loss=1e-4)
 
     Raises:
-        ValueError: shapes do not fit, or a number is out of its range.
+        ValueError: shapes do not fit, targets are no integers, or a number is out of its range.
         NotImplementedError: no implementation, or not the one named, takes the call; each with its reasons.
     """
     if x.shape[:-1] != targets.shape or targets.shape != weights.shape or x.shape[-1:] != head.shape[1:]:
@@ -46,6 +47,8 @@ def cross_entropy(
             f"x {x.shape}, head {head.shape}, targets {targets.shape}, weights {weights.shape}: give x as [..., D], "
             f"head as [W, D], and a target and a weight a token"
         )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets of dtype {targets.dtype}: give integers")
     if tile < 1 or z_loss < 0 or (softcap is not None and softcap <= 0):
         raise ValueError(f"{tile=}, {z_loss=}, {softcap=}: tile is at least 1, z_loss not negative, softcap positive")
     arguments = (x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), weights.reshape(-1).astype(jnp.float32))

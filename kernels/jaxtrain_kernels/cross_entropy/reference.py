@@ -36,6 +36,8 @@ def cross_entropy(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    nll = log_z - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    known = (targets >= 0) & (targets < head.shape[0])
+    at_target = jnp.take_along_axis(logits, jnp.where(known, targets, 0)[:, None], axis=-1)[:, 0]
+    nll = log_z - jnp.where(known, at_target, 0.0)
     loss = jnp.sum(weights * (nll + z_loss * jnp.square(log_z)))
     return LossSums(loss, jax.lax.stop_gradient(jnp.sum(weights * nll)))

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
+from jaxtrain_kernels.dtypes import check_dtypes
 from jaxtrain_kernels.flash_attention import reference, xla
 from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator
+from jaxtrain_kernels.flash_attention.xla import LOWEST
 from jaxtrain_kernels.varying import alike
 
 
@@ -106,6 +108,10 @@ def flash_attention_backward(
     """
     inputs, sinks = _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset)
     options = _options(q, causal, window, softcap, scale, offset, blocks)
+    for name, x in {"o": o, "lse": lse, "do": do, "dlse": dlse}.items():
+        shape = q.shape[:3] if "lse" in name else (*q.shape[:3], v.shape[3])
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {x.shape}: with q {q.shape} and v {v.shape} it must be {shape}")
     run = choose("flash_attention_backward", BACKWARDS, implementation, inputs, options).run
     dlse = None if dlse is None else dlse.swapaxes(1, 2)
     return _gradients(run, options, inputs, sinks, o, lse.swapaxes(1, 2), do, dlse)
@@ -135,7 +141,8 @@ def _differentiable(forward: Callable, backward: Callable, options: Options, inp
 
 def _with_sinks(o, lse, sinks):
     total = jnp.logaddexp(lse, sinks.astype(lse.dtype)[None, :, None])
-    kept = jnp.exp(lse - total).swapaxes(1, 2)[..., None]
+    none = lse == -jnp.inf  # of a sink of -inf, the total is too
+    kept = jnp.where(none, 0.0, jnp.exp(lse - jnp.where(none, 0.0, total))).swapaxes(1, 2)[..., None]
     return (o * kept).astype(o.dtype), total
 
 
@@ -160,10 +167,11 @@ def _gradients(backward: Callable, options: Options, inputs: Inputs, sinks, o, l
     delta = delta if dlse is None else delta - dlse
     empty = lse == -jnp.inf
     delta = jnp.where(empty, 0.0, delta)
-    dq, dk, dv, dbias = backward(inputs, jnp.where(empty, jnp.inf, lse), delta, do, options)
+    # Keys out of sight have scores of LOWEST or less, no -inf: a row whose sink alone is as low must not find them.
+    dq, dk, dv, dbias = backward(inputs, jnp.where(lse < LOWEST, jnp.inf, lse), delta, do, options)
     dsinks = None
     if sinks is not None:
-        weights = jnp.exp(sinks.astype(lse.dtype)[None, :, None] - lse)
+        weights = jnp.exp(sinks.astype(lse.dtype)[None, :, None] - jnp.where(empty, jnp.inf, lse))
         dsinks = -jnp.sum(weights * delta, axis=(0, 2)).astype(sinks.dtype)
     return Gradients(dq, dk, dv, dbias, dsinks)
 
@@ -237,8 +245,8 @@ def _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset) -> tuple
     (B, L, H, K), (_, S, J, _) = q.shape, k.shape
     if J < 1 or H % J:
         raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
-    if 0 in (L, S):
-        raise ValueError(f"q has {L} and k {S} places: give at least one")
+    if 0 in (B, L, S):
+        raise ValueError(f"q has {B} rows of {L} places and k of {S}: give at least one")
     if key_segment_ids is None and L == S:
         key_segment_ids = segment_ids
     if (segment_ids is None) != (key_segment_ids is None):
@@ -255,9 +263,12 @@ def _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset) -> tuple
             raise ValueError(f"{name} has shape {x.shape}: with q {q.shape} and k {k.shape} it must be {shape}")
     if bias is not None and not _broadcasts(bias.shape, (B, H, L, S)):
         raise ValueError(f"bias has shape {bias.shape}: must be {(B, H, L, S)}, where any of these may be 1")
-    if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
-        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: give one floating-point dtype to all")
+    if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(f"bias of dtype {bias.dtype}: give floats, which are added to the scores; -inf hides a key")
+    check_dtypes(q, k, v)
     traced = offset if isinstance(offset, jax.Array) else None
+    if traced is not None and (traced.ndim or not jnp.issubdtype(traced.dtype, jnp.integer)):
+        raise ValueError(f"offset of shape {traced.shape} and dtype {traced.dtype}: give one integer for all rows")
     *inputs, sinks = alike(q, k, v, bias, segment_ids, key_segment_ids, traced, sinks)
     return Inputs(*inputs), sinks
 
