@@ -56,7 +56,9 @@ def _plant(node: ast.expr, text: str) -> Node:
     schedule, given = _class(name.id), {}
     for keyword in keywords:
         if keyword.arg not in config_fields(schedule):
-            raise ValueError(f"{name.id} has no parameter `{keyword.arg}`; {_close(keyword.arg, list(config_fields(schedule)))}")
+            raise ValueError(
+                f"{name.id} has no parameter `{keyword.arg}`; {_close(keyword.arg, list(config_fields(schedule)))}"
+            )
         if keyword.arg in given:
             raise ValueError(f"`{text}`: {name.id} has two values for `{keyword.arg}`; remove one of them")
         given[keyword.arg] = _value(keyword.value, text)

@@ -40,7 +40,9 @@ class Costs:
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "weight"):
             if not all(0 < part < inf for part in _parts(getattr(self, name))):
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite: every unit takes some time")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be above 0, and finite: every unit takes some time"
+                )
         if not 0 <= self.transfer < inf:
             raise ValueError(f"transfer={self.transfer} must be at least 0, and finite; nearest 0")
 
