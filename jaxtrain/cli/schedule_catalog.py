@@ -54,11 +54,10 @@ def _plant(node: ast.expr, text: str) -> Node:
             f"`{text}` is no schedule; write a name and named parameters: `Interleaved(chunks_per_stage=3)`"
         )
     schedule, given = _class(name.id), {}
+    known = list(config_fields(schedule))
     for keyword in keywords:
-        if keyword.arg not in config_fields(schedule):
-            raise ValueError(
-                f"{name.id} has no parameter `{keyword.arg}`; {_close(keyword.arg, list(config_fields(schedule)))}"
-            )
+        if keyword.arg not in known:
+            raise ValueError(f"{name.id} has no parameter `{keyword.arg}`; {_close(keyword.arg, known)}")
         if keyword.arg in given:
             raise ValueError(f"`{text}`: {name.id} has two values for `{keyword.arg}`; remove one of them")
         given[keyword.arg] = _value(keyword.value, text)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from jaxtrain.cli.schedule_costs import Priced
 from jaxtrain.pipeline.schedules.base import Schedule
-from jaxtrain.pipeline.simulator import check_memory, simulate, simulate_ticks
+from jaxtrain.pipeline.simulator import check_memory, peak_activations, simulate, simulate_ticks
 
 DEFAULT = "PairedInterleaved"
 
@@ -21,7 +22,8 @@ waiting    loop: in one compiled program, where neighbouring stages wait for eac
            free: each stage on its own, from the step's start to its end, as most papers count; share of all time
            inside: each stage on its own, between its first and its last action, the worst one, as zero-bubble papers
            count; stages start and end staggered, which is free only where the next step may begin staggered, too
-time       of a step, each stage on its own, in units of the costs: those of a whole stage, or a layer's forward of --model
+time       of a step, each stage on its own, in units of the costs of a whole stage; with --model, of a
+           layer's forward
 kept       most activations on a stage, in microbatches' passes through one stage
 sent       messages between stages for each microbatch, forward and backward"""
 
@@ -45,10 +47,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Misfit:
-    """A schedule whose rule these numbers break, or that keeps more than it may."""
+    """A schedule whose rule these numbers break, or that keeps more than it may: `kept`, infinite for the former."""
 
     name: str
     reason: str
+    kept: float
 
 
 def print_comparison(
@@ -64,9 +67,12 @@ def print_comparison(
     rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: (row.tick_idle_share, row.peak))
     misfits = [row for row in found if isinstance(row, Misfit)]
     if not rows:
-        more = f"; {len(misfits) - 1} more do not fit" if len(misfits) > 1 else ""
-        raise ValueError(f"{misfits[0].name}: {misfits[0].reason}{more}")
-    console.print(_table(rows, f"{stages} stages, {microbatches} microbatches, {priced.words}"))
+        nearest = min(misfits, key=lambda misfit: misfit.kept)
+        others = f"; nor does any of the {len(misfits) - 1} others fit" if len(misfits) > 1 else ""
+        raise ValueError(f"{nearest.name}: {nearest.reason}{others}")
+    title = f"{stages} stages, {microbatches} microbatches, {priced.words}"
+    console.print(title, style="italic", soft_wrap=True)
+    console.print(_table(rows))
     console.print(_EXPLANATION, style="dim", soft_wrap=True)
     for misfit in misfits:
         console.print(f"{misfit.name} is left out: {misfit.reason}", style="dim")
@@ -77,12 +83,14 @@ def compare(
 ) -> Iterator[Row | Misfit]:
     """Simulate every schedule for the same model."""
     for name, schedule in schedules.items():
+        kept = inf
         try:
             table, costs = priced.plan(schedule, stages, microbatches)
+            kept = max(peak_activations(table)) / table.placement.chunks_per_stage
             if memory_limit is not None:
                 check_memory(table, memory_limit)
         except ValueError as error:
-            yield Misfit(name=name, reason=str(error))
+            yield Misfit(name=name, reason=str(error), kept=kept)
             continue
         free, ticked = simulate(table, costs), simulate_ticks(table, costs)
         assert ticked.ticks is not None
@@ -96,14 +104,14 @@ def compare(
             inside_share=max(idle / (idle + work) for idle, work in zip(free.idle_inside, free.work, strict=True)),
             tick_idle_share=ticked.idle_share,
             ticks=ticked.ticks,
-            peak=max(free.peaks) / table.placement.chunks_per_stage,
+            peak=kept,
             transfers=sum(free.transfers.values()) / microbatches,
         )
 
 
-def _table(rows: Sequence[Row], title: str) -> RichTable:
-    table = RichTable(title=title, title_justify="left", header_style="bold underline", box=None, padding=(0, 2, 0, 0))
-    table.add_column("schedule", no_wrap=True)
+def _table(rows: Sequence[Row]) -> RichTable:
+    table = RichTable(header_style="bold underline", box=None, padding=(0, 2, 0, 0))
+    table.add_column("schedule", overflow="fold")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

@@ -33,7 +33,7 @@ def of_stage(costs: Costs) -> Priced:
 
 
 def of_model(path: str) -> Priced:
-    """The FLOPs of a configuration's layers at its longest sequences, in forwards of one layer, as a run counts them."""
+    """The FLOPs of a configuration's layers at its longest sequences, in forwards of a layer, as a run counts them."""
     from jaxtrain.train.pipelined import Pipelined  # JAX takes a second to import
 
     config = load(path).config
@@ -44,7 +44,7 @@ def of_model(path: str) -> Priced:
         return replace(given, schedule=schedule, microbatches=microbatches).plan(stages, config.model, length)
 
     costs = given.layer_costs(config.model, length)
-    return Priced(plan, f"F:B:W = {_ratio(costs)} by the FLOPs of {path} at {length} tokens")
+    return Priced(plan, f"F:B:W = {_ratio(costs)}, a layer's FLOPs of {path} at {length} tokens")
 
 
 def _ratio(costs: Costs) -> str:

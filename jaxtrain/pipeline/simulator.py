@@ -40,11 +40,9 @@ class Costs:
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "weight"):
             if not all(0 < part < inf for part in _parts(getattr(self, name))):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be above 0, and finite: every unit takes some time"
-                )
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite: every unit takes time")
         if not 0 <= self.transfer < inf:
-            raise ValueError(f"transfer={self.transfer} must be at least 0, and finite; nearest 0")
+            raise ValueError(f"transfer={self.transfer} must be at least 0 and finite; nearest 0")
 
     def spread(self, table: Table) -> Self:
         """Read these as a whole stage's, and divide them over its chunks: the same model under any placement."""

@@ -15,9 +15,7 @@ def read(path: Path) -> Table:
         _check_placement(table.placement)
         return table
     except UnicodeDecodeError:
-        raise ValueError(
-            f"{path} is not a text file in UTF-8, as `jaxtrain schedule show --save` writes them"
-        ) from None
+        raise ValueError(f"{path} is not a text file in UTF-8; `jaxtrain schedule show --save` writes them") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
