@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
-    priced = of_model(arguments.model) if arguments.model else of_stage(arguments.costs or Costs())
+    priced = of_model(arguments.model) if arguments.model is not None else of_stage(arguments.costs or Costs())
     if arguments.action == "compare":
         _compare(console, arguments, priced)
     else:
