@@ -4,39 +4,28 @@ jaxtrain schedule show ZBH1 --stages 4 --microbatches 8 --png zbh1.png
 jaxtrain schedule show "Interleaved(chunks_per_stage=3)" --stages 4 --microbatches 8 --mode tick
 jaxtrain schedule show my_table.txt
 jaxtrain schedule compare --stages 8 --microbatches 32
+jaxtrain schedule compare GPipe "Hanayo(waves=1)" --stages 4 --microbatches 8 --model configs/pipeline_tiny.gin
 """
 
 import argparse
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from jaxtrain.cli.schedule_catalog import parse
-from jaxtrain.cli.schedule_compare import Misfit, Row, compare
+from jaxtrain.cli.schedule_catalog import all_schedules, parse
+from jaxtrain.cli.schedule_compare import print_comparison
+from jaxtrain.cli.schedule_costs import Priced, of_model, of_stage
 from jaxtrain.pipeline.draw import grid
+from jaxtrain.pipeline.placement import require_positive
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.simulator import Costs, Simulation, check_memory, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Table
-from jaxtrain.pipeline.validation import validate
-
-DEFAULT = "PairedInterleaved"
 
 _FILE_WIDTH = 120  # columns where the output is no terminal
-
-_WAITING = ("waiting\nloop", "waiting\nfree", "waiting\ninside")
-_COLUMNS = ("chunks", "copies", "split", *_WAITING, "time\nfree", "ticks", "kept", "sent")
-
-_EXPLANATION = """
-*          the default
-waiting    loop: in one compiled program, where neighbouring stages wait for each other every tick; share of all time
-           free: each stage on its own, from the step's start to its end, as most papers count; share of all time
-           inside: each stage on its own, between its first and its last action, the worst one, as zero-bubble papers
-           count; stages start and end staggered, which is free only where the next step may begin staggered, too
-time       of a step, each stage on its own, in units of the costs (those of a whole stage)
-kept       most activations on a stage, in microbatches' passes through one stage
-sent       messages between stages for each microbatch, forward and backward"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,30 +35,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--mode", choices=("free", "tick"), default="free", help="each stage on its own, or one compiled loop"
     )
-    show.add_argument("--memory-limit", type=float, help="most microbatches' activations that a stage may keep")
     show.add_argument("--png", type=Path, help="write a picture")
     show.add_argument("--svg", type=Path, help="write a picture")
     show.add_argument("--save", type=Path, help="write the table as text, to edit and show again")
-    _add_shape(show, required=False)
-    _add_shape(actions.add_parser("compare", help="all schedules in one table"), required=True)
+    _add_size_and_costs(show, required=False)
+    compare = actions.add_parser("compare", help="schedules in one table")
+    compare.add_argument("schedules", nargs="*", metavar="schedule", help="schedules or table files; default all")
+    _add_size_and_costs(compare, required=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     console = Console(emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
+    priced = of_model(arguments.model) if arguments.model is not None else of_stage(arguments.costs or Costs())
     if arguments.action == "compare":
-        _compare(console, arguments)
+        _compare(console, arguments, priced)
     else:
-        _show(console, arguments)
+        _show(console, arguments, priced)
     return 0
 
 
-def _add_shape(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--stages", type=int, required=required, help="pipeline stages")
     parser.add_argument("--microbatches", type=int, required=required, help="microbatches of a step")
+    help = "most microbatches' activations that a stage may keep"
+    parser.add_argument("--memory-limit", type=_memory_limit, metavar="LIMIT", help=help)
+    costs = parser.add_mutually_exclusive_group()
     help = "time of F, B and W on a whole stage, and of a transfer; default 1,1,1,0"
-    parser.add_argument("--costs", type=_costs, metavar="F,B,W[,TRANSFER]", help=help)
+    costs.add_argument("--costs", type=_costs, metavar="F,B,W[,TRANSFER]", help=help)
+    help = "take the costs from the FLOPs of this configuration's model: a .gin file, or the folder of a run"
+    costs.add_argument("--model", metavar="CONFIG", help=help)
+
+
+def _memory_limit(text: str) -> float:
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise argparse.ArgumentTypeError(f"`{text}` must be a number above 0, such as 4; leave it out for no limit")
+    return limit
 
 
 def _costs(text: str) -> Costs:
@@ -78,41 +84,61 @@ def _costs(text: str) -> Costs:
         (transfer,) = rest or [0.0]
         return Costs(forward=forward, backward=backward, weight=weight, transfer=transfer)
     except ValueError:
-        rule = "must be three or four numbers, such as 1,1.4,0.6: F, B and W above 0, and a transfer"
+        rule = "must be three or four numbers, such as 1,1.4,0.6: F, B and W above 0, and a transfer, all finite"
         raise argparse.ArgumentTypeError(f"`{text}` {rule}") from None
 
 
-def _show(console: Console, arguments: argparse.Namespace) -> None:
-    table = _table(arguments)
+def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> None:
+    pictures = {".png": arguments.png, ".svg": arguments.svg}
+    for ending, path in pictures.items():
+        if path and path.suffix != ending:
+            flag = f"--{ending[1:]} {path}"
+            raise ValueError(f"{flag}: the picture's name must end in {ending}; nearest {path.with_suffix(ending)}")
+    schedule = _schedule(arguments.schedule)
+    table, costs = priced.plan(schedule, *_size(arguments, schedule))
     if arguments.memory_limit is not None:
         check_memory(table, arguments.memory_limit)
-    costs = (arguments.costs or Costs()).spread(table)
     free, ticked = simulate(table, costs), simulate_ticks(table, costs)
     shown = free if arguments.mode == "free" else ticked
     letters = console.color_system not in ("256", "truecolor")  # with fewer colours the units look alike
-    console.print(Text(_title(arguments, table) + "\n", style="bold"))
+    console.print(Text(f"{_title(arguments, table)}, {priced.words}\n", style="bold"), soft_wrap=True)
     console.print(grid(table, shown, width=console.width, letters=letters), soft_wrap=True)
     console.print(_figures(table, free, ticked))
-    for path in filter(None, (arguments.png, arguments.svg)):
+    for path in filter(None, pictures.values()):
         from jaxtrain.pipeline.picture import save  # matplotlib takes half a second to import
 
         save(table, shown, path, title=f"{_title(arguments, table)}: {shown.idle_share:.1%} of the time waiting")
     if arguments.save:
-        arguments.save.write_text(table.dump())
+        arguments.save.write_text(table.dump(), encoding="utf-8")
 
 
-def _table(arguments: argparse.Namespace) -> Table:
-    path = Path(arguments.schedule)
+def _compare(console: Console, arguments: argparse.Namespace, priced: Priced) -> None:
+    stages, microbatches = arguments.stages, arguments.microbatches
+    require_positive(stages=stages, microbatches=microbatches)
+    schedules = {text: _schedule(text) for text in arguments.schedules}
+    schedules = schedules or {name: schedule() for name, schedule in all_schedules().items()}
+    print_comparison(console, schedules, stages, microbatches, priced, arguments.memory_limit)
+
+
+def _schedule(text: str) -> Schedule:
+    path = Path(text)
     if path.is_file():
-        return validate(Table.load(path.read_text()))
-    if path.suffix and "(" not in path.name:
+        return FromFile(path=text)
+    if path.suffix and "(" not in text:
         raise ValueError(f"{path}: there is no such table file, and no schedule of that name")
-    schedule = parse(arguments.schedule)
-    if arguments.stages is None or arguments.microbatches is None:
+    return parse(text)
+
+
+def _size(arguments: argparse.Namespace, schedule: Schedule) -> tuple[int, int]:
+    """Stages and microbatches as given, or as a table file has them."""
+    stages, microbatches = arguments.stages, arguments.microbatches
+    if isinstance(schedule, FromFile):
+        table = schedule.load()
+        stages = len(table.stages) if stages is None else stages
+        microbatches = table.microbatches if microbatches is None else microbatches
+    if stages is None or microbatches is None:
         raise ValueError("a schedule is drawn for a size: give --stages and --microbatches, such as 4 and 8")
-    if arguments.costs:
-        schedule = schedule.tuned(arguments.costs)
-    return schedule.table(arguments.stages, arguments.microbatches)
+    return stages, microbatches
 
 
 def _title(arguments: argparse.Namespace, table: Table) -> str:
@@ -138,28 +164,3 @@ def _figures(table: Table, free: Simulation, ticked: Simulation) -> RichTable:
 
 def _both(free: float, ticked: float) -> str:
     return f"{free:.1%} free-running, {ticked:.1%} in one compiled loop"
-
-
-def _compare(console: Console, arguments: argparse.Namespace) -> None:
-    costs, stages, microbatches = arguments.costs or Costs(), arguments.stages, arguments.microbatches
-    found = list(compare(stages, microbatches, costs))
-    rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: (row.tick_idle_share, row.peak))
-    ratio = ":".join(f"{cost:g}" for cost in (costs.forward, costs.backward, costs.weight))
-    console.print(_comparison(rows, f"{stages} stages, {microbatches} microbatches, F:B:W = {ratio}"))
-    console.print(_EXPLANATION, style="dim", soft_wrap=True)
-    for misfit in (row for row in found if isinstance(row, Misfit)):
-        console.print(f"{misfit.name} is left out: {misfit.reason}", style="dim")
-
-
-def _comparison(rows: Sequence[Row], title: str) -> RichTable:
-    table = RichTable(title=title, title_justify="left", header_style="bold underline", box=None, padding=(0, 2, 0, 0))
-    table.add_column("schedule", no_wrap=True)
-    for name in _COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        name = f"{row.name} *" if row.name == DEFAULT else row.name
-        shape = (f"{row.chunks_per_stage:g}", f"{row.replicas}", "yes" if row.split else "")
-        waits = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
-        rest = (f"{row.makespan:g}", f"{row.ticks}", f"{row.peak:g}", f"{row.transfers:g}")
-        table.add_row(name, *shape, *waits, *rest, style="bold" if row.name == DEFAULT else "")
-    return table

@@ -1,10 +1,31 @@
-"""All schedules side by side for one number of stages and microbatches."""
+"""Schedules side by side for one number of stages and microbatches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
-from jaxtrain.cli.schedule_catalog import all_schedules
-from jaxtrain.pipeline.simulator import Costs, simulate, simulate_ticks
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from jaxtrain.cli.schedule_costs import Priced
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.simulator import check_memory, peak_activations, simulate, simulate_ticks
+
+DEFAULT = "PairedInterleaved"
+
+_WAITING = ("waiting\nloop", "waiting\nfree", "waiting\ninside")
+_COLUMNS = ("chunks", "copies", "split", *_WAITING, "time\nfree", "ticks", "kept", "sent")
+
+_EXPLANATION = """
+*          the default
+waiting    loop: in one compiled program, where neighbouring stages wait for each other every tick; share of all time
+           free: each stage on its own, from the step's start to its end, as most papers count; share of all time
+           inside: each stage on its own, between its first and its last action, the worst one, as zero-bubble papers
+           count; stages start and end staggered, which is free only where the next step may begin staggered, too
+time       of a step, each stage on its own, in units of the costs of a whole stage; with --model, of a
+           layer's forward
+kept       most activations on a stage, in microbatches' passes through one stage
+sent       messages between stages for each microbatch, forward and backward"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,22 +47,52 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Misfit:
-    """A schedule whose rule these numbers break."""
+    """A schedule whose rule these numbers break, or that keeps more than it may: `kept`, infinite for the former."""
 
     name: str
     reason: str
+    kept: float
 
 
-def compare(stages: int, microbatches: int, costs: Costs) -> Iterator[Row | Misfit]:
-    """Simulate every schedule, with its default parameters, for the same model: costs are those of a whole stage."""
-    for name, schedule in all_schedules().items():
+def print_comparison(
+    console: Console,
+    schedules: Mapping[str, Schedule],
+    stages: int,
+    microbatches: int,
+    priced: Priced,
+    memory_limit: float | None,
+) -> None:
+    """Print a row a schedule, the least waiting first, and why others are left out; ValueError where all are."""
+    found = list(compare(schedules, stages, microbatches, priced, memory_limit))
+    rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: (row.tick_idle_share, row.peak))
+    misfits = [row for row in found if isinstance(row, Misfit)]
+    if not rows:
+        nearest = min(misfits, key=lambda misfit: misfit.kept)
+        others = f"; nor does any of the {len(misfits) - 1} others fit" if len(misfits) > 1 else ""
+        raise ValueError(f"{nearest.name}: {nearest.reason}{others}")
+    title = f"{stages} stages, {microbatches} microbatches, {priced.words}"
+    console.print(title, style="italic", soft_wrap=True)
+    console.print(_table(rows))
+    console.print(_EXPLANATION, style="dim", soft_wrap=True)
+    for misfit in misfits:
+        console.print(f"{misfit.name} is left out: {misfit.reason}", style="dim")
+
+
+def compare(
+    schedules: Mapping[str, Schedule], stages: int, microbatches: int, priced: Priced, memory_limit: float | None
+) -> Iterator[Row | Misfit]:
+    """Simulate every schedule for the same model."""
+    for name, schedule in schedules.items():
+        kept = inf
         try:
-            table = schedule().tuned(costs).table(stages, microbatches)
+            table, costs = priced.plan(schedule, stages, microbatches)
+            kept = max(peak_activations(table)) / table.placement.chunks_per_stage
+            if memory_limit is not None:
+                check_memory(table, memory_limit)
         except ValueError as error:
-            yield Misfit(name=name, reason=str(error))
+            yield Misfit(name=name, reason=str(error), kept=kept)
             continue
-        shares = costs.spread(table)
-        free, ticked = simulate(table, shares), simulate_ticks(table, shares)
+        free, ticked = simulate(table, costs), simulate_ticks(table, costs)
         assert ticked.ticks is not None
         yield Row(
             name=name,
@@ -53,6 +104,20 @@ def compare(stages: int, microbatches: int, costs: Costs) -> Iterator[Row | Misf
             inside_share=max(idle / (idle + work) for idle, work in zip(free.idle_inside, free.work, strict=True)),
             tick_idle_share=ticked.idle_share,
             ticks=ticked.ticks,
-            peak=max(free.peaks) / table.placement.chunks_per_stage,
+            peak=kept,
             transfers=sum(free.transfers.values()) / microbatches,
         )
+
+
+def _table(rows: Sequence[Row]) -> RichTable:
+    table = RichTable(header_style="bold underline", box=None, padding=(0, 2, 0, 0))
+    table.add_column("schedule", overflow="fold")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        name = f"{row.name} *" if row.name == DEFAULT else row.name
+        shape = (f"{row.chunks_per_stage:g}", f"{row.replicas}", "yes" if row.split else "")
+        waits = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
+        rest = (f"{row.makespan:g}", f"{row.ticks}", f"{row.peak:g}", f"{row.transfers:g}")
+        table.add_row(name, *shape, *waits, *rest, style="bold" if row.name == DEFAULT else "")
+    return table

@@ -1,7 +1,8 @@
 """Draw a simulated schedule in the terminal: one row a stage, time to the right, the microbatch's number in each
 action.
 
-Hue says what is computed, depth which of the stage's chunks (the first lightest). What is left open is the bubble.
+Hue says what is computed, depth which of the stage's chunks (the first of the model lightest), and a prime (`3'`) that
+the microbatch travels on the second copy of the weights. What is left open is the bubble.
 `picture` draws the same as PNG and SVG.
 """
 
@@ -26,7 +27,7 @@ HUES: dict[Unit, tuple[Color, Color]] = {
     Unit.FORWARD: ((176, 208, 250), (34, 92, 184)),
     Unit.BACKWARD: ((168, 226, 196), (18, 120, 84)),
     Unit.WEIGHT: ((252, 220, 146), (198, 122, 0)),
-    Unit.FUSED: ((168, 226, 196), (18, 120, 84)),
+    Unit.FUSED: ((204, 228, 128), (96, 124, 0)),  # between those of its two halves
 }
 BUBBLE: Color = (224, 96, 96)
 
@@ -51,7 +52,18 @@ def legend(table: Table) -> Text:
     for unit in units(table):
         line.append(f" {unit} ", style=f"black on {_style(mix(*HUES[unit], 0.3))}").append(f" {NAMES[unit]}   ")
     line.append("···", style=_style(BUBBLE)).append(" waiting")
-    return line.append("   deeper: later chunk") if len(table.placement.held[0]) > 1 else line
+    return line.append("".join(f"   {note}" for note in notes(table)))
+
+
+def notes(table: Table) -> list[str]:
+    """What depth and primes mean, where the table has any."""
+    deep = any(len(chunks) > 1 for chunks in _chunks(table))
+    return ["deeper: later chunk"] * deep + ["0': on the second weight copy"] * (table.placement.replicas > 1)
+
+
+def name(table: Table, action: Action) -> str:
+    """The microbatch's number, with a prime for each further weight copy."""
+    return f"{action.microbatch}{chr(39) * table.routes[action.microbatch]}"
 
 
 def units(table: Table) -> list[Unit]:
@@ -61,10 +73,9 @@ def units(table: Table) -> list[Unit]:
 
 
 def color(table: Table, action: Action) -> Color:
-    """Hue by unit, depth by the chunk's place among those its stage holds."""
-    held = table.placement.held[table.home(action)]
-    place = held.index((table.routes[action.microbatch], action.chunk))
-    return mix(*HUES[action.unit], place / (len(held) - 1) if len(held) > 1 else 0.4)
+    """Hue by unit, depth by the chunk's place among those its stage holds, of whichever weight copy."""
+    chunks = _chunks(table)[table.home(action)]
+    return mix(*HUES[action.unit], chunks.index(action.chunk) / (len(chunks) - 1) if len(chunks) > 1 else 0.4)
 
 
 def ink(fill: Color) -> Color:
@@ -77,11 +88,16 @@ def mix(light: Color, deep: Color, depth: float) -> Color:
     return red, green, blue
 
 
+def _chunks(table: Table) -> list[list[int]]:
+    """The chunks that each stage holds, in the model's order."""
+    return [sorted({chunk for _, chunk in held}) for held in table.placement.held]
+
+
 def _columns_per_time(table: Table, simulation: Simulation, letters: bool) -> float:
     """Columns that let the shortest action show its microbatch and a gap."""
     shortest = min(span.end - span.start for spans in simulation.timelines for span in spans)
-    name = len(str(table.microbatches - 1)) + (max(map(len, units(table))) if letters else 0)
-    return (name + 1) / shortest
+    widest = max(len(_text(table, action, letters)) for actions in table.stages for action in actions)
+    return (widest + 1) / shortest
 
 
 def _row(table: Table, spans: Sequence[Span], scale: float, total: int, letters: bool) -> Text:
@@ -89,10 +105,13 @@ def _row(table: Table, spans: Sequence[Span], scale: float, total: int, letters:
     for action, start, end in spans:
         first, after = round(start * scale), round(end * scale)
         row.append("·" * (first - len(row)), style=_style(BUBBLE))
-        name = f"{action.unit if letters else ''}{action.microbatch}"
         fill = color(table, action)
-        row.append(name.rjust(after - first), style=f"{_style(ink(fill))} on {_style(fill)}")
+        row.append(_text(table, action, letters).rjust(after - first), style=f"{_style(ink(fill))} on {_style(fill)}")
     return row.append("·" * (total - len(row)), style=_style(BUBBLE))
+
+
+def _text(table: Table, action: Action, letters: bool) -> str:
+    return f"{action.unit if letters else ''}{name(table, action)}"
 
 
 def _style(rgb: Color) -> str:

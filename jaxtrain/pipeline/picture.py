@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from jaxtrain.pipeline.draw import BUBBLE, HUES, NAMES, Color, color, ink, mix, units
+from jaxtrain.pipeline.draw import BUBBLE, HUES, NAMES, Color, color, ink, mix, name, notes, units
 from jaxtrain.pipeline.simulator import Simulation, Span
 from jaxtrain.pipeline.table import Table
 
@@ -47,7 +47,7 @@ def _draw(axes: Axes, table: Table, stage: int, span: Span, points_per_time: flo
     axes.add_patch(
         Rectangle((span.start, stage - 0.45), length, 0.9, facecolor=_unit(fill), edgecolor="white", linewidth=0.8)
     )
-    label = str(span.action.microbatch)
+    label = name(table, span.action)
     size = min(8.0, 1.4 * points_per_time * length / len(label))
     if size >= 3:
         middle = (span.start + length / 2, stage)
@@ -66,10 +66,9 @@ def _patches(table: Table) -> list[Patch]:
     named = [Patch(facecolor=_unit(mix(*HUES[unit], 0.4)), label=f"{unit}: {NAMES[unit]}") for unit in units(table)]
     faint = mix((255, 255, 255), BUBBLE, 0.5)
     waiting = mix((255, 255, 255), BUBBLE, 0.1)
-    depth = [Patch(alpha=0, label="deeper: later chunk")] if len(table.placement.held[0]) > 1 else []
     return [
         *named,
-        *depth,
+        *(Patch(alpha=0, label=note) for note in notes(table)),
         Patch(facecolor=_unit(waiting), edgecolor=_unit(faint), hatch="////", linewidth=0, label="waiting"),
     ]
 

@@ -97,11 +97,7 @@ def v_shape(stages: int) -> Placement:
 def bidirectional(placement: Placement) -> Placement:
     """Add a second weight copy that runs the other way, from the last stage to the first."""
     stages = placement.stages
-    if stages % 2:
-        raise ValueError(
-            f"stages={stages}: two directions meet in the middle, so the number of stages must be even; "
-            f"nearest {nearest(stages, 2)}"
-        )
+    require_even(stages)
     mirrored = tuple(tuple(stages - 1 - stage for stage in home) for home in placement.homes)
     return Placement(stages=stages, homes=placement.homes + mirrored)
 
@@ -110,7 +106,16 @@ def require_positive(**counts: int) -> None:
     """Raise for a count below one, by its name."""
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name}={count} must be at least 1")
+            raise ValueError(f"{name}={count} must be at least 1; nearest 1")
+
+
+def require_even(stages: int) -> None:
+    """Raise for a number of stages on which two weight copies cannot run in opposite directions."""
+    if stages % 2:
+        raise ValueError(
+            f"stages={stages}: two directions meet in the middle, so the number of stages must be even; "
+            f"nearest {nearest(stages, 2)}"
+        )
 
 
 def nearest(value: int, factor: int) -> str:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import NamedTuple, Self
 
 from jaxtrain.pipeline.table import Action, Table, Unit
@@ -38,10 +39,10 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "weight"):
-            if min(_parts(getattr(self, name))) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0: every unit takes some time")
-        if self.transfer < 0:
-            raise ValueError(f"transfer={self.transfer} must be at least 0")
+            if not all(0 < part < inf for part in _parts(getattr(self, name))):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite: every unit takes time")
+        if not 0 <= self.transfer < inf:
+            raise ValueError(f"transfer={self.transfer} must be at least 0 and finite; nearest 0")
 
     def spread(self, table: Table) -> Self:
         """Read these as a whole stage's, and divide them over its chunks: the same model under any placement."""

@@ -116,19 +116,19 @@ class Table:
     @classmethod
     def load(cls, text: str) -> Self:
         """Parse the text form. The result is not validated: see `validation.validate`."""
-        lines = dict(_split(number, line) for number, line in enumerate(text.splitlines(), start=1) if _content(line))
+        lines = _lines(text)
         if "chunks" not in lines:
             raise ValueError("a schedule table starts with the stage of every chunk, such as `chunks: 0 1 2 3`")
         homes = tuple(_numbers("chunks", home) for home in lines.pop("chunks").split("/"))
         routes = _numbers("routes", lines.pop("routes")) if "routes" in lines else None
-        placement = Placement(stages=1 + max(map(max, homes)), homes=homes)
+        placement = Placement(stages=len({stage for home in homes for stage in home}), homes=homes)
         unknown = set(lines) ^ {f"stage {stage}" for stage in range(placement.stages)}
         if unknown:
             raise ValueError(
                 f"lines {sorted(unknown)}: missing or unknown; expected `stage 0:` to `stage {placement.stages - 1}:`"
             )
         stages = tuple(_actions(f"stage {stage}", lines[f"stage {stage}"]) for stage in range(placement.stages))
-        count = 1 + max((action.microbatch for actions in stages for action in actions), default=-1)
+        count = _count_microbatches(stages)
         return cls(placement=placement, routes=routes or (0,) * count, stages=stages)
 
 
@@ -137,6 +137,33 @@ def of_stages(placement: Placement, stages: Iterable[Iterable[Action]], routes: 
     rows = tuple(tuple(actions) for actions in stages)
     count = 1 + max(action.microbatch for actions in rows for action in actions)
     return Table(placement=placement, routes=tuple(routes) or (0,) * count, stages=rows)
+
+
+def _lines(text: str) -> dict[str, str]:
+    """The entries of every line by its name."""
+    found: dict[str, str] = {}
+    places: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not _content(line):
+            continue
+        name, entries = _split(number, line)
+        if name in places:
+            raise ValueError(f"line {number}: `{name}:` stands on line {places[name]} already; remove one of the two")
+        found[name], places[name] = entries, number
+    return found
+
+
+def _count_microbatches(stages: Iterable[Iterable[Action]]) -> int:
+    found = {action.microbatch for actions in stages for action in actions}
+    if not found:
+        raise ValueError("the table has no actions; write them behind the stages, such as `stage 0: F0.0 BW0.0`")
+    if found != set(range(len(found))):
+        missing = min(set(range(len(found))) - found)
+        raise ValueError(
+            f"microbatch {max(found)} without microbatch {missing}: they are numbered from 0, without gaps; "
+            f"nearest {missing}"
+        )
+    return len(found)
 
 
 def _content(line: str) -> str:
@@ -153,7 +180,7 @@ def _split(number: int, line: str) -> tuple[str, str]:
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[\d\s]+", text):
+    if not re.fullmatch(r"\s*\d+(\s+\d+)*\s*", text):
         raise ValueError(f"`{name}: {text}` must be whole numbers separated by spaces")
     return tuple(map(int, text.split()))
 

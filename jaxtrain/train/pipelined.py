@@ -56,10 +56,14 @@ class Pipelined:
 
     def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
         """Return the schedule's table for a model, and what its actions cost at this length."""
-        again = isinstance(model.remat, FullRemat) + isinstance(self.keep, ChunkInput)
-        costs = layer_costs(model, length, forwards_again=again)
+        costs = self.layer_costs(model, length)
         table = self.schedule.tuned(costs).table(stages, self.microbatches)
         return Plan(table, costs.of_chunks([len(layers) for layers in table.placement.layers(model.repeats)]))
+
+    def layer_costs(self, model: DecoderConfig, length: int) -> Costs:
+        """Return what one repeat of the pattern costs, with what its backward runs again."""
+        again = isinstance(model.remat, FullRemat) + isinstance(self.keep, ChunkInput)
+        return layer_costs(model, length, forwards_again=again)
 
     def __call__(
         self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None

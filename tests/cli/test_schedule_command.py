@@ -3,17 +3,22 @@
 import argparse
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from jaxtrain.cli import schedule
-from jaxtrain.pipeline.draw import grid
+from jaxtrain.cli.config_file import load
+from jaxtrain.pipeline.draw import HUES, color, grid
+from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.simulator import simulate
+from jaxtrain.pipeline.table import forward, fused
 
 SIZE = ["--stages", "4", "--microbatches", "8"]
+MODEL = ["--model", "configs/pipeline_tiny.gin"]
 
 
 def _run(*words: str) -> int:
@@ -51,8 +56,12 @@ def test_show_writes_pictures_and_a_table_that_it_reads_again(tmp_path, capsys):
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert "<svg" in files[1].read_text()
     first = capsys.readouterr().out.split("\n", 1)[1]
-    _run("show", table)
-    assert capsys.readouterr().out.split("\n", 1)[1] == first
+    for again in ([table], [table, *SIZE], [f"FromFile(path={str(table)!r})"]):
+        _run("show", *again)
+        assert capsys.readouterr().out.split("\n", 1)[1] == first
+    for contradiction in (["--stages", "3"], ["--microbatches", "4"]):
+        with pytest.raises(ValueError, match=r"=\d: the table in .*table.txt is written for \d; nearest \d$"):
+            _run("show", table, *contradiction)
 
 
 def test_compare_lists_every_schedule_and_says_why_one_is_left_out(capsys):
@@ -79,20 +88,81 @@ def test_compare_uses_the_given_costs(capsys):
     [
         (["show", "ZBH1"], "give --stages and --microbatches"),
         (["show", "GPipe", *SIZE, "--memory-limit", "4"], "memory_limit=4: the schedule keeps 8"),
-        (["show", "ZBH1", *SIZE, "--png", "a.gif"], "a.gif: a picture's name ends in one of .pdf, .png, .svg"),
+        (["show", "ZBH1", *SIZE, "--png", "a.svg"], "--png a.svg: the picture's name must end in .png; nearest a.png"),
+        (["show", "ZBH1", *SIZE, "--svg", "a.gif"], "--svg a.gif: the picture's name must end in .svg; nearest a.svg"),
+        (["show", "Hanayo", *SIZE, *MODEL], "chunk"),
+        (["compare", "--stages", "0", "--microbatches", "8"], "stages=0 must be at least 1; nearest 1"),
+        (["compare", "--stages", "4", "--microbatches", "-1"], "microbatches=-1 must be at least 1; nearest 1"),
+        (["compare", "GPip", *SIZE], "there is no schedule `GPip`; did you mean `GPipe`"),
+        (
+            ["compare", "Chimera", "BitPipe", "--stages", "3", "--microbatches", "4"],
+            "Chimera: stages=3.*; nor does any of",
+        ),
+        (["compare", "GPipe", "VMin", *SIZE, "--memory-limit", "1"], "VMin: memory_limit=1: .* raise the limit to 2 "),
         (["show", "nothing.txt", *SIZE], "nothing.txt: there is no such table file"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_line(words, message):
+def test_what_cannot_be_drawn_is_refused_in_one_line_before_anything_is_printed(words, message, capsys):
     with pytest.raises(ValueError, match=message):
         _run(*words)
+    assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("costs", ["1,2", "1,a,1", "0,1,1", "1,1,1,1,1"])
+@pytest.mark.parametrize("limit", ["nan", "inf", "0", "x"])
+def test_a_memory_limit_that_limits_nothing_is_refused(limit, capsys):
+    with pytest.raises(SystemExit):
+        _run("compare", *SIZE, "--memory-limit", limit)
+    assert f"`{limit}` must be a number above 0, such as 4; leave it out for no limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("costs", ["1,2", "1,a,1", "0,1,1", "1,1,1,1,1", "nan,1,1", "1,inf,1", "1,1,1,nan"])
 def test_costs_that_make_no_sense_are_refused(costs, capsys):
     with pytest.raises(SystemExit):
         _run("compare", *SIZE, "--costs", costs)
     assert "must be three or four numbers" in capsys.readouterr().err
+
+
+def test_costs_and_a_model_that_has_its_own_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        _run("show", "ZBH1", *SIZE, *MODEL, "--costs", "1,1,1")
+    assert "argument --costs: not allowed with argument --model" in capsys.readouterr().err
+
+
+def test_compare_takes_schedules_by_name_or_file_and_leaves_out_those_that_keep_too_much(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text(ZBH1().table(4, 8).dump())
+    _run("compare", "Interleaved(chunks_per_stage=4)", "GPipe", "mine.txt", *SIZE, "--memory-limit", "6")
+    out = capsys.readouterr().out
+    rows = [line.split()[0] for line in out.partition("\nschedule ")[2].partition("\n\n")[0].splitlines()[1:]]
+    assert rows == ["Interleaved(chunks_per_stage=4)", "mine.txt"]
+    assert "GPipe is left out: memory_limit=6: the schedule keeps 8" in out
+    assert "ZBH2" not in out
+
+
+def test_the_costs_of_a_model_are_those_its_run_packs_with(capsys):
+    config = load("configs/pipeline_tiny.gin").config
+    table, costs = config.gradients.plan(4, config.model, 128)
+    for action in ("show", "compare"):
+        _run(action, "PairedInterleaved", *SIZE, *MODEL)
+        out = capsys.readouterr().out
+        assert "F:B:W = 1:1.08:0.923, a layer's FLOPs of configs/pipeline_tiny.gin at 128 tokens" in out
+        assert f"{simulate(table, costs).makespan:g}" in out
+
+
+def test_depth_is_the_chunk_and_a_prime_the_second_weight_copy():
+    table = Chimera().table(4, 4)  # microbatch 1 runs from stage 3 to stage 0
+    assert color(table, forward(0, 0)) == color(table, forward(1, 0)) == HUES[forward(0, 0).unit][0]
+    assert color(table, forward(0, 3)) == color(table, forward(1, 3)) == HUES[forward(0, 0).unit][1]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(grid(table, simulate(table), width=200, letters=True))
+    text = console.export_text()
+    assert "F0 " in text and "F1'" in text and "0': on the second weight copy" in text
+
+
+def test_each_unit_has_a_hue_of_its_own():
+    assert len(set(HUES.values())) == 4
+    table = Chimera().table(4, 4)
+    assert color(table, fused(0, 0)) == HUES[fused(0, 0).unit][0]
 
 
 def test_every_action_and_all_waiting_fill_the_grid():

@@ -1,11 +1,14 @@
 """Numbers that do not fit a schedule: one line with the rule and the nearest valid value."""
 
+import re
 import subprocess
 import sys
+from math import inf, nan
 
 import pytest
 
 from jaxtrain.cli.schedule_catalog import parse
+from jaxtrain.pipeline.simulator import Costs
 
 
 @pytest.mark.parametrize(
@@ -20,8 +23,8 @@ from jaxtrain.cli.schedule_catalog import parse
         ("Chimera", 4, 5, "microbatches=5 must be a multiple of 2 .*; nearest 4 or 6$"),
         ("Chimera", 3, 4, "stages=3: .* must be even; nearest 2 or 4$"),
         ("BitPipe", 5, 4, "stages=5: .* must be even; nearest 4 or 6$"),
-        ("GPipe", 4, 0, "microbatches=0 must be at least 1"),
-        ("ZBH1", 0, 4, "stages=0 must be at least 1"),
+        ("GPipe", 4, 0, "microbatches=0 must be at least 1; nearest 1$"),
+        ("ZBH1", 0, 4, "stages=0 must be at least 1; nearest 1$"),
         ("VZB", 4, 0, "microbatches=0 must be at least 1"),
         ("Hanayo(waves=0)", 4, 4, "waves=0 must be at least 1"),
         ("Interleaved(chunks_per_stage=0)", 4, 4, "chunks_per_stage=0 must be at least 1"),
@@ -44,12 +47,45 @@ def test_the_rule_and_the_nearest_value_are_named(schedule, stages, microbatches
         ("1F1B", "`1F1B` is no schedule; write"),
         ("Interleaved(chunks_per_stage=open('x'))", "write a name and named parameters"),
         ("Interleaved(chunks_per_stage=open())", "there is no schedule `open`"),
-        ("ZBSearch(memory_limit=-1)", "memory_limit=-1 must be at least 1"),
+        ("Interleaved(**{'a': 1})", "write a name and named parameters"),
+        ("FromFile", "FromFile needs `path`; write `FromFile"),
+        ("FromFile(path={[]: 1})", "in .* must be a number, a string or a schedule"),
+        ("Hanayo(waves=1, waves=2)", "Hanayo has two values for `waves`; remove one"),
     ],
 )
 def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text).table(4, 8)
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Interleaved(chunks_per_stage='x')", "chunks_per_stage='x' must be int, not str$"),
+        ("Interleaved(chunks_per_stage=2.5)", "chunks_per_stage=2.5 must be int, not float$"),
+        ("Hanayo(waves=None)", "waves=None must be int$"),
+        ("TwoBP(schedule=3)", "schedule=3 must be Schedule, not int$"),
+        ("ZBSearch(memory_limit=2.5)", "memory_limit=2.5 must be int, not float$"),
+        ("ZBSearch(memory_limit=-1)", "memory_limit=-1 must be at least 1, or 0 .*; nearest 0$"),
+        ("ZBSearch(weight=0)", "weight=0.0 must be above 0 and finite"),
+        ("TwoBP(schedule=ZBSearch(transfer=-1))", "transfer=-1.0 must be at least 0 and finite; nearest 0$"),
+    ],
+)
+def test_a_wrong_value_is_refused_where_the_schedule_is_named(text, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'`{text}`')}: .*{message}"):
+        parse(text)
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, nan, inf, (1.0, nan)])
+def test_costs_are_above_0_and_finite(cost):
+    with pytest.raises(ValueError, match="weight=.* must be above 0 and finite"):
+        Costs(weight=cost)
+
+
+@pytest.mark.parametrize("transfer", [-1.0, nan, inf])
+def test_a_transfer_takes_a_finite_time(transfer):
+    with pytest.raises(ValueError, match="transfer=.* must be at least 0 and finite; nearest 0"):
+        Costs(transfer=transfer)
 
 
 def test_schedules_and_lowering_need_no_jax():

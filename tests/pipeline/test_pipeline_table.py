@@ -2,10 +2,16 @@
 
 import pytest
 
-from jaxtrain.pipeline.placement import loop
+from jaxtrain.cli.config_file import load
+from jaxtrain.pipeline.lower import lower
+from jaxtrain.pipeline.placement import Placement, loop
 from jaxtrain.pipeline.schedules.chimera import Chimera
+from jaxtrain.pipeline.schedules.from_file import FromFile
+from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Table, backward, forward, fused, of_stages, weight
 from jaxtrain.pipeline.validation import validate
+from jaxtrain.train.pipelined import Pipelined
 
 TEXT = """\
 # two stages, two microbatches
@@ -13,6 +19,15 @@ chunks: 0 1
 stage 0: F0.0 F1.0 BW0.0 B1.0 W1.0   # the second backward is split
 stage 1: F0.1 BW0.1 F1.1 BW1.1
 """
+
+
+def _one_microbatch(*homes: tuple[int, ...]) -> bytes:
+    """The text of a table in which one microbatch passes these stages on the first weight copy."""
+    placement = Placement(stages=1 + max(homes[0]), homes=homes)
+    rows = [[] for _ in range(placement.stages)]
+    for chunk, stage in enumerate(homes[0]):
+        rows[stage] += [forward(0, chunk), fused(0, chunk)]
+    return of_stages(placement, rows).dump().encode()
 
 
 def test_a_table_loads_from_text_and_dumps_to_it():
@@ -35,7 +50,16 @@ def test_the_text_of_two_weight_copies_names_the_route_of_each_microbatch():
         ("stage 1:", "stage 2:", r"lines \['stage 1', 'stage 2'\]: missing or unknown"),
         ("stage 1: F0.1", "F0.1", "line 4 is `F0.1.*expected `chunks:`, `routes:` or `stage N:`"),
         ("chunks: 0 1", "chunks: 0 x", "must be whole numbers"),
+        ("chunks: 0 1", "chunks: 0 1 /", "must be whole numbers"),
         ("chunks: 0 1", "chunks: 0 2", r"missing \[1\]"),
+        ("chunks: 0 1", "chunks: 0 99999999999", "stages must be numbered 0 to 1"),
+        (
+            "chunks: 0 1",
+            "chunks: 0 1\nchunks: 1 0",
+            "line 3: `chunks:` stands on line 2 already; remove one of the two",
+        ),
+        ("stage 1:", "stage 0:", "line 4: `stage 0:` stands on line 3 already"),
+        ("F1.1", "F99999999999.1", "microbatch 99999999999 without microbatch 2: .* without gaps; nearest 2$"),
         ("F1.1", "F1.2", "stage 1: F1.2 is out of range: 2 microbatches, 2 chunks"),
         ("F1.1", "F1.0", "stage 1: F1.0 belongs on stage 0"),
         ("F1.1 BW1.1", "BW1.1", "microbatch 1, chunk 1 has 1 BW; every microbatch passes every chunk with one F"),
@@ -66,3 +90,47 @@ def test_a_route_to_a_missing_weight_copy_is_refused():
     table = of_stages(loop(1), [[forward(0, 0), fused(0, 0)]], routes=[1])
     with pytest.raises(ValueError, match=r"routes=\(1,\): each microbatch must name one of the 1 weight copies"):
         validate(table)
+
+
+def test_a_table_file_trains_as_the_schedule_that_it_was_saved_from(tmp_path):
+    file = tmp_path / "table.txt"
+    file.write_text(PairedInterleaved().table(4, 8).dump())
+    config = load("configs/pipeline_tiny.gin", [f"gradients.schedule=@FromFile(path={str(file)!r})"]).config
+    assert config.gradients.schedule == FromFile(path=str(file))
+    built_in = Pipelined(microbatches=8, schedule=PairedInterleaved())
+    assert config.gradients.plan(4, config.model, 128) == built_in.plan(4, config.model, 128)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((3, 2), "stages=3: .*for 2; nearest 2$"), ((2, 4), "microbatches=4: .* 2$")]
+)
+def test_a_table_file_is_for_its_own_size(tmp_path, size, message):
+    file = tmp_path / "table.txt"
+    file.write_text(TEXT)
+    with pytest.raises(ValueError, match=message):
+        FromFile(path=str(file)).table(*size)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\xff", "is not a text file in UTF-8"),
+        (b"chunks: 0 1\nstage 0:\nstage 1:\n", "the table has no actions; write them"),
+        (
+            _one_microbatch((0, 2, 1, 3)),
+            "chunks 0 and 1 are on stages 0 and 2: the loop exchanges with neighbours only",
+        ),
+        (_one_microbatch((0, 1, 2), (2, 1, 0)), "stages=3: two directions .* must be even; nearest 2 or 4$"),
+    ],
+)
+def test_a_file_that_the_loop_cannot_run_is_refused_by_its_name(tmp_path, content, message):
+    file = tmp_path / "wrong.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"wrong.txt:? {message}"):
+        FromFile(path=str(file)).load()
+
+
+def test_files_are_held_to_the_rule_that_lowering_has():
+    table = Table.load(_one_microbatch((0, 2, 1, 3)).decode())
+    with pytest.raises(ValueError, match="from stage 0 to stage 2: the loop exchanges with neighbours only"):
+        lower(table, Costs())

@@ -1,6 +1,7 @@
 """What every schedule is, and the two rules about microbatches that several share."""
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.pipeline.simulator import Costs
@@ -16,7 +17,7 @@ class Schedule(ABC):
     def table(self, stages: int, microbatches: int) -> Table:
         """Return the table. ValueError names the rule where the numbers do not fit the schedule."""
 
-    def tuned(self, costs: Costs) -> "Schedule":
+    def tuned(self, costs: Costs) -> Self:
         """Return the schedule for these costs of a whole stage. Most have one order for all costs."""
         return self
 

@@ -33,7 +33,10 @@ class ZBSearch(Schedule):
 
     def __post_init__(self) -> None:
         if self.memory_limit < 0:
-            raise ValueError(f"memory_limit={self.memory_limit} must be at least 1, or 0 for as many as stages")
+            raise ValueError(
+                f"memory_limit={self.memory_limit} must be at least 1, or 0 for as many as stages; nearest 0"
+            )
+        _ = self.costs  # refuses what is no cost
 
     @property
     def costs(self) -> Costs:

@@ -1,0 +1,51 @@
+"""What a schedule's actions cost: as given for a whole stage, or counted of the model of a configuration.
+
+Either makes of a schedule its table and the costs of this table's chunks.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.simulator import Costs
+from jaxtrain.pipeline.table import Table
+
+type Plan = Callable[[Schedule, int, int], tuple[Table, Costs]]  # of a schedule, stages and microbatches
+
+
+class Priced(NamedTuple):
+    """How to plan a schedule, and what the costs are in words."""
+
+    plan: Plan
+    words: str
+
+
+def of_stage(costs: Costs) -> Priced:
+    """The same costs of a whole stage for every schedule, however many chunks share them."""
+
+    def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
+        table = schedule.tuned(costs).table(stages, microbatches)
+        return table, costs.spread(table)
+
+    return Priced(plan, f"F:B:W = {_ratio(costs)}")
+
+
+def of_model(path: str) -> Priced:
+    """The FLOPs of a configuration's layers at its longest sequences, in forwards of a layer, as a run counts them."""
+    from jaxtrain.train.pipelined import Pipelined  # JAX takes a second to import
+
+    config = load(path).config
+    given = config.gradients if isinstance(config.gradients, Pipelined) else Pipelined(microbatches=1)
+    length = max(phase.sequence_length for phase in config.phases)
+
+    def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
+        return replace(given, schedule=schedule, microbatches=microbatches).plan(stages, config.model, length)
+
+    costs = given.layer_costs(config.model, length)
+    return Priced(plan, f"F:B:W = {_ratio(costs)}, a layer's FLOPs of {path} at {length} tokens")
+
+
+def _ratio(costs: Costs) -> str:
+    return ":".join(f"{cost:.3g}" for cost in (costs.forward, costs.backward, costs.weight))

@@ -1,0 +1,30 @@
+"""A schedule written by hand, or saved by `jaxtrain schedule show --save` and edited: a table in a text file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.pipeline.table import Table
+from jaxtrain.pipeline.table_file import read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FromFile(Schedule):
+    """The table as it stands, for its own number of stages and microbatches; `path` from the working directory."""
+
+    path: str
+
+    def load(self) -> Table:
+        """Return the table, whatever its size."""
+        return read(Path(self.path))
+
+    def table(self, stages: int, microbatches: int) -> Table:
+        table = self.load()
+        _require_same(self.path, "stages", stages, len(table.stages))
+        _require_same(self.path, "microbatches", microbatches, table.microbatches)
+        return table
+
+
+def _require_same(path: str, name: str, asked: int, there: int) -> None:
+    if asked != there:
+        raise ValueError(f"{name}={asked}: the table in {path} is written for {there}; nearest {there}")
