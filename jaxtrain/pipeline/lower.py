@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.pipeline.coloring import Lifetime, color
+from jaxtrain.pipeline.placement import require_neighbours
 from jaxtrain.pipeline.simulator import Costs, choose_ticks
 from jaxtrain.pipeline.table import Action, Table, Unit, backward, forward
 from jaxtrain.pipeline.tick_program import (
@@ -38,6 +39,7 @@ def lower(
     table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None, weight_slots: int = WEIGHT_SLOTS
 ) -> TickProgram:
     """Return the program, packed as given or in the way that takes least time at these costs."""
+    require_neighbours(table.placement)
     plan = _Plan(table, ticks or choose_ticks(table, costs, weight_slots=weight_slots))
     hops = [plan.hop(action) for actions in table.stages for action in actions if action.unit != Unit.WEIGHT]
     residuals, deferred = _colored(map(_residuals, table.stages)), _colored(map(_deferred, table.stages))
@@ -213,11 +215,6 @@ def _direction(source: int, target: int, stages: int, ahead: bool) -> Target:
     if source == target:
         return Target.HERE
     is_next, is_previous = (target - source) % stages == 1, (source - target) % stages == 1
-    if not is_next and not is_previous:
-        raise ValueError(
-            f"a result goes from stage {source} to stage {target}: the loop exchanges with neighbours only; "
-            f"put consecutive chunks on the same stage, on neighbours, or on the last and the first"
-        )
     return Target.NEXT if is_next and (ahead or not is_previous) else Target.PREVIOUS
 
 

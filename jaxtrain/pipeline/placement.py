@@ -13,6 +13,7 @@ Replicated stages (several devices on one slow stage, PipeDream) are left out: t
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +117,17 @@ def require_even(stages: int) -> None:
             f"stages={stages}: two directions meet in the middle, so the number of stages must be even; "
             f"nearest {nearest(stages, 2)}"
         )
+
+
+def require_neighbours(placement: Placement) -> None:
+    """Raise where the exchanges of one loop cannot carry a microbatch from chunk to chunk."""
+    for home in placement.homes:
+        for chunk, (here, there) in enumerate(pairwise(home)):
+            if (there - here) % placement.stages not in (0, 1, placement.stages - 1):
+                raise ValueError(
+                    f"chunks {chunk} and {chunk + 1} are on stages {here} and {there}: the loop exchanges with "
+                    f"neighbours only; put consecutive chunks on one stage, on neighbours, or on the last and the first"
+                )
 
 
 def nearest(value: int, factor: int) -> str:

@@ -15,7 +15,7 @@ time of the head itself and of embeddings, which stages share, and their look-up
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
@@ -126,13 +126,22 @@ class Simulation:
 
 def peak_activations(table: Table) -> tuple[int, ...]:
     """Most chunks each stage keeps activations of at once, from the F to the end of the W. Order alone decides it."""
+    return _peaks(table, lambda action: action.starts_activation, lambda action: action.ends_activation)
+
+
+def peak_deferred(table: Table) -> tuple[int, ...]:
+    """Most chunks for which each stage keeps what W needs of B, beside the activations, where the two are apart."""
+    return _peaks(table, lambda action: action.unit == Unit.BACKWARD, lambda action: action.unit == Unit.WEIGHT)
+
+
+def _peaks(table: Table, starts: Callable[[Action], bool], ends: Callable[[Action], bool]) -> tuple[int, ...]:
     peaks = []
     for actions in table.stages:
         kept = peak = 0
         for action in actions:
-            kept += action.starts_activation
+            kept += starts(action)
             peak = max(peak, kept)
-            kept -= action.ends_activation
+            kept -= ends(action)
         peaks.append(peak)
     return tuple(peaks)
 

@@ -7,7 +7,7 @@ from tick_interpreter import Model, run, sequential
 
 from jaxtrain.cli.schedule_catalog import all_schedules, parse
 from jaxtrain.pipeline.lower import lower
-from jaxtrain.pipeline.simulator import peak_activations, simulate, simulate_ticks
+from jaxtrain.pipeline.simulator import peak_activations, peak_deferred, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Table
 from jaxtrain.pipeline.ticks import pack
 from jaxtrain.pipeline.validation import validate
@@ -29,12 +29,13 @@ def test_every_schedule_has_a_case():
 
 
 @pytest.mark.parametrize(("case", "stages", "microbatches"), ALL)
-def test_its_table_can_run_and_its_peak_is_the_residual_slots_of_its_program(case, stages, microbatches):
+def test_its_table_can_run_and_its_peaks_are_the_slots_of_its_program(case, stages, microbatches):
     table = validate(table_of(case.schedule, stages, microbatches))
     assert (len(table.stages), table.microbatches) == (stages, microbatches)
     program = lower(table, ticks=pack(table))
     assert program.residuals_by_stage == peak_activations(table)
     assert program.slots.residuals == max(peak_activations(table))
+    assert program.slots.deferred == max(peak_deferred(table))
 
 
 @pytest.mark.parametrize("paired", [True, False], ids=["paired", "single"])

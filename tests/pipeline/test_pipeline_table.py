@@ -3,12 +3,10 @@
 import pytest
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.placement import Placement, loop
 from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
-from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Table, backward, forward, fused, of_stages, weight
 from jaxtrain.pipeline.validation import validate
 from jaxtrain.train.pipelined import Pipelined
@@ -128,9 +126,3 @@ def test_a_file_that_the_loop_cannot_run_is_refused_by_its_name(tmp_path, conten
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"wrong.txt:? {message}"):
         FromFile(path=str(file)).load()
-
-
-def test_files_are_held_to_the_rule_that_lowering_has():
-    table = Table.load(_one_microbatch((0, 2, 1, 3)).decode())
-    with pytest.raises(ValueError, match="from stage 0 to stage 2: the loop exchanges with neighbours only"):
-        lower(table, Costs())
