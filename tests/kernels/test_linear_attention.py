@@ -39,11 +39,19 @@ def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory
         assert_conforms(case, "tpu")
 
 
-@pytest.mark.parametrize(("topology", "chunk"), [(TPUS[0], 64), (TPUS[1], 16), (TPUS[2], 128), (TPUS[3], 64)])
+@pytest.mark.parametrize(
+    ("topology", "chunk", "dtype"),
+    [
+        (TPUS[0], 256, "float32"),
+        (TPUS[1], 16, "bfloat16"),
+        (TPUS[2], 128, "bfloat16"),
+        (TPUS[3], 64, "bfloat16"),
+    ],
+)
 @pytest.mark.parametrize("gate", ["step", "channel"])
-def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk):
+def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk, dtype):
     case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
-    compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case))
+    compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case, dtype=dtype))
     assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absent import compile_for
+from interpreted import interpreted
 from jaxtrain_kernels.delta_rule import delta_rule
 from jaxtrain_kernels.delta_rule import recurrent_step as delta_step
 from jaxtrain_kernels.linear_attention import linear_attention
@@ -77,11 +78,14 @@ def test_steps_of_decoding_end_in_the_state_of_training(kind):
     assert_close((outputs.swapaxes(0, 1), state), _run(kind, (70,))(inputs), SAME_SUMS)
 
 
-def test_gates_that_shut_within_one_step_overflow_nothing():
-    case = Case(lengths=(100,), gate="channel", rows=1)
+@pytest.mark.parametrize(("implementation", "length"), [("xla", 100), ("tpu", 40)])
+def test_gates_that_shut_within_one_step_overflow_nothing(implementation, length):
+    case = Case(lengths=(length,), gate="channel", rows=1, heads=1, key_heads=1)
     inputs = inputs_of(case)
     inputs["log_decay"] = np.random.default_rng(2).choice([-20.0, 0.0], inputs["log_decay"].shape)
-    found, desired = results(operation(case, chunk=64), inputs, "float32"), exact(case, inputs)
+    with interpreted("tpu"):
+        found = results(operation(case, implementation, chunk=64), inputs, "float32")
+    desired = exact(case, inputs)
     assert_close(found, desired, Tolerance(absolute=1e-4), "against the recurrence in float64")
 
 

@@ -35,7 +35,7 @@ def linear_attention(
     Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
-    `implementation="gpu"` always takes chunks of 64.
+    `implementation="gpu"` always takes chunks of 64, `"tpu"` chunks of at most 128 with a gate for every key channel.
 
         o, state = linear_attention(q, k, v, jax.nn.log_sigmoid(gate))
 

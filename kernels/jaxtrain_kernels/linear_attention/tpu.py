@@ -33,6 +33,7 @@ from jaxtrain_kernels.tpu_chunks import (
 )
 
 DTYPES = (jnp.float32, jnp.bfloat16)
+LARGEST_CHANNEL_CHUNK = 128  # with gates of key channels in float32, 256 steps of 128 channels are too much for a v5e
 Decay = type[ScalarDecay] | type[ChannelDecay]
 
 
@@ -43,7 +44,7 @@ def refuses(q: Float[Array, "B L H K"], *_: object) -> Sequence[str]:
 
 def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     """Return the output of every step and the state after the last; shapes as in api.py."""
-    groups, L = q.shape[2] // k.shape[2], q.shape[1]
+    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _fitting(chunk, log_decay)
     decay, gates, q, k, v, state = _lay_out(q, k, v, log_decay, runs, state, chunk)
     (steps, at), all_of = in_order(q, chunk), whole(state)
     output, final = call(
@@ -60,7 +61,7 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
 def backward(residuals, gradients, *, chunk: int):
     """Return the gradients of the inputs, from the inputs and the gradients of output and final state."""
     q, k, v, log_decay, runs, state = residuals
-    groups, L = q.shape[2] // k.shape[2], q.shape[1]
+    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _fitting(chunk, log_decay)
     dfinal = for_one_head_of_each_group(gradients[1], groups)
     doutput = steps_of(gradients[0], chunk)
     decay, gates, q, k, v, state = _lay_out(q, k, v, log_decay, runs, state, chunk)
@@ -77,6 +78,10 @@ def backward(residuals, gradients, *, chunk: int):
     dk, dv, dgate, dstate = (of_key_heads(x, groups) for x in (dk, dv, dgate, dstate))
     dq, dk, dv, dlog_decay = (x[:, :, :L].swapaxes(1, 2) for x in (dq, dk, dv, decay.gradient(dgate)))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dlog_decay, None, dstate.swapaxes(2, 3)
+
+
+def _fitting(chunk: int, log_decay: Float[Array, "B L J 1|K"]) -> int:
+    return chunk if log_decay.shape[-1] == 1 else min(chunk, LARGEST_CHANNEL_CHUNK)
 
 
 def _states(decay: Decay, gates, k, v, state, chunk: int) -> Float[Array, "B H N V K"]:
