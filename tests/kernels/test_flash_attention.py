@@ -383,7 +383,8 @@ def test_a_kernel_says_why_it_does_not_take_a_call(implementation, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"window": 0}, "window=0: must be at least 1"),
+        ({"window": 0}, "window=0: must be a whole number of at least 1"),
+        ({"window": 2.5}, "window=2.5: must be a whole number of at least 1"),
         ({"softcap": 0.0}, "softcap=0.0: must be above 0"),
         ({"implementation": "cuda"}, "implementation='cuda': flash_attention has xla"),
         ({"bias": np.zeros((2, 3, 1, 1))}, r"bias has shape \(2, 3, 1, 1\): must be \(2, 4, 40, 40\)"),

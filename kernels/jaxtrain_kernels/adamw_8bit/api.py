@@ -37,7 +37,8 @@ def adamw_8bit(
 ) -> AdamWStep:
     """Return what is to be added to the parameter, and its new moments. `step` counts from 1.
 
-    The update is taken from the new moments before they are quantized, in float32. Not differentiable.
+    The update is taken from the new moments before they are quantized, in float32. Where the gradient is NaN the update
+    is, and the moments become 0. Not differentiable.
 
         zeros = jnp.zeros_like(w)
         m, v = quantize(zeros, format=DynamicMap()), quantize(zeros, format=DynamicMap(signed=False))

@@ -207,7 +207,7 @@ class Float8E4M3(_Float8):
 
     Expansion stores sign(y) |y|^k with k = log(greatest / smallest code) / log(greatest / smallest of the block but 0),
     so that every block uses the whole range of the format: a narrow block gains precision, of a wide one nothing is
-    lost to 0. Out of range saturates.
+    lost to 0 (up to 100 octaves). Out of range saturates.
     """
 
     expanded: bool = True

@@ -224,8 +224,8 @@ BACKWARDS = (Implementation(name="xla", run=xla.backward), *_on_devices(_run_bac
 
 
 def _options(q, causal, window, softcap, scale, offset, blocks) -> Options:
-    if window is not None and window < 1:
-        raise ValueError(f"{window=}: must be at least 1, or None for no window")
+    if window is not None and not (isinstance(window, int) and window >= 1):
+        raise ValueError(f"{window=}: must be a whole number of at least 1, or None for no window")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{softcap=}: must be above 0, or None for no soft cap")
     return Options(
