@@ -89,18 +89,17 @@ def test_gates_that_shut_within_one_step_overflow_nothing(implementation, length
     assert_close(found, desired, Tolerance(absolute=1e-4), "against the recurrence in float64")
 
 
-@pytest.mark.parametrize("kind", ["step", "channel"])
-def test_temporaries_of_the_gradient_grow_with_the_length_to_a_few_times_the_inputs(kind):
+def test_temporaries_of_the_gradient_grow_with_the_length_to_a_few_times_the_inputs():
     """The states of all steps would take fifty times the inputs."""
 
     def memory(length):
-        case = dataclasses.replace(KINDS[kind], lengths=(length,), heads=4, key_heads=4, rows=1)
+        case = dataclasses.replace(KINDS["channel"], lengths=(length,), heads=4, key_heads=4, rows=1)
         gradient = jax.grad(lambda inputs: operation(case, "xla", chunk=64)(inputs)[0].astype(jnp.float32).sum())
         return compile_for("v5e:2x2", gradient, shapes_of(case)).memory_analysis()
 
     short, long = memory(262_144), memory(524_288)  # where what lies in vector memory, uncounted, is little
     assert long.temp_size_in_bytes < 2.2 * short.temp_size_in_bytes
-    assert long.temp_size_in_bytes < 6 * long.argument_size_in_bytes
+    assert long.temp_size_in_bytes < 4 * long.argument_size_in_bytes
 
 
 def test_segment_ids_that_come_again_start_anew():
