@@ -115,11 +115,12 @@ class TrainConfig:
         lines: dict[str, None] = {}
         for phase in self.phases:
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
-            for name, size, axes in undivided(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes))):
-                split = " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
+            mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+            for name, size, axes, without in undivided(names, shapes, mesh):
+                split, whole = (" x ".join(f"mesh.{axis}={sizes[axis]}" for axis in some) for some in (axes, without))
                 near = nearest(size, math.prod(sizes[axis] for axis in axes))
-                text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, and each of those devices has all of it"
-                lines[f"{text}: parameters, gradients and moments; nearest that is split {near}"] = None
+                text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, so devices along {whole} hold the same"
+                lines[f"{text} of it: parameters, gradients and moments; nearest that is split {near}"] = None
         return list(lines)
 
     def _check_stages(self, stages: int) -> None:
@@ -152,7 +153,8 @@ class TrainConfig:
             return list(islice((n for n in numbers if rows % n == 0 and self._can_run(n, stages)), 1))
 
         now = self.gradients.microbatches
-        fits = first(range(min(now - 1, rows), 0, -1)) + first(range(now + 1, rows + 1))
+        most = min(rows, 4 * max(now, stages))  # tables of many more take long to write, and are not near
+        fits = first(range(min(now - 1, rows), 0, -1)) + first(range(now + 1, most + 1))
         return f", or gradients.microbatches={' or '.join(map(str, fits))}" if fits else ""
 
     def _can_run(self, microbatches: int, stages: int) -> bool:

@@ -176,11 +176,12 @@ def shardings(names: dict, shapes: dict, mesh: Mesh) -> dict:
 
 
 class Undivided(NamedTuple):
-    """A dimension that mesh axes do not divide, so that all devices along them have the whole of it."""
+    """A dimension that the axes of its rule do not divide together, so that it is not split over some of them."""
 
     name: str
     size: int
     axes: tuple[str, ...]
+    without: tuple[str, ...]
 
 
 def undivided(names: dict, shapes: dict, mesh) -> list[Undivided]:
@@ -192,7 +193,7 @@ def undivided(names: dict, shapes: dict, mesh) -> list[Undivided]:
             axes = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
             without = axes[: len(axes) - len(_dividing(name, size, axes, mesh))]
             if without:
-                found[Undivided(name, size, without)] = None
+                found[Undivided(name, size, axes, without)] = None
 
     jax.tree.map(look, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
     return list(found)

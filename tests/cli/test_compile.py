@@ -18,7 +18,7 @@ def test_compile_says_what_it_does_then_prints_memory_and_collectives_of_an_abse
     assert main(["compile", "configs/quickstart.gin", "--topology", "v5e:2x2", *TINY, *offload, *odd]) == 0
     note, out = capsys.readouterr().out.split("\n", maxsplit=1)
     assert note.startswith(
-        "note: model.vocab_size=333 is not divisible by mesh.tensor=2, and each of those devices has"
+        "note: model.vocab_size=333 is not divisible by mesh.tensor=2, so devices along mesh.tensor=2"
     )
     assert out.startswith("compiling the train step of phases[0] for 4 devices of v5e:2x2; a 7B model")
     assert "on 4 devices of v5e:2x2" in out and "needed" in out and "reduce-scatter" in out

@@ -17,10 +17,17 @@ ON_TWO_STAGES = ["mesh.stage=2", "gradients=@Pipelined(microbatches=4)"]
         (
             ["model.repeats=10", "model.vocab_size=322"],
             [
-                "model.repeats=10 is not divisible by mesh.stage=4, and each of those devices has all of it: "
-                "parameters, gradients and moments; nearest that is split 8 or 12",
-                "model.vocab_size=322 is not divisible by mesh.stage=4, and each of those devices has all of it: "
-                "parameters, gradients and moments; nearest that is split 320 or 324",
+                "model.repeats=10 is not divisible by mesh.stage=4, so devices along mesh.stage=4 hold the same "
+                "of it: parameters, gradients and moments; nearest that is split 8 or 12",
+                "model.vocab_size=322 is not divisible by mesh.stage=4, so devices along mesh.stage=4 hold the same "
+                "of it: parameters, gradients and moments; nearest that is split 320 or 324",
+            ],
+        ),
+        (
+            ["mesh.stage=2", "mesh.tensor=2", "model.vocab_size=322"],
+            [
+                "model.vocab_size=322 is not divisible by mesh.stage=2 x mesh.tensor=2, so devices along mesh.stage=2 "
+                "hold the same of it: parameters, gradients and moments; nearest that is split 320 or 324",
             ],
         ),
     ],
