@@ -101,8 +101,9 @@ def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> No
     free, ticked = simulate(table, costs), simulate_ticks(table, costs)
     shown = free if arguments.mode == "free" else ticked
     letters = console.color_system not in ("256", "truecolor")  # with fewer colours the units look alike
+    drawn = grid(table, shown, width=console.width, letters=letters)
     console.print(Text(f"{_title(arguments, table)}, {priced.words}\n", style="bold"), soft_wrap=True)
-    console.print(grid(table, shown, width=console.width, letters=letters), soft_wrap=True)
+    console.print(drawn, soft_wrap=True)
     console.print(_figures(table, free, ticked))
     for path in filter(None, pictures.values()):
         from jaxtrain.pipeline.picture import save  # matplotlib takes half a second to import

@@ -30,6 +30,7 @@ HUES: dict[Unit, tuple[Color, Color]] = {
     Unit.FUSED: ((204, 228, 128), (96, 124, 0)),  # between those of its two halves
 }
 BUBBLE: Color = (224, 96, 96)
+_MOST_COLUMNS = 100_000  # a thousand screens
 
 
 def grid(table: Table, simulation: Simulation, *, width: int, letters: bool) -> Group:
@@ -94,9 +95,14 @@ def _chunks(table: Table) -> list[list[int]]:
 
 
 def _columns_per_time(table: Table, simulation: Simulation, letters: bool) -> float:
-    """Columns that let the shortest action show its microbatch and a gap."""
+    """Columns that let the shortest action show its microbatch and a gap; ValueError where no one could read them."""
     shortest = min(span.end - span.start for spans in simulation.timelines for span in spans)
     widest = max(len(_text(table, action, letters)) for actions in table.stages for action in actions)
+    if not shortest or not (widest + 1) * (simulation.makespan / shortest) <= _MOST_COLUMNS:  # neither inf nor nan
+        raise ValueError(
+            f"the shortest action takes {shortest:g} of the step's {simulation.makespan:g}, too little to be drawn; "
+            "take costs that are less far apart, or fewer microbatches"
+        )
     return (widest + 1) / shortest
 
 

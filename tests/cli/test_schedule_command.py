@@ -91,6 +91,12 @@ def test_compare_uses_the_given_costs(capsys):
         (["show", "ZBH1", *SIZE, "--png", "a.svg"], "--png a.svg: the picture's name must end in .png; nearest a.png"),
         (["show", "ZBH1", *SIZE, "--svg", "a.gif"], "--svg a.gif: the picture's name must end in .svg; nearest a.svg"),
         (["show", "Hanayo", *SIZE, *MODEL], "chunk"),
+        (
+            ["show", "GPipe", *SIZE, "--costs", "1e-6,1,1"],
+            "the shortest action takes 1e-06 of .* too little to be drawn",
+        ),
+        (["show", "GPipe", *SIZE, "--costs", "1e308,1e308,1e308"], "too little to be drawn"),
+        (["show", "GPipe", *SIZE, "--costs", "1,1,1,1e30"], "the shortest action takes 0 of .* too little to be drawn"),
         (["compare", "--stages", "0", "--microbatches", "8"], "stages=0 must be at least 1; nearest 1"),
         (["compare", "--stages", "4", "--microbatches", "-1"], "microbatches=-1 must be at least 1; nearest 1"),
         (["compare", "GPip", *SIZE], "there is no schedule `GPip`; did you mean `GPipe`"),
