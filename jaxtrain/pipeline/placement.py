@@ -67,10 +67,12 @@ class Placement:
         """Cut `count` layers into consecutive chunks, the first ones a layer longer where it does not divide."""
         if count < self.chunks:
             fit = count // self.stages * self.stages
-            fewer = f"a schedule of {fit} chunks" if fit else f"mesh.stage={count}"
+            most = count * self.stages // self.chunks  # stages, with as many chunks on each
+            most -= most % self.replicas
+            fewer = f", or a schedule of {fit} chunks" if fit else f", or mesh.stage={most}" if most else ""
             raise ValueError(
                 f"model.repeats={count} cannot fill {self.chunks} chunks, every chunk needs a layer; "
-                f"nearest model.repeats={self.chunks}, or {fewer}"
+                f"nearest model.repeats={self.chunks}{fewer}"
             )
         short, extra = divmod(count, self.chunks)
         starts = [chunk * short + min(chunk, extra) for chunk in range(self.chunks + 1)]

@@ -30,6 +30,15 @@ def test_more_chunks_than_layers_are_refused():
         loop(4, 2).layers(7)
 
 
+@pytest.mark.parametrize(
+    ("placement", "layers", "near"),
+    [(loop(8, 2), 7, ", or mesh.stage=3"), (loop(8, 2), 1, ""), (bidirectional(v_shape(8)), 7, ", or mesh.stage=2")],
+)
+def test_too_few_layers_for_one_chunk_a_stage_name_a_number_of_stages_that_they_fill(placement, layers, near):
+    with pytest.raises(ValueError, match=f"nearest model.repeats=16{near}$"):
+        placement.layers(layers)
+
+
 @pytest.mark.parametrize(("stages", "near"), [(1, "nearest 2"), (5, "nearest 4 or 6")])
 def test_two_directions_need_an_even_number_of_stages(stages, near):
     with pytest.raises(ValueError, match=f"stages={stages}: .*even; {near}$"):
