@@ -10,7 +10,7 @@ from jaxtrain.pipeline.validation import validate
 def read(path: Path) -> Table:
     """Return the table of a file. ValueError names the file and the rule that it breaks."""
     try:
-        table = validate(Table.load(path.read_text(encoding="utf-8")))
+        table = validate(Table.load(path.read_text(encoding="utf-8-sig")))  # some editors begin with a mark
         if table.placement.replicas > 1:
             require_even(table.placement.stages)
         require_neighbours(table.placement)

@@ -45,6 +45,7 @@ def validate(table: Table) -> Table:
     _check_routes(table)
     _check_homes(table)
     _check_once(table)
+    _check_busy(table)
     for _ in walk(table):
         pass
     return table
@@ -89,3 +90,12 @@ def _check_once(table: Table) -> None:
                     f"microbatch {microbatch}, chunk {chunk} has {has}; every microbatch passes every chunk with "
                     f"one F and either one BW or one B and one W"
                 )
+
+
+def _check_busy(table: Table) -> None:
+    for stage, actions in enumerate(table.stages):
+        if not actions:
+            raise ValueError(
+                f"stage {stage} has no actions: no microbatch travels on a weight copy that has a chunk there; "
+                "change the routes or the chunks"
+            )

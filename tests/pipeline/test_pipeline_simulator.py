@@ -17,6 +17,7 @@ from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
 from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
 from jaxtrain.pipeline.schedules.paired_one_f_one_b import PairedOneFOneB
+from jaxtrain.pipeline.schedules.two_bp import TwoBP
 from jaxtrain.pipeline.schedules.v_zb import VZB
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.schedules.zb_h2 import ZBH2
@@ -160,6 +161,7 @@ def test_the_search_takes_its_costs_from_elsewhere():
     tuned = ZBSearch(memory_limit=7).tuned(costs)
     assert tuned == ZBSearch(forward=1.0, backward=1.4, weight=0.6, transfer=0.1, memory_limit=7)
     assert OneFOneB().tuned(costs) == OneFOneB()
+    assert TwoBP(schedule=ZBSearch()).tuned(costs) == TwoBP(schedule=ZBSearch().tuned(costs))
 
 
 lifetimes = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=40)

@@ -5,10 +5,12 @@ All W of a chunk come together there; the paper runs them as one product over th
 one a microbatch. What they read stays in memory until then: the cost is activations of all microbatches.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
+from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Action, Table, Unit, backward, of_stages, weight
 
 
@@ -17,6 +19,9 @@ class TwoBP(Schedule):
     """The given schedule's F and B in its order, then all W."""
 
     schedule: Schedule = field(default_factory=OneFOneB)
+
+    def tuned(self, costs: Costs) -> Self:
+        return replace(self, schedule=self.schedule.tuned(costs))
 
     def table(self, stages: int, microbatches: int) -> Table:
         table = self.schedule.table(stages, microbatches)
