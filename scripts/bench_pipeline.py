@@ -6,8 +6,8 @@ The stages are simulated devices that share one core: the process is bound to it
 a stage that waits costs nothing. What is compared is the processor time of a step, summed over all devices, with that
 of one device on the same global batch (m = 4p microbatches of 1024 tokens, float32, AdamW, the update included). So
 the overhead is what the executor itself adds: buffers, exchanges, weights brought to their stages, work done twice. The
-bubble is not in it, and stands beside it from the simulator (one compiled loop, F:B:W as the layers have it); nor is the time of
-messages between real devices.
+bubble is not in it, and stands beside it from the simulator (one compiled loop, F:B:W as the layers have it); nor is
+the time of messages between real devices.
 
 The unpipelined step accumulates the same m microbatches, one after another, so that matrix products have the same
 sizes and caches hold as much; one more row has the whole batch at once, no faster. Steps alternate, without and
