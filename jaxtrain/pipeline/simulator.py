@@ -11,7 +11,8 @@ Two bubble figures are in print; both are given. `idle_share` is idle time over 
 action: a "zero bubble" schedule has none there, and still starts and ends staggered within one synchronous step.
 
 Contention between transfers is left out: links are as wide as needed, each transfer takes `Costs.transfer`. So are the
-time of the head itself and of embeddings, which stages share, and their look-up, for which no stage has to wait long.
+time of the head itself and of embeddings, which stages share, and their look-up: what stages wait for that in one loop
+is less than a point of all time at p=8 and m=32, 2.2 points for Chimera.
 """
 
 from collections import Counter
@@ -54,12 +55,20 @@ class Costs:
             weight=_divide(self.weight, share),
         )
 
-    def of_chunks(self, layers: Sequence[int]) -> Self:
-        """Read these as one layer's, and multiply them out for chunks of so many layers."""
-        forward, backward, weight = (
-            tuple(count * cost for count in layers) for cost in (self.forward, self.backward, self.weight)
+    def of_layers(self, count: float, *, again: bool = False) -> Self:
+        """Read these as one layer's, and multiply them; `again`: B runs the forwards of all but the last once more."""
+        backward = count * self.backward + (max(count - 1, 0) * self.forward if again else 0)
+        return replace(self, forward=count * self.forward, backward=backward, weight=count * self.weight)
+
+    def of_chunks(self, layers: Sequence[int], *, again: bool = False) -> Self:
+        """Read these as one layer's, for chunks of so many layers."""
+        chunks = [self.of_layers(count, again=again) for count in layers]
+        return replace(
+            self,
+            forward=tuple(chunk.forward for chunk in chunks),
+            backward=tuple(chunk.backward for chunk in chunks),
+            weight=tuple(chunk.weight for chunk in chunks),
         )
-        return replace(self, forward=forward, backward=backward, weight=weight)
 
     def of(self, action: Action) -> float:
         """Time of the action."""

@@ -4,13 +4,13 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.pipeline.simulator import Costs
 
 
-def layer_costs(model: DecoderConfig, length: int, *, forwards_again: int = 0) -> Costs:
+def layer_costs(model: DecoderConfig, length: int, *, forward_again: bool = False) -> Costs:
     """Return the costs of one repeat of the pattern at this length, in units of its forward.
 
     A product with weights costs as much in B and in W as in F. What mixes along the length has no weights: it costs
-    twice as much in B and nothing in W. B also runs `forwards_again` forwards, of a layer whose values were not kept.
+    twice as much in B and nothing in W. With `forward_again` B also runs the forward of a layer that kept no values.
     """
     products = 2.0 * sum(block.matrix_count(model.d_model) for block in model.pattern)
     mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
-    return Costs(backward=(products + 2 * mixing) / forward + forwards_again, weight=products / forward)
+    return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=products / forward)

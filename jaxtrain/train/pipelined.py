@@ -56,14 +56,15 @@ class Pipelined:
 
     def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
         """Return the schedule's table for a model, and what its actions cost at this length."""
-        costs = self.layer_costs(model, length)
-        table = self.schedule.tuned(costs).table(stages, self.microbatches)
-        return Plan(table, costs.of_chunks([len(layers) for layers in table.placement.layers(model.repeats)]))
+        layer, again = self.layer_costs(model, length), isinstance(self.keep, ChunkInput)
+        schedule = self.schedule.tuned(layer.of_layers(model.repeats / stages, again=again))
+        table = schedule.table(stages, self.microbatches)
+        chunks = [len(layers) for layers in table.placement.layers(model.repeats)]
+        return Plan(table, layer.of_chunks(chunks, again=again))
 
     def layer_costs(self, model: DecoderConfig, length: int) -> Costs:
-        """Return what one repeat of the pattern costs, with what its backward runs again."""
-        again = isinstance(model.remat, FullRemat) + isinstance(self.keep, ChunkInput)
-        return layer_costs(model, length, forwards_again=again)
+        """Return what one repeat of the pattern costs, with what remat has its backward run again."""
+        return layer_costs(model, length, forward_again=isinstance(model.remat, FullRemat))
 
     def __call__(
         self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None

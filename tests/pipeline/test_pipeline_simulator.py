@@ -10,6 +10,7 @@ from tiny import variant
 
 from jaxtrain.nn.remat import FullRemat, NoRemat
 from jaxtrain.pipeline.coloring import Lifetime, color
+from jaxtrain.pipeline.keep import ChunkInput
 from jaxtrain.pipeline.list_scheduling import reorder
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.chimera import Chimera
@@ -55,13 +56,19 @@ def test_costs_of_a_model_give_attention_no_weight_gradient_and_uneven_chunks_th
     [block] = model.pattern
     products = 2 * block.matrix_count(model.d_model)
     mixing = 4 * block.mixer.heads * block.mixer.head_dim * 6.75
-    found = layer_costs(model, 16, forwards_again=1)
+    found = layer_costs(model, 16, forward_again=True)
     forward = products + mixing
     assert found.backward == pytest.approx((products + 2 * mixing) / forward + 1)
     assert found.weight == pytest.approx(products / forward)
     assert Costs(backward=2.0, weight=0.5).of_chunks([2, 1]) == Costs(
         forward=(2.0, 1.0), backward=(4.0, 2.0), weight=(1.0, 0.5)
     )
+
+
+def test_stage_remat_runs_all_layers_of_a_chunk_but_the_last_once_more():
+    costs = Pipelined(microbatches=4, schedule=OneFOneB(), keep=ChunkInput()).plan(2, variant(repeats=5), 16).costs
+    layer = layer_costs(variant(repeats=5), 16)
+    assert costs.backward == pytest.approx((3 * layer.backward + 2, 2 * layer.backward + 1))
 
 
 def test_a_pipeline_packs_its_ticks_by_the_costs_of_its_model():
