@@ -108,10 +108,19 @@ def split_heads(x: Float[Array, "B L H K"], chunk: int) -> Float[Array, "N B H C
     return split(x, chunk).swapaxes(2, 3)
 
 
-def merge_heads(x: Float[Array, "N B H C V"], length: int) -> Float[Array, "B L H V"]:
-    """Undo `split_heads`, and drop what padded it."""
+def last_first(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:
+    """Return the steps of each chunk from the last to the first.
+
+    Queries and outputs lie so in matrix products: sums over them, in the backward pass, then begin with what has
+    decayed most, and lose fewer digits.
+    """
+    return jnp.flip(x, -2)
+
+
+def merge_outputs(x: Float[Array, "N B H C V"], length: int) -> Float[Array, "B L H V"]:
+    """Return chunks, their steps last first, as sequences, and drop what padded them."""
     N, B, H, C, V = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, V)[:, :length]
+    return last_first(x).transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, V)[:, :length]
 
 
 class Sum(NamedTuple):

@@ -10,9 +10,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+ROWS_OF_SUM = 32
+
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """Return the float32 product of matrices over one axis of each; float32 operands are taken whole."""
+    """Return the float32 product of matrices over one axis of each; float32 operands are taken whole.
+
+    Sums over the rows of both, which are steps, begin with the last rows: queries behind see least of what decays, and
+    sums that begin with the largest terms lose digits.
+    """
+    if a.dtype != jnp.float32 or contract != (0, 0):
+        return _dot(a, b, contract)
+    rows = [slice(start, start + ROWS_OF_SUM) for start in reversed(range(0, a.shape[0], ROWS_OF_SUM))]
+    return sum((_dot(a[own], b[own], contract) for own in rows[1:]), _dot(a[rows[0]], b[rows[0]], contract))
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

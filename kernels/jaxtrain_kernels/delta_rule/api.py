@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import choose
-from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
+from jaxtrain_kernels.chunks import (
+    SMALLEST_CHUNK,
+    accumulator,
+    check_chunk_size,
+    check_shapes,
+    fitting_chunk,
+    per_step,
+    runs_of,
+)
 from jaxtrain_kernels.delta_rule import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import implementations
 from jaxtrain_kernels.varying import alike
@@ -34,6 +42,7 @@ def delta_rule(
     Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
+    Chunks have no more steps than keys have channels; with `implementation="gpu"` they always have 64.
 
         o, state = delta_rule(q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, jax.nn.sigmoid(b))
 
@@ -50,7 +59,15 @@ def delta_rule(
     runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
     decay = per_step(log_decay, k)[..., 0]
     inputs = alike(q, k, v, beta.astype(dtype), decay, runs, initial_state.astype(dtype))
-    return chosen.run(fitting_chunk(chunk_size, L), *inputs)
+    return chosen.run(fitting_chunk(min(chunk_size, largest_chunk(K)), L), *inputs)
+
+
+def largest_chunk(K: int) -> int:
+    """Return how many steps a chunk may have: more than keys have channels overwrite what the chunk itself wrote.
+
+    The sum over such a chunk is small beside its terms, and in float32 errors would grow with its length.
+    """
+    return max(K // SMALLEST_CHUNK * SMALLEST_CHUNK, SMALLEST_CHUNK)
 
 
 def recurrent_step(

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 from jaxtrain_kernels.chunks import (
     Weights,
     accumulator,
-    merge_heads,
+    last_first,
+    merge_outputs,
     pairwise_decay,
     product,
     split,
@@ -43,8 +44,10 @@ def forward(
     weights_ = jax.vmap(weights)(decay_, runs_, befores)
     u0, w = jax.vmap(_solve)(k_, v_, beta_, weights_)
     body = jax.checkpoint(_chunk, prevent_cse=False)
-    state, outputs = jax.lax.scan(lambda state, chunk: body(state, *chunk), state, (q_, k_, u0, w, weights_))
-    return merge_heads(outputs, q.shape[1]), state
+    state, outputs = jax.lax.scan(
+        lambda state, chunk: body(state, *chunk), state, (last_first(q_), k_, u0, w, weights_)
+    )
+    return merge_outputs(outputs, q.shape[1]), state
 
 
 def backward(residuals, gradients, *, chunk: int):
@@ -79,8 +82,8 @@ def _chunk(
     dtype = q.dtype
     q_BJGCK = q.reshape(*k.shape[:2], -1, *k.shape[2:])
     u = u0 - product("BJCK,BJKV->BJCV", w_BJCK, state, dtype=dtype)
-    scores = product("BJGCK,BJSK->BJGCS", q_BJGCK, k, dtype=dtype) * pairwise_decay(w)[:, :, None]
+    scores = product("BJGCK,BJSK->BJGCS", q_BJGCK, k, dtype=dtype) * last_first(pairwise_decay(w))[:, :, None]
     output = product("BJGCS,BJSV->BJGCV", scores, u, dtype=dtype)
-    output += product("BJGCK,BJKV->BJGCV", q_BJGCK * w.into[:, :, None], state, dtype=dtype)
+    output += product("BJGCK,BJKV->BJGCV", q_BJGCK * last_first(w.into)[:, :, None], state, dtype=dtype)
     state = w.into[:, :, -1, :, None] * state + product("BJCK,BJCV->BJKV", k * w.out, u, dtype=dtype)
     return state, output.reshape(*q.shape[:3], -1).astype(dtype)

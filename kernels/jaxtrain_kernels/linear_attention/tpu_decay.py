@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtrain_kernels.chunks import running_sum, split
 from jaxtrain_kernels.tpu_chunks import dot
@@ -25,12 +25,12 @@ def index(shape: tuple[int, ...], axis: int) -> Array:
 
 def column(row: Float[Array, "1 C"]) -> Float[Array, "C 1"]:
     C = row.shape[1]
-    return jnp.sum(jnp.where(index((C, C), 0) == index((C, C), 1), row, 0.0), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(_itself(C), row, 0.0), axis=1, keepdims=True)
 
 
 def row(column: Float[Array, "C 1"]) -> Float[Array, "1 C"]:
     C = column.shape[0]
-    return jnp.sum(jnp.where(index((C, C), 0) == index((C, C), 1), column, 0.0), axis=0, keepdims=True)
+    return jnp.sum(jnp.where(_itself(C), column, 0.0), axis=0, keepdims=True)
 
 
 def split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Array]:
@@ -160,10 +160,10 @@ class ChannelDecay:
         return after, jnp.exp(exponent) * jnp.exp(self.fine[ends] - self.fine)
 
     def _within(self, step: int) -> Float[Array, "N c K"]:
-        """Return the decay from one step of every sub-chunk to the others, 0 to earlier ones."""
+        """Return the decay from one step of every sub-chunk to the later ones, 0 to the others."""
         coarse, fine = (_by_sub_chunk(x) for x in (self.coarse, self.fine))
         exponent = (coarse - coarse[:, step : step + 1]) + (fine - fine[:, step : step + 1])
-        return jnp.exp(jnp.where(index(exponent.shape, 1) >= step, exponent, -jnp.inf))
+        return jnp.exp(jnp.where(index(exponent.shape, 1) > step, exponent, -jnp.inf))
 
     def _on(self, step: int) -> Array:
         """Return where the scores of each sub-chunk with one of its own steps lie, [C, C]."""
@@ -183,38 +183,72 @@ class ChannelDecay:
         for step in range(SUB_CHUNK):
             near = jnp.sum(q_NcK * k_NcK[:, step : step + 1] * self._within(step), axis=2, keepdims=True)
             scores = jnp.where(self._on(step), near.reshape(C, 1), scores)
+        scores = jnp.where(_itself(C), jnp.sum(q * k, axis=1, keepdims=True), scores)
         return jnp.where(self.seen, scores, 0.0)
 
     def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
-        """Return the gradients of queries and keys from that of the scores, and what `write_gradient` takes."""
+        """Return the gradients of queries, keys and log-decays from that of the scores.
+
+        A log-decay is in all pairs which its step lies between. Of pairs in different sub-chunks they are summed by
+        query where the step is in the query's sub-chunk, else by key; of pairs in one sub-chunk a difference of both
+        sums is what lies between, short enough to keep its digits.
+        """
         (C, K), dtype = q.shape, q.dtype
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
         dscores = jnp.where(self.seen, dscores, 0.0)
-        tiles, dk = [jnp.zeros((SUB_CHUNK, K), jnp.float32)], jnp.zeros((C, K), jnp.float32)
-        for start in self._subs():
-            after, before = self._towards(start)
+        tiles, dk = [], jnp.zeros((C, K), jnp.float32)
+        for start in (*reversed(self._subs()), 0):
             own = slice(start, start + SUB_CHUNK)
-            dtile = dscores[own].astype(dtype)
-            tiles.append(dot(dtile, (k * before).astype(dtype), (1, 0)) * after)
-            dk += dot(dtile, (q[own] * after).astype(dtype), (0, 0)) * before
-        dq, dk = (_by_sub_chunk(x) for x in (jnp.concatenate(tiles), dk))
+            of_pairs = k * dk  # with queries of later sub-chunks
+            of_earlier = jnp.sum(jnp.where(index((C, K), 0) < start, of_pairs, 0.0), axis=0, keepdims=True)
+            dq_tile, dk_tile = self._pull_far(start, q[own], k, dscores[own].astype(dtype))
+            tiles.append((dq_tile, of_pairs[own], jnp.broadcast_to(of_earlier, (SUB_CHUNK, K))))
+            dk += dk_tile
+        dq, of_own, of_earlier = (jnp.concatenate(x) for x in zip(*reversed(tiles), strict=True))
+        dq_near, dk_near = self._pull_near(q, k, dscores)
+        dq += dq_near
+        by_query, by_key = self._sum_of_own(q * dq - k * dk_near, from_step=True), self._sum_of_own(of_own)
+        of_itself = jnp.sum(jnp.where(_itself(C), dscores, 0.0), axis=1, keepdims=True)
+        return dq + of_itself * k, dk + dk_near + of_itself * q, by_query + by_key + of_earlier
+
+    def _sum_of_own(self, x: Float[Array, "C K"], *, from_step: bool = False) -> Float[Array, "C K"]:
+        """Return for each step the sum over those of its sub-chunk before it, or from it on."""
+        rows, columns = (index((x.shape[0], x.shape[0]), axis) for axis in (0, 1))
+        taken = columns >= rows if from_step else columns < rows
+        return dot((taken & (rows // SUB_CHUNK == columns // SUB_CHUNK)).astype(x.dtype), x, (1, 0))
+
+    def _pull_far(self, start: int, q: Float[Array, "c K"], k: Float[Array, "C K"], dscores: Float[Array, "c C"]):
+        """Return the gradients of a sub-chunk's queries and of all keys from their scores with earlier sub-chunks."""
+        if start == 0:
+            return jnp.zeros_like(q), jnp.zeros_like(k)
+        after, before = self._towards(start)
+        dtype = dscores.dtype
+        dq = dot(dscores, (k * before).astype(dtype), (1, 0)) * after
+        return dq, dot(dscores, (q * after).astype(dtype), (0, 0)) * before
+
+    def _pull_near(self, q: Float[Array, "C K"], k: Float[Array, "C K"], dscores: Float[Array, "C C"]):
+        """Return the gradients of queries and keys from their scores with other steps of their sub-chunk."""
         q_NcK, k_NcK = _by_sub_chunk(q), _by_sub_chunk(k)
+        dq, dk = jnp.zeros_like(q_NcK), jnp.zeros_like(k_NcK)
         for step in range(SUB_CHUNK):
             dnear = jnp.sum(jnp.where(self._on(step), dscores, 0.0), axis=1, keepdims=True)
             weighted = dnear.reshape(-1, SUB_CHUNK, 1) * self._within(step)
             dq += weighted * k_NcK[:, step : step + 1]
             dk_step = jnp.sum(weighted * q_NcK, axis=1, keepdims=True)
             dk += jnp.where(index(dk.shape, 1) == step, dk_step, 0.0)
-        dq, dk = dq.reshape(C, K), dk.reshape(C, K)
-        return dq, dk, q * dq - k * dk
+        return dq.reshape(q.shape), dk.reshape(k.shape)
 
     def write_gradient(
-        self, ref, dsums: Float[Array, "C K"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]
+        self, ref, dgate: Float[Array, "C K"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]
     ) -> None:
-        """Write the gradient of the log-decays, from those of running sums, and of the logarithms of the others."""
-        C = dsums.shape[0]
+        """Write the gradient of the log-decays, from that by the scores, and of the logarithms of the others."""
+        C = dgate.shape[0]
         until = (index((C, C), 0) <= index((C, C), 1)).astype(jnp.float32)  # [T S], whether step T is at most S
-        ref[...] = dot(until, dsums + dinto, (1, 0)) + dot(1.0 - until, dout, (1, 0)) + dkeep
+        ref[...] = dgate + dot(until, dinto, (1, 0)) + dot(1.0 - until, dout, (1, 0)) + dkeep
+
+
+def _itself(C: int) -> Bool[Array, "C C"]:
+    return index((C, C), 0) == index((C, C), 1)
 
 
 def _by_sub_chunk(x: Float[Array, "C K"]) -> Float[Array, "N c K"]:

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtrain_kernels.chunks import (
     Sum,
     Weights,
-    merge_heads,
+    last_first,
+    merge_outputs,
     pairwise_decay,
     product,
     split,
@@ -46,9 +47,10 @@ def forward(
         output, state = _chunk(*tensors, runs, run, state)
         return (state, runs[:, -1]), output
 
-    chunks = (*(split_heads(x, chunk) for x in (q, k, v, log_decay)), split(runs, chunk, edge=True))
+    q_, k_, v_, decay_ = (split_heads(x, chunk) for x in (q, k, v, log_decay))
+    chunks = (last_first(q_), k_, v_, decay_, split(runs, chunk, edge=True))
     (state, _), outputs = jax.lax.scan(jax.checkpoint(advance, prevent_cse=False), (state, runs[:, 0]), chunks)
-    return merge_heads(outputs, q.shape[1]), state
+    return merge_outputs(outputs, q.shape[1]), state
 
 
 def backward(residuals, gradients, *, chunk: int):
@@ -71,17 +73,18 @@ def _chunk(
     run: Int[Array, " B"],
     state: Float[Array, "B J K V"],
 ):
+    """Return output, its steps last first as those of `q` are, and the state after the chunk."""
     w, dtype = weights(log_decay, runs, run), q.dtype
     q_BJGCK = q.reshape(*k.shape[:2], -1, *k.shape[2:])
     scores = (_scores_of_scalar if log_decay.shape[-1] == 1 else _scores_of_channels)(q_BJGCK, k, w)
     output = product("BJGCS,BJSV->BJGCV", scores, v, dtype=dtype)
-    output += product("BJGCK,BJKV->BJGCV", q_BJGCK * w.into[:, :, None], state, dtype=dtype)
+    output += product("BJGCK,BJKV->BJGCV", q_BJGCK * last_first(w.into)[:, :, None], state, dtype=dtype)
     state = w.into[:, :, -1, :, None] * state + product("BJCK,BJCV->BJKV", k * w.out, v, dtype=dtype)
     return output.reshape(*q.shape[:3], -1).astype(dtype), state
 
 
 def _scores_of_scalar(q: Float[Array, "B J G C K"], k: Float[Array, "B J C K"], w: Weights) -> Array:
-    return product("BJGCK,BJSK->BJGCS", q, k, dtype=q.dtype) * pairwise_decay(w)[:, :, None]
+    return product("BJGCK,BJSK->BJGCS", q, k, dtype=q.dtype) * last_first(pairwise_decay(w))[:, :, None]
 
 
 def _scores_of_channels(
@@ -91,14 +94,14 @@ def _scores_of_channels(
     B, J, G, C, K = q.shape
     subs = C // SUB_CHUNK
     q, k_BJNcK, coarse, fine = (
-        x.reshape(*x.shape[:-2], subs, SUB_CHUNK, K) for x in (q, k, w.cumulative.coarse, w.fine)
+        x.reshape(*x.shape[:-2], subs, SUB_CHUNK, K) for x in (last_first(q), k, w.cumulative.coarse, w.fine)
     )
     starts_BJN1K = jnp.pad(coarse[:, :, :-1, -1:], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))  # before each sub-chunk
     own = Sum(coarse - starts_BJN1K, jnp.cumsum(fine, axis=3))
     far = _earlier_sub_chunks(q, k, own, starts_BJN1K, w).reshape(B, J, G, C, C)
     near = _own_sub_chunk(q, k_BJNcK, own)
     on_diagonal = near[:, :, :, :, :, None] * jnp.eye(subs, dtype=near.dtype)[None, None, None, :, None, :, None]
-    return jnp.where(w.seen[:, :, None], far + on_diagonal.reshape(B, J, G, C, C), 0)
+    return last_first(jnp.where(w.seen[:, :, None], far + on_diagonal.reshape(B, J, G, C, C), 0))
 
 
 def _earlier_sub_chunks(q_BJGNcK, k_BJCK, own_BJNcK: Sum, starts_BJN1K: Array, w: Weights) -> Array:
@@ -115,7 +118,13 @@ def _before_sub_chunk(subs: int, steps: int) -> Bool[Array, "N C"]:
 
 
 def _own_sub_chunk(q_BJGNcK, k_BJNcK, sums_BJNcK: Sum) -> Float[Array, "B J G N c c"]:
-    not_later = jnp.tril(jnp.ones((SUB_CHUNK, SUB_CHUNK), bool))[None, None, None, :, :, None]
-    decay = sums_BJNcK[:, :, :, :, None].since(sums_BJNcK[:, :, :, None, :]).rough_exp(where=not_later)
-    k_decayed = k_BJNcK[:, :, :, None, :] * decay
+    """Return the scores of each sub-chunk with itself.
+
+    A step sees itself whole, and not by an exponential: through that its score, often the largest, would enter the
+    gradient of the log-decays twice, with both signs.
+    """
+    steps = jnp.arange(SUB_CHUNK)
+    earlier, itself = (x[None, None, None, ..., None] for x in (steps[:, None] > steps, steps[:, None] == steps))
+    decay = sums_BJNcK[:, :, :, :, None].since(sums_BJNcK[:, :, :, None, :]).rough_exp(where=earlier)
+    k_decayed = k_BJNcK[:, :, :, None, :] * jnp.where(itself, 1, decay)
     return product("BJGNcK,BJNcSK->BJGNcS", q_BJGNcK, k_decayed, dtype=decay.dtype)
