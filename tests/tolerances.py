@@ -22,7 +22,7 @@ SAME_GRADIENT = Tolerance(absolute=1e-6, relative=1e-4)  # the same sums in anot
 SAME_LOGITS = Tolerance(absolute=3e-5)
 CLOSED_FORM = Tolerance(absolute=2e-6, relative=2e-6)  # one layer against its formula in float64
 CLOSED_FORM_LAYER = Tolerance(absolute=1e-5)  # a whole attention or feed-forward layer against float64
-SAME_SUMS = Tolerance(absolute=2e-5, relative=1e-5)  # a recurrence of a hundred steps of order one, cut elsewhere
+SAME_RECURRENCE = Tolerance(relative=1e-6)  # cut elsewhere; the root mean square, in units of that of the result
 SCHEDULE = Tolerance(relative=1e-6)  # a learning rate against its formula
 
 

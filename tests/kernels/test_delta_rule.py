@@ -11,7 +11,8 @@ CASES = [
     Case(delta=True, lengths=(20, 0, 43), gate="head", heads=4, dtype="bfloat16", chunk=16),
     Case(delta=True, lengths=(5, 90, 5), gate="step", heads=4, key_heads=1, values=24),
     Case(delta=True, lengths=(257,), gate="none", dtype="bfloat16", chunk=64, rows=1),
-    Case(delta=True, lengths=(257,), gate="step", chunk=16, rows=1),
+    Case(delta=True, lengths=(257,), gate="step", keys=64, chunk=64, rows=1),
+    Case(delta=True, lengths=(257,), gate="none", chunk=256, rows=1),
 ]
 
 

@@ -11,9 +11,10 @@ from recurrent import Case, assert_conforms, results_and_gradients, shapes_of
 CASES = [
     Case(lengths=(1,), gate="none", values=8),
     Case(lengths=(20, 0, 43), gate="head", heads=4, dtype="bfloat16", chunk=16),
-    Case(lengths=(257,), gate="head", rows=1),
+    Case(lengths=(257,), gate="head", heads=4, key_heads=4, chunk=128, rows=1),
     Case(lengths=(5, 90, 5), gate="step", heads=4, key_heads=1, values=24, chunk=64),
-    Case(lengths=(257,), gate="channel", heads=4, chunk=32),
+    Case(lengths=(257,), gate="channel", heads=4, chunk=256),
+    Case(lengths=(257,), gate="step", chunk=256, rows=1),
     Case(lengths=(30, 1, 0, 32), gate="channel", values=8, dtype="bfloat16"),
     Case(lengths=(257,), gate="none", dtype="bfloat16", chunk=256, rows=1),
     Case(lengths=(100,), gate="step", dtype="float16", chunk=48),
@@ -27,8 +28,8 @@ def test_output_and_gradients_are_those_of_the_recurrence(case):
 
 
 INTERPRETED = [
-    Case(lengths=(5, 0, 70), gate="head", key_heads=1, values=24, rows=1),
-    Case(lengths=(40,), gate="channel", heads=1, key_heads=1, rows=1, chunk=16),
+    Case(lengths=(5, 0, 95), gate="step", key_heads=1, values=24, rows=1, chunk=64),
+    Case(lengths=(100,), gate="channel", heads=1, key_heads=1, rows=1, chunk=64),
     Case(lengths=(30, 33), gate="channel", values=24, heads=1, key_heads=1, rows=1, dtype="bfloat16"),
 ]
 

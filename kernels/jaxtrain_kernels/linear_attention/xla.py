@@ -123,8 +123,8 @@ def _own_sub_chunk(q_BJGNcK, k_BJNcK, sums_BJNcK: Sum) -> Float[Array, "B J G N 
     A step sees itself whole, and not by an exponential: through that its score, often the largest, would enter the
     gradient of the log-decays twice, with both signs.
     """
-    steps = jnp.arange(SUB_CHUNK)
-    earlier, itself = (x[None, None, None, ..., None] for x in (steps[:, None] > steps, steps[:, None] == steps))
+    ones = jnp.ones((SUB_CHUNK, SUB_CHUNK), bool)
+    earlier, itself = (x[None, None, None, ..., None] for x in (jnp.tril(ones, -1), jnp.eye(SUB_CHUNK, dtype=bool)))
     decay = sums_BJNcK[:, :, :, :, None].since(sums_BJNcK[:, :, :, None, :]).rough_exp(where=earlier)
     k_decayed = k_BJNcK[:, :, :, None, :] * jnp.where(itself, 1, decay)
     return product("BJGNcK,BJNcSK->BJGNcS", q_BJGNcK, k_decayed, dtype=decay.dtype)
