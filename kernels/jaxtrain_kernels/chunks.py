@@ -32,20 +32,48 @@ def check_shapes(q, k, v, initial_state, segment_ids) -> None:
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {x.shape}: must have four axes, batch, length, heads and channels")
-    (B, L, J, K), H, V = k.shape, q.shape[2], v.shape[3]
-    expected = {"q": (q, (B, L, H, K)), "v": (v, (B, L, J, V))}
+    (B, L, J, K), V = k.shape, v.shape[3]
+    _check_fit(k, v, {"q": (q, (B, L, q.shape[2], K)), "v": (v, (B, L, J, V))})
     if initial_state is not None:
-        expected["initial_state"] = (initial_state, (B, J, K, V))
+        _check_fit(k, v, {"initial_state": (initial_state, (B, J, K, V))})
     if segment_ids is not None:
-        expected["segment_ids"] = (segment_ids, (B, L))
-    for name, (x, shape) in expected.items():
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {x.shape}: with k {k.shape} and v {v.shape} it must be {shape}")
-    if H % J:
-        raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
+        _check_fit(k, v, {"segment_ids": (segment_ids, (B, L))})
+    _check_heads(q.shape[2], J)
     if 0 in (B, L):
         raise ValueError(f"q, k and v have {B} rows of {L} steps: give at least one of each")
     check_dtypes(q, k, v)
+
+
+def check_shapes_of_step(q, k, v, state) -> None:
+    """Raise ValueError where the arrays of one step do not fit each other; [B, H, K], [B, J, K], [B, J, V]."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.ndim != 3:
+            raise ValueError(f"{name} has shape {x.shape}: must have three axes, batch, heads and channels")
+    (B, J, K), V = k.shape, v.shape[2]
+    _check_fit(k, v, {"q": (q, (B, q.shape[1], K)), "v": (v, (B, J, V)), "state": (state, (B, J, K, V))})
+    _check_heads(q.shape[1], J)
+
+
+def check_log_decay(log_decay: Array | None, *shapes: tuple[int, ...]) -> None:
+    if log_decay is not None and log_decay.shape not in shapes:
+        *first, last = map(str, shapes)
+        raise ValueError(f"log_decay has shape {log_decay.shape}: must be {', '.join(first)} or {last}")
+
+
+def check_beta(beta: Array, k: Array) -> None:
+    if beta.shape != k.shape[:-1]:
+        raise ValueError(f"beta has shape {beta.shape}: with k {k.shape} it must be {k.shape[:-1]}")
+
+
+def _check_fit(k, v, expected: dict[str, tuple[Array, tuple[int, ...]]]) -> None:
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {x.shape}: with k {k.shape} and v {v.shape} it must be {shape}")
+
+
+def _check_heads(H: int, J: int) -> None:
+    if J == 0 or H % J:
+        raise ValueError(f"k has {J} heads: they must divide the {H} heads of q")
 
 
 def fitting_chunk(chunk_size: int, length: int) -> int:

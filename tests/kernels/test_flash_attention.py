@@ -251,6 +251,14 @@ def test_a_sink_of_no_weight_changes_nothing_even_where_a_query_sees_no_key():
         assert not np.any(dsinks)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_a_query_whose_bias_shuts_every_key_gives_zero(implementation):
+    q, k, v = _random(*QKV)
+    bias = np.where(np.arange(40) == 3, -1e30, 0).astype(np.float32)[None, None, :, None]
+    o, lse = flash_attention(q, k, v, bias=bias, return_lse=True, implementation=implementation)
+    assert not np.any(o[:, 3]) and np.all(np.isneginf(lse[:, 3])) and np.all(np.isfinite(lse[:, 4:]))
+
+
 def test_packed_documents_are_what_they_are_alone():
     q, k, v = _random(*QKV)
     ids = np.repeat([1, 2, 3], [13, 7, 20])[None].repeat(B, 0)

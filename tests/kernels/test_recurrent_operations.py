@@ -142,7 +142,7 @@ def test_segment_ids_that_come_again_start_anew():
     )
 
 
-X = jnp.zeros((1, 8, 2, 4))
+X, STATE = jnp.zeros((1, 8, 2, 4)), jnp.zeros((1, 2, 4, 4))
 WRONG = {
     "k has 3 heads: they must divide the 4 heads of q": lambda: linear_attention(
         jnp.zeros((1, 8, 4, 4)), jnp.zeros((1, 8, 3, 4)), jnp.zeros((1, 8, 3, 4))
@@ -155,6 +155,12 @@ WRONG = {
     r"initial_state has shape \(1, 8, 2, 4\)": lambda: delta_rule(X, X, X, X[..., 0], initial_state=X),
     "chunk_size=24: must be a multiple of 16 from 16 to 256": lambda: linear_attention(X, X, X, chunk_size=24),
     "q, k and v are float32, bfloat16 and float32": lambda: linear_attention(X, X.astype(jnp.bfloat16), X),
+    r"state has shape \(1, 2, 4, 3\): with k \(1, 2, 4\)": lambda: linear_step(*[X[:, 0]] * 3, None, STATE[..., :3]),
+    r"k has shape \(1, 8, 2, 4\): must have three axes": lambda: delta_step(X[:, 0], X, X, X[..., 0], None, STATE),
+    r"beta has shape \(1, 2, 4\)": lambda: delta_step(*[X[:, 0]] * 4, None, STATE),
+    r"log_decay has shape \(1, 2, 4\): must be \(2,\) or \(1, 2\)": lambda: delta_step(
+        *[X[:, 0]] * 3, X[:, 0, :, 0], X[:, 0], STATE
+    ),
     "have 1 rows of 0 steps": lambda: linear_attention(X[:, :0], X[:, :0], X[:, :0]),
     "have 0 rows of 8 steps": lambda: linear_attention(X[:0], X[:0], X[:0]),
     "float8_e5m2: give one floating-point dtype to all, of 16": lambda: linear_attention(

@@ -14,8 +14,11 @@ from jaxtrain_kernels.choice import choose
 from jaxtrain_kernels.chunks import (
     SMALLEST_CHUNK,
     accumulator,
+    check_beta,
     check_chunk_size,
+    check_log_decay,
     check_shapes,
+    check_shapes_of_step,
     fitting_chunk,
     per_step,
     runs_of,
@@ -50,19 +53,21 @@ def delta_rule(
         ValueError: shapes or dtypes do not fit each other, or the chunk size is not a multiple of 16 from 16 to 256.
         NotImplementedError: the implementation asked for does not take the call; with its reasons.
     """
-    _check(q, k, v, beta, log_decay, initial_state, segment_ids)
+    check_shapes(q, k, v, initial_state, segment_ids)
+    (B, L, J, K), dtype = k.shape, accumulator(q.dtype)
+    check_beta(beta, k)
+    check_log_decay(log_decay, (J,), (B, L, J))
     check_chunk_size(chunk_size)
     chosen = choose("delta_rule", IMPLEMENTATIONS, implementation, q, k, v)
-    (B, L, J, K), dtype = k.shape, accumulator(q.dtype)
     if initial_state is None:
         initial_state = jnp.zeros((B, J, K, v.shape[3]), dtype)
     runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
     decay = per_step(log_decay, k)[..., 0]
     inputs = alike(q, k, v, beta.astype(dtype), decay, runs, initial_state.astype(dtype))
-    return chosen.run(fitting_chunk(min(chunk_size, largest_chunk(K)), L), *inputs)
+    return chosen.run(fitting_chunk(min(chunk_size, _largest_chunk(K)), L), *inputs)
 
 
-def largest_chunk(K: int) -> int:
+def _largest_chunk(K: int) -> int:
     """Return how many steps a chunk may have: more than keys have channels overwrite what the chunk itself wrote.
 
     The sum over such a chunk is small beside its terms, and in float32 errors would grow with its length.
@@ -78,7 +83,15 @@ def recurrent_step(
     log_decay: Float[Array, " J"] | Float[Array, "B J"] | None,
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
-    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs."""
+    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs.
+
+    Raises:
+        ValueError: shapes do not fit each other.
+    """
+    check_shapes_of_step(q, k, v, state)
+    B, J, _ = k.shape
+    check_beta(beta, k)
+    check_log_decay(log_decay, (J,), (B, J))
     inputs = (x.astype(state.dtype) for x in (q, k, v, beta))
     if log_decay is not None and log_decay.ndim > 1:
         log_decay = log_decay[:, None]
@@ -93,12 +106,3 @@ def _run_reference(chunk: int, q, k, v, beta, log_decay, runs, state):
 
 
 IMPLEMENTATIONS = implementations(xla=xla, tpu=tpu, gpu=gpu, reference=_run_reference)
-
-
-def _check(q, k, v, beta, log_decay, initial_state, segment_ids) -> None:
-    check_shapes(q, k, v, initial_state, segment_ids)
-    B, L, J, _ = k.shape
-    if beta.shape != (B, L, J):
-        raise ValueError(f"beta has shape {beta.shape}: with k {k.shape} it must be {(B, L, J)}")
-    if log_decay is not None and log_decay.shape not in ((J,), (B, L, J)):
-        raise ValueError(f"log_decay has shape {log_decay.shape}: must be {(J,)} or {(B, L, J)}")

@@ -25,8 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.dtypes import check_dtypes
 from jaxtrain_kernels.flash_attention import reference, xla
-from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator
-from jaxtrain_kernels.flash_attention.xla import LOWEST
+from jaxtrain_kernels.flash_attention.problem import LOWEST, Blocks, Inputs, Options, accumulator
 from jaxtrain_kernels.varying import alike
 
 

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, seen_by_place
 from jaxtrain_kernels.varying import vary, varying
 
 DTYPES = (jnp.float16, jnp.bfloat16)
@@ -31,8 +31,6 @@ WARPGROUPS = 2  # that compute
 ROWS = 64  # of one of them: what one wgmma takes
 BLOCK = WARPGROUPS * ROWS
 STAGES = 2  # blocks in shared memory at once
-MASKED = -1e30  # the scores of keys out of sight
-LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
 LOG2E = math.log2(math.e)
 
 

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+MASKED = -1e30  # the scores of keys out of sight
+LOWEST = -5e29  # above it lies every maximum of keys in sight, so that exp(MASKED - maximum) is 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxtrain_kernels.flash_attention.problem import Inputs, Options, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, Inputs, Options, accumulator, seen_by_place
 
 
 def flash_attention(
@@ -39,7 +39,8 @@ def _seen(x: Inputs, options: Options) -> Bool[Array, "1|B 1 L S"]:
 
 
 def _softmax(scores, seen):
-    """Return the weights of the keys seen, and the log-sum-exp; of no key, zeros and -inf."""
+    """Return the weights of the keys seen, and the log-sum-exp; of none that scores above LOWEST, zeros and -inf."""
+    seen = seen & (scores.astype(accumulator(scores.dtype)) > LOWEST)
     scores = jnp.where(seen, scores, -jnp.inf)
     maximum = jnp.max(scores, axis=-1, keepdims=True)
     maximum = jnp.where(jnp.isfinite(maximum), maximum, 0.0)

@@ -20,13 +20,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, seen_by_place
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 DEFAULT = Blocks(queries=512, keys=512)
 LANES = 128
-MASKED = -1e30  # the scores of keys out of sight
-LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
 
 
 def refuses(x: Inputs, options: Options) -> Sequence[str]:

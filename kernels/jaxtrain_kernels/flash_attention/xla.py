@@ -18,15 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtrain_kernels.flash_attention.problem import Blocks, Inputs, Options, accumulator, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, accumulator, seen_by_place
 
 CPU = Blocks(rows=1, queries=64, written_out=16)
-ACCELERATOR = Blocks(
-    rows=1 << 30, queries=128, written_out=4
-)  # all rows; more queries: gigabytes of scores at 64 heads
+ACCELERATOR = Blocks(rows=1 << 30, queries=128, written_out=4)  # more queries: gigabytes of scores at 64 heads
 KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
-MASKED = -1e30  # added to the scores of keys out of sight
-LOWEST = -5e29  # above it lies every maximum, so that exp(MASKED - maximum) is 0
 
 
 def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float[Array, "B H L"]]:

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import choose
-from jaxtrain_kernels.chunks import accumulator, check_chunk_size, check_shapes, fitting_chunk, per_step, runs_of
+from jaxtrain_kernels.chunks import (
+    accumulator,
+    check_chunk_size,
+    check_log_decay,
+    check_shapes,
+    check_shapes_of_step,
+    fitting_chunk,
+    per_step,
+    runs_of,
+)
 from jaxtrain_kernels.linear_attention import gpu, reference, tpu, xla
 from jaxtrain_kernels.pair import implementations
 from jaxtrain_kernels.varying import alike
@@ -43,10 +52,11 @@ def linear_attention(
         ValueError: shapes or dtypes do not fit each other, or the chunk size is not a multiple of 16 from 16 to 256.
         NotImplementedError: the implementation asked for does not take the call; with its reasons.
     """
-    _check(q, k, v, log_decay, initial_state, segment_ids)
+    check_shapes(q, k, v, initial_state, segment_ids)
+    B, L, J, K = k.shape
+    check_log_decay(log_decay, (J,), (B, L, J), (B, L, J, K))
     check_chunk_size(chunk_size)
     chosen = choose("linear_attention", IMPLEMENTATIONS, implementation, q, k, v, log_decay)
-    B, L, J, K = k.shape
     if initial_state is None:
         initial_state = jnp.zeros((B, J, K, v.shape[3]), accumulator(q.dtype))
     runs = jnp.zeros((B, L), jnp.int32) if segment_ids is None else runs_of(segment_ids)
@@ -61,7 +71,14 @@ def recurrent_step(
     log_decay: Float[Array, " J"] | Float[Array, "B J"] | Float[Array, "B J K"] | None,
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
-    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs."""
+    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs.
+
+    Raises:
+        ValueError: shapes do not fit each other.
+    """
+    check_shapes_of_step(q, k, v, state)
+    B, J, K = k.shape
+    check_log_decay(log_decay, (J,), (B, J), (B, J, K))
     inputs = (x.astype(state.dtype) for x in (q, k, v))
     if log_decay is not None and log_decay.ndim > 1:
         log_decay = log_decay[:, None]
@@ -75,10 +92,3 @@ def _run_reference(chunk: int, q, k, v, log_decay, runs, state):
 
 
 IMPLEMENTATIONS = implementations(xla=xla, tpu=tpu, gpu=gpu, reference=_run_reference)
-
-
-def _check(q, k, v, log_decay, initial_state, segment_ids) -> None:
-    check_shapes(q, k, v, initial_state, segment_ids)
-    B, L, J, K = k.shape
-    if log_decay is not None and log_decay.shape not in ((J,), (B, L, J), (B, L, J, K)):
-        raise ValueError(f"log_decay has shape {log_decay.shape}: must be {(J,)}, {(B, L, J)} or {(B, L, J, K)}")
