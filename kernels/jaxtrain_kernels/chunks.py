@@ -224,11 +224,14 @@ def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: 
 def pairwise_decay(w: Weights) -> Float[Array, "B J C C"]:
     """Return what each step keeps of each earlier one, for a scalar decay."""
     later, earlier = w.cumulative, Sum(*(x.swapaxes(2, 3) for x in w.cumulative))
-    return _of_steps_between(w.fine, jax.lax.stop_gradient(later.since(earlier).exp(where=w.seen)))
+    decay = jax.lax.stop_gradient(later.since(earlier).exp(where=w.seen))
+    return of_steps_between(w.fine, decay[..., None])[..., 0]
 
 
 @jax.custom_vjp
-def _of_steps_between(log_decay: Float[Array, "B J C 1"], decay: Float[Array, "B J C C"]) -> Float[Array, "B J C C"]:
+def of_steps_between(
+    log_decay: Float[Array, "... C 1|K"], decay: Float[Array, "... C C 1|K"]
+) -> Float[Array, "... C C 1|K"]:
     """Return the decay, with its gradient: that of a log-decay is the sum over all pairs which its step lies between.
 
     As a gradient of running sums it would be a small difference of the sums over all pairs behind the step.
@@ -241,12 +244,12 @@ def _decay_forward(log_decay, decay):
 
 
 def _decay_backward(decay, ddecay):
-    before = jnp.triu(jnp.ones(decay.shape[-2:], decay.dtype), 1)  # [S T], whether step S is before T
-    of_earlier_BJCT = jnp.einsum("BJCS,ST->BJCT", ddecay * decay, before, precision="highest")
-    return jnp.sum(jnp.tril(of_earlier_BJCT), axis=2)[..., None], None
+    before = jnp.triu(jnp.ones(decay.shape[-3:-1], decay.dtype), 1)  # [S T], whether step S is before T
+    of_earlier = jnp.einsum("...CSK,ST->...CTK", ddecay * decay, before, precision="highest")
+    return jnp.einsum("...CTK,TC->...TK", of_earlier, jnp.triu(jnp.ones_like(before)), precision="highest"), None
 
 
-_of_steps_between.defvjp(_decay_forward, _decay_backward)
+of_steps_between.defvjp(_decay_forward, _decay_backward)
 
 
 def product(equation: str, *operands: Array, dtype: jnp.dtype) -> Array:

@@ -16,7 +16,7 @@ GATES = ("none", "head", "step", "channel")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A call: `gate` is a kind of log-decay; `lengths` are those of the segments, and 0 leaves one out."""
+    """A call: `gate` is a kind of log-decay, from `-strongest` to 0; `lengths` are those of the segments, 0 is none."""
 
     lengths: tuple[int, ...]
     gate: str
@@ -27,6 +27,7 @@ class Case:
     dtype: str = "float32"
     chunk: int = 32
     delta: bool = False
+    strongest: float = 0.3
     rows: int = 2
 
 
@@ -41,7 +42,7 @@ def inputs_of(case: Case, seed: int = 0) -> dict[str, np.ndarray | None]:
         drawn["k"] /= np.linalg.norm(drawn["k"], axis=-1, keepdims=True)
         drawn["beta"] = random.random((B, L, J))
     gate = shapes[case.gate]
-    drawn["log_decay"] = None if gate is None else -0.3 * random.random(gate)
+    drawn["log_decay"] = None if gate is None else -case.strongest * random.random(gate)
     kept = {name: np.float32 for name in ("initial_state", "log_decay", "beta")}
     return {n: None if x is None else x.astype(kept.get(n, case.dtype)).astype(np.float64) for n, x in drawn.items()}
 

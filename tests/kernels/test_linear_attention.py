@@ -15,6 +15,7 @@ CASES = [
     Case(lengths=(5, 90, 5), gate="step", heads=4, key_heads=1, values=24, chunk=64),
     Case(lengths=(257,), gate="channel", heads=4, chunk=256),
     Case(lengths=(257,), gate="step", chunk=256, rows=1),
+    Case(lengths=(63,), gate="channel", chunk=64, strongest=3.0, rows=1),
     Case(lengths=(30, 1, 0, 32), gate="channel", values=8, dtype="bfloat16"),
     Case(lengths=(257,), gate="none", dtype="bfloat16", chunk=256, rows=1),
     Case(lengths=(100,), gate="step", dtype="float16", chunk=48),
@@ -29,7 +30,7 @@ def test_output_and_gradients_are_those_of_the_recurrence(case):
 
 INTERPRETED = [
     Case(lengths=(5, 0, 95), gate="step", key_heads=1, values=24, rows=1, chunk=64),
-    Case(lengths=(100,), gate="channel", heads=1, key_heads=1, rows=1, chunk=64),
+    Case(lengths=(100,), gate="channel", heads=1, key_heads=1, rows=1, chunk=64, strongest=3.0),
     Case(lengths=(30, 33), gate="channel", values=24, heads=1, key_heads=1, rows=1, dtype="bfloat16"),
 ]
 

@@ -160,10 +160,10 @@ class ChannelDecay:
         return after, jnp.exp(exponent) * jnp.exp(self.fine[ends] - self.fine)
 
     def _within(self, step: int) -> Float[Array, "N c K"]:
-        """Return the decay from one step of every sub-chunk to the later ones, 0 to the others."""
+        """Return the decay from one step of every sub-chunk to the others, 0 to earlier ones."""
         coarse, fine = (_by_sub_chunk(x) for x in (self.coarse, self.fine))
         exponent = (coarse - coarse[:, step : step + 1]) + (fine - fine[:, step : step + 1])
-        return jnp.exp(jnp.where(index(exponent.shape, 1) > step, exponent, -jnp.inf))
+        return jnp.exp(jnp.where(index(exponent.shape, 1) >= step, exponent, -jnp.inf))
 
     def _on(self, step: int) -> Array:
         """Return where the scores of each sub-chunk with one of its own steps lie, [C, C]."""
@@ -183,15 +183,14 @@ class ChannelDecay:
         for step in range(SUB_CHUNK):
             near = jnp.sum(q_NcK * k_NcK[:, step : step + 1] * self._within(step), axis=2, keepdims=True)
             scores = jnp.where(self._on(step), near.reshape(C, 1), scores)
-        scores = jnp.where(_itself(C), jnp.sum(q * k, axis=1, keepdims=True), scores)
         return jnp.where(self.seen, scores, 0.0)
 
     def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
         """Return the gradients of queries, keys and log-decays from that of the scores.
 
-        A log-decay is in all pairs which its step lies between. Of pairs in different sub-chunks they are summed by
-        query where the step is in the query's sub-chunk, else by key; of pairs in one sub-chunk a difference of both
-        sums is what lies between, short enough to keep its digits.
+        A log-decay is in all pairs which its step lies between. Those in different sub-chunks are summed by query where
+        the step is in the query's sub-chunk, else by key. (Everywhere by query, less by key, would be shorter, but the
+        small difference of large sums.)
         """
         (C, K), dtype = q.shape, q.dtype
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
@@ -205,11 +204,9 @@ class ChannelDecay:
             tiles.append((dq_tile, of_pairs[own], jnp.broadcast_to(of_earlier, (SUB_CHUNK, K))))
             dk += dk_tile
         dq, of_own, of_earlier = (jnp.concatenate(x) for x in zip(*reversed(tiles), strict=True))
-        dq_near, dk_near = self._pull_near(q, k, dscores)
-        dq += dq_near
-        by_query, by_key = self._sum_of_own(q * dq - k * dk_near, from_step=True), self._sum_of_own(of_own)
-        of_itself = jnp.sum(jnp.where(_itself(C), dscores, 0.0), axis=1, keepdims=True)
-        return dq + of_itself * k, dk + dk_near + of_itself * q, by_query + by_key + of_earlier
+        by_query, by_key = self._sum_of_own(q * dq, from_step=True), self._sum_of_own(of_own)
+        dq_near, dk_near, dgate_near = self._pull_near(q, k, dscores)
+        return dq + dq_near, dk + dk_near, by_query + by_key + of_earlier + dgate_near
 
     def _sum_of_own(self, x: Float[Array, "C K"], *, from_step: bool = False) -> Float[Array, "C K"]:
         """Return for each step the sum over those of its sub-chunk before it, or from it on."""
@@ -227,16 +224,20 @@ class ChannelDecay:
         return dq, dot(dscores, (q * after).astype(dtype), (0, 0)) * before
 
     def _pull_near(self, q: Float[Array, "C K"], k: Float[Array, "C K"], dscores: Float[Array, "C C"]):
-        """Return the gradients of queries and keys from their scores with other steps of their sub-chunk."""
+        """Return the gradients of queries, keys and log-decays from the scores within sub-chunks."""
         q_NcK, k_NcK = _by_sub_chunk(q), _by_sub_chunk(k)
-        dq, dk = jnp.zeros_like(q_NcK), jnp.zeros_like(k_NcK)
+        dq = dk = dgate = of_keys = jnp.zeros_like(q_NcK)  # of_keys: of the pairs with keys up to a step, by query
+        steps = index(q_NcK.shape, 1)
         for step in range(SUB_CHUNK):
             dnear = jnp.sum(jnp.where(self._on(step), dscores, 0.0), axis=1, keepdims=True)
             weighted = dnear.reshape(-1, SUB_CHUNK, 1) * self._within(step)
-            dq += weighted * k_NcK[:, step : step + 1]
-            dk_step = jnp.sum(weighted * q_NcK, axis=1, keepdims=True)
-            dk += jnp.where(index(dk.shape, 1) == step, dk_step, 0.0)
-        return dq.reshape(q.shape), dk.reshape(k.shape)
+            dq_step, dk_step = weighted * k_NcK[:, step : step + 1], jnp.sum(weighted * q_NcK, axis=1, keepdims=True)
+            of_keys += q_NcK * dq_step
+            between = jnp.sum(jnp.where(steps > step, of_keys, 0.0), axis=1, keepdims=True)
+            dq += dq_step
+            dk += jnp.where(steps == step, dk_step, 0.0)
+            dgate += jnp.where(steps == step + 1, between, 0.0)
+        return dq.reshape(q.shape), dk.reshape(k.shape), dgate.reshape(q.shape)
 
     def write_gradient(
         self, ref, dgate: Float[Array, "C K"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]

@@ -18,6 +18,7 @@ from jaxtrain_kernels.chunks import (
     Weights,
     last_first,
     merge_outputs,
+    of_steps_between,
     pairwise_decay,
     product,
     split,
@@ -99,7 +100,7 @@ def _scores_of_channels(
     starts_BJN1K = jnp.pad(coarse[:, :, :-1, -1:], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))  # before each sub-chunk
     own = Sum(coarse - starts_BJN1K, jnp.cumsum(fine, axis=3))
     far = _earlier_sub_chunks(q, k, own, starts_BJN1K, w).reshape(B, J, G, C, C)
-    near = _own_sub_chunk(q, k_BJNcK, own)
+    near = _own_sub_chunk(q, k_BJNcK, own, fine)
     on_diagonal = near[:, :, :, :, :, None] * jnp.eye(subs, dtype=near.dtype)[None, None, None, :, None, :, None]
     return last_first(jnp.where(w.seen[:, :, None], far + on_diagonal.reshape(B, J, G, C, C), 0))
 
@@ -117,14 +118,9 @@ def _before_sub_chunk(subs: int, steps: int) -> Bool[Array, "N C"]:
     return jnp.arange(steps)[None] < SUB_CHUNK * jnp.arange(subs)[:, None]
 
 
-def _own_sub_chunk(q_BJGNcK, k_BJNcK, sums_BJNcK: Sum) -> Float[Array, "B J G N c c"]:
-    """Return the scores of each sub-chunk with itself.
-
-    A step sees itself whole, and not by an exponential: through that its score, often the largest, would enter the
-    gradient of the log-decays twice, with both signs.
-    """
-    ones = jnp.ones((SUB_CHUNK, SUB_CHUNK), bool)
-    earlier, itself = (x[None, None, None, ..., None] for x in (jnp.tril(ones, -1), jnp.eye(SUB_CHUNK, dtype=bool)))
-    decay = sums_BJNcK[:, :, :, :, None].since(sums_BJNcK[:, :, :, None, :]).rough_exp(where=earlier)
-    k_decayed = k_BJNcK[:, :, :, None, :] * jnp.where(itself, 1, decay)
+def _own_sub_chunk(q_BJGNcK, k_BJNcK, sums_BJNcK: Sum, fine_BJNcK: Array) -> Float[Array, "B J G N c c"]:
+    """Return the scores of each sub-chunk with itself."""
+    not_later = jnp.tril(jnp.ones((SUB_CHUNK, SUB_CHUNK), bool))[None, None, None, :, :, None]
+    decay = sums_BJNcK[:, :, :, :, None].since(sums_BJNcK[:, :, :, None, :]).rough_exp(where=not_later)
+    k_decayed = k_BJNcK[:, :, :, None, :] * of_steps_between(fine_BJNcK, jax.lax.stop_gradient(decay))
     return product("BJGNcK,BJNcSK->BJGNcS", q_BJGNcK, k_decayed, dtype=decay.dtype)
