@@ -246,7 +246,8 @@ def _decay_forward(log_decay, decay):
 def _decay_backward(decay, ddecay):
     before = jnp.triu(jnp.ones(decay.shape[-3:-1], decay.dtype), 1)  # [S T], whether step S is before T
     of_earlier = jnp.einsum("...CSK,ST->...CTK", ddecay * decay, before, precision="highest")
-    return jnp.einsum("...CTK,TC->...TK", of_earlier, jnp.triu(jnp.ones_like(before)), precision="highest"), None
+    until = jnp.expand_dims(jnp.tril(jnp.ones_like(before)), (*range(decay.ndim - 3), -1))  # [C T], T at most C
+    return jnp.sum(until * of_earlier, axis=-3), None
 
 
 of_steps_between.defvjp(_decay_forward, _decay_backward)

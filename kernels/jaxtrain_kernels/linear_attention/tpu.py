@@ -5,10 +5,9 @@ that gates of key channels lie along the lanes. Three kernels: the forward pass;
 again for the backward pass; and the backward pass, from the last chunk to the first. How a chunk decays is a class of
 tpu_decay.py.
 
-The gradient of a scalar log-decay is summed over all pairs of steps that it lies between. That of a gate comes from
-those of queries and keys: with c the running sum of log-decays within the chunk, dc_i = q_i dq_i - k_i dk_i (Yang et
-al., 2023, arXiv:2312.06635, appendix C). Query heads of a group are computed apart, each with its own copy of the
-state.
+The gradient of a log-decay is summed over all pairs of steps that it lies between. The shorter form, a running sum of
+q_i dq_i - k_i dk_i (Yang et al., 2023, arXiv:2312.06635, appendix C), loses digits in float32. Query heads of a group
+are computed apart, each with its own copy of the state.
 """
 
 import functools
