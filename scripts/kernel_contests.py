@@ -33,6 +33,7 @@ class Size:
 
 SIZES = {
     "small": Size(batch=1, length=128, heads=2, head_dim=64, vocabulary=512, width=64, elements=1 << 14),
+    "medium": Size(batch=1, length=1024, heads=4, head_dim=64, vocabulary=32_768, width=256, elements=1 << 22),
     "large": Size(batch=2, length=8192, heads=16, head_dim=128, vocabulary=131_072, width=4096, elements=1 << 28),
 }
 
