@@ -45,7 +45,7 @@ def delta_rule(
     Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
-    Chunks have no more steps than keys have channels; with `implementation="gpu"` they always have 64.
+    Chunks have no more steps than keys have channels, but at least 16; with `implementation="gpu"` they always have 64.
 
         o, state = delta_rule(q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, jax.nn.sigmoid(b))
 
