@@ -124,7 +124,7 @@ def batch_shards(mesh: Mesh) -> int:
 def axis_size(name: str) -> int:
     """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else _product(RULES[name], mesh)
+    return 1 if mesh.empty else _product(_axes(name, mesh), mesh)
 
 
 def _product(axes: tuple[str, ...], mesh) -> int:
@@ -132,7 +132,9 @@ def _product(axes: tuple[str, ...], mesh) -> int:
 
 
 def _axes(name: str | None, mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return () if name is None else tuple(axis for axis in RULES[name] if axis in mesh.shape and axis not in drop)
+    """Return the mesh axes of a logical axis; inside a region, without its manual axes, over which it is split."""
+    left_out = (*drop, *mesh.manual_axes)
+    return () if name is None else tuple(axis for axis in RULES[name] if axis in mesh.shape and axis not in left_out)
 
 
 def _dividing(name: str | None, size: int, axes: tuple[str, ...], mesh) -> tuple[str, ...]:
@@ -228,7 +230,7 @@ def on_each_device(function: Callable, *named: tuple[jax.Array | None, Sequence[
     specs = tuple(
         P() if x is None else activation_spec(axes, x.shape, mesh) for x, axes in zip(arrays, names, strict=True)
     )
-    return _by_hand(function, mesh, specs, specs[0])(*arrays)
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0])(*arrays)
 
 
 def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
@@ -249,17 +251,7 @@ def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
                 f"a parameter of shape {shape} split as {spec} with {leaf.shape} blocks: a kernel needs whole "
                 "blocks a shard; take the default implementation, or fewer devices along these axes"
             )
-    return _by_hand(function, mesh, spec, spec)(*trees)
-
-
-def _by_hand(function: Callable, mesh, in_specs, out_specs) -> Callable:
-    if mesh.manual_axes:
-        # JAX types the residuals of a shard_map inside another as split over the outer one's axes, too.
-        raise NotImplementedError(
-            f"an implementation asked for by name where {', '.join(mesh.manual_axes)} is split by hand already: a "
-            "pipeline runs the default implementations; leave `implementation` out"
-        )
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(function, in_specs=spec, out_specs=spec)(*trees)
 
 
 def index_on(name: str) -> jax.Array | int:

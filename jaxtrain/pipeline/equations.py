@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 import jax
-from jax.extend.core import Jaxpr, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 # Calls, and under which name they hold what they call. A derivative of one's own is taken before anything is traced.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "custom_vjp_call": "call_jaxpr"}
@@ -16,8 +16,7 @@ CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxp
 
 def trace(function: Callable, *arguments) -> Jaxpr:
     """Return the equations of a function for arguments like these."""
-    nested = jax.make_jaxpr(function)(*arguments)
-    return jax.make_jaxpr(functools.partial(_spelled_out, nested))(*jax.tree.leaves(arguments))
+    return rewritten(jax.make_jaxpr(function)(*arguments), _spelled_out, *arguments)
 
 
 def part(jaxpr: Jaxpr, inputs: Iterable[Var], outputs: Iterable[Var | Literal]) -> Jaxpr:
@@ -50,22 +49,37 @@ def dependents(jaxpr: Jaxpr, sources: Iterable[Var]) -> set[Var]:
     return found
 
 
-def _spelled_out(jaxpr: Jaxpr, *arguments) -> list[jax.Array]:
-    """Compute a jaxpr with its calls unfolded.
+def rewritten(jaxpr: Jaxpr, rewrite: Callable[[JaxprEqn, list], list], *arguments) -> Jaxpr:
+    """Return the equations of a jaxpr with each replaced by what `rewrite(equation, inputs)` computes."""
+    evaluate = functools.partial(_evaluate, jaxpr, rewrite)
+    return jax.make_jaxpr(evaluate)(*jax.tree.leaves(arguments))
+
+
+def bind(equation: JaxprEqn, inputs: list) -> list:
+    """Compute one equation."""
+    primitive = equation.primitive
+    outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+    return outputs if primitive.multiple_results else [outputs]
+
+
+def _spelled_out(equation: JaxprEqn, inputs: list) -> list:
+    """Compute an equation with its calls unfolded.
 
     A checkpoint that guards itself (`prevent_cse`) stays one equation: it has memory of its own to save.
     """
+    name, params = equation.primitive.name, equation.params
+    if name not in CALLS or params.get("prevent_cse"):
+        return bind(equation, inputs)
+    return _evaluate(params[CALLS[name]], _spelled_out, *inputs)
+
+
+def _evaluate(jaxpr: Jaxpr, rewrite: Callable[[JaxprEqn, list], list], *arguments) -> list:
+    """Compute a jaxpr, each equation as `rewrite` does."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*jaxpr.consts, *arguments], strict=True))
 
     def read(atom):
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
-        primitive, params, inputs = equation.primitive, equation.params, map(read, equation.invars)
-        if primitive.name in CALLS and not params.get("prevent_cse"):
-            outputs = _spelled_out(params[CALLS[primitive.name]], *inputs)
-        else:
-            outputs = primitive.bind(*inputs, **primitive.get_bind_params(params))
-            outputs = outputs if primitive.multiple_results else [outputs]
-        values.update(zip(equation.outvars, outputs, strict=True))
+        values.update(zip(equation.outvars, rewrite(equation, [*map(read, equation.invars)]), strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var
 
+from jaxtrain.pipeline.cut import FREE, cut
 from jaxtrain.pipeline.equations import dependents, part, run, trace, variables
+from jaxtrain.pipeline.regions import divide_backward, divide_forward
 from jaxtrain.pipeline.slots import Arrays, Tree
 
 Apply = Callable[[Tree, Tree, jax.Array], jax.Array]  # (weights, data of the microbatch, x) -> y
-
-COSTLY = ("dot_general", "conv_general_dilated", "scan", "while", "cond", "checkpoint", "remat2", "pallas_call")
-FREE = ("reshape", "transpose", "squeeze", "expand_dims")  # the same values in another shape
 
 
 class Layer(NamedTuple):
@@ -48,7 +47,8 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
         return dx, dweights
 
     y, kept = forward(weights, data, x)
-    first, second = _split(trace(backward, weights, data, kept, y))
+    arguments = weights, data, kept, y
+    first, second = _split(divide_backward(trace(backward, *arguments), *arguments))
     structure = jax.tree.structure(weights)
 
     def input_gradient(weights, data, kept, dy):
@@ -71,7 +71,7 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
         structures.append(structure)
         return y, residuals
 
-    jaxpr = trace(with_residuals, weights, data, x)
+    jaxpr = divide_forward(trace(with_residuals, weights, data, x), weights, data, x)
     y, *residuals = jaxpr.outvars
     *others, source = jaxpr.invars
     kept = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
@@ -106,28 +106,8 @@ def _origins(jaxpr: Jaxpr, wanted: set[Var]) -> list[Var]:
     return [var for var in made if var in wanted]
 
 
-def _split(whole: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
+def _split(backward: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
     """Cut a backward in B, with the values it defers behind dx, and W, which reads them in place of dy."""
-    *known, dy = whole.invars
-    dx, *dweights = whole.outvars
-    in_first = {id(equation) for equation in part(whole, whole.invars, [dx]).eqns}
-    at_hand = _at_hand(whole, known)
-    wanted, deferred = variables(dweights), []
-    for equation in reversed(whole.eqns):
-        used = wanted.intersection(equation.outvars)
-        redone = at_hand.issuperset(used) or equation.primitive.name in FREE
-        if id(equation) in in_first and not redone:
-            deferred += [var for var in equation.outvars if var in used]
-        elif used:
-            wanted |= variables(equation.invars)
-    deferred += [dy] if dy in wanted else []
-    return part(whole, whole.invars, [dx, *deferred]), part(whole, [*known, *deferred], dweights)
-
-
-def _at_hand(jaxpr: Jaxpr, known: list[Var]) -> set[Var]:
-    """Return what can be had from the known values without a matrix product."""
-    found = {*known, *jaxpr.constvars}
-    for equation in jaxpr.eqns:
-        if equation.primitive.name not in COSTLY and variables(equation.invars) <= found:
-            found.update(equation.outvars)
-    return found
+    *known, dy = backward.invars
+    dx, *dweights = backward.outvars
+    return cut(backward, [dx], dweights, known=known)[:2]

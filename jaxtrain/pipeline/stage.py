@@ -16,7 +16,7 @@ from jaxtrain.mesh import constrain, scatter_gradients
 from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer
 from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if
-from jaxtrain.pipeline.stages import AXIS, shift
+from jaxtrain.pipeline.stages import shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 
 
@@ -188,7 +188,7 @@ class Stage:
             return jnp.full((self.longest, *like.shape), _nothing(like.dtype, self.poison), like.dtype)
 
         kept = jax.tree.map(empty, jax.eval_shape(self.layer.keep, *arguments(0, x)))
-        carry = jax.lax.fori_loop(0, length - 1, layer, (x, jax.lax.pcast(kept, AXIS, to="varying")))
+        carry = jax.lax.fori_loop(0, length - 1, layer, (x, kept))
         return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, carry)[1]
 
     def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:

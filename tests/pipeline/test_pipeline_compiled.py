@@ -4,16 +4,21 @@ import functools
 
 import jax
 import pytest
+from compiled_kernels import kernels_in
 from tiny import variant
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.hlo import parse
 from jaxtrain.planning.memory import memory
@@ -25,9 +30,18 @@ from jaxtrain.train.pipelined import Pipelined
 # Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted.
 # Without remat a token's activations outweigh its 20 bytes of batch, which do grow with the microbatches.
 LARGE = variant(repeats=8, d_model=256, vocab_size=256, max_length=256)
-SMALL = variant(repeats=4)
+
+
+def _by_kernel(implementation: str) -> DecoderConfig:
+    """A decoder whose attention is a kernel asked for by name, on each device of a stage for itself."""
+    attention = AttentionConfig(heads=2, kv_heads=2, head_dim=128, implementation=implementation)
+    block = BlockConfig(mixer=attention, mlp=MLPConfig(hidden=256))
+    return variant(repeats=4, d_model=128, pattern=(block,), max_length=128, compute_dtype="bfloat16")
+
+
 DEFAULT, WHOLE_STAGES = PairedInterleaved(), PairedInterleaved(chunks_per_stage=1)
 ROWS = 16  # of a microbatch
+KERNELS = ("flash_attention_forward", "flash_attention_dq", "flash_attention_dkv")
 
 
 @functools.cache
@@ -45,10 +59,16 @@ def _compiled(schedule: Schedule, microbatches: int, topology: str, model: Decod
 
 
 @pytest.mark.parametrize(
-    ("schedule", "topology", "model"), [(DEFAULT, "v5e:2x4", LARGE), (WHOLE_STAGES, "h100:1x8", SMALL)]
+    ("schedule", "topology", "model"),
+    [
+        (DEFAULT, "v5e:2x4", LARGE),
+        (ZBH1(), "v5e:2x4", _by_kernel("tpu")),
+        (WHOLE_STAGES, "h100:1x8", _by_kernel("gpu")),
+    ],
 )
 def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch(schedule, topology, model):
-    text = _compiled(schedule, 8, topology, model).as_text()
+    compiled = _compiled(schedule, 8, topology, model)
+    text = compiled.as_text()
     ticks = lower(schedule.table(4, 8)).ticks
     program = parse(text)
     bodies = [
@@ -63,6 +83,8 @@ def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch(sched
     assert loop in bodies
     in_a_loop = [item for item in collectives(text).items if item.kind == "collective-permute" and item.times > 1]
     assert in_a_loop == exchanges
+    by_name = model.pattern[0].mixer.implementation is not None
+    assert kernels_in(compiled) == (dict.fromkeys(KERNELS, 1) if by_name else {})  # in F, and in B alone
 
 
 def test_temporaries_do_not_grow_with_the_microbatches():

@@ -18,7 +18,12 @@ from tiny import random_params, variant
 from tolerances import EXACT, SAME_GRADIENT, assert_close
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.remat import FullRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated, value_and_grad
 from jaxtrain.pipeline.keep import ChunkInput, LayerValues
@@ -104,6 +109,21 @@ def test_fsdp_and_tensor_axes_keep_working_inside_a_stage(schedule):
     """With one weight copy and B and W together; with two, which both send gradients to their shards, and W."""
     found = pipelined(UNEVEN, ROWS, schedule, 4, MeshConfig(stage=2, fsdp=2, tensor=2))
     assert largest_difference(found, unpipelined(UNEVEN, ROWS)) < 1e-5
+
+
+def _by_name(implementation: str | None) -> DecoderConfig:
+    """Both kinds of mixers, with a norm that keeps the rounding of tiny heads small (docs/log.md)."""
+    heads = {"heads": 4, "kv_heads": 2, "head_dim": 8, "implementation": implementation}
+    delta_rule = DeltaRuleConfig(**heads, value_dim=8, chunk_size=16, norm=RMSNormConfig(epsilon=1.0))
+    mixers = AttentionConfig(**heads), delta_rule
+    return variant(repeats=4, pattern=tuple(BlockConfig(mixer=m, mlp=GatedMLPConfig(hidden=64)) for m in mixers))
+
+
+@pytest.mark.parametrize("schedule", [PairedInterleaved(chunks_per_stage=1), TwoBP(schedule=BitPipe())], ids=str)
+def test_implementations_by_name_run_on_each_device_of_a_stage(schedule):
+    """Regions inside those of the stages, with B and W together and apart."""
+    found = pipelined(_by_name("xla"), ROWS, schedule, 4, MeshConfig(stage=2, fsdp=2, tensor=2))
+    assert largest_difference(found, unpipelined(_by_name(None), ROWS)) < 1e-5
 
 
 def _toy_parts() -> Parts:

@@ -3,14 +3,17 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 from jaxpr_dots import dots
 from tiny import random_params, training_batch, variant
 from tolerances import SAME_GRADIENT, assert_close
 
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.layer import take_apart
+from jaxtrain.pipeline.stages import on_stages
 from jaxtrain.train.gradients import Loss
 from jaxtrain.train.pipelined import parts
 from jaxtrain.train.step import example_keys
@@ -93,3 +96,69 @@ def test_no_weight_and_no_noise_lies_in_a_buffer(remat):
     _, _, kept, _, deferred = _taken_apart(remat)
     for value in (*kept, *deferred):
         assert value.size % (ROWS * LENGTH) == 0 and value.dtype == jnp.float32
+
+
+def _with_region(weights, data, x):
+    """A feed-forward layer on each device's own rows and columns; what it reads of the microbatch scales the rows."""
+    scale, index = data
+
+    def own(weights, scale, x):
+        up, down = weights
+        return jax.lax.psum(jnp.tanh(x @ up * scale[:, None]) @ (down * index), "tensor")
+
+    specs = (P(None, "tensor"), P("tensor")), P("data"), P("data")
+    return x + jax.shard_map(own, in_specs=specs, out_specs=P("data"))(weights, scale, x)
+
+
+def _region_arguments():
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = (32, 64), (64, 32), (8, 32), (8, 32)
+    up, down, x, dy = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False))
+    return (up, down), (jnp.linspace(0.5, 1.5, 8), jnp.float32(2)), x, dy
+
+
+def _on_stages(function, *arguments):
+    """Inside a region that is manual over the stages, where the executor takes layers apart."""
+    mesh = MeshConfig(stage=2, fsdp=1, data=2, tensor=2).build()
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda *arguments: on_stages(lambda _, shared: function(*shared), (), arguments))(*arguments)
+
+
+def test_a_region_is_run_in_two_where_b_and_w_are():
+    weights, data, x, dy = _region_arguments()
+    counted = []
+
+    def found(weights, data, x, dy):
+        layer = take_apart(_with_region, weights, data, x)
+        y, kept = layer.forward(weights, data, x)
+        dx, deferred = layer.input_gradient(weights, data, kept, dy)
+        counted.append(
+            [
+                len(dots(f, *a))
+                for f, a in (
+                    (layer.input_gradient, (weights, data, kept, dy)),
+                    (layer.weight_gradient, (weights, data, kept, deferred)),
+                )
+            ]
+        )
+        return y, layer.weight_gradient(weights, data, kept, deferred), dx
+
+    def desired(weights, data, x, dy):
+        y, pull = jax.vjp(lambda weights, x: _with_region(weights, data, x), weights, x)
+        return y, *pull(dy)
+
+    assert_close(_on_stages(found, weights, data, x, dy), _on_stages(desired, weights, data, x, dy), SAME_GRADIENT)
+    assert counted[0] == [2, 2]
+
+
+def test_no_weight_of_a_region_lies_in_a_buffer():
+    weights, data, x, _ = _region_arguments()
+    shapes = []
+
+    def look(weights, data, x):
+        kept = take_apart(_with_region, weights, data, x).forward(weights, data, x)[1]
+        shapes.extend(value.shape for value in kept)
+        return x
+
+    _on_stages(look, weights, data, x)
+    assert set(shapes) == {(16, 32)}  # the four rows of each of four devices, one below the other
