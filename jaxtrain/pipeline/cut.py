@@ -39,9 +39,9 @@ class Cut(NamedTuple):
 def cut(whole: Jaxpr, first: list[Var | Literal], second: list[Var | Literal], *, known: list[Var]) -> Cut:
     """Return what computes the `first` outputs, and what then computes the `second` from the known inputs.
 
-    Values that the first part computes and the second reads are deferred, so the second repeats nothing costly. What it
-    can have from the known inputs without a matrix product or a collective it computes again rather than have it stored.
-    Inputs that are not known are deferred, too.
+    Values that the first part computes and the second reads are deferred, so the second repeats nothing costly. What
+    the second can have from the known inputs without a matrix product or a collective it computes again, so that it
+    need not be stored. Inputs that are not known are deferred, too.
     """
     in_first = {id(equation) for equation in part(whole, whole.invars, first).eqns}
     at_hand = _at_hand(whole, known)
