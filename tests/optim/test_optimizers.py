@@ -15,19 +15,14 @@ from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.optimizers import (
-    Adafactor,
-    AdamW,
-    AdamW8bit,
-    Lion,
-    Muon,
-    ScheduleFree,
-    evaluation_params,
-    is_matrix,
-    matrices,
-    muon_dimensions,
-    transformation,
-)
+from jaxtrain.optim.adafactor import Adafactor
+from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.adamw_8bit import AdamW8bit
+from jaxtrain.optim.base import evaluation_params, transformation
+from jaxtrain.optim.lion import Lion
+from jaxtrain.optim.matrix import is_matrix, matrices
+from jaxtrain.optim.muon import Muon, muon_dimensions
+from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.state import state_from_params, state_shardings
 

@@ -13,7 +13,7 @@ from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
