@@ -96,7 +96,7 @@ class TrainConfig:
 
     def check_devices(self, devices: int) -> None:
         """Raise ValueError where this many devices cannot run the configuration, naming the key and the remedy."""
-        _, shapes, names = abstract_model(self.model)
+        _, shapes, axes = abstract_model(self.model)
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
@@ -107,18 +107,18 @@ class TrainConfig:
                         f"model.pattern[{position}].mixer.heads={block.mixer.heads} is not divisible by "
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
-            shardings(names, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+            shardings(axes, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
     def remarks(self, devices: int) -> list[str]:
         """Return what these devices hold more than once because the mesh does not divide it."""
-        _, shapes, names = abstract_model(self.model)
+        _, shapes, axes = abstract_model(self.model)
         lines: dict[str, None] = {}
         for phase in self.phases:
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-            for name, size, axes, without in undivided(names, shapes, mesh):
-                split, whole = (" x ".join(f"mesh.{axis}={sizes[axis]}" for axis in some) for some in (axes, without))
-                near = nearest(size, math.prod(sizes[axis] for axis in axes))
+            for name, size, over, without in undivided(axes, shapes, mesh):
+                split, whole = (" x ".join(f"mesh.{axis}={sizes[axis]}" for axis in some) for some in (over, without))
+                near = nearest(size, math.prod(sizes[axis] for axis in over))
                 text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, so devices along {whole} hold the same"
                 lines[f"{text} of it: parameters, gradients and moments; nearest that is split {near}"] = None
         return list(lines)

@@ -22,6 +22,8 @@ from jax.experimental import primal_tangent_dtype
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.axes import Axes
+
 AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")  # slowest links first
 OUTER = "fsdp_outer"  # a mesh has it, after `fsdp`, where the devices of `fsdp` fill more than a plane of a 3-D torus
 
@@ -168,13 +170,11 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
     return P(*parts)
 
 
-def shardings(names: dict, shapes: dict, mesh: Mesh) -> dict:
-    """Return the NamedSharding of every parameter of a tree, from its tree of logical names and of shapes."""
-
-    def sharding(leaf_names, leaf):
-        return NamedSharding(mesh, parameter_spec(leaf_names, leaf.shape, mesh))
-
-    return jax.tree.map(sharding, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+def shardings(axes: dict, shapes: dict, mesh: Mesh) -> dict:
+    """Return the NamedSharding of every parameter of a tree, from the trees of facts and of shapes."""
+    return jax.tree.map(
+        lambda own, leaf: NamedSharding(mesh, parameter_spec(own.names, leaf.shape, mesh)), axes, shapes
+    )
 
 
 class Undivided(NamedTuple):
@@ -186,18 +186,18 @@ class Undivided(NamedTuple):
     without: tuple[str, ...]
 
 
-def undivided(names: dict, shapes: dict, mesh) -> list[Undivided]:
+def undivided(axes: dict, shapes: dict, mesh) -> list[Undivided]:
     """Return the dimensions of a tree of parameters that are not split over all axes of their rule, each once."""
     found: dict[Undivided, None] = {}
 
-    def look(leaf_names, leaf):
-        for name, size in zip(leaf_names, leaf.shape, strict=True):
-            axes = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
-            without = axes[: len(axes) - len(_dividing(name, size, axes, mesh))]
+    def look(own: Axes, leaf):
+        for name, size in zip(own.names, leaf.shape, strict=True):
+            over = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
+            without = over[: len(over) - len(_dividing(name, size, over, mesh))]
             if without:
-                found[Undivided(name, size, axes, without)] = None
+                found[Undivided(name, size, over, without)] = None
 
-    jax.tree.map(look, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    jax.tree.map(look, axes, shapes)
     return list(found)
 
 
@@ -261,18 +261,14 @@ def index_on(name: str) -> jax.Array | int:
     return jax.lax.axis_index(axes) if _product(axes, mesh) > 1 else 0
 
 
-def lay_out(params, names):
+def lay_out(params, axes):
     """Lay a tree of parameters, or of their gradients, out in shards."""
-    return _map_with_names(lambda leaf_names, w: _place(w, leaf_names, ()), names, params)
+    return jax.tree.map(lambda own, w: _place(w, own.names, ()), axes, params)
 
 
 def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, parameter_spec(names, x.shape, mesh, drop=drop))
-
-
-def _map_with_names(function: Callable[[tuple, jax.Array], jax.Array], names, params):
-    return jax.tree.map(function, names, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def of_layer(params, layer: jax.Array):
@@ -294,18 +290,15 @@ def of_layer(params, layer: jax.Array):
     return jax.tree.map(one, params)
 
 
-def narrow_gradients(params, names, dtype):
-    """Return the same parameters, but with the gradients of matrices in `dtype` rather than in their own.
+def narrow_gradients(params, axes, dtype):
+    """Return the same parameters; gradients of those that a gather casts are in `dtype` rather than in their own.
 
     They are computed and summed over devices in the compute dtype, so that widening them loses and gains nothing. Done
     before a scan over stacked parameters, the stack of their gradients, the largest buffer of a train step, takes half
     the memory in bf16; it is widened behind the scan, where it is read.
     """
 
-    def narrow(leaf_names, w):
-        return w if len(leaf_names) < 2 else _narrow_gradient(w, np.dtype(dtype))
-
-    return _map_with_names(narrow, names, params)
+    return jax.tree.map(lambda own, w: _narrow_gradient(w, np.dtype(dtype)) if own.cast else w, axes, params)
 
 
 def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -314,28 +307,28 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
     return jax.lax.convert_element_type(w, primal_tangent_dtype(w.dtype, dtype))
 
 
-def narrow(params, names, dtype):
-    """Return the parameters with matrices in `dtype`, for where a copy of them is made anyway."""
-    return _map_with_names(lambda leaf_names, w: w.astype(dtype) if len(leaf_names) > 1 else w, names, params)
+def narrow(params, axes, dtype):
+    """Return the parameters as a gather casts them, for where a copy of them is made anyway."""
+    return jax.tree.map(lambda own, w: w.astype(dtype) if own.cast else w, axes, params)
 
 
-def gather(params, names, dtype):
-    """Return parameters ready for use: matrices in the compute dtype, all of them whole along `fsdp`.
+def gather(params, axes, dtype):
+    """Return parameters ready for use: those that may be cast in the compute dtype, all of them whole along `fsdp`.
 
     Called where a layer uses its parameters, so inside the scan over layers only one layer is whole at a time.
     Vectors (norm scales, biases) keep their dtype. Gradients come back in the layout of the shards.
     """
 
-    def one(leaf_names, w):
-        to = np.dtype(dtype) if w.ndim > 1 else w.dtype
-        return _gather(_narrow_gradient(w, to), leaf_names, to)
+    def one(own: Axes, w):
+        to = np.dtype(dtype) if own.cast else w.dtype
+        return _gather(_narrow_gradient(w, to), own.names, to)
 
-    return _map_with_names(one, names, params)
+    return jax.tree.map(one, axes, params)
 
 
-def scatter_gradients(gradients, names):
+def scatter_gradients(gradients, axes):
     """Return the gradients of gathered parameters, summed over devices into the layout of the shards."""
-    return _map_with_names(lambda leaf_names, dw: _scatter(dw, leaf_names), names, gradients)
+    return jax.tree.map(lambda own, dw: _scatter(dw, own.names), axes, gradients)
 
 
 def _scatter(dw: jax.Array, names: tuple) -> jax.Array:

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.models import presets
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.optim.matrix import is_matrix
 from jaxtrain.shapes import Batch, ParamTree
 
 PRESETS = {
@@ -32,6 +32,16 @@ DECODER = DecoderConfig(
 )
 
 
+def matrix(*names: str | None) -> Axes:
+    """Return the facts about a weight matrix."""
+    return Axes(names, Kind.MATRIX, cast=True)
+
+
+def vector(*names: str | None) -> Axes:
+    """Return the facts about a scale or a bias."""
+    return Axes(names, Kind.VECTOR, cast=False)
+
+
 def variant(**changes) -> DecoderConfig:
     """Return the tiny decoder with some fields changed."""
     return dataclasses.replace(DECODER, **changes)
@@ -39,16 +49,16 @@ def variant(**changes) -> DecoderConfig:
 
 def random_params(config: DecoderConfig, seed: int = 0) -> ParamTree:
     """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each; nothing is compiled."""
-    _, shapes, names = abstract_model(config)
+    _, shapes, axes = abstract_model(config)
     random = np.random.default_rng(seed)
 
-    def draw(path, leaf_names, leaf):
+    def draw(path, own, leaf):
         noise = random.standard_normal(leaf.shape).astype(np.float32)
-        if is_matrix(leaf_names):
+        if own.decays:
             return noise * np.float32(config.d_model**-0.5)
         return np.float32(0.1) * noise + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree_util.tree_map_with_path(draw, axes, shapes)
 
 
 def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed: int = 0) -> Batch:

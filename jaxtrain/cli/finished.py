@@ -58,10 +58,10 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
 
 def mesh_at_hand(config: MeshConfig, model: DecoderConfig) -> Mesh:
     """Return the run's mesh where these devices can form it and the model splits over it, or else whole copies."""
-    _, shapes, names = abstract_model(model)
+    _, shapes, axes = abstract_model(model)
     try:
         mesh = config.build()
-        shardings(names, shapes, mesh)
+        shardings(axes, shapes, mesh)
         return mesh
     except ValueError:
         return MeshConfig(fsdp=1, data=jax.device_count()).build()

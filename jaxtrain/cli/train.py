@@ -106,8 +106,8 @@ def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
 
 def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
     """Return the shape and type of every leaf of the parameters, or of the whole training state."""
-    _, params, names = abstract_model(config.model)
-    tx = transformation(config.optimizer, optax.constant_schedule(0.0), names, clip_norm=config.clip_norm)
+    _, params, axes = abstract_model(config.model)
+    tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes, clip_norm=config.clip_norm)
     state = jax.eval_shape(lambda params: state_from_params(params, tx), params)
     leaves = jax.tree_util.tree_leaves_with_path(state if whole else params)
     return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from jaxtrain.axes import Axes
 from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
 from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
 from jaxtrain.nn.norm import NormConfig, RMSNormConfig
-from jaxtrain.nn.param import TokenContext, dropout, fold_in, logical_names
+from jaxtrain.nn.param import TokenContext, axes_of, dropout, fold_in
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 from jaxtrain.shapes import Batch, ParamTree
@@ -115,11 +116,9 @@ class Decoder(nnx.Module):
         if not c.tied_embeddings:
             self.output = Head(c.vocab_size, c.d_model, rngs=rngs)
 
-    def names(self) -> dict:
-        """Return the logical axis names of every parameter, as a tree like the parameters."""
-        names = logical_names(self)
-        names["blocks"] = logical_names(self.blocks, leading=("layers",))
-        return names
+    def axes(self) -> dict:
+        """Return the facts about every parameter, as a tree like the parameters."""
+        return axes_of(self) | {"blocks": jax.tree.map(Axes.stacked, self.layer_axes())}
 
     def __call__(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
@@ -156,14 +155,14 @@ class Decoder(nnx.Module):
 
     def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states):
         """Run all repeats of the pattern; return the hidden states and the new decoding states."""
-        c, names, pattern = self.config, self.layer_names(), self.pattern()
+        c, axes, pattern = self.config, self.layer_axes(), self.pattern()
 
         def repeat(x, inputs):
             layer, params, state = inputs
             params = of_layer(stacked, layer) if in_stages else params
-            return pattern(gather(params, names, c.compute_dtype), x, context.in_layer(layer), state)
+            return pattern(gather(params, axes, c.compute_dtype), x, context.in_layer(layer), state)
 
-        stacked = narrow_gradients(nnx.to_pure_dict(nnx.state(self.blocks)), names, c.compute_dtype)
+        stacked = narrow_gradients(nnx.to_pure_dict(nnx.state(self.blocks)), axes, c.compute_dtype)
         in_stages = axis_size("layers") > 1
         xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
         return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
@@ -173,9 +172,9 @@ class Decoder(nnx.Module):
         graph = nnx.graphdef(self.blocks)
         return lambda params, x, context, states: nnx.merge(graph, params)(x, context, states)
 
-    def layer_names(self) -> dict:
-        """Return the logical axis names of the parameters of one repeat."""
-        return logical_names(self.blocks)
+    def layer_axes(self) -> dict:
+        """Return the facts about the parameters of one repeat."""
+        return axes_of(self.blocks)
 
     def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
@@ -200,8 +199,8 @@ class Decoder(nnx.Module):
 
     @property
     def _head_config(self) -> HeadConfig:
-        names = (self.embedding.table if self.config.tied_embeddings else self.output.kernel).names
-        return HeadConfig(names, self.config.compute_dtype, self.config.logit_softcap)
+        axes = (self.embedding.table if self.config.tied_embeddings else self.output.kernel).axes
+        return HeadConfig(axes, self.config.compute_dtype, self.config.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less
@@ -211,7 +210,7 @@ class Decoder(nnx.Module):
 
 
 def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, ParamTree, dict]:
-    """Return a model's graph, the shapes of its parameters and their axis names, computing nothing."""
+    """Return a model's graph, the shapes of its parameters and the facts about them, computing nothing."""
     model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
     graph, params = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(params), model.names()
+    return graph, nnx.to_pure_dict(params), model.axes()

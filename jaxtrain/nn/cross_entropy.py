@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.axes import Axes
 from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients
 from jaxtrain.nn.embed import project
 
@@ -24,16 +25,16 @@ class CrossEntropy(NamedTuple):
 
 
 class HeadConfig(NamedTuple):
-    """How hidden states become logits: the names of the table's axes, the compute dtype, the soft cap."""
+    """How hidden states become logits: the facts about the table, the compute dtype, the soft cap."""
 
-    names: tuple[str, ...]
+    axes: Axes
     dtype: str
     softcap: float | None
 
 
 def logits_of(x: Float[Array, "B L D"], table: Float[Array, "W D"], config: HeadConfig) -> Float[Array, "B L W"]:
     """Return float32 logits; `table` as it is stored, in shards."""
-    logits = project(x, gather(table, config.names, config.dtype))
+    logits = project(x, gather(table, config.axes, config.dtype))
     if config.softcap is not None:
         logits = config.softcap * jnp.tanh(logits / config.softcap)
     return constrain(logits, "batch", "length", "vocab")
@@ -70,7 +71,7 @@ def cross_entropy(
 
     wide = x.astype(jnp.float32)  # so that the gradients of all tiles are summed in float32
     nothing = jnp.full(targets.shape, -jnp.inf, jnp.float32), jnp.zeros(targets.shape, jnp.float32)
-    rows = narrow_gradients(split(table), config.names, config.dtype), split(jnp.arange(table.shape[0]))
+    rows = narrow_gradients(split(table), config.axes, config.dtype), split(jnp.arange(table.shape[0]))
     (log_z, gold), _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), nothing, rows)
     return CrossEntropy(log_z - gold, log_z)
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.dense import dense
-from jaxtrain.nn.param import constant, normal
+from jaxtrain.nn.param import constant, normal, vector
 from jaxtrain.ranges import check_positive
 
 
@@ -76,7 +76,7 @@ class _StepDecay(nnx.Module):
     def __init__(self, d_model: int, heads: int, *, rngs: nnx.Rngs):
         self.weight = normal(rngs.params(), (d_model, heads), ("embed", "kv_heads"), fan_in=d_model)
         self.bias = constant(-4.6, (heads,), ("kv_heads",))  # steps of 0.01 at first
-        self.log_rate = nnx.Param(jnp.log(jnp.linspace(1.0, 16.0, heads)), names=("kv_heads",))
+        self.log_rate = vector(jnp.log(jnp.linspace(1.0, 16.0, heads)), ("kv_heads",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J"]:
         steps = jax.nn.softplus(dense(x, self.weight[...]).astype(jnp.float32) + self.bias[...][None, None])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.axes import Kind
 from jaxtrain.mesh import constrain
 from jaxtrain.nn.param import normal
 
@@ -13,14 +14,16 @@ class Embedding(nnx.Module):
     """A table looked up by token; rows have unit variance over sqrt(D) so that a tied head starts near uniform."""
 
     def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
-        self.table = normal(rngs.params(), (vocab_size, d_model), ("vocab", "embed"), fan_in=d_model)
+        shape, names = (vocab_size, d_model), ("vocab", "embed")
+        self.table = normal(rngs.params(), shape, names, fan_in=d_model, kind=Kind.TABLE)
 
 
 class Positions(nnx.Module):
     """One learned vector a position (GPT-2)."""
 
     def __init__(self, max_length: int, d_model: int, *, rngs: nnx.Rngs):
-        self.table = normal(rngs.params(), (max_length, d_model), ("places", "embed"), fan_in=d_model)
+        shape, names = (max_length, d_model), ("places", "embed")
+        self.table = normal(rngs.params(), shape, names, fan_in=d_model, kind=Kind.TABLE)
 
 
 class Head(nnx.Module):

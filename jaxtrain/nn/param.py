@@ -1,4 +1,4 @@
-"""Parameters that carry the logical names of their axes, and what layers are told about the tokens they see."""
+"""Parameters that carry the facts about themselves, and what layers are told about the tokens they see."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+
+from jaxtrain.axes import Axes, Kind
 
 
 class TokenContext(NamedTuple):
@@ -32,22 +34,34 @@ def fold_in(keys: Key[Array, " B"] | None, data: Int[Array, ""] | int) -> Key[Ar
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...], names: tuple[str | None, ...], *, fan_in: int) -> nnx.Param:
+def normal(
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    *,
+    fan_in: int,
+    kind: Kind = Kind.MATRIX,
+) -> nnx.Param:
     """Return a float32 parameter drawn from a normal of variance 1/fan_in, truncated at two deviations."""
     # 0.8796 is the deviation of a unit normal truncated at two.
     value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * (fan_in**-0.5 / 0.87962566)
-    return nnx.Param(value, names=names)
+    return nnx.Param(value, axes=Axes(names, kind, cast=True))
 
 
 def constant(value: float, shape: tuple[int, ...], names: tuple[str | None, ...]) -> nnx.Param:
-    """Return a float32 parameter of one value."""
-    return nnx.Param(jnp.full(shape, value, jnp.float32), names=names)
+    """Return a float32 vector of one value."""
+    return vector(jnp.full(shape, value, jnp.float32), names)
 
 
-def logical_names(module: nnx.Module, *, leading: tuple[str, ...] = ()) -> dict:
-    """Return the tree of axis names of a module's parameters, `leading` before each (stacked modules)."""
+def vector(value: Float[Array, "..."], names: tuple[str | None, ...]) -> nnx.Param:
+    """Return a scale, a bias or a rate, which keeps its dtype where it is used."""
+    return nnx.Param(value, axes=Axes(names, Kind.VECTOR, cast=False))
+
+
+def axes_of(module: nnx.Module) -> dict:
+    """Return the facts about a module's parameters, as a tree like the parameters."""
     state = nnx.state(module, nnx.Param)
-    return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace((*leading, *p.names)), state, is_leaf=_is_param))
+    return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.axes), state, is_leaf=_is_param))
 
 
 def _is_param(x) -> bool:

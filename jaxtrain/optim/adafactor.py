@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import jax
 import optax
 
+from jaxtrain.axes import Axes
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import is_names, matrices, matrix_shape
+from jaxtrain.optim.matrix import decays, matrix_shape
 from jaxtrain.optim.per_layer import per_layer
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_not_negative, check_positive
@@ -31,7 +32,7 @@ class Adafactor(Optimizer):
         check_positive(self, "decay_rate", "clipping_threshold")
         check_not_negative(self, "weight_decay")
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         factored = optax.adafactor(
             rate,
             min_dim_size_to_factor=SMALLEST_SIDE,
@@ -40,20 +41,20 @@ class Adafactor(Optimizer):
             weight_decay_rate=None,
         )
         # The decay that optax offers here is not multiplied by the learning rate; that of the others is.
-        decay = optax.add_decayed_weights(lambda count: -self.weight_decay * rate(count), mask=matrices(names))
-        return optax.chain(per_layer(_of_matrices(factored, names), names), decay)
+        decay = optax.add_decayed_weights(lambda count: -self.weight_decay * rate(count), mask=decays(axes))
+        return optax.chain(per_layer(_of_matrices(factored, axes), axes), decay)
 
 
-def _of_matrices(tx: optax.GradientTransformation, names: dict) -> optax.GradientTransformation:
+def _of_matrices(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTransformation:
     """Return `tx`, which sees as matrices those parameters of one layer whose second moments it is to factor."""
 
     def flat(tree: dict) -> dict:
-        def one(axes: tuple, x: jax.Array) -> jax.Array:
-            shape = matrix_shape(axes, x.shape)
+        def one(own: Axes, x: jax.Array) -> jax.Array:
+            shape = matrix_shape(own, x.shape)
             # What is not factored keeps its shape, by which its moments are laid out like it.
             return x.reshape(shape) if len(shape) == 2 and min(shape) >= SMALLEST_SIDE else x
 
-        return jax.tree.map(one, names, tree, is_leaf=is_names)
+        return jax.tree.map(one, axes, tree)
 
     def init(params: dict) -> optax.OptState:
         return tx.init(flat(params))

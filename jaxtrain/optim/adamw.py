@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import optax
 
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import matrices
+from jaxtrain.optim.matrix import decays
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
@@ -25,7 +25,7 @@ class AdamW(Optimizer):
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         return optax.adamw(
-            rate, b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=matrices(names)
+            rate, b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=decays(axes)
         )

@@ -30,9 +30,9 @@ from jaxtrain_kernels.block_quant import (
 from jaxtrain_kernels.choice import check_named
 from jaxtyping import Array, Float, Int
 
+from jaxtrain.axes import STACK, Axes, Kind
 from jaxtrain.mesh import on_each_shard
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import matrices
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
@@ -90,29 +90,27 @@ class AdamW8bit(Optimizer):
         check_not_negative(self, "weight_decay")
         check_named("adamw_8bit", IMPLEMENTATIONS, self.implementation)
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
-        decays = matrices(names)
-
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         def init(params: dict) -> AdamW8bitState:
-            m, v = (_zeros(format, names, params) for format in self.moments.formats)
+            m, v = (_zeros(format, axes, params) for format in self.moments.formats)
             return AdamW8bitState(jnp.zeros((), jnp.int32), m, v)
 
         def update(gradients: dict, state: AdamW8bitState, params: dict) -> tuple[dict, AdamW8bitState]:
             step, learning_rate = state.count + 1, rate(state.count)
 
-            def one(parameter, gradient, m, v, axes, decay):
-                decayed = self.weight_decay if decay else 0.0
+            def one(parameter, gradient, m, v, own):
+                decayed = self.weight_decay if own.decays else 0.0
                 rule = Rule(b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=decayed)
                 options = {"rule": rule, "learning_rate": learning_rate, "step": step}
                 if not isinstance(m, QuantizedArray):
                     return tuple(_adamw_32bit(parameter, gradient, m, v, **options))
                 run = functools.partial(adamw_8bit, implementation=self.implementation, **options)
                 if self.implementation:
-                    return tuple(on_each_shard(run, axes, parameter, gradient, m, v))
+                    return tuple(on_each_shard(run, own.names, parameter, gradient, m, v))
                 return tuple(run(parameter, gradient, m, v))
 
             treedef = jax.tree.structure(params)
-            trees = (params, gradients, state.m, state.v, names, decays)
+            trees = (params, gradients, state.m, state.v, axes)
             results = [one(*leaves) for leaves in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
             updates, m, v = (treedef.unflatten(column) for column in zip(*results, strict=True))
             return updates, AdamW8bitState(step, m, v)
@@ -137,22 +135,21 @@ def _adamw_32bit(
     return -learning_rate * (direction + rule.weight_decay * parameter), m, v
 
 
-def _zeros(format: Format, names: dict, params: dict) -> dict:
+def _zeros(format: Format, axes: dict, params: dict) -> dict:
     """Return moments of zero, quantized where they are to be."""
 
-    def one(path: tuple, parameter: Array, axes: tuple[str | None, ...]) -> Moment:
+    def one(own: Axes, parameter: Array) -> Moment:
         zeros = jax.lax.optimization_barrier(jnp.zeros_like(parameter))  # or the compiler quantizes them, for seconds
-        blocks = blocks_of(path, axes, parameter.shape)
+        blocks = blocks_of(own, parameter.shape)
         return zeros if blocks is None else quantize(zeros, format=format, block=blocks.sizes, axis=blocks.axes)
 
-    return jax.tree_util.tree_map_with_path(one, params, names)
+    return jax.tree.map(one, axes, params)
 
 
-def blocks_of(path: tuple, names: tuple[str | None, ...], shape: tuple[int, ...]) -> Blocks | None:
+def blocks_of(axes: Axes, shape: tuple[int, ...]) -> Blocks | None:
     """Return the blocks of a parameter's moments; None where they keep 32 bits."""
-    own = [axis for axis, name in enumerate(names) if name != "layers"]  # a stack holds one tensor a layer
-    looked_up = path[-1].key == "table"
-    if looked_up or math.prod(shape[axis] for axis in own) < LEAST_ELEMENTS:
+    own = [axis for axis, name in enumerate(axes.names) if name != STACK]  # a stack holds one tensor a layer
+    if axes.kind is Kind.TABLE or math.prod(shape[axis] for axis in own) < LEAST_ELEMENTS:
         return None
     *others, last = (axis - len(shape) for axis in own)
     if not others:

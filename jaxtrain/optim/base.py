@@ -12,7 +12,7 @@ class Optimizer(ABC):
     """A frozen dataclass that builds an optax transformation. A subclass has the field `learning_rate`.
 
     `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled and falls on
-    matrices alone.
+    matrices and tables alone.
     """
 
     __slots__ = ()
@@ -20,8 +20,8 @@ class Optimizer(ABC):
     averages: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
-        """Return the transformation for parameters of these logical names.
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
+        """Return the transformation for parameters of which these are the facts.
 
         `rate` is the learning rate of the phase at hand, by the number of updates made.
         """
@@ -32,11 +32,11 @@ class Optimizer(ABC):
 
 
 def transformation(
-    optimizer: Optimizer, rate: optax.Schedule, names: dict, *, clip_norm: float | None
+    optimizer: Optimizer, rate: optax.Schedule, axes: dict, *, clip_norm: float | None
 ) -> optax.GradientTransformation:
     """Return the optimizer behind clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063)."""
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optimizer.build(rate, names))
+    return optax.chain(clip, optimizer.build(rate, axes))
 
 
 def evaluation_params(optimizer: Optimizer, opt_state: optax.OptState, params: dict) -> dict:

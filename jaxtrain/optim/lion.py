@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import optax
 
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import matrices
+from jaxtrain.optim.matrix import decays
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative
 
@@ -23,5 +23,5 @@ class Lion(Optimizer):
         check_decay(self, "b1", "b2")
         check_not_negative(self, "weight_decay")
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
-        return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=matrices(names))
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
+        return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays(axes))

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import is_matrix, is_names, matrix_shape
+from jaxtrain.optim.matrix import matrix_shape
 from jaxtrain.optim.per_layer import per_layer
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative
@@ -40,32 +41,32 @@ class Muon(Optimizer):
         check_decay(self, "momentum", "b1", "b2")
         check_not_negative(self, "weight_decay")
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         muon = optax.chain(
             optax.trace(self.momentum, nesterov=True),
-            per_layer(_orthogonalise(names), names),
+            per_layer(_orthogonalise(axes), axes),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
-        taken = jax.tree.map(lambda axes: "muon" if takes(axes) else "adam", names, is_leaf=is_names)
+        taken = jax.tree.map(lambda own: "muon" if takes(own) else "adam", axes)
         return optax.partition({"muon": muon, "adam": optax.adam(rate, b1=self.b1, b2=self.b2)}, taken)
 
 
-def takes(names: tuple[str | None, ...]) -> bool:
+def takes(axes: Axes) -> bool:
     """Tell whether a parameter is a matrix of a block that reads or writes the residual stream."""
-    return names[0] == "layers" and "embed" in names and is_matrix(names)
+    return axes.in_stack and axes.kind is Kind.MATRIX and "embed" in axes.names
 
 
-def _orthogonalise(names: dict) -> optax.GradientTransformation:
+def _orthogonalise(axes: dict) -> optax.GradientTransformation:
     """Return the transformation that orthogonalises the matrices of one layer."""
 
-    def one(axes: tuple, x: Array) -> Array:
-        if not takes(axes):
+    def one(own: Axes, x: Array) -> Array:
+        if not takes(own):
             return x  # a mask: it is Adam's
-        shape = matrix_shape(axes, x.shape)
+        shape = matrix_shape(own, x.shape)
         return ADAMW_RMS * max(shape) ** 0.5 * newton_schulz(x.reshape(shape)).reshape(x.shape)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(one, names, updates, is_leaf=is_names))
+    return optax.stateless(lambda updates, _: jax.tree.map(one, axes, updates))
 
 
 def newton_schulz(x: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:

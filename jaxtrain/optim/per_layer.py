@@ -10,20 +10,16 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxtrain.optim.matrix import is_names
-
 Path = tuple
 
 
-def per_layer(tx: optax.GradientTransformation, names: dict) -> optax.GradientTransformation:
+def per_layer(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTransformation:
     """Return `tx`, which sees the layers of a stack one by one, and parameters outside of stacks as they are.
 
     Its state has the structure that `tx` gives it: what belongs to a parameter of a stack is stacked as well, found by
     its path, which ends in the parameter's; counters stay one number. `tx` treats each parameter apart from the others.
     """
-    stacked = {
-        path for path, axes in jax.tree_util.tree_leaves_with_path(names, is_leaf=is_names) if axes[0] == "layers"
-    }
+    stacked = {path for path, own in jax.tree_util.tree_leaves_with_path(axes) if own.in_stack}
 
     def lengths(params: dict) -> dict[Path, int]:
         """Return the layers of every stack; None for what is in no stack."""
@@ -57,12 +53,12 @@ def _over_layers(function: Callable, layers: dict[Path, int | None], arguments: 
     `like` has the paths of the result.
     """
 
-    def axes(tree, length: int):
+    def mapped(tree, length: int):
         return jax.tree_util.tree_map_with_path(lambda path, _: 0 if _owner(path, layers) == length else None, tree)
 
     for length in sorted(set(layers.values()) - {None}):
-        into = tuple(axes(argument, length) for argument in arguments)
-        function = jax.vmap(function, in_axes=into, out_axes=axes(like, length), axis_size=length)
+        into = tuple(mapped(argument, length) for argument in arguments)
+        function = jax.vmap(function, in_axes=into, out_axes=mapped(like, length), axis_size=length)
     return function(*arguments)
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import optax
 
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.matrix import matrices
+from jaxtrain.optim.matrix import decays
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
@@ -34,10 +34,10 @@ class ScheduleFree(Optimizer):
         check_positive(self, "b1", "epsilon")  # the average is found by dividing by b1
         check_not_negative(self, "weight_decay")
 
-    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+    def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         base = optax.chain(  # AdamW without its first moment, for which the interpolation stands
             optax.scale_by_rms(decay=self.b2, eps=self.epsilon, eps_in_sqrt=False, bias_correction=True),
-            optax.add_decayed_weights(self.weight_decay, mask=matrices(names)),
+            optax.add_decayed_weights(self.weight_decay, mask=decays(axes)),
             optax.scale_by_learning_rate(rate),
         )
         # optax counts from 1 here and from 0 in the base, and would weight an iterate by the rate of the next update.

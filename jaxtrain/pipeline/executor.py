@@ -40,8 +40,8 @@ class Parts(NamedTuple):
     embed: Callable  # (outer, data) -> x
     layer: Callable  # (gathered weights of a repeat, (data, its index), x) -> x
     head: Callable  # (outer, data, x) -> (loss, sums)
-    outer_names: dict
-    layer_names: dict
+    outer_axes: dict
+    layer_axes: dict
     compute_dtype: str
 
 
@@ -101,7 +101,7 @@ class _Loop:
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
         self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)
-        moved = narrow(blocks, parts.layer_names, parts.compute_dtype) if stacking.moves else blocks
+        moved = narrow(blocks, parts.layer_axes, parts.compute_dtype) if stacking.moves else blocks
         self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
         tables = (program.forward, program.from_head, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
@@ -109,13 +109,13 @@ class _Loop:
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
         layer, *self.shapes = self._take_apart()
         longest = stacking.wanted.shape[2]
-        self.stage = Stage(program, keep, layer, self._gather, parts.layer_names, longest=longest, poison=poison)
+        self.stage = Stage(program, keep, layer, self._gather, parts.layer_axes, longest=longest, poison=poison)
 
     def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
         """One layer's weights, whole along the axes over which they are stored in shards."""
         # The barrier keeps the gather from choosing a layout for the whole stack, which would be copied into it.
         weights = jax.tree.map(jax.lax.optimization_barrier, at(chunks.weights, held, layer))
-        return gather(weights, self.parts.layer_names, self.parts.compute_dtype)
+        return gather(weights, self.parts.layer_axes, self.parts.compute_dtype)
 
     def _take_apart(self) -> tuple[Layer, Tree, Tree]:
         """Trace the layer where it will run; also return the shapes of what it keeps and defers on one stage."""
@@ -149,7 +149,7 @@ class _Loop:
         return gradients
 
     def _lay_out(self, outer: Tree) -> Tree:
-        return lay_out(outer, self.parts.outer_names)
+        return lay_out(outer, self.parts.outer_axes)
 
     # -- one tick -----------------------------------------------------------------------------------------------
 

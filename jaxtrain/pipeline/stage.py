@@ -81,13 +81,13 @@ class Stage:
         keep: Keep,
         layer: Layer,
         gather: Callable,
-        names: dict,
+        axes: dict,
         *,
         longest: int,
         poison: bool,
     ):
         self.program, self.keep, self.layer, self.longest, self.poison = program, keep, layer, longest, poison
-        self.gather, self.names = gather, names
+        self.gather, self.axes = gather, axes
 
     def _row(self, slot: jax.Array, layer: jax.Array) -> jax.Array:
         """Return where a slot has a layer."""
@@ -223,7 +223,7 @@ class Stage:
         )
 
     def _add(self, sums: Tree, dweights: Tree, row: jax.Array) -> Tree:
-        dweights = scatter_gradients(dweights, self.names)
+        dweights = scatter_gradients(dweights, self.axes)
         return jax.tree.map(lambda s, g: put(s, s[row] + g.astype(s.dtype), row), sums, dweights)
 
     def _clear(self, buffers: Buffers, **slots) -> Buffers:

@@ -30,12 +30,12 @@ def trace_step(
 
     `total_steps` are those of the run, which the optimizer's schedule spans; by default the run is this phase alone.
     """
-    graph, _, names = abstract_model(model)
+    graph, _, axes = abstract_model(model)
     steps = total_steps or phase.steps
     rate = learning_rate(Span(0, phase, 0, phase.steps), optimizer.learning_rate, total_steps=steps)
-    tx = transformation(optimizer, rate, names, clip_norm=clip_norm)
+    tx = transformation(optimizer, rate, axes, clip_norm=clip_norm)
     step = make_train_step(graph, objective, gradients, tx, rate, dropout=model.dropout > 0)
-    state = abstract_state(model, tx, names, mesh)
+    state = abstract_state(model, tx, axes, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         return jax.jit(step, donate_argnums=0).trace(state, abstract_batch(phase, mesh), key)

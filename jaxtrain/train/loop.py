@@ -82,7 +82,7 @@ class Trainer:
 
     def __post_init__(self):
         self.step, self.total_steps = 0, total_steps(self.phases)
-        self.graph, _, self.names = abstract_model(self.model)
+        self.graph, _, self.axes = abstract_model(self.model)
         self._key = jax.random.key(self.seed)
         self._dropout_key = jax.random.fold_in(self._key, 1)
         self._evaluate = make_evaluation_step(self.graph, self.objective)
@@ -174,8 +174,8 @@ class Trainer:
         elif feed.is_new:
             self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
-        tx = transformation(self.optimizer, rate, self.names, clip_norm=self.clip_norm)
-        target = abstract_state(self.model, tx, self.names, mesh)
+        tx = transformation(self.optimizer, rate, self.axes, clip_norm=self.clip_norm)
+        target = abstract_state(self.model, tx, self.axes, mesh)
         step = make_train_step(self.graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
         # Without a layout of its own the compiler might return the state in another one than a checkpoint restores.
         layout = (_layout(target), NamedSharding(mesh, P()))
@@ -197,7 +197,7 @@ class Trainer:
         if state is not None:
             state = jax.device_put(state, _layout(target))
         elif start is None:
-            state = create_state(self.model, self._work.tx, self.names, self._work.mesh, self._key)
+            state = create_state(self.model, self._work.tx, self.axes, self._work.mesh, self._key)
         elif checkpoints.has_progress(start):
             state = checkpoints.restore_state(start, target)
         else:  # parameters alone, such as imported ones

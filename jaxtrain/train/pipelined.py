@@ -95,7 +95,7 @@ class _Headed(NamedTuple):
 def parts(loss: Loss, params: ParamTree) -> Parts:
     """Return the decoder of a loss in the parts that the executor runs."""
     model = nnx.merge(loss.graph, params)
-    config, names, pattern = model.config, model.names(), model.pattern()
+    config, pattern = model.config, model.pattern()
 
     def with_outer(outer):
         return nnx.merge(loss.graph, {**params, **outer})
@@ -120,7 +120,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
         embed=embed,
         layer=layer,
         head=head,
-        outer_names={name: leaf for name, leaf in names.items() if name != "blocks"},
-        layer_names=model.layer_names(),
+        outer_axes={name: leaf for name, leaf in model.axes().items() if name != "blocks"},
+        layer_axes=model.layer_axes(),
         compute_dtype=config.compute_dtype,
     )

@@ -40,14 +40,14 @@ def state_from_params(params: ParamTree, tx: optax.GradientTransformation) -> Tr
     return TrainState(params, tx.init(params), *counters)
 
 
-def state_shardings(state: TrainState, names: dict, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, axes: dict, mesh: Mesh) -> TrainState:
     """Return where every leaf of a state lies: moments as the parameter they belong to, all else on every device.
 
     A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small. One key
     further are the parts of a quantized moment: codes, and scales, which have as many axes in fewer, equal pieces and
     are split alike where the mesh divides them.
     """
-    params = shardings(names, state.params, mesh)
+    params = shardings(axes, state.params, mesh)
     whole = NamedSharding(mesh, P())
     shapes = jax.tree_util.tree_leaves_with_path(state.params)
     known = {
@@ -71,17 +71,17 @@ def _creator(config: DecoderConfig, tx: optax.GradientTransformation):
     return lambda key: state_from_params(initial_params(config, key), tx)
 
 
-def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, names: dict, mesh: Mesh) -> TrainState:
+def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes: dict, mesh: Mesh) -> TrainState:
     """Return the shapes and the layout of a state, computing nothing."""
     state = jax.eval_shape(_creator(config, tx), jax.random.key(0))
-    layout = state_shardings(state, names, mesh)
+    layout = state_shardings(state, axes, mesh)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
 
 
 def create_state(
-    config: DecoderConfig, tx: optax.GradientTransformation, names: dict, mesh: Mesh, key: Key[Array, ""]
+    config: DecoderConfig, tx: optax.GradientTransformation, axes: dict, mesh: Mesh, key: Key[Array, ""]
 ) -> TrainState:
     """Initialise a state, each shard on its own device; the values do not depend on the mesh."""
-    layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, names, mesh))
+    layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, axes, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(_creator(config, tx), out_shardings=layout)(key)

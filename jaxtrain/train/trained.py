@@ -37,9 +37,9 @@ def trained_params(
         averages = {hook.name: hook for hook in hooks if hook.order == AVERAGING}
         if weights is not None and weights not in averages:
             raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
-        _, _, names = abstract_model(model)
-        tx = transformation(optimizer, optax.constant_schedule(0.0), names, clip_norm=None)  # for its shapes alone
-        target = abstract_state(model, tx, names, mesh)
+        _, _, axes = abstract_model(model)
+        tx = transformation(optimizer, optax.constant_schedule(0.0), axes, clip_norm=None)  # for its shapes alone
+        target = abstract_state(model, tx, axes, mesh)
         trained = checkpoints.has_progress(step)
         if weights is None and not (trained and optimizer.averages):
             return step, checkpoints.restore_params(step, target.params)

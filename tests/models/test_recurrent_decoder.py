@@ -22,7 +22,6 @@ from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.matrix import is_matrix
 from jaxtrain.optim.muon import takes
 from jaxtrain.train.feed import Layout
 
@@ -71,9 +70,9 @@ def test_generation_with_carried_states_is_generation_without(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_parameters_are_counted_and_named_and_told_apart(name):
     config = DECODERS[name]
-    _, shapes, names = abstract_model(config)
+    _, shapes, axes = abstract_model(config)
     assert size_of(shapes) == config.parameter_count
-    jax.tree.map(lambda n, s: _check_names(n, s.shape), names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    jax.tree.map(lambda own, leaf: _check_names(own.names, leaf.shape), axes, shapes)
 
 
 def _check_names(names: tuple, shape: tuple) -> None:
@@ -84,8 +83,8 @@ def _check_names(names: tuple, shape: tuple) -> None:
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
     _, _, names = abstract_model(_decoder(STEPPED, GATED))
     step, channel = (names["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
-    assert [is_matrix(step[name]) for name in ("weight", "bias", "log_rate")] == [True, False, False]
-    assert [is_matrix(channel[name]) for name in ("down", "up", "bias")] == [True, True, False]
+    assert [step[name].decays for name in ("weight", "bias", "log_rate")] == [True, False, False]
+    assert [channel[name].decays for name in ("down", "up", "bias")] == [True, True, False]
 
 
 @pytest.mark.parametrize("mixer", [GATED, STEPPED], ids=["channel", "step"])

@@ -45,8 +45,8 @@ def test_layers_of_a_stack_start_different(llama3):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_axis_of_every_parameter_has_a_name(name):
-    _, shapes, names = abstract_model(PRESETS[name])
-    jax.tree.map(lambda n, s: _check_names(n, s.shape), names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    _, shapes, axes = abstract_model(PRESETS[name])
+    jax.tree.map(lambda own, leaf: _check_names(own.names, leaf.shape), axes, shapes)
 
 
 def _check_names(names: tuple, shape: tuple) -> None:

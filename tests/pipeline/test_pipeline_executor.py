@@ -14,7 +14,7 @@ import optax
 import pytest
 from pipeline_cases import CASES, program_of, table_of
 from pipelined_decoder import largest_difference, pipelined, unpipelined
-from tiny import random_params, variant
+from tiny import matrix, random_params, variant
 from tolerances import EXACT, SAME_GRADIENT, assert_close
 
 from jaxtrain.mesh import MeshConfig
@@ -138,7 +138,12 @@ def _toy_parts() -> Parts:
         return loss, loss
 
     return Parts(
-        embed, layer, head, outer_names=(None, None, "width"), layer_names=(None, None), compute_dtype="float32"
+        embed,
+        layer,
+        head,
+        outer_axes=matrix(None, None, "width"),
+        layer_axes=matrix(None, None),
+        compute_dtype="float32",
     )
 
 

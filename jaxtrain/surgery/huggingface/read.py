@@ -49,12 +49,12 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     config, leaves = open_folder(folder)
     if mesh is None:
         return config, jax.tree.map(lambda leaf: jax.device_put(leaf.read()).block_until_ready(), leaves)
-    _, _, names = abstract_model(config)
+    _, _, axes = abstract_model(config)
 
     def place(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, leaf.read, dtype=leaf.dtype).block_until_ready()
 
-    return config, jax.tree.map(place, leaves, shardings(names, leaves, mesh))
+    return config, jax.tree.map(place, leaves, shardings(axes, leaves, mesh))
 
 
 def _named_as_expected(stored: dict[str, Stored], family: Family, config: DecoderConfig) -> dict[str, Stored]:
