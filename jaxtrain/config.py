@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh
 from jaxtrain.data import DataConfig
 from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undivided
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.objectives.base import Objective
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
@@ -34,7 +35,7 @@ class TrainConfig:
     data: DataConfig
     optimizer: Optimizer
     phases: tuple[Phase, ...]
-    objective: NextToken = NextToken()
+    objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()
     hooks: tuple[Hook, ...] = ()
     gradients: Accumulate | Pipelined = Accumulate()

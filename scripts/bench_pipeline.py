@@ -138,15 +138,15 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
 
     model = decoder(layers)
     mesh = MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])
-    graph, _, names = abstract_model(model)
+    graph, _, axes = abstract_model(model)
     optimizer = AdamW(learning_rate=Constant(peak=3e-4))
     rate = optimizer.learning_rate.build(1)
-    tx = transformation(optimizer, rate, names, clip_norm=None)
+    tx = transformation(optimizer, rate, axes, clip_norm=None)
     rows = np.random.default_rng(1).integers(0, VOCABULARY, (count * ROWS, LENGTH + 1), dtype=np.int32)
     ones = np.ones((count * ROWS, LENGTH), np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ones.shape)
     batch = Batch(rows[:, :-1], rows[:, 1:], ones.astype(np.float32), ones, positions)
-    state = create_state(model, tx, names, mesh, jax.random.key(0))
+    state = create_state(model, tx, axes, mesh, jax.random.key(0))
     step = jax.jit(make_train_step(graph, NextToken(), strategy, tx, rate, dropout=False))
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

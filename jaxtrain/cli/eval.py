@@ -19,17 +19,17 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     config, phase = finished.config, finished.config.phases[-1]
     graph, _, _ = abstract_model(config.model)
-    sums = evaluate(
+    loss, tokens = evaluate(
         make_evaluation_step(graph, config.objective),
+        config.objective,
         finished.params,
         validation_rows(phase.data or config.data, sequence_length=phase.sequence_length),
         batch_size=phase.batch_size,
         batches=arguments.batches,
         mesh=finished.mesh,
     )
-    loss = sums.metrics["nll"] / sums.weight
     print(
         f"step {finished.step}: validation loss {loss:.4f} nats a token, perplexity {perplexity(loss):.2f}, "
-        f"over {sums.weight:,.0f} tokens"
+        f"over {tokens:,.0f} tokens"
     )
     return 0

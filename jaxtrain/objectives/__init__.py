@@ -1,1 +1,1 @@
-"""What is minimised. An objective is `(model, batch, keys) -> Sums`; means are taken once, by the train step."""
+"""What is minimised: objectives, each a sum of means over what the data say counts."""

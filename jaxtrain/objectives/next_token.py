@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxtrain.models.decoder import Decoder
-from jaxtrain.objectives.sums import Sums
+from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.shapes import Batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NextToken:
-    """sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), float32, in nats."""
+class NextToken(Objective):
+    """The mean over loss tokens of -log p(target) + z_loss * log(Z)^2, float32, in nats."""
 
     z_loss: float = 0.0
 
@@ -20,8 +20,13 @@ class NextToken:
         if self.z_loss < 0:
             raise ValueError(f"z_loss={self.z_loss}: must not be negative")
 
-    def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Sums:
+    def weights(self, batch: Batch) -> Sums:
+        return dict.fromkeys(("nll", "z_loss"), jnp.sum(batch.weights))
+
+    def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Terms:
         nll_BL, log_z_BL = model.cross_entropy(batch, keys)
         nll = jnp.sum(nll_BL * batch.weights)
-        z = jnp.sum(jnp.square(log_z_BL) * batch.weights)
-        return Sums(nll + self.z_loss * z, jnp.sum(batch.weights), {"nll": nll})
+        if not self.z_loss:
+            return Terms({"nll": nll}, {})
+        z_loss = self.z_loss * jnp.sum(jnp.square(log_z_BL) * batch.weights)
+        return Terms({"nll": nll, "z_loss": z_loss}, {})

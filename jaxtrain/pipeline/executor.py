@@ -39,7 +39,7 @@ class Parts(NamedTuple):
 
     embed: Callable  # (outer, data) -> x
     layer: Callable  # (gathered weights of a repeat, (data, its index), x) -> x
-    head: Callable  # (outer, data, x) -> (loss, sums)
+    head: Callable  # (outer, data, x) -> (contribution to the loss, what is summed over microbatches)
     outer_axes: dict
     layer_axes: dict
     compute_dtype: str
@@ -76,7 +76,7 @@ class Carry(NamedTuple):
 def value_and_grad(
     parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep, poison: bool = False
 ) -> tuple[Tree, Tree, Tree]:
-    """Return the sums of the head over all microbatches, and the gradients of their loss to `outer` and `blocks`.
+    """Return the sums of the head over all microbatches, and the gradients of the loss to `outer` and `blocks`.
 
     The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
     nothing are NaN, before they are written and after they were read for the last time.

@@ -6,10 +6,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.mesh import activation_spec
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.objectives.base import Objective
 from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.planning.topology import compile_absent
 from jaxtrain.shapes import Batch
-from jaxtrain.train.gradients import Objective, Strategy
+from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate
 from jaxtrain.train.state import abstract_state
 from jaxtrain.train.step import make_train_step

@@ -4,13 +4,14 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from jaxtrain.data import DataConfig, Rows, batches_of, open_rows
 from jaxtrain.data.store import TokenStore
-from jaxtrain.objectives.sums import Sums
+from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.feed import Layout
 
@@ -27,18 +28,28 @@ def perplexity(nats: float) -> float:
     return math.inf if nats > math.log(sys.float_info.max) else math.exp(nats)
 
 
+class Evaluation(NamedTuple):
+    """The mean of the term that an objective is evaluated by, in nats a token, and over how much."""
+
+    loss: float
+    weight: float
+
+
 def evaluate(
-    step: Callable[[ParamTree, Batch], Sums],
+    step: Callable[[ParamTree, Batch], tuple[Terms, Sums]],
+    objective: Objective,
     params: ParamTree,
     rows: Rows,
     *,
     batch_size: int,
     batches: int | None,
     mesh: Mesh,
-) -> Sums:
-    """Return the sums, as floats, over the first `batches` batches of `validation_rows`, or over all of them."""
+) -> Evaluation:
+    """Evaluate over the first `batches` batches of `validation_rows`, or over all of them."""
     layout = Layout(batch_size, rows.sequence_length, mesh)
     iterator = batches_of(rows, batch_size=batch_size, rows=layout.rows)
     with jax.set_mesh(mesh):
         parts = [step(params, layout.globalise(batch)) for batch in itertools.islice(iterator, batches)]
-    return jax.tree.map(lambda *values: sum(map(float, values)), *parts)
+    terms, weights = jax.tree.map(lambda *values: sum(map(float, values)), *parts)
+    weight = weights[objective.evaluated]
+    return Evaluation((terms.minimised | terms.reported)[objective.evaluated] / weight, weight)

@@ -1,8 +1,8 @@
 """Gradient strategies: how the loss and gradient of one global batch are computed.
 
-A strategy is `value_and_grad`-shaped: `(loss, params, batch, keys) -> (Sums, gradient of the loss sum)`. Sums are
-divided once, by the weight of the whole batch, so the result does not depend on how the batch was cut. The loss is a
-function of the parameters; a strategy that has to take the model apart finds its graph and the objective in it.
+A strategy is `value_and_grad`-shaped: `(loss, params, batch, keys) -> ((loss, Terms), gradient)`. The loss of a part of
+the batch is divided by the weights of the whole batch, so the contributions of parts add up to the mean, however the
+batch was cut. The loss is a function of the parameters; a strategy that takes the model apart finds its graph in it.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
-from jaxtrain.objectives.sums import Sums
+from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ParamTree
 
-Objective = Callable[[Decoder, Batch, Key[Array, " B"] | None], Sums]
+Value = tuple[Float[Array, ""], Terms]
 
 
 class Loss(NamedTuple):
-    """An objective of a model, as a function of the model's parameters."""
+    """The mean of an objective as a function of parameters; `weights` are what the whole batch is divided by."""
 
     graph: nnx.GraphDef
     objective: Objective
+    weights: Sums
 
-    def __call__(self, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None) -> Sums:
-        return self.objective(nnx.merge(self.graph, params), batch, keys)
+    def __call__(self, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None) -> Value:
+        """Return what the rows of a batch contribute to the loss, and the sums of its terms."""
+        return self.of_model(nnx.merge(self.graph, params), batch, keys)
+
+    def of_model(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Value:
+        terms = self.objective(model, batch, keys)
+        return sum(means(terms.minimised, self.weights).values()), terms
 
 
-Strategy = Callable[[Loss, ParamTree, Batch, Key[Array, " B"] | None], tuple[Sums, ParamTree]]
+Strategy = Callable[[Loss, ParamTree, Batch, Key[Array, " B"] | None], tuple[Value, ParamTree]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,24 +53,17 @@ class Accumulate:
 
     def __call__(
         self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
-    ) -> tuple[Sums, ParamTree]:
-        def loss_and_sums(params, batch, keys):
-            sums = loss(params, batch, keys)
-            return sums.loss, sums
-
-        def value_and_grad(part):
-            gradient, sums = jax.grad(loss_and_sums, has_aux=True)(params, *part)
-            return sums, gradient
-
+    ) -> tuple[Value, ParamTree]:
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if self.microbatches == 1:
-            return value_and_grad((batch, keys))
+            return value_and_grad(params, batch, keys)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, value_and_grad(part)), None
+            return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
         parts = deal_out((batch, keys), self.microbatches)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, first))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, *first))
         return jax.lax.scan(add, zeros, parts)[0]
 
 

@@ -14,14 +14,14 @@ from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.objectives.sums import Sums
+from jaxtrain.objectives.base import Objective
 from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
-from jaxtrain.train.evaluation import evaluate, validation_rows
+from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.gradients import Objective, Strategy
+from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
@@ -218,11 +218,12 @@ class Trainer:
     def is_last(self) -> bool:
         return self.step == self.total_steps
 
-    def evaluate(self, params: ParamTree, *, batches: int) -> Sums:
+    def evaluate(self, params: ParamTree, *, batches: int) -> Evaluation:
         phase = self._work.span.phase
         self._recorder.interrupted()
         return evaluate(
             self._evaluate,
+            self.objective,
             params,
             self._work.validation(),
             batch_size=phase.batch_size,

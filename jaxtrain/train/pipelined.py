@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Key
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
 from jaxtrain.nn.cross_entropy import CrossEntropy
 from jaxtrain.nn.remat import FullRemat
-from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import Parts, value_and_grad
 from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
@@ -20,7 +19,7 @@ from jaxtrain.pipeline.stages import stages_of_mesh
 from jaxtrain.pipeline.table import Table
 from jaxtrain.planning.stage_costs import layer_costs
 from jaxtrain.shapes import Batch, ParamTree
-from jaxtrain.train.gradients import Loss, deal_out
+from jaxtrain.train.gradients import Loss, Value, deal_out
 
 
 class Plan(NamedTuple):
@@ -68,15 +67,15 @@ class Pipelined:
 
     def __call__(
         self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
-    ) -> tuple[Sums, ParamTree]:
+    ) -> tuple[Value, ParamTree]:
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
         model = nnx.merge(loss.graph, params)
         program = lower(*self.plan(stages_of_mesh(), model.config, batch.tokens.shape[1]))
         data = deal_out((batch, keys), self.microbatches)
-        sums, douter, dblocks = value_and_grad(
+        value, douter, dblocks = value_and_grad(
             parts(loss, params), program, outer, params["blocks"], data, keep=self.keep
         )
-        return sums, {**douter, "blocks": dblocks}
+        return value, {**douter, "blocks": dblocks}
 
 
 class _Headed(NamedTuple):
@@ -113,8 +112,8 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
 
     def head(outer, data, hidden):
         batch, keys = data
-        sums = loss.objective(_Headed(with_outer(outer), hidden), batch, keys)
-        return sums.loss, sums
+        value = loss.of_model(_Headed(with_outer(outer), hidden), batch, keys)
+        return value[0], value
 
     return Parts(
         embed=embed,

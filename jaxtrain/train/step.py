@@ -8,9 +8,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxtrain.objectives.sums import Sums
+from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch
-from jaxtrain.train.gradients import Loss, Objective, Strategy
+from jaxtrain.train.gradients import Loss, Strategy
 from jaxtrain.train.state import TrainState
 
 Metrics = dict[str, Array]
@@ -35,14 +35,11 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
     """
 
-    loss_of = Loss(graph, objective)
-
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         keys = example_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0]) if dropout else None
-        sums, gradient = gradients(loss_of, state.params, batch, keys)
-        weight = jnp.maximum(sums.weight, 1.0)
-        gradient = jax.tree.map(lambda g: g / weight, gradient)
-        loss, norm = sums.loss / weight, optax.tree.norm(gradient)
+        weights = objective.weights(batch)
+        (loss, terms), gradient = gradients(Loss(graph, objective, weights), state.params, batch, keys)
+        norm = optax.tree.norm(gradient)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old_params, old_state = _behind(gradient, (state.params, state.opt_state))
@@ -53,10 +50,10 @@ def make_train_step(
         )
         metrics = {
             "loss": loss,
-            **{name: value / weight for name, value in sums.metrics.items()},
+            **means(terms.minimised | terms.reported, weights),
             "gradient_norm": norm,
             "learning_rate": learning_rate(state.updates),
-            "weight": sums.weight,
+            "weight": weights[objective.evaluated],
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
         skipped = state.skipped + jnp.where(finite, 0, 1)
@@ -74,10 +71,10 @@ def _behind(first, then):
     return jax.lax.optimization_barrier((first, then))[1]
 
 
-def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[dict, Batch], Sums]:
-    """Return the jitted `(params, batch) -> Sums` of an evaluation: no dropout."""
+def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[dict, Batch], tuple[Terms, Sums]]:
+    """Return the jitted `(params, batch) -> (terms, weights)` of an evaluation, sums both: no dropout."""
 
     def evaluate(params, batch):
-        return Loss(graph, objective)(params, batch, None)
+        return objective(nnx.merge(graph, params), batch, None), objective.weights(batch)
 
     return jax.jit(evaluate)

@@ -134,8 +134,8 @@ def _loss(config: DecoderConfig):
 
 def test_scan_on_and_off_have_the_same_parameters_loss_and_gradient():
     on, off = variant(scan=True), variant(scan=False)
-    (_, shapes_on, names_on), (_, shapes_off, names_off) = abstract_model(on), abstract_model(off)
-    assert shapes_on == shapes_off and names_on == names_off
+    (_, shapes_on, axes_on), (_, shapes_off, axes_off) = abstract_model(on), abstract_model(off)
+    assert shapes_on == shapes_off and axes_on == axes_off
     params = random_params(on)
     results = [jax.jit(jax.value_and_grad(_loss(config)))(params) for config in (on, off)]
     assert_close(*results, SAME_GRADIENT)

@@ -11,6 +11,7 @@ from jaxpr_flops import matmul_flops
 from tiny import packed_batch, random_params, size_of, training_batch
 from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close
 
+from jaxtrain.axes import Axes
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
@@ -24,6 +25,7 @@ from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.muon import takes
 from jaxtrain.train.feed import Layout
+from jaxtrain.train.gradients import Loss
 
 # With a norm's usual epsilon one rounding of the weights moves gradients by 1e-4, for some outputs are near zero.
 NORM = RMSNormConfig(epsilon=1.0)
@@ -72,17 +74,18 @@ def test_parameters_are_counted_and_named_and_told_apart(name):
     config = DECODERS[name]
     _, shapes, axes = abstract_model(config)
     assert size_of(shapes) == config.parameter_count
-    jax.tree.map(lambda own, leaf: _check_names(own.names, leaf.shape), axes, shapes)
+    jax.tree.map(lambda own, leaf: _check_axes(own, leaf.shape), axes, shapes)
 
 
-def _check_names(names: tuple, shape: tuple) -> None:
+def _check_axes(axes: Axes, shape: tuple) -> None:
+    names = axes.names
     assert len(names) == len(shape) and all(names)
-    assert takes(names) == (names[0] == "layers" and "embed" in names)
+    assert takes(axes) == (names[0] == "layers" and "embed" in names)
 
 
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
-    _, _, names = abstract_model(_decoder(STEPPED, GATED))
-    step, channel = (names["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
+    _, _, axes = abstract_model(_decoder(STEPPED, GATED))
+    step, channel = (axes["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
     assert [step[name].decays for name in ("weight", "bias", "log_rate")] == [True, False, False]
     assert [channel[name].decays for name in ("down", "up", "bias")] == [True, True, False]
 
@@ -118,14 +121,13 @@ MESHES = {
 
 def _loss_and_gradient(mesh_config: MeshConfig, devices, model: DecoderConfig) -> tuple[jax.Array, dict]:
     mesh = mesh_config.build(devices)
-    graph, shapes, names = abstract_model(model)
-    params = jax.tree.map(jax.device_put, random_params(model), shardings(names, shapes, mesh))
+    graph, shapes, axes = abstract_model(model)
+    params = jax.tree.map(jax.device_put, random_params(model), shardings(axes, shapes, mesh))
     layout, batch = Layout(8, 32, mesh), training_batch(8, 32, vocab_size=64)
     batch = layout.globalise(jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch))
 
     def loss(params, batch):
-        sums = NextToken()(nnx.merge(graph, params), batch, None)
-        return sums.loss / sums.weight
+        return Loss(graph, NextToken(), NextToken().weights(batch))(params, batch, None)[0]
 
     with jax.set_mesh(mesh):
         return jax.jit(jax.value_and_grad(loss))(params, batch)

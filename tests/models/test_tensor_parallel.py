@@ -41,15 +41,15 @@ CONFIG = DecoderConfig(
 def _collectives(remat) -> Collectives:
     """Compile loss and gradient with all four chips along `tensor`."""
     mesh = MeshConfig(fsdp=1, tensor=4).build(devices_of("v5e:2x2"))
-    graph, shapes, names = abstract_model(dataclasses.replace(CONFIG, remat=remat))
-    layout = shardings(names, shapes, mesh)
+    graph, shapes, axes = abstract_model(dataclasses.replace(CONFIG, remat=remat))
+    layout = shardings(axes, shapes, mesh)
     rows = NamedSharding(mesh, activation_spec(("batch", "length"), (ROWS, LENGTH), mesh))
     integers = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=rows)
     weights = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32, sharding=rows)
     params = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, layout)
 
     def loss(params, batch):
-        return NextToken()(nnx.merge(graph, params), batch, None).loss
+        return NextToken()(nnx.merge(graph, params), batch, None).minimised["nll"]
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.grad(loss), out_shardings=layout)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import training_batch
 
+from jaxtrain.objectives.base import means
 from jaxtrain.objectives.next_token import NextToken
 
 ROWS, LENGTH, VOCAB = 3, 7, 11
@@ -34,18 +35,19 @@ class _Model(NamedTuple):
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.25])
-def test_the_loss_is_a_weighted_sum_of_cross_entropy_and_z_loss(z_loss):
+def test_the_loss_is_a_weighted_mean_of_cross_entropy_and_z_loss(z_loss):
     weights = np.random.default_rng(1).random((ROWS, LENGTH)).astype(np.float32)
-    sums = NextToken(z_loss=z_loss)(_Model(LOGITS), BATCH._replace(weights=weights), None)
-    desired = (weights * (_nll() + z_loss * _log_z() ** 2)).sum()
-    assert float(sums.loss) == pytest.approx(desired, rel=1e-5)
-    assert float(sums.metrics["nll"]) == pytest.approx((weights * _nll()).sum(), rel=1e-5)
-    assert float(sums.weight) == pytest.approx(weights.sum(), rel=1e-6)
+    objective, batch = NextToken(z_loss=z_loss), BATCH._replace(weights=weights)
+    found = means(objective(_Model(LOGITS), batch, None).minimised, objective.weights(batch))
+    desired = {"nll": weights * _nll()} | ({"z_loss": weights * z_loss * _log_z() ** 2} if z_loss else {})
+    assert found.keys() == desired.keys()
+    for name, values in desired.items():
+        assert float(found[name]) == pytest.approx(values.sum() / weights.sum(), rel=1e-5)
 
 
 def test_tokens_of_weight_zero_cost_nothing():
     def loss(logits):
-        return NextToken(z_loss=0.1)(_Model(logits), BATCH, None).loss
+        return sum(NextToken(z_loss=0.1)(_Model(logits), BATCH, None).minimised.values())
 
     unweighted = BATCH.weights == 0
     assert unweighted.any()

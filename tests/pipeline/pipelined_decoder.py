@@ -12,14 +12,13 @@ from tiny import random_params, training_batch
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.objectives.sums import Sums
 from jaxtrain.pipeline.executor import value_and_grad
 from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
-from jaxtrain.train.gradients import Accumulate, Loss, deal_out
+from jaxtrain.train.gradients import Accumulate, Loss, Value, deal_out
 from jaxtrain.train.pipelined import Pipelined, parts
 from jaxtrain.train.step import example_keys
 
@@ -28,7 +27,7 @@ EVERYTHING = LayerValues()
 
 
 class Found(NamedTuple):
-    sums: Sums
+    value: Value
     gradient: ParamTree
 
 
@@ -43,7 +42,8 @@ def task(config: DecoderConfig, rows: int) -> Task:
     params = jax.tree.map(jnp.asarray, random_params(config))
     keys = example_keys(jax.random.key(3), rows) if config.dropout else None
     batch = training_batch(rows, LENGTH, vocab_size=config.vocab_size)
-    return Task(Loss(abstract_model(config)[0], NextToken(z_loss=1e-3)), params, batch, keys)
+    objective = NextToken(z_loss=1e-3)
+    return Task(Loss(abstract_model(config)[0], objective, objective.weights(batch)), params, batch, keys)
 
 
 @functools.cache
@@ -71,8 +71,8 @@ def pipelined(
         outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
         data = deal_out((batch, keys), microbatches)
         model = parts(loss, params), program, outer, params["blocks"]
-        sums, *gradients = value_and_grad(*model, data, keep=keep, poison=True)
-        return Found(sums, {**gradients[0], "blocks": gradients[1]})
+        value, *gradients = value_and_grad(*model, data, keep=keep, poison=True)
+        return Found(value, {**gradients[0], "blocks": gradients[1]})
 
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]
     with jax.set_mesh(mesh.build(devices)):
@@ -80,7 +80,7 @@ def pipelined(
 
 
 def largest_difference(found: Found, desired: Found) -> float:
-    """Return how far loss and gradient of the mean are apart at most; NaN where something is."""
-    weight = np.asarray(desired.sums.weight)
-    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(desired), strict=True)
-    return float(np.max([np.max(np.abs(np.asarray(a) - np.asarray(b))) / weight for a, b in leaves]))
+    """Return how far losses and gradients are apart at most; NaN where something is."""
+    both = ((each.value[0], each.gradient) for each in (found, desired))
+    leaves = zip(*map(jax.tree.leaves, both), strict=True)
+    return float(np.max([np.max(np.abs(np.asarray(a) - np.asarray(b))) for a, b in leaves]))

@@ -197,10 +197,10 @@ def test_every_stage_gets_the_layers_of_its_chunks_and_gradients_find_the_way_ba
 def test_a_checkpoint_restores_on_another_number_of_stages_and_on_none(repeats, tmp_path):
     """Moments as well; layers that do not divide by the stages lie whole on each, those that do on their own."""
     config, tx = variant(repeats=repeats), optax.adam(0.1)
-    _, _, names = abstract_model(config)
+    _, _, axes = abstract_model(config)
 
     def laid_out(stages: int):
-        return abstract_state(config, tx, names, MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages]))
+        return abstract_state(config, tx, axes, MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages]))
 
     desired = jax.jit(lambda params: state_from_params(params, tx))(random_params(config))
     desired = jax.tree.map(lambda x: x + jnp.ones_like(x), desired)

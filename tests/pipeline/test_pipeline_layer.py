@@ -31,7 +31,7 @@ def _layer(remat):
     """The decoder's layer, and arguments for it."""
     config = variant(dropout=0.1, remat=remat)
     params = jax.tree.map(jnp.asarray, random_params(config))
-    apply = parts(Loss(abstract_model(config)[0], NextToken()), params).layer
+    apply = parts(Loss(abstract_model(config)[0], NextToken(), {}), params).layer
     weights = jax.tree.map(lambda leaf: leaf[1], params["blocks"])
     data = (training_batch(ROWS, LENGTH, vocab_size=64), example_keys(jax.random.key(0), ROWS)), jnp.int32(1)
     return apply, weights, data, jax.random.normal(jax.random.key(1), SHAPE)

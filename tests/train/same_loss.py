@@ -28,11 +28,11 @@ TWO_PROCESSES = MeshConfig(data=2, fsdp=2, tensor=2)  # `data` goes across the p
 def losses(mesh_config: MeshConfig, *, dropout: float, gradients: Strategy = WHOLE, devices=None) -> list[float]:
     """Return the loss of every step. The same initial values are laid out over whatever mesh is asked for."""
     config, mesh = variant(dropout=dropout), mesh_config.build(devices)
-    graph, _, names = abstract_model(config)
+    graph, _, axes = abstract_model(config)
     rate = OPTIMIZER.learning_rate.build(STEPS)
-    tx = transformation(OPTIMIZER, rate, names, clip_norm=1.0)
+    tx = transformation(OPTIMIZER, rate, axes, clip_norm=1.0)
     state = state_from_params(random_params(config), tx)
-    state = jax.tree.map(_spread, state, state_shardings(state, names, mesh))
+    state = jax.tree.map(_spread, state, state_shardings(state, axes, mesh))
     layout = Layout(ROWS, LENGTH, mesh)
     step = make_train_step(graph, NextToken(z_loss=1e-3), gradients, tx, rate, dropout=dropout > 0)
     found = []

@@ -2,8 +2,8 @@
 
 from typing import ClassVar, Protocol
 
-from jaxtrain.objectives.sums import Sums
 from jaxtrain.shapes import ParamTree
+from jaxtrain.train.evaluation import Evaluation
 from jaxtrain.train.state import TrainState
 
 AVERAGING, LOOKING, SAVING = range(3)  # the order of hooks within a step: averages first, checkpoints last
@@ -15,8 +15,8 @@ class RunView(Protocol):
     step: int
     is_last: bool
 
-    def evaluate(self, params: ParamTree, *, batches: int) -> Sums:
-        """Sum the objective over the first batches of validation, or all there are; host floats."""
+    def evaluate(self, params: ParamTree, *, batches: int) -> Evaluation:
+        """Evaluate over the first batches of validation, or all there are."""
 
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""

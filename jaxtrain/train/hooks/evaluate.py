@@ -28,9 +28,8 @@ class Evaluate(StatelessHook):
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
             for name, params in run.evaluation_params(state).items():
-                sums = run.evaluate(params, batches=self.batches)
+                loss, tokens = run.evaluate(params, batches=self.batches)
                 label = f"validation_loss_{name}" if name else "validation_loss"
-                loss = sums.metrics["nll"] / sums.weight
-                run.write({label: loss, "validation_tokens": sums.weight})
-                run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {sums.weight:,.0f} tokens")
+                run.write({label: loss, "validation_tokens": tokens})
+                run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {tokens:,.0f} tokens")
         return state, own
