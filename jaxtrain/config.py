@@ -23,6 +23,7 @@ from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.program import Recipe
 
 DIMENSIONS = {"layers": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
 
@@ -165,6 +166,17 @@ class TrainConfig:
             return False
         return True
 
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            gradients=self.gradients,
+            clip_norm=self.clip_norm,
+            phases=self.phases,
+        )
+
     def trainer(
         self, folder: str | Path, *, devices: list[jax.Device] | None = None, profile_steps: int = 0
     ) -> Trainer:
@@ -177,15 +189,10 @@ class TrainConfig:
             flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={error.needed}"
             raise ValueError(f"{error}; or simulate devices on this CPU, {flag} before JAX starts") from error
         return Trainer(
-            model=self.model,
+            recipe=self.recipe,
             data=self.data,
-            objective=self.objective,
-            optimizer=self.optimizer,
-            phases=self.phases,
             mesh=self.mesh,
             hooks=self.hooks,
-            gradients=self.gradients,
-            clip_norm=self.clip_norm,
             seed=self.seed,
             max_skipped_steps=self.max_skipped_steps,
             writers=self.writers,

@@ -56,7 +56,7 @@ def main() -> int:
 
 def temporaries(schedule, microbatches: int, topology: str) -> int:
     """Compile a train step and return its temporaries."""
-    from tiny import variant
+    from tiny import program_of, variant
 
     from jaxtrain.mesh import MeshConfig
     from jaxtrain.objectives.next_token import NextToken
@@ -64,20 +64,20 @@ def temporaries(schedule, microbatches: int, topology: str) -> int:
     from jaxtrain.optim.schedules import Cosine
     from jaxtrain.planning.memory import memory
     from jaxtrain.planning.topology import devices_of
-    from jaxtrain.train.ahead import compile_step
     from jaxtrain.train.phases import Phase
     from jaxtrain.train.pipelined import Pipelined
+    from jaxtrain.train.program import Recipe
 
-    compiled = compile_step(
+    recipe = Recipe(
         model=variant(repeats=LAYERS, d_model=WIDTH, vocab_size=512, max_length=LENGTH),
         objective=NextToken(),
         optimizer=AdamW(learning_rate=Cosine(peak=1e-3, warmup_steps=1)),
         gradients=Pipelined(schedule=schedule, microbatches=microbatches),
         clip_norm=1.0,
-        phase=Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=LENGTH),
-        mesh=MeshConfig(stage=STAGES, fsdp=1, tensor=-1).build(devices_of(topology)),
+        phases=(Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=LENGTH),),
     )
-    return memory(compiled).temporaries
+    mesh = MeshConfig(stage=STAGES, fsdp=1, tensor=-1).build(devices_of(topology))
+    return memory(program_of(recipe, mesh).compile()).temporaries
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.train.program import Program, Recipe
 
 PRESETS = {
     "llama3": presets.llama3_tiny(),
@@ -83,6 +84,11 @@ def training_batch(rows: int, length: int, *, vocab_size: int, seed: int = 0) ->
     cuts = np.sort(random.integers(1, length, (rows, 2)), axis=1)
     lengths = [[int(a), int(b - a)] if b > a else [int(a)] for a, b in cuts]
     return packed_batch(lengths, length, vocab_size=vocab_size, seed=seed)
+
+
+def program_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> Program:
+    """Return the program of the first phase."""
+    return recipe.program(recipe.spans[0], mesh)
 
 
 def size_of(tree) -> int:

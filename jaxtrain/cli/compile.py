@@ -8,8 +8,6 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of, stay_on_cpu
-from jaxtrain.train.ahead import compile_step
-from jaxtrain.train.phases import total_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,22 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
     config.check_devices(len(devices))
     for remark in config.remarks(len(devices)):
         print(f"note: {remark}")
-    for index, phase in enumerate(config.phases):
+    recipe = config.recipe
+    for span in recipe.spans:
+        index, phase = span.index, span.phase
         print(
             f"compiling the train step of phases[{index}] for {len(devices)} devices of {arguments.topology}; "
             f"a 7B model takes about a minute",
             flush=True,
         )
-        compiled = compile_step(
-            model=config.model,
-            objective=config.objective,
-            optimizer=config.optimizer,
-            gradients=config.gradients,
-            clip_norm=config.clip_norm,
-            phase=phase,
-            mesh=(phase.mesh or config.mesh).build(devices),
-            total_steps=total_steps(config.phases),
-        )
+        compiled = recipe.program(span, (phase.mesh or config.mesh).build(devices)).compile()
         need = memory(compiled)
         print(f"phases[{index}] on {len(devices)} devices of {arguments.topology}, bytes a device:")
         print(f"  arguments {need.arguments:,}  temporaries {need.temporaries:,}  needed {need.needed_bytes:,}")

@@ -23,13 +23,11 @@ from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
 from jaxtrain.train import distributed
-from jaxtrain.train.ahead import trace_step
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result
-from jaxtrain.train.phases import total_steps
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
 
@@ -115,17 +113,9 @@ def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
 
 def check_steps(config: TrainConfig) -> None:
     """Trace the step of every phase: what is refused there must be so before a run gives way to this one."""
-    for phase in config.phases:
-        trace_step(
-            model=config.model,
-            objective=config.objective,
-            optimizer=config.optimizer,
-            gradients=config.gradients,
-            clip_norm=config.clip_norm,
-            phase=phase,
-            mesh=(phase.mesh or config.mesh).build(),
-            total_steps=total_steps(config.phases),
-        )
+    recipe = config.recipe
+    for span in recipe.spans:
+        recipe.program(span, (span.phase.mesh or config.mesh).build()).trace()
 
 
 def prepare_data(config: TrainConfig, console: Console) -> float | None:

@@ -6,31 +6,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxtrain.data import DataConfig, Rows
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.objectives.base import Objective
-from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
+from jaxtrain.optim.base import evaluation_params
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
-from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_steps
+from jaxtrain.train.phases import Span, remaining
 from jaxtrain.train.profiling import Profiler
+from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
-from jaxtrain.train.state import TrainState, abstract_state, create_state, state_from_params
-from jaxtrain.train.step import make_evaluation_step, make_train_step
+from jaxtrain.train.state import TrainState, create_state, state_from_params
+from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
 
 
@@ -54,25 +50,17 @@ class Work(NamedTuple):
     data: DataConfig
     feed: Feed
     validation: Callable[[], Rows]
-    mesh: Mesh
-    tx: optax.GradientTransformation
-    target: TrainState  # shapes and layout
-    train_step: Callable
+    program: Program
 
 
 @dataclasses.dataclass(kw_only=True)
 class Trainer:
     """What a run is made of; `train` runs it. Also the view of the run that its hooks have (hooks.base.RunView)."""
 
-    model: DecoderConfig
+    recipe: Recipe
     data: DataConfig
-    objective: Objective
-    optimizer: Optimizer
-    phases: tuple[Phase, ...]
     mesh: MeshConfig
     hooks: tuple[Hook, ...]
-    gradients: Strategy
-    clip_norm: float | None
     seed: int
     max_skipped_steps: int
     writers: tuple[Writer, ...]
@@ -81,11 +69,11 @@ class Trainer:
     profile_steps: int = 0
 
     def __post_init__(self):
-        self.step, self.total_steps = 0, total_steps(self.phases)
-        self.graph, _, self.axes = abstract_model(self.model)
+        self.step, self.total_steps = 0, self.recipe.total_steps
+        self.graph, _, self.axes = abstract_model(self.recipe.model)
         self._key = jax.random.key(self.seed)
         self._dropout_key = jax.random.fold_in(self._key, 1)
-        self._evaluate = make_evaluation_step(self.graph, self.objective)
+        self._evaluate = make_evaluation_step(self.graph, self.recipe.objective)
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -103,7 +91,7 @@ class Trainer:
             self._taken = {} if start is None else self._checkpoints.restore_data(start)
             self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
             with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:
-                for span in remaining(self.phases, start or 0):
+                for span in remaining(self.recipe.phases, start or 0):
                     self._work = self._set_up(span)
                     state = self._enter(state, start)
                     state = self._run_phase(state)
@@ -117,11 +105,11 @@ class Trainer:
     def _run_phase(self, state: TrainState) -> TrainState:
         """Make the steps of the phase at hand, or those until the run is asked to stop, and then save."""
         work = self._work
-        span, feed, mesh = work.span, work.feed, work.mesh
-        with jax.set_mesh(mesh):
+        span, feed = work.span, work.feed
+        with jax.set_mesh(work.program.mesh):
             while self.step < span.end and not self._stop.decided():
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    state, measured = work.train_step(state, next(feed), self._dropout_key)
+                    state, measured = work.program.step(state, next(feed), self._dropout_key)
                 self.step += 1
                 self._finish_step()  # the one before: meanwhile the devices work on this one
                 self._recorder.begin(self.step, measured)
@@ -173,35 +161,28 @@ class Trainer:
             self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
         elif feed.is_new:
             self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
-        rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
-        tx = transformation(self.optimizer, rate, self.axes, clip_norm=self.clip_norm)
-        target = abstract_state(self.model, tx, self.axes, mesh)
-        step = make_train_step(self.graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
-        # Without a layout of its own the compiler might return the state in another one than a checkpoint restores.
-        layout = (_layout(target), NamedSharding(mesh, P()))
         self._recorder.enter_phase(
             tokens_per_step=phase.tokens_per_step,
-            flops_per_token=self.model.flops_per_token(phase.sequence_length),
+            flops_per_token=self.recipe.model.flops_per_token(phase.sequence_length),
             devices=mesh.size,
         )
         length = phase.sequence_length
         # Where evaluation is asked for, and then once: of the text that the feed has opened.
         validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
-        return Work(
-            span, data, feed, validation, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout)
-        )
+        return Work(span, data, feed, validation, self.recipe.program(span, mesh))
 
     def _enter(self, state: TrainState | None, start: int | None) -> TrainState:
         """Return the state to begin a phase with: created, restored, or moved from the phase before."""
-        target, checkpoints = self._work.target, self._checkpoints
+        program, checkpoints = self._work.program, self._checkpoints
+        target = program.target
         if state is not None:
             state = jax.device_put(state, _layout(target))
         elif start is None:
-            state = create_state(self.model, self._work.tx, self.axes, self._work.mesh, self._key)
+            state = create_state(self.recipe.model, program.tx, self.axes, program.mesh, self._key)
         elif checkpoints.has_progress(start):
             state = checkpoints.restore_state(start, target)
         else:  # parameters alone, such as imported ones
-            begin = functools.partial(state_from_params, tx=self._work.tx)
+            begin = functools.partial(state_from_params, tx=program.tx)
             params = checkpoints.restore_params(start, target.params)
             state = jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(params)
         self.step = int(state.step)
@@ -223,12 +204,12 @@ class Trainer:
         self._recorder.interrupted()
         return evaluate(
             self._evaluate,
-            self.objective,
+            self.recipe.objective,
             params,
             self._work.validation(),
             batch_size=phase.batch_size,
             batches=batches,
-            mesh=self._work.mesh,
+            mesh=self._work.program.mesh,
         )
 
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
@@ -268,7 +249,7 @@ class Trainer:
         self._recorder.say(text)
 
     def evaluation_params(self, state: TrainState) -> dict[str, ParamTree]:
-        plain = evaluation_params(self.optimizer, state.opt_state, state.params)
+        plain = evaluation_params(self.recipe.optimizer, state.opt_state, state.params)
         return {"": plain} | self._hooks.averages()
 
 

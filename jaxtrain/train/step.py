@@ -14,6 +14,7 @@ from jaxtrain.train.gradients import Loss, Strategy
 from jaxtrain.train.state import TrainState
 
 Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
 def example_keys(key: Key[Array, ""], rows: int) -> Key[Array, " B"]:
@@ -29,7 +30,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     *,
     dropout: bool,
-) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """Return the step, to be jitted with the state donated.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.

@@ -4,6 +4,7 @@ import jax
 from absent import QUICKLY
 from compiled_kernels import kernels_in
 from jaxtrain_kernels.block_quant import QuantizedArray
+from tiny import program_of
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
@@ -17,10 +18,10 @@ from jaxtrain.nn.remat import FullRemat, NoRemat, RematPolicy
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.schedules import Cosine
-from jaxtrain.planning.topology import compile_absent, devices_of
-from jaxtrain.train.ahead import trace_step
+from jaxtrain.planning.topology import devices_of
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.phases import Phase
+from jaxtrain.train.program import Recipe
 
 LENGTH = 128
 RATES = Cosine(peak=3e-3, warmup_steps=4)
@@ -48,18 +49,15 @@ def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
 
 
 def _kernels_of_a_step(model: DecoderConfig, topology: str, mesh: MeshConfig, **options) -> dict[str, int]:
-    mesh = mesh.build(devices_of(topology))
-    traced = trace_step(
+    recipe = Recipe(
         model=model,
         objective=NextToken(),
         optimizer=_optimizer(model),
         gradients=Accumulate(),
         clip_norm=None,
-        phase=Phase(steps=20, batch_size=4, sequence_length=LENGTH),
-        mesh=mesh,
+        phases=(Phase(steps=20, batch_size=4, sequence_length=LENGTH),),
     )
-    with jax.set_mesh(mesh):
-        return kernels_in(compile_absent(traced.lower(), compiler_options=options))
+    return kernels_in(program_of(recipe, mesh.build(devices_of(topology))).compile(options))
 
 
 def _optimizer(model: DecoderConfig) -> AdamW8bit:

@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 from compiled_kernels import kernels_in
-from tiny import variant
+from tiny import program_of, variant
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
@@ -23,9 +23,9 @@ from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.hlo import parse
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of
-from jaxtrain.train.ahead import compile_step
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.program import Recipe
 
 # Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted.
 # Without remat a token's activations outweigh its 20 bytes of batch, which do grow with the microbatches.
@@ -47,15 +47,15 @@ KERNELS = ("flash_attention_forward", "flash_attention_dq", "flash_attention_dkv
 @functools.cache
 def _compiled(schedule: Schedule, microbatches: int, topology: str, model: DecoderConfig) -> jax.stages.Compiled:
     """The train step on eight devices."""
-    return compile_step(
+    recipe = Recipe(
         model=model,
         objective=NextToken(),
         optimizer=AdamW(learning_rate=Cosine(peak=1e-3, warmup_steps=1)),
         gradients=Pipelined(schedule=schedule, microbatches=microbatches),
         clip_norm=1.0,
-        phase=Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=model.max_length),
-        mesh=MeshConfig(stage=4, fsdp=1, tensor=2).build(devices_of(topology)),
+        phases=(Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=model.max_length),),
     )
+    return program_of(recipe, MeshConfig(stage=4, fsdp=1, tensor=2).build(devices_of(topology))).compile()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Memory and collectives of real models on pods that are not there, by the TPU compiler's own account."""
 
 import pytest
-from tiny import DECODER
+from tiny import DECODER, program_of
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig
@@ -11,25 +11,17 @@ from jaxtrain.optim.schedules import WarmupStableDecay
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of
-from jaxtrain.train import ahead
-from jaxtrain.train.ahead import compile_step
+from jaxtrain.train import program
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.phases import Phase
+from jaxtrain.train.program import Recipe
 
 BEST_KNOWN_BYTES = 8.72e9  # what the best-known JAX stack needs for this step of Llama-2 7B
 
 
 def _compiled(path: str, topology: str):
     config = load(path, []).config
-    step = compile_step(
-        model=config.model,
-        objective=config.objective,
-        optimizer=config.optimizer,
-        gradients=config.gradients,
-        clip_norm=config.clip_norm,
-        phase=config.phases[0],
-        mesh=config.mesh.build(devices_of(topology)),
-    )
+    step = program_of(config.recipe, config.mesh.build(devices_of(topology))).compile()
     # Two gathers and one reduce-scatter of the weights in bf16.
     return step, collectives(step.as_text()), 3 * 2 * config.model.parameter_count
 
@@ -40,29 +32,26 @@ def test_llama2_7b_fits_sixteen_v5e_in_less_memory_than_the_best_known_stack():
     assert moved.total_bytes <= floor
 
 
-class Built(Exception):
-    """Carries the learning rate out of a compilation that need not take place."""
-
-
-def _build(graph, objective, gradients, tx, rate, *, dropout):
-    raise Built(rate)
-
-
 @pytest.mark.parametrize(("own", "expected"), [(None, 0.6), (WarmupStableDecay(peak=2.0, decay_steps=4), 1.0)])
-def test_a_phase_is_compiled_with_its_own_learning_rate_or_that_of_the_whole_run(own, expected, monkeypatch):
-    monkeypatch.setattr(ahead, "make_train_step", _build)
-    with pytest.raises(Built) as built:
-        compile_step(
-            model=DECODER,
-            objective=NextToken(),
-            optimizer=AdamW(learning_rate=WarmupStableDecay(peak=1.0, decay_steps=5)),  # longer than the phase
-            gradients=Accumulate(),
-            clip_norm=1.0,
-            phase=Phase(steps=4, batch_size=8, sequence_length=8, learning_rate=own),
-            mesh=MeshConfig().build(),
-            total_steps=5,
-        )
-    assert float(built.value.args[0](2)) == pytest.approx(expected)
+def test_a_phase_has_its_own_learning_rate_or_that_of_the_whole_run(own, expected, monkeypatch):
+    seen = []
+
+    def look(graph, objective, gradients, tx, rate, *, dropout):
+        seen.append(float(rate(2)))
+        return lambda state, batch, key: (state, {})
+
+    monkeypatch.setattr(program, "make_train_step", look)
+    first = Phase(steps=4, batch_size=8, sequence_length=8, learning_rate=own)
+    recipe = Recipe(
+        model=DECODER,
+        objective=NextToken(),
+        optimizer=AdamW(learning_rate=WarmupStableDecay(peak=1.0, decay_steps=5)),  # longer than the phase
+        gradients=Accumulate(),
+        clip_norm=1.0,
+        phases=(first, Phase(steps=1, batch_size=8, sequence_length=8)),
+    )
+    program_of(recipe, MeshConfig().build())
+    assert seen == [pytest.approx(expected)]
 
 
 def test_llama31_8b_on_sixty_four_v5p_moves_the_floor_and_all_reduces_no_layer():

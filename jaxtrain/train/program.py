@@ -1,0 +1,87 @@
+"""The program of a phase: optimizer, layout of the state, and the jitted step, assembled in this one place.
+
+The loop runs it. Ahead-of-time compilation, and the check before a run gives way to another, look at the same one.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.mesh import activation_spec
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.objectives.base import Objective
+from jaxtrain.optim.base import Optimizer, transformation
+from jaxtrain.planning.topology import compile_absent
+from jaxtrain.shapes import Batch
+from jaxtrain.train.gradients import Strategy
+from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
+from jaxtrain.train.state import TrainState, abstract_state
+from jaxtrain.train.step import TrainStep, make_train_step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What decides the numbers of a run, besides its data, its seed and its mesh."""
+
+    model: DecoderConfig
+    objective: Objective
+    optimizer: Optimizer
+    gradients: Strategy
+    clip_norm: float | None
+    phases: tuple[Phase, ...]
+
+    @property
+    def spans(self) -> list[Span]:
+        """Every phase with the steps it covers."""
+        return list(spans(self.phases))
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.phases)
+
+    def program(self, span: Span, mesh: Mesh) -> "Program":
+        """Return the program of a phase on a mesh; nothing is computed or compiled."""
+        graph, _, axes = abstract_model(self.model)
+        rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
+        tx = transformation(self.optimizer, rate, axes, clip_norm=self.clip_norm)
+        target = abstract_state(self.model, tx, axes, mesh)
+        step = make_train_step(graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
+        # Without a layout of its own the compiler might return the state in another one than a checkpoint restores.
+        layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
+        return Program(span.phase, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
+
+
+class Program(NamedTuple):
+    """`target` has the shapes and the layout of the state; `step` is jitted, and its state is donated."""
+
+    phase: Phase
+    mesh: Mesh
+    tx: optax.GradientTransformation
+    target: TrainState
+    step: TrainStep
+
+    def trace(self) -> jax.stages.Traced:
+        """Return the step as it is traced: what no configuration shows is refused here."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        with jax.set_mesh(self.mesh):
+            return self.step.trace(self.target, abstract_batch(self.phase, self.mesh), key)
+
+    def compile(self, compiler_options: dict | None = None) -> jax.stages.Compiled:
+        """Return the step compiled for the devices of the mesh, which may be those of a topology alone."""
+        traced = self.trace()
+        with jax.set_mesh(self.mesh):
+            return compile_absent(traced.lower(), compiler_options=compiler_options)
+
+
+def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
+    """Return the shapes and the layout of a global batch."""
+    shape = (phase.batch_size, phase.sequence_length)
+    sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
+    integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    return Batch(integers, integers, weights, integers, integers)
