@@ -12,8 +12,9 @@ import pytest
 from full_disk import files_no_larger_than
 
 from jaxtrain.data import ByteTokenizer, Document, HuggingFaceTokenizer, Source, StandardLibrary, TextFiles
+from jaxtrain.data.cache import cache_folder
 from jaxtrain.data.split import documents_of
-from jaxtrain.data.store import TokenStore, cache_folder, open_store
+from jaxtrain.data.store import TokenStore, open_store
 
 
 class Counted(Source):
