@@ -20,7 +20,7 @@ from jaxtrain.data.sources.reading import reading
 
 _TICK_NS = 2 * 10**9  # of the coarsest file system in use
 
-_Entry = list  # the digest, then the signature
+_Entry = list[str | int]  # the digest, then the signature that it holds for
 
 
 def digest(stream: BinaryIO) -> str:
@@ -30,30 +30,23 @@ def digest(stream: BinaryIO) -> str:
 def local_digests(name: str, paths: Sequence[str]) -> list[str]:
     """Return a digest of each file's bytes. What is remembered is kept under `name`, for one set of files."""
     memory = cache_folder() / "digests" / f"{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}.json"
-    known = _load(memory)
-    found, remembered = [], {}
+    known, found = _load(memory), {}
     for path in paths:
-        entry = known.get(path, [None])
-        if entry[1:] != _signature(os.stat(path)):
-            entry, is_settled = _read(path)
-        else:
-            is_settled = True
-        found.append(entry[0])
-        if is_settled:
-            remembered[path] = entry
-    if remembered != known:
-        _save(remembered, memory)
-    return found
+        entry = known.get(path, [])
+        found[path] = entry if entry[1:] == _signature(os.stat(path)) else _read(path)
+    if found != known:
+        _save(found, memory)
+    return [entry[0] for entry in found.values()]
 
 
-def _read(path: str) -> tuple[_Entry, bool]:
-    """Return a file's entry, and whether the file is known to have that digest as long as it has that signature."""
+def _read(path: str) -> _Entry:
+    """Return a file's entry: without a signature, so for this time only, where the file may change unseen."""
     began = time.time_ns()
     with reading(path), open(path, "rb") as stream:
-        before = os.fstat(stream.fileno())
-        entry = [digest(stream), *_signature(before)]
-        is_settled = entry[1:] == _signature(os.fstat(stream.fileno())) and began - before.st_ctime_ns > _TICK_NS
-    return entry, is_settled
+        status = os.fstat(stream.fileno())
+        entry = [digest(stream), *_signature(status)]
+        is_settled = entry[1:] == _signature(os.fstat(stream.fileno())) and began - status.st_ctime_ns > _TICK_NS
+    return entry if is_settled else entry[:1]
 
 
 def _signature(status: os.stat_result) -> list[int]:
@@ -68,11 +61,11 @@ def _load(memory: Path) -> dict[str, _Entry]:
         return {}
 
 
-def _save(remembered: dict[str, _Entry], memory: Path) -> None:
+def _save(found: dict[str, _Entry], memory: Path) -> None:
     """Write the memory whole or not at all; without it files are only read again."""
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=memory.parent, prefix=".writing-") as folder:
             whole = Path(folder) / memory.name
-            whole.write_text(json.dumps(remembered))
+            whole.write_text(json.dumps(found))
             os.replace(whole, memory)

@@ -32,7 +32,21 @@ def matching(pattern: str) -> Matches:
     folder, parts = "/", [part for part in pattern.split("/") if part] or ["."]
     while len(parts) > 1 and _is_literal(folder, parts[0]):
         folder = os.path.join(folder, parts.pop(0))
-    return Matches(folder, sorted(set(_below(folder, parts))))
+    return Matches(folder, sorted(set(_at(folder, parts))))
+
+
+def _at(path: str, rest: list[str]) -> Iterator[str]:
+    """Yield the path if it is a file and nothing is left of the pattern, else what matches the rest below it."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if os.path.islink(path):
+            raise FileNotFoundError(errno.ENOENT, "A link to a file that does not exist", path) from e
+        return
+    if rest and stat.S_ISDIR(mode):
+        yield from _below(path, rest)
+    elif not rest and stat.S_ISREG(mode):
+        yield path
 
 
 def _below(folder: str, parts: list[str]) -> Iterator[str]:
@@ -46,19 +60,6 @@ def _below(folder: str, parts: list[str]) -> Iterator[str]:
         for name in os.listdir(folder):
             if fnmatchcase(name, part) and (part.startswith(".") or not name.startswith(".")):
                 yield from _at(os.path.join(folder, name), rest)
-
-
-def _at(path: str, rest: list[str]) -> Iterator[str]:
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError) as e:
-        if os.path.islink(path):
-            raise FileNotFoundError(errno.ENOENT, "A link to a file that does not exist", path) from e
-        return
-    if rest and stat.S_ISDIR(mode):
-        yield from _below(path, rest)
-    elif not rest and stat.S_ISREG(mode):
-        yield path
 
 
 def _folders(folder: str, above: frozenset[_Identity]) -> Iterator[str]:

@@ -10,7 +10,10 @@ from jaxtrain.data.sources.reading import Unusable, reading
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextFiles(Source):
-    """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt')."""
+    """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt').
+
+    Links are files, wildcards leave hidden names out, and .gz, .bz2, .xz, .lzma and .zst are read as what they hold.
+    """
 
     glob: str
 
