@@ -158,7 +158,10 @@ class Trainer:
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
         if feed.text_changed:
-            self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
+            self._recorder.say(
+                "the text of the data has changed since the checkpoint, or an older version gave it another name: "
+                "it is read from its first row"
+            )
         elif feed.is_new:
             self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
         self._recorder.enter_phase(
