@@ -129,7 +129,7 @@ def test_the_gradient_of_the_head_is_that_of_its_matrix_product():
 def _loss(config: DecoderConfig):
     graph, _, _ = abstract_model(config)
     batch = training_batch(2, 16, vocab_size=64)
-    return lambda params: NextToken()(nnx.merge(graph, params), batch, None).loss
+    return lambda params: NextToken()(nnx.merge(graph, params), batch, None).minimised["nll"]
 
 
 def test_scan_on_and_off_have_the_same_parameters_loss_and_gradient():

@@ -96,7 +96,7 @@ def test_the_forward_pass_multiplies_its_weights_and_its_chunks(mixer):
     graph, _, _ = abstract_model(config)
     batch = packed_batch([[length]] * rows, length, vocab_size=64)
     counted = matmul_flops(
-        lambda params: NextToken()(nnx.merge(graph, params), batch, None).loss, random_params(config)
+        lambda params: NextToken()(nnx.merge(graph, params), batch, None).minimised["nll"], random_params(config)
     )
     H, J, K, V = mixer.shape
     weights = (config.flops_per_token(length) - config.repeats * mixer.mixing_flops(length)) / 3

@@ -25,7 +25,7 @@ PARAMS = random_params(_config(NoRemat()))
 
 def _loss(policy):
     graph, _, _ = abstract_model(_config(policy))
-    return lambda params: NextToken()(nnx.merge(graph, params), BATCH, KEYS).loss
+    return lambda params: NextToken()(nnx.merge(graph, params), BATCH, KEYS).minimised["nll"]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import runs
 from tolerances import EXACT, assert_close
 
+from jaxtrain.objectives.base import Objective, Terms
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.train.loop import NonFiniteError
 
@@ -15,12 +16,16 @@ POISON = "Z"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Poisoned:
+class Poisoned(Objective):
     """Next-token loss that is not a number wherever a batch has a certain letter in it."""
 
+    def weights(self, batch):
+        return NextToken().weights(batch)
+
     def __call__(self, model, batch, keys):
-        sums = NextToken()(model, batch, keys)
-        return sums._replace(loss=sums.loss * jnp.where((batch.tokens == ord(POISON)).any(), jnp.nan, 1.0))
+        terms = NextToken()(model, batch, keys)
+        poison = jnp.where((batch.tokens == ord(POISON)).any(), jnp.nan, 1.0)
+        return Terms({"nll": terms.minimised["nll"] * poison}, {})
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
