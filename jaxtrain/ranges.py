@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-
 LEAST_FLOAT32 = 2.0**-126  # devices compute with 0 in place of what is smaller, and cannot divide by it
 ABOVE_0 = "must be above 0 in float32 (1.2e-38 or more)"
 
