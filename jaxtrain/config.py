@@ -13,7 +13,7 @@ from jaxtrain.data import DataConfig
 from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undivided
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import Optimizer
+from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate

@@ -23,7 +23,7 @@ from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, SentencePiece, StandardLibrary, Tokenizer
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params

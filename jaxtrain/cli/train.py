@@ -21,7 +21,7 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.optimizers import transformation
+from jaxtrain.optim.base import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.ahead import trace_step
 from jaxtrain.train.checkpoint import Checkpoints

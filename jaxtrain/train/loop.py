@@ -15,7 +15,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.objectives.sums import Sums
-from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
+from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import evaluate, validation_rows

@@ -22,7 +22,8 @@ from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import is_matrix, muon_dimensions
+from jaxtrain.optim.matrix import is_matrix
+from jaxtrain.optim.muon import takes
 from jaxtrain.train.feed import Layout
 
 # With a norm's usual epsilon one rounding of the weights moves gradients by 1e-4, for some outputs are near zero.
@@ -77,7 +78,7 @@ def test_parameters_are_counted_and_named_and_told_apart(name):
 
 def _check_names(names: tuple, shape: tuple) -> None:
     assert len(names) == len(shape) and all(names)
-    assert (muon_dimensions(names) is not None) == (names[0] == "layers" and "embed" in names)
+    assert takes(names) == (names[0] == "layers" and "embed" in names)
 
 
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
@@ -149,7 +150,7 @@ def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
             lambda: dataclasses.replace(ATTENTION, implementation="cuda"),
         ),
         ("rank=0: must be at least 1", lambda: ChannelDecay(rank=0)),
-        ("temperature=-1.0: must be positive", lambda: ChannelDecay(temperature=-1.0)),
+        ("temperature=-1.0: must be above 0", lambda: ChannelDecay(temperature=-1.0)),
     ],
 )
 def test_impossible_mixers_are_refused(message, wrong):

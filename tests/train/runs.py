@@ -15,7 +15,7 @@ from tiny import variant
 from jaxtrain.cli.config_text import render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, TextFiles
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks import Checkpoint

@@ -13,7 +13,8 @@ from tolerances import EXACT, Tolerance, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.optimizers import ScheduleFree, transformation
+from jaxtrain.optim.base import transformation
+from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage

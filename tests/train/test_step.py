@@ -16,7 +16,8 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
-from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedules import Linear
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.state import create_state, state_from_params
