@@ -8,10 +8,11 @@ ids) waits in the run's huggingface/ for the way back.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
-from jaxtrain.surgery.huggingface.tensor_files import read_json
+from jaxtrain.surgery.huggingface.files import own_file, read_json
+from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, check_tokens, special_ids
 from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError, is_full
@@ -38,10 +40,10 @@ from jaxtrain.train.phases import Phase
 from jaxtrain.train.trained import trained_params
 
 CARRIED = "huggingface"  # in the run folder
-CARRIED_FILES = (  # beside config.json
+TEMPLATES = "additional_chat_templates"  # a folder
+TOKENIZER_SIDE = (  # a tokenizer's own files, and what lies beside them
     "added_tokens.json",
     "chat_template.jinja",
-    "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -49,7 +51,6 @@ CARRIED_FILES = (  # beside config.json
     "tokenizer_config.json",
     "vocab.json",
 )
-CARRIED_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOKENIZER_FILES = {HuggingFaceTokenizer: "tokenizer.json", SentencePiece: "tokenizer.model"}
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no tokenizer is at hand that fits
@@ -96,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
 def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
+    check_tokens(source)
+    for name in ("config.json", GENERATION):
+        special_ids(source, name)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
     reason = misfit(tokenizer, model)
     config = None if reason else configuration(model, tokenizer)
@@ -103,8 +107,7 @@ def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
         raise ValueError(f"--set: there is no configuration to change, as {reason}; leave it out")
     with whole_folder(target) as path:
         folder = RunFolder(path)
-        carry(source, path / CARRIED)
-        shutil.copy(source / "config.json", path / CARRIED)
+        carry(source, path / CARRIED, "config.json", GENERATION)
         write_params(folder.checkpoints / "0", params)
         write_manifest(folder.checkpoints / "0")
         (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
@@ -170,11 +173,11 @@ def tokenizer_of(source: Path) -> Tokenizer | None:
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
     """Return the token that ends a text, by tokenizer_config.json or by the id in config.json."""
-    token = settings(source / "tokenizer_config.json").get("eos_token")
+    token = settings(source, "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
     if not isinstance(token, str):
-        ids = settings(source / "config.json").get("eos_token_id")
+        ids = special_ids(source, "config.json").get("eos_token_id")
         first = ids[0] if isinstance(ids, list) and ids else ids
         token = tokenizer.token(first) if isinstance(first, int) else None
     return token
@@ -186,50 +189,68 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
     config = load(folder.config, arguments.set).config if folder.config.exists() else None
     model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
-    step, params = weights_of(folder, model, config, arguments.weights)
-    given = settings(folder.path / CARRIED / "config.json")
-    with whole_folder(target) as path:
+    carried, tokenizer = folder.path / CARRIED, config.data.tokenizer if config else None
+    kept = tokenizer is None or is_of(tokenizer, carried)
+    ids = {"eos_token_id": tokenizer.end_of_document_id} if tokenizer else {}
+    generation = settings(carried, GENERATION)
+    with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
             model,
             params,
             path,
-            family=arguments.family or given.get("model_type"),
+            family=arguments.family or settings(carried, "config.json").get("model_type"),
             dtype=arguments.dtype,
-            settings={key: given[key] for key in CARRIED_SETTINGS if key in given},
+            token_ids={**ids, **special_ids(carried, "config.json")} if kept else ids,
+            generation=generation if kept else {key: generation[key] for key in generation if key not in TOKEN_IDS},
         )
-        carry(folder.path / CARRIED, path)
+        if kept:
+            carry(carried, path)
         if config and (name := TOKENIZER_FILES.get(type(config.data.tokenizer))):
             shutil.copy(config.data.tokenizer.path, path / name)
     print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
 
 
+def is_of(tokenizer: Tokenizer, carried: Path) -> bool:
+    """Tell whether a run has the tokenizer that was imported with it, which what was carried belongs to."""
+    name = TOKENIZER_FILES.get(type(tokenizer))
+    if name is None:
+        return not any((carried / name).exists() for name in TOKENIZER_FILES.values())
+    return (carried / name).exists() and Path(tokenizer.path).read_bytes() == (carried / name).read_bytes()
+
+
+@contextlib.contextmanager
 def weights_of(
     folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
-) -> tuple[int, ParamTree]:
-    """Return the step and the parameters of the latest sound checkpoint; averages pass through memory whole."""
+) -> Iterator[tuple[int, ParamTree]]:
+    """Give the step and the parameters of the latest sound checkpoint; averages pass through memory whole."""
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages):
         mesh = mesh_at_hand(config.mesh, model)
         run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
-        return trained_params(folder, **run)
+        yield trained_params(folder, **run)
+        return
     step = Checkpoints(folder.checkpoints).latest_sound()
     if step is None:
         raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    _, target, _ = abstract_model(model)
-    return step, open_params(folder.checkpoints / str(step), target)
+    with open_params(folder.checkpoints / str(step), abstract_model(model)[1]) as params:
+        yield step, params
 
 
 # -- both -------------------------------------------------------------------------------------------------------
 
 
-def carry(source: Path, target: Path) -> None:
-    """Copy what a Hugging Face folder has beside configuration and weights."""
+def carry(source: Path, target: Path, *others: str) -> None:
+    """Copy what a Hugging Face folder has of its tokenizer, and other files that it may have."""
+    templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
     target.mkdir(exist_ok=True)
-    for name in CARRIED_FILES:
-        if (source / name).exists():
-            shutil.copy(source / name, target)
+    for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
+        if file := own_file(source, name):
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copy(file, target / name)
 
 
-def settings(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
+def settings(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a JSON file of a Hugging Face folder holds; {} where there is none."""
+    file = own_file(folder, name)
+    return read_json(file) if file else {}
