@@ -10,6 +10,7 @@ ids) waits in the run's huggingface/ for the way back.
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
 from jaxtrain.surgery.huggingface.files import own_file, read_json
-from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, check_tokens, special_ids
+from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError, is_full
@@ -97,9 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
 def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
-    check_tokens(source)
-    for name in ("config.json", GENERATION):
-        special_ids(source, name)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
     reason = misfit(tokenizer, model)
     config = None if reason else configuration(model, tokenizer)
@@ -175,8 +173,10 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
     """Return the token that ends a text, by tokenizer_config.json or by the id in config.json."""
     token = settings(source, "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):
-        token = token.get("content")
-    if not isinstance(token, str):
+        token = token.get("content", token)
+    if not isinstance(token, str | None):
+        raise ValueError(f"{source / 'tokenizer_config.json'}: eos_token is no text: make it one, or null")
+    if token is None:
         ids = special_ids(source, "config.json").get("eos_token_id")
         first = ids[0] if isinstance(ids, list) and ids else ids
         token = tokenizer.token(first) if isinstance(first, int) else None
@@ -189,10 +189,8 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
     config = load(folder.config, arguments.set).config if folder.config.exists() else None
     model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
-    carried, tokenizer = folder.path / CARRIED, config.data.tokenizer if config else None
-    kept = tokenizer is None or is_of(tokenizer, carried)
-    ids = {"eos_token_id": tokenizer.end_of_document_id} if tokenizer else {}
-    generation = settings(carried, GENERATION)
+    tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
+    token_ids, generation = special_tokens(tokenizer, carried)
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
             model,
@@ -200,22 +198,41 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             path,
             family=arguments.family or settings(carried, "config.json").get("model_type"),
             dtype=arguments.dtype,
-            token_ids={**ids, **special_ids(carried, "config.json")} if kept else ids,
-            generation=generation if kept else {key: generation[key] for key in generation if key not in TOKEN_IDS},
+            token_ids=token_ids,
+            generation=generation,
         )
-        if kept:
-            carry(carried, path)
-        if config and (name := TOKENIZER_FILES.get(type(config.data.tokenizer))):
-            shutil.copy(config.data.tokenizer.path, path / name)
+        add_tokenizer(path, tokenizer, carried)
     print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
+    if carried.exists() and not came_with(tokenizer, carried):
+        print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
 
 
-def is_of(tokenizer: Tokenizer, carried: Path) -> bool:
-    """Tell whether a run has the tokenizer that was imported with it, which what was carried belongs to."""
-    name = TOKENIZER_FILES.get(type(tokenizer))
-    if name is None:
-        return not any((carried / name).exists() for name in TOKENIZER_FILES.values())
-    return (carried / name).exists() and Path(tokenizer.path).read_bytes() == (carried / name).read_bytes()
+def special_tokens(tokenizer: Tokenizer | None, carried: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return token ids, and generation_config.json: what was imported with the tokenizer, or else the tokenizer's."""
+    own = {"eos_token_id": tokenizer.end_of_document_id} if tokenizer else {}
+    generation = settings(carried, GENERATION)
+    if came_with(tokenizer, carried):
+        return own | special_ids(carried, "config.json"), generation
+    return own, {key: value for key, value in generation.items() if key not in TOKEN_IDS}
+
+
+def add_tokenizer(target: Path, tokenizer: Tokenizer | None, carried: Path) -> None:
+    if came_with(tokenizer, carried):
+        carry(carried, target)
+    if type(tokenizer) in TOKENIZER_FILES:
+        shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
+        # Without it transformers takes the tokenizer that is usual for the family, special tokens and all.
+        text = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
+        (target / "tokenizer_config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+
+
+def came_with(tokenizer: Tokenizer | None, carried: Path) -> bool:
+    """Tell whether a tokenizer is the one that was imported, to which what was carried belongs."""
+    if type(tokenizer) in TOKENIZER_FILES:
+        file = carried / TOKENIZER_FILES[type(tokenizer)]
+        return file.exists() and Path(tokenizer.path).read_bytes() == file.read_bytes()
+    return tokenizer is None or not any((carried / name).exists() for name in TOKENIZER_FILES.values())
 
 
 @contextlib.contextmanager

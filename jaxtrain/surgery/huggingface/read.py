@@ -18,7 +18,9 @@ from jaxtrain.surgery.huggingface.files import read_json, reading
 from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.leaf import Leaf, Source
+from jaxtrain.surgery.huggingface.settings import short
 from jaxtrain.surgery.huggingface.tensor_files import DTYPES, Stored, same_values, some, stored_tensors
+from jaxtrain.surgery.huggingface.token_ids import check_tokens
 
 HEAD = "lm_head.weight"
 
@@ -29,8 +31,8 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
     """Return the decoder of a Hugging Face folder and the tree of its parameters, each a Leaf, reading no weights yet.
 
     Raises:
-        ValueError: the family is unknown, a setting is not supported, files or tensors are missing, left over or of
-            the wrong shape or dtype.
+        ValueError: the family is unknown, a setting is not understood, files or tensors are missing, left over, of the
+            wrong shape or dtype, or say different things.
     """
     folder = Path(folder)
     file = folder / "config.json"
@@ -40,6 +42,7 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
     with reading(file):
         check_unquantized(settings)
         family = family_named(settings.get("model_type"))
+    check_tokens(folder)
     stored = _with_prefix(stored_tensors(folder, family.ignored), family)
     with reading(file):
         _check_layers(family, settings, stored)
@@ -78,7 +81,7 @@ def _check_layers(family: Family, settings: dict[str, Any], stored: dict[str, St
     """Raise ValueError for more layers than there are tensors, before anything is made for each of them."""
     layers = settings.get(family.layers)
     if type(layers) is int and layers > len(stored):
-        raise ValueError(f"{family.layers}={layers:.6g}, and the files hold {len(stored)} tensors: they are cut short")
+        raise ValueError(f"{family.layers}={short(layers)} are more layers than the files have tensors, {len(stored)}")
 
 
 def _tied_if_equal(

@@ -1,8 +1,9 @@
 """The settings of a config.json: each of its kind, all of them understood, none at odds with another."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig
 from jaxtrain.surgery.huggingface.harmless import HARMLESS, NEUTRAL
@@ -16,6 +17,7 @@ ACTIVATIONS = {  # theirs: ours
     "relu": "relu",
 }
 LARGEST = 2**31 - 1  # of a size: what a position or an index can be
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 SIZE, NUMBER, FLAG, TEXT, LIST, NULL = (int,), (int, float), (bool,), (str,), (list,), (type(None),)
 SPOKEN = {SIZE: "a whole number", NUMBER: "a number", FLAG: "true or false", TEXT: "a text", LIST: "a list"}
@@ -81,11 +83,11 @@ class Settings:
                 continue
             if key not in NEUTRAL:
                 raise ValueError(
-                    f"{key}={_short(value)} is not understood, and may change what the model computes: "
+                    f"{key}={short(value)} is not understood, and may change what the model computes: "
                     f"take it out of config.json if it does not"
                 )
             if value != NEUTRAL[key]:
-                raise ValueError(f"{key}={_short(value)} is not supported, only {NEUTRAL[key]!r}")
+                raise ValueError(f"{key}={short(value)} is not supported, only {NEUTRAL[key]!r}")
 
     def activation(self, key: str) -> str:
         if self[key] not in ACTIVATIONS:
@@ -99,7 +101,7 @@ class Settings:
         for key in ("rope_scaling", "rope_parameters"):
             given = self._given.get(key) or {}
             if not isinstance(given, dict):
-                raise ValueError(f"{key}={_short(given)} must be an object or null")
+                raise ValueError(f"{key}={short(given)} must be an object or null")
             if given:
                 places[key], scalings[key] = given, _scaling(key, given)
         self._understood |= places.keys() | {"rope_theta", "partial_rotary_factor"}
@@ -127,7 +129,7 @@ def _scaling(key: str, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *needed}
     for name, value in rope.items():
         if name not in known and value is not None:
-            raise ValueError(f"{key}: {name}={_short(value)} is not understood for rope_type={kind!r}: take it out")
+            raise ValueError(f"{key}: {name}={short(value)} is not understood for rope_type={kind!r}: take it out")
     match kind:
         case "linear":
             return LinearScaling(factor=float(needed["factor"]))
@@ -144,12 +146,12 @@ def _scaling(key: str, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling
 def _rope_type(key: str, rope: Mapping[str, Any]) -> str:
     said = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
     if not said and rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
-        raise ValueError(f"{key}={_short(rope)} has no rope_type: say which, one of {', '.join(ROPE_NUMBERS)}")
+        raise ValueError(f"{key}={short(rope)} has no rope_type: say which, one of {', '.join(ROPE_NUMBERS)}")
     kind = said[0] if said else "default"
     if any(other != kind for other in said):
         raise ValueError(f"{key}: rope_type={kind!r} is at odds with type={said[1]!r}: leave one of them")
     if not isinstance(kind, str) or kind not in ROPE_NUMBERS:
-        raise ValueError(f"{key}: rope_type={_short(kind)} is not one of {', '.join(ROPE_NUMBERS)}")
+        raise ValueError(f"{key}: rope_type={short(kind)} is not one of {', '.join(ROPE_NUMBERS)}")
     return kind
 
 
@@ -164,21 +166,15 @@ def _checked(key: str, value: Any) -> Any:
     kinds = KINDS[key]
     if not any(type(value) in types for types in kinds):
         spoken = " or ".join(SPOKEN.get(types, "null") for types in kinds)
-        raise ValueError(f"{key}={_short(value)} must be {spoken}")
+        raise ValueError(f"{key}={short(value)} must be {spoken}")
     if SIZE in kinds and value is not None and abs(value) > LARGEST:
-        raise ValueError(f"{key}={_short(value)} must be at most {LARGEST}")
-    if NUMBER in kinds and value is not None and not _is_finite(value):
-        raise ValueError(f"{key}={_short(value)} must be a number that a float can hold")
+        raise ValueError(f"{key}={short(value)} must be at most {LARGEST}")
+    if NUMBER in kinds and value is not None and not abs(value) <= LARGEST_FLOAT:
+        raise ValueError(f"{key}={short(value)} must be a number that a float32 can hold")
     return value
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value as it is shown in an error."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

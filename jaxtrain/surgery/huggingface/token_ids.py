@@ -11,6 +11,13 @@ GENERATION = "generation_config.json"
 Pairs = Callable[[dict[str, Any]], Iterator[tuple[str, int]]]  # a JSON object to the tokens in it, with their ids
 
 
+def check_tokens(folder: Path) -> None:
+    """Raise ValueError where the JSON files of a model folder are wrong about tokens."""
+    for name in ("config.json", GENERATION):
+        special_ids(folder, name)
+    _check_tables(folder)
+
+
 def special_ids(folder: Path, name: str) -> dict[str, Any]:
     """Return the ids that a JSON file of a model folder names: each an id, a list of them, or None."""
     file = own_file(folder, name)
@@ -23,7 +30,7 @@ def special_ids(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def check_tokens(folder: Path) -> None:
+def _check_tables(folder: Path) -> None:
     """Raise ValueError where the files of a tokenizer give one id to two tokens, or two ids to one."""
     token_of: dict[int, str] = {}
     id_of: dict[str, int] = {}
