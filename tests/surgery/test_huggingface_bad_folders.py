@@ -150,7 +150,7 @@ FOLDERS = {
     "name in two shards": (
         "llama",
         lambda f: add_to_second_shard(f, "model.layers.0.input_layernorm.weight"),
-        r"model\.layers\.0\.input_layernorm\.weight stand in .*00001-of-00002\.safetensors and in .*00002-of-00002",
+        r"00001-of-00002\.safetensors and .*00002-of-00002\.safetensors both have model\.layers\.0\.input_layernorm",
     ),
     "name that the index lacks": (
         "llama",

@@ -36,15 +36,18 @@ class Stored(NamedTuple):
 
     def map(self) -> np.ndarray:
         """Return the tensor as a read-only map of the file; its memory is given back with the array."""
-        return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+        with reading(self.file):
+            return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
 
 
 def same_values(one: Stored, other: Stored) -> bool:
-    """Tell whether two tensors hold the same numbers, reading a few rows of them at a time."""
+    """Tell whether two tensors hold the same numbers, reading a part of them at a time."""
     if one.shape != other.shape or not {one.dtype, other.dtype} <= DTYPES.keys():
         return False
-    rows = zip(np.array_split(one.map(), PARTS), np.array_split(other.map(), PARTS), strict=True)
-    return all(np.array_equal(a.astype(np.float32), b.astype(np.float32), equal_nan=True) for a, b in rows)
+    parts = (np.array_split(tensor.map().reshape(-1), PARTS) for tensor in (one, other))
+    return all(
+        np.array_equal(a.astype(np.float32), b.astype(np.float32), equal_nan=True) for a, b in zip(*parts, strict=True)
+    )
 
 
 def stored_tensors(folder: Path, ignored: str) -> dict[str, Stored]:
@@ -81,7 +84,7 @@ def _shards(index: Path, ignored: re.Pattern) -> dict[str, Stored]:
     for file in files:
         found = _tensors(index.parent / file, ignored)
         if twice := stored.keys() & found.keys():
-            raise ValueError(f"{some(twice)} stand in {stored[min(twice)].file} and in {file}: remove one of them")
+            raise ValueError(f"{stored[min(twice)].file} and {file} both have {some(twice)}: remove one of them")
         stored |= found
     found = {name: tensor.file.name for name, tensor in stored.items()}
     if wrong := dict(weight_map.items() ^ found.items()):
