@@ -91,10 +91,7 @@ def read_curves(folder: Path, name: str) -> Curves:
     path = RunFolder(folder).metrics
     if not path.is_file():
         raise ValueError(f"{folder}: nothing to plot, there is no {path.name} in it; name the folder of a run")
-    try:
-        records = read_metrics(path)
-    except ValueError as error:
-        raise ValueError(f"{path} has a line that is not JSON ({error}); remove the line, or resume the run") from error
+    records = read_metrics(path)
     loss = _series(records, "loss")
     if not len(loss.steps):
         raise ValueError(f"{path} has no step yet: wait until the run has made one, then plot again")
