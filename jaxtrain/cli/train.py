@@ -27,7 +27,7 @@ from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
-from jaxtrain.train.loop import NonFiniteError, Result
+from jaxtrain.train.loop import NonFiniteError, Result, Trainer
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
 
@@ -53,17 +53,25 @@ def run(arguments: argparse.Namespace) -> int:
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
-    if folder.is_used and not arguments.overwrite:
+    with trainer.lock:
+        return run_locked(arguments, config, trainer)
+
+
+def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
+    """Train in a folder in which nobody else does; until `begin` nothing in it changes."""
+    folder = trainer.folder
+    if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
         check_same(folder, config, resume=arguments.resume)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.resume):
         check_steps(config)
+    start = None if arguments.overwrite else trainer.find_start()
     begin(folder, config, bigram, overwrite=arguments.overwrite)
     describe(config, folder, console)
     began = time.perf_counter()
     try:
-        result = trainer.train()
+        result = trainer.train_from(start)
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
@@ -81,7 +89,7 @@ def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
     if not folder.config.exists():
         if not resume:
             name = folder.config.name
-            raise ValueError(f"{folder.path}: holds checkpoints but no {name}; pass --resume to go on, or --overwrite")
+            raise ValueError(f"{folder.path}: holds a run but no {name}; pass --resume to go on, or --overwrite")
         return
     before = load(folder.config).config
     differences = diff(before, config)
@@ -162,6 +170,7 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         f"{phase.batch_size} x {phase.sequence_length} tokens on {jax.device_count()} {jax.devices()[0].device_kind}, "
         f"into {folder.path}",
         highlight=False,
+        markup=False,
     )
     for remark in config.remarks(jax.device_count()):
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)

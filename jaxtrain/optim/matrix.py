@@ -1,7 +1,7 @@
 """Which matrix a parameter is, by the logical names of its axes: the one rule of rows and columns.
 
-A layer keeps the heads of a projection as an axis of their own, `[embed, heads, head_dim]`. The matrix is embed x
-(heads and head_dim): a head's number and its channels are one side. In a stack there is such a matrix a layer.
+A layer keeps the heads of a projection as an axis of their own, `[embed, heads, head_dim]`. The matrix is
+embed x (heads and head_dim): heads and their channels are one side. In a stack there is such a matrix a layer.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Schedule-free AdamW, which averages instead of decaying. Defazio et al. (2024), arXiv:2405.15682.
 
-Iterates are weighted by the square of the largest rate so far, the rate of the update that made them included, as in the
-authors' package `schedulefree`. Its warm-up begins one step later: the rate of our first update is 0.
+As in the authors' package `schedulefree`, an iterate is weighted by the square of the largest rate so far, that of the
+update which made it included. Deviation: their warm-up starts above 0, ours with an update at rate 0.
 """
 
 from dataclasses import dataclass

@@ -19,12 +19,14 @@ from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
+from jaxtrain.train.lock import RunLock
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
 from jaxtrain.train.phases import Span, remaining
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
+from jaxtrain.train.start import find_start
 from jaxtrain.train.state import TrainState, create_state, state_from_params
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
@@ -70,6 +72,8 @@ class Trainer:
 
     def __post_init__(self):
         self.step, self.total_steps = 0, self.recipe.total_steps
+        self.lock = RunLock(self.folder.path)
+        self._saving_hooks = [hook for hook in self.hooks if isinstance(hook, Checkpoint)]
         self.graph, _, self.axes = abstract_model(self.recipe.model)
         self._key = jax.random.key(self.seed)
         self._dropout_key = jax.random.fold_in(self._key, 1)
@@ -81,13 +85,24 @@ class Trainer:
         """Run all phases, from the newest sound checkpoint if there is one.
 
         Raises:
-            ValueError: the checkpoints are all damaged, or of another model.
+            ValueError: another run is in the folder; the checkpoints are all damaged, gone, or of another model.
             SaveError: the run folder could not be written.
             NonFiniteError: `max_skipped_steps` steps in a row had a loss or gradient that is not finite.
         """
-        retention = next((hook.retention for hook in self.hooks if isinstance(hook, Checkpoint)), Retention())
+        with self.lock:
+            return self.train_from(self.find_start())
+
+    def find_start(self) -> int | None:
+        """Return the step that `train` goes on from, None for a run that begins; change nothing. Raises as it does."""
+        first_save = min((hook.every_steps for hook in self._saving_hooks), default=1)
+        return find_start(self.folder, first_save=min(first_save, self.total_steps))
+
+    def train_from(self, start: int | None) -> Result:
+        """Run the phases from where `find_start` says, with the lock held since."""
+        retention = next((hook.retention for hook in self._saving_hooks), Retention())
         with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
-            start = self._saved = self._checkpoints.resume()
+            self._checkpoints.clear_after(start)
+            self._saved = start
             self._taken = {} if start is None else self._checkpoints.restore_data(start)
             self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
             with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:

@@ -72,6 +72,11 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
+def content(folder: Path) -> dict[Path, bytes]:
+    """Return what is in every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def host_copy(tree: ParamTree) -> ParamTree:
     return jax.tree.map(np.array, tree)
 

@@ -60,7 +60,7 @@ def _start(config: Path, folder: Path, *options: str) -> list:
 
 def test_two_processes_train_one_run_and_one_process_goes_on_with_it(config, whole, tmp_path):
     """Both are stopped by a signal to the second; worth two starts, for nothing less shows that processes agree."""
-    folder = tmp_path / "run"
+    folder = tmp_path / "run [2]"  # Orbax takes brackets for a pattern
     processes = _start(config, folder)
     metrics = folder / "metrics.jsonl"
     runs.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 7, processes[1])
