@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny import matrix, vector
 
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.optim.base import Optimizer
@@ -20,12 +21,12 @@ ALL = [optimizer(learning_rate=RATES, weight_decay=DECAY) for optimizer in OPTIM
 every = functools.partial(pytest.mark.parametrize, "optimizer", ids=lambda o: type(o).__name__)
 
 # Two layers of a small network: a matrix, a projection by heads, and the vectors that decay must spare.
-NAMES = {
-    "up": ("layers", "embed", "mlp"),
-    "query": ("layers", "embed", "heads", "head_dim"),
-    "up_bias": ("layers", "mlp"),
-    "query_bias": ("layers", "heads", "head_dim"),
-    "scale": ("layers", "width"),
+FACTS = {
+    "up": matrix("layers", "embed", "mlp"),
+    "query": matrix("layers", "embed", "heads", "head_dim"),
+    "up_bias": vector("layers", "mlp"),
+    "query_bias": vector("layers", "heads", "head_dim"),
+    "scale": vector("layers", "width"),
 }
 SHAPES = {"up": (2, 6, 8), "query": (2, 6, 2, 3), "up_bias": (2, 8), "query_bias": (2, 2, 3), "scale": (2, 6)}
 
@@ -35,8 +36,8 @@ def draw_tree(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[st
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def build(optimizer: Optimizer, rate: float = RATE, names: dict = NAMES) -> optax.GradientTransformation:
-    return optimizer.build(Constant(peak=rate).build(100), names)
+def build(optimizer: Optimizer, rate: float = RATE, axes: dict = FACTS) -> optax.GradientTransformation:
+    return optimizer.build(Constant(peak=rate).build(100), axes)
 
 
 def follow(tx: optax.GradientTransformation, params: dict, gradients: list[dict], look) -> list:

@@ -1,11 +1,10 @@
 """AdamW against its formula."""
 
 import numpy as np
-from optimizer_cases import DECAY, NAMES, RATE, RATES, build, draw_tree, follow
+from optimizer_cases import DECAY, FACTS, RATE, RATES, build, draw_tree, follow
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.matrix import is_matrix
 
 
 def test_adamw_is_its_formula():
@@ -19,5 +18,5 @@ def test_adamw_is_its_formula():
             m = 0.9 * m + 0.1 * gradient[name]
             v = 0.95 * v + 0.05 * gradient[name].astype(np.float64) ** 2
             direction = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
-            x = x - RATE * (direction + DECAY * is_matrix(NAMES[name]) * x)
+            x = x - RATE * (direction + DECAY * FACTS[name].decays * x)
         assert_close(now[name], x, CLOSED_FORM_LAYER, name)

@@ -30,12 +30,12 @@ MODEL = variant(
     pattern=(BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=32), mlp=GatedMLPConfig(hidden=128)),),
 )
 MOMENTS = [AdamW8bit(learning_rate=RATES), AdamW8bit(learning_rate=RATES, moments=Float8Moments())]
-_, SHAPES, NAMES = abstract_model(MODEL)
+_, SHAPES, FACTS = abstract_model(MODEL)
 MESH = MeshConfig(fsdp=2, tensor=2, data=2)
 
 
 def _transformation(optimizer) -> optax.GradientTransformation:
-    return optimizer.build(RATES.build(100), NAMES)
+    return optimizer.build(RATES.build(100), FACTS)
 
 
 def _tree(seed: int, scale: float) -> dict:
@@ -84,12 +84,12 @@ def test_tables_and_small_tensors_keep_32_bits():
 def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
     tx, mesh = _transformation(optimizer), MESH.build()
     state = _state(tx)
-    layout = state_shardings(state, NAMES, mesh)
+    layout = state_shardings(state, FACTS, mesh)
     gradients = [_tree(1, 1e-2), _tree(2, 1e-3)]
     alone, step = state, jax.jit(_step(tx))
     for gradient in gradients:
         alone = step(alone, gradient)
-    of_gradients = shardings(NAMES, SHAPES, mesh)
+    of_gradients = shardings(FACTS, SHAPES, mesh)
     with jax.set_mesh(mesh):
         sharded = jax.device_put(state, layout)
         compiled = (
@@ -113,7 +113,7 @@ def test_a_kernel_refuses_shards_that_hold_no_whole_blocks():
 def test_scales_are_sharded_as_their_codes():
     mesh = MESH.build()
     state = jax.eval_shape(lambda p: state_from_params(p, _transformation(MOMENTS[0])), SHAPES)
-    layout = state_shardings(state, NAMES, mesh).opt_state.m
+    layout = state_shardings(state, FACTS, mesh).opt_state.m
     query = layout["blocks"]["blocks"][0]["mixer"]["query"]
     assert query.scales.spec == query.codes.spec == P("stage", "fsdp", "tensor", None), query.codes.spec
 
@@ -123,7 +123,7 @@ def test_state_is_restored_on_another_mesh(tmp_path):
     state = jax.jit(_step(tx))(_state(tx), _tree(1, 1e-2))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, Snapshot(state, {}, {}))
-    layout = state_shardings(state, NAMES, MESH.build())
+    layout = state_shardings(state, FACTS, MESH.build())
     target = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_state(1, target)
@@ -133,9 +133,9 @@ def test_state_is_restored_on_another_mesh(tmp_path):
 
 def test_the_state_of_the_shipped_configuration_is_at_most_28_percent_of_adamw():
     config = load("configs/adam8bit_tiny.gin", []).config
-    _, shapes, names = abstract_model(config.model)
+    _, shapes, axes = abstract_model(config.model)
     eight, plain = (
-        bytes_of(jax.eval_shape(optimizer.build(RATES.build(1), names).init, shapes))
+        bytes_of(jax.eval_shape(optimizer.build(RATES.build(1), axes).init, shapes))
         for optimizer in (config.optimizer, AdamW(learning_rate=RATES))
     )
     assert isinstance(config.optimizer, AdamW8bit) and eight <= 0.28 * plain

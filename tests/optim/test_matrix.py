@@ -1,8 +1,9 @@
 """Rows and columns of a parameter by the names of its axes."""
 
 import pytest
+from tiny import matrix
 
-from jaxtrain.optim.matrix import is_matrix, matrix_shape
+from jaxtrain.optim.matrix import matrix_shape
 
 SIZES = {"layers": 3, "embed": 32, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp": 48, "rank": 5, "vocab": 64}
 
@@ -25,5 +26,5 @@ SIZES = {"layers": 3, "embed": 32, "heads": 4, "kv_heads": 2, "head_dim": 6, "ml
 )
 def test_heads_and_their_channels_are_one_side(names, expected):
     shape = tuple(SIZES.get(name, 7) for name in names)
-    assert matrix_shape(names, shape) == matrix_shape(("layers", *names), shape) == expected
-    assert is_matrix(names) == is_matrix(("layers", *names)) == (len(expected) == 2)
+    axes = matrix(*names)
+    assert matrix_shape(axes, shape) == matrix_shape(axes.stacked(), shape) == expected

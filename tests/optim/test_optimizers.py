@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from optimizer_cases import (
     ALL,
     DECAY,
-    NAMES,
+    FACTS,
     RATE,
     RATES,
     build,
@@ -29,7 +29,6 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import evaluation_params, transformation
 from jaxtrain.optim.lion import Lion
-from jaxtrain.optim.matrix import is_matrix
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.train.state import state_from_params, state_shardings
@@ -68,7 +67,7 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_no_vector(optimiz
     (end, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
     left = _mixture_left(steps) if isinstance(optimizer, ScheduleFree) else (1 - RATE * DECAY) ** steps
     for name, before in params.items():
-        desired = before * np.float32(left if is_matrix(NAMES[name]) else 1.0)
+        desired = before * np.float32(left if FACTS[name].decays else 1.0)
         assert_close(end[name], desired, CLOSED_FORM_LAYER, name)
 
 
@@ -93,11 +92,11 @@ def test_a_rate_of_zero_changes_nothing_and_divides_by_nothing(optimizer):
 @every([optimizer for optimizer in ALL if not isinstance(optimizer, AdamW8bit)])  # which has test_adamw_8bit.py
 def test_moments_are_sharded_as_their_parameters(optimizer):
     mesh = MeshConfig(fsdp=2, tensor=2, data=2).build()
-    _, shapes, names = abstract_model(variant(d_model=128, vocab_size=256))
-    tx = transformation(optimizer, RATES.build(100), names, clip_norm=1.0)
+    _, shapes, axes = abstract_model(variant(d_model=128, vocab_size=256))
+    tx = transformation(optimizer, RATES.build(100), axes, clip_norm=1.0)
     state = jax.eval_shape(lambda params: state_from_params(params, tx), shapes)
-    layout = state_shardings(state, names, mesh)
-    where = {path: (leaf.shape, sharding) for path, leaf, sharding in _leaves(shapes, shardings(names, shapes, mesh))}
+    layout = state_shardings(state, axes, mesh)
+    where = {path: (leaf.shape, sharding) for path, leaf, sharding in _leaves(shapes, shardings(axes, shapes, mesh))}
     moments = 0
     for path, leaf, sharding in _leaves(state.opt_state, layout.opt_state):
         (shape, of_parameter), *_ = [where[path[i:]] for i in range(len(path)) if path[i:] in where] or [((), None)]
@@ -117,13 +116,13 @@ def _leaves(tree, others):
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_the_average_is_found_behind_clipping(clip_norm):
     optimizer, params = ScheduleFree(learning_rate=RATES), draw_tree(0)
-    tx = transformation(optimizer, RATES.build(100), NAMES, clip_norm=clip_norm)
+    tx = transformation(optimizer, RATES.build(100), FACTS, clip_norm=clip_norm)
     assert_close(evaluation_params(optimizer, tx.init(params), params), params, CLOSED_FORM)
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient():
     optimizer = AdamW(learning_rate=RATES, b1=0.0)
-    tx = transformation(optimizer, RATES.build(100), NAMES, clip_norm=0.5)
+    tx = transformation(optimizer, RATES.build(100), FACTS, clip_norm=0.5)
     gradient, params = jax.tree.map(lambda g: 10 * g, draw_tree(1)), draw_tree(0)
     _, state = tx.update(gradient, tx.init(params), params)
     scale = 0.5 / np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values()))

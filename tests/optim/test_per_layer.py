@@ -6,20 +6,26 @@ import numpy as np
 import optax
 import pytest
 from optimizer_cases import ALL, build, draw_tree, every, follow
+from tiny import matrix, vector
 from tolerances import EXACT, assert_close
 
+from jaxtrain.axes import Axes
 from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
 from jaxtrain.optim.per_layer import per_layer
 
 # Matrices large enough to be factored and quantized, and vectors; two stacks of different length, and one table.
-NAMES = {
+FACTS = {
     "encoder": {
-        "query": ("layers", "embed", "heads", "head_dim"),
-        "output": ("layers", "heads", "head_dim", "embed"),
-        "scale": ("layers", "width"),
+        "query": matrix("layers", "embed", "heads", "head_dim"),
+        "output": matrix("layers", "heads", "head_dim", "embed"),
+        "scale": vector("layers", "width"),
     },
-    "decoder": {"up": ("layers", "embed", "mlp"), "small": ("layers", "mlp", "embed"), "bias": ("layers", "mlp")},
-    "embedding": {"table": ("vocab", "embed")},
+    "decoder": {
+        "up": matrix("layers", "embed", "mlp"),
+        "small": matrix("layers", "mlp", "embed"),
+        "bias": vector("layers", "mlp"),
+    },
+    "embedding": {"table": matrix("vocab", "embed")},
 }
 SHAPES = {
     "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
@@ -45,15 +51,15 @@ def _trees(seed: int) -> dict:
 def _layer(tree: dict, index: int) -> dict:
     """Return stacks of one layer, that of the index or the last."""
 
-    def one(axes: tuple, x: jax.Array) -> jax.Array:
-        return x[min(index, len(x) - 1)][None] if axes[0] == "layers" else x
+    def one(axes: Axes, x: jax.Array) -> jax.Array:
+        return x[min(index, len(x) - 1)][None] if axes.in_stack else x
 
-    return jax.tree.map(one, NAMES, tree, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(one, FACTS, tree)
 
 
 @every(ALL + VARIANTS)
 def test_every_optimizer_moves_the_layers_of_a_stack_as_each_alone(optimizer):
-    tx, params, gradients = build(optimizer, names=NAMES), _trees(0), [_trees(seed) for seed in (1, 2, 3)]
+    tx, params, gradients = build(optimizer, axes=FACTS), _trees(0), [_trees(seed) for seed in (1, 2, 3)]
 
     def averages(state, params):
         return optimizer.evaluation_params(state, params)
@@ -69,7 +75,7 @@ def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
     params, gradients = _trees(0), [_trees(1)]
     tx = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-1.0))
     [plain] = follow(tx, params, gradients, lambda state, params: params)
-    [layered] = follow(per_layer(tx, NAMES), params, gradients, lambda state, params: params)
+    [layered] = follow(per_layer(tx, FACTS), params, gradients, lambda state, params: params)
     for index in range(3):
         flat = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(params, index))
         gradient = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(gradients[0], index))
@@ -81,10 +87,10 @@ def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
 
 def test_the_state_has_the_structure_of_the_transformation_with_one_count():
     tx, params = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: 0.1 * count)), _trees(0)
-    plain, layered = tx.init(params), per_layer(tx, NAMES).init(params)
+    plain, layered = tx.init(params), per_layer(tx, FACTS).init(params)
     assert_close(layered, plain, EXACT)
     [(counts, moments)] = follow(
-        per_layer(tx, NAMES), params, [_trees(1)], lambda state, params: ((state[0].count, state[1].count), state[0].mu)
+        per_layer(tx, FACTS), params, [_trees(1)], lambda state, params: ((state[0].count, state[1].count), state[0].mu)
     )
     assert [(count.shape, int(count)) for count in counts] == 2 * [((), 1)]
     assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, params)
@@ -92,4 +98,4 @@ def test_the_state_has_the_structure_of_the_transformation_with_one_count():
 
 def test_a_transformation_of_all_parameters_together_is_none_of_layers():
     with pytest.raises(ValueError, match="vmap"):
-        follow(per_layer(optax.clip_by_global_norm(1.0), NAMES), _trees(0), [_trees(1)], lambda *seen: seen)
+        follow(per_layer(optax.clip_by_global_norm(1.0), FACTS), _trees(0), [_trees(1)], lambda *seen: seen)

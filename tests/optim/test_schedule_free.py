@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optimizer_cases import RATES, as_float32, build, draw_tree, follow, read_golden, steps_of
-from tiny import size_of
+from tiny import matrix, size_of, vector
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
 
-NAMES = {"matrix": ("embed", "mlp"), "vector": ("width",)}
+FACTS = {"matrix": matrix("embed", "mlp"), "vector": vector("width")}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_points_and_averages_are_those_of_the_authors_package(case, decay):
     golden = read_golden(f"schedulefree/{case}.npz")
     rates = jnp.asarray(golden["rate"][""], jnp.float32)
     optimizer = ScheduleFree(learning_rate=RATES, weight_decay=decay)
-    tx = optimizer.build(lambda count: rates[count], NAMES)
+    tx = optimizer.build(lambda count: rates[count], FACTS)
     gradients = [as_float32(step) for step in steps_of(golden["gradient"])]
     seen = follow(
         tx,
@@ -58,7 +58,7 @@ def test_an_iterate_weighs_by_the_square_of_the_largest_rate_so_far():
 
 def test_the_gradient_is_taken_between_average_and_iterate():
     optimizer = ScheduleFree(learning_rate=RATES, weight_decay=0.0)
-    tx, params = build(optimizer, names=NAMES), draw_tree(0, {"matrix": (4, 3), "vector": (5,)})
+    tx, params = build(optimizer, axes=FACTS), draw_tree(0, {"matrix": (4, 3), "vector": (5,)})
     gradients = [draw_tree(seed, {"matrix": (4, 3), "vector": (5,)}) for seed in range(1, 6)]
     *_, (state, point) = follow(tx, params, gradients, lambda *seen: seen)
     average = optimizer.evaluation_params(state, point)
@@ -68,5 +68,5 @@ def test_the_gradient_is_taken_between_average_and_iterate():
 
 def test_it_keeps_one_moment_and_one_iterate():
     params = draw_tree(0, {"matrix": (4, 3), "vector": (5,)})
-    state = build(ScheduleFree(learning_rate=RATES), names=NAMES).init(params)
+    state = build(ScheduleFree(learning_rate=RATES), axes=FACTS).init(params)
     assert size_of(state) < 2 * size_of(params) + 10
