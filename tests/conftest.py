@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_backend_optimization_level=0"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=1200"  # 40 are too few on a busy machine
 )
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 

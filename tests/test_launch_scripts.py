@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.train.metrics import read_metrics
@@ -60,7 +61,7 @@ def launch(*command, **options):
 def finish(process):
     """Wait for a script and return its exit code and its output lines; leave nothing running whatever happens."""
     try:
-        out, errors = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.send_signal(signal.SIGTERM)
     return process.returncode, out.splitlines(), errors.splitlines()
@@ -167,6 +168,6 @@ def test_tpu_hosts_can_be_told_to_stop(tmp_path):
     try:
         code, _, errors = finish(launch(SCRIPTS / "launch_tpu_pod.sh", "pod", env=settings))
         assert code == 0, errors
-        assert running.wait(timeout=10) == -signal.SIGTERM
+        assert running.wait(timeout=PATIENCE_SECONDS) == -signal.SIGTERM
     finally:
         running.kill()

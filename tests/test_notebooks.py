@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.train.metrics import read_metrics
@@ -42,7 +43,7 @@ def execute(notebook, tmp_path_factory, flags):
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(folder / ".jupyter"))
         patch.setenv("XLA_FLAGS", flags)
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        NotebookClient(notebook, timeout=PATIENCE_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
     return folder
 
 

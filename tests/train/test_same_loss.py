@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import same_loss
+from patience import PATIENCE_SECONDS
 from same_loss import DROPOUT, TWO_PROCESSES
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
@@ -89,7 +90,7 @@ def test_two_processes_of_four_devices_have_the_loss_of_one_device():
     port = _free_port()
     processes = [_start(process, port) for process in range(2)]
     try:
-        printed = [process.communicate(timeout=300)[0] for process in processes]
+        printed = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
