@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from devices import xla_flags
 from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
@@ -48,7 +48,7 @@ print("saved after", stopped, flush=True)
 
 def environment(**changes):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
-    return kept | {"JAX_PLATFORMS": "cpu"} | changes
+    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=1)} | changes
 
 
 def launch(*command, **options):
@@ -110,7 +110,6 @@ def test_signal_reaches_every_local_process_once(number):
     process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS)
     begun = [process.stdout.readline(), process.stdout.readline()]
     assert len({line.split()[-1] for line in begun}) == 1, "one coordinator"
-    time.sleep(0.2)
     process.send_signal(number)
     code, out, _ = finish(process)
     assert code == 0

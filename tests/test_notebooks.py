@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from devices import xla_flags
 from nbclient import NotebookClient
 from patience import PATIENCE_SECONDS
 
@@ -52,7 +53,7 @@ def executed(tmp_path_factory):
     """The quickstart with few steps of a small model, and its folder."""
     notebook = nbformat.read(QUICKSTART, as_version=4)
     tagged(notebook, "parameters").source = SMALL
-    return notebook, execute(notebook, tmp_path_factory, flags="")  # one device
+    return notebook, execute(notebook, tmp_path_factory, flags=xla_flags(devices=1))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def schedules(tmp_path_factory):
     training = tagged(notebook, "training")
     assert training.source.count("STEPS, RUNS = 20,") == 1
     training.source = training.source.replace("STEPS, RUNS = 20,", "STEPS, RUNS = 3,")
-    execute(notebook, tmp_path_factory, flags="--xla_backend_optimization_level=0")
+    execute(notebook, tmp_path_factory, flags=xla_flags(devices=1))  # it asks for more
     return notebook
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import same_loss
+from devices import xla_flags
 from patience import PATIENCE_SECONDS
 from same_loss import DROPOUT, TWO_PROCESSES
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
@@ -76,7 +77,7 @@ def _start(process: int, port: int) -> subprocess.Popen:
     tests = Path(same_loss.__file__).parents[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+        "XLA_FLAGS": xla_flags(devices=4),
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",

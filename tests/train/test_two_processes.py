@@ -1,6 +1,5 @@
 """Two processes of four devices each, started as on two hosts: one run, one folder, and one process goes on with it."""
 
-import os
 import re
 import socket
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from devices import xla_flags
 from patience import PATIENCE_SECONDS
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
@@ -20,7 +20,6 @@ STEPS = 100_000  # more than any machine makes until it is stopped
 GLOO = re.compile(
     r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. Expected number of connected peer ranks is : |\s"
 )
-FOUR_DEVICES = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def _start(config: Path, folder: Path, *options: str) -> list:
             folder,
             *options,
             output=f"process{index}",
-            XLA_FLAGS=FOUR_DEVICES,
+            XLA_FLAGS=xla_flags(devices=4),
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(index),
