@@ -3,9 +3,9 @@
 Which of the two is told by what SOURCE is. The run has checkpoint 0, parameters only, and a configuration with the
 model's architecture and tokenizer and placeholders for the rest: it generates at once, and trains when it is told on
 what. Weights pass through a piece at a time and keep their bits; either way, host memory is that of the two largest
-tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer, token ids, chat
-templates, generation_config.json) waits in the run's huggingface/ for the way back. A run with another tokenizer is
-exported with that one, and with its id for the end of a text.
+tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer, token ids,
+chat templates, generation_config.json) waits in the run's huggingface/ for the way back. A run with another tokenizer
+is exported with that one, and with its id for the end of a text.
 """
 
 import argparse
