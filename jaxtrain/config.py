@@ -85,7 +85,7 @@ class TrainConfig:
     def _check_sample(self, where: str, hook: Sample) -> None:
         """Find now what would otherwise end the run when the first sample is due."""
         for data in dict.fromkeys(phase.data or self.data for phase in self.phases):
-            prompt = len(data.tokenizer.encode(hook.prompt))
+            prompt = len(data.tokenizer.encode_prompt(hook.prompt))
             if not prompt:
                 raise ValueError(f"{where}.prompt={hook.prompt!r}: give at least one token to continue from")
             if prompt + hook.tokens > self.model.max_length:

@@ -233,7 +233,7 @@ class Trainer:
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self._work.data.tokenizer
         self._recorder.interrupted()
-        ids = tokenizer.encode(prompt).tolist()
+        ids = tokenizer.encode_prompt(prompt)
         [new] = generate(
             self.graph,
             params,

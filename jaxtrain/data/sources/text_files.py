@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.paths import Glob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextFiles(Source):
     """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt')."""
 
-    glob: str
+    glob: Glob
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
