@@ -1,4 +1,4 @@
-"""The run folder: config.gin, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
+"""The run folder: config.gin, files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
 
 import contextlib
 import errno
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
+FILES = "files"  # copies of what config.gin names by path
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,11 +72,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a small file whole, or leave what is there as it is. Raises OSError where it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -90,6 +91,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / CONFIG
+
+    @property
+    def files(self) -> Path:
+        return self.path / FILES
 
     @property
     def checkpoints(self) -> Path:
@@ -138,5 +143,5 @@ class RunFolder:
         """Remove the run, and nothing in the folder that is not a run's."""
         for name in (CONFIG, "metrics.jsonl", "samples.txt", "wandb_id.txt"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard", "profile"):
+        for name in (FILES, "checkpoints", "tensorboard", "profile"):
             shutil.rmtree(self.path / name, ignore_errors=True)

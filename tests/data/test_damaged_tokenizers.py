@@ -43,6 +43,7 @@ def changed(**replaced) -> dict:
     return word_level() | replaced
 
 
+TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
 TWO = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "a": 2, "b": 2}, "unk_token": "<unk>"}
 OUTSIDE = json.loads(processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 77)]).__getstate__())
 DAMAGED = {
@@ -55,6 +56,18 @@ DAMAGED = {
         r"cannot encode a text \(WordLevel error: Missing",
     ),
     "two tokens of one id": (changed(model=TWO), r"the id 2 stands for 2 tokens, \['[ab]', '[ab]'\]"),
+    "an added token with the id of another": (
+        changed(added_tokens=[TOKEN | {"content": "a", "id": 1}]),
+        "its added token 'a' cannot have the id 1",
+    ),
+    "a key that the library passes over": (
+        changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace", "patern": 1}]}),
+        r"its key pre_tokenizer\.pretokenizers\.0\.patern is not understood",
+    ),
+    "a key of the model that the library passes over": (
+        changed(model=word_level()["model"] | {"unk_tokens": "a"}),
+        r"its key model\.unk_tokens is not understood",
+    ),
     "no tokens": (changed(model=TWO | {"vocab": {}}, added_tokens=[]), "it has no tokens"),
     "a special token without ids": (
         without("<s>", "post_processor", "special_tokens"),

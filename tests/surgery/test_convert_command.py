@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import huggingface_goldens as goldens
 import jax
@@ -206,7 +207,8 @@ def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path)
     goldens.shutil.copy(tmp_path / "pieces.model", source / "tokenizer.model")
     assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=7"]) == 0
     config = load(tmp_path / "run").config
-    assert config.data.tokenizer == SentencePiece(path=str(tmp_path / "run" / "huggingface" / "tokenizer.model"))
+    tokenizer = config.data.tokenizer
+    assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "files"
     assert config.phases[0].steps == 7, "changes of --set are the run's"
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()

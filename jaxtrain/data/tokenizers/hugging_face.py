@@ -1,19 +1,15 @@
 """A `tokenizers` JSON file: the tokenizer.json beside published weights, or made by `jaxtrain tokenizer train`."""
 
-import collections
 import dataclasses
-import functools
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 
 from jaxtrain.data.tokenizers import file
 from jaxtrain.data.tokenizers.base import Tokenizer, valid_text
+from jaxtrain.data.tokenizers.hugging_face_file import HuggingFaceFile, load
 from jaxtrain.paths import FilePath
 
 
@@ -75,65 +71,5 @@ class HuggingFaceTokenizer(Tokenizer):
         return found
 
     @property
-    def _file(self) -> "_File":
-        return _load(self.path, file.version(self.path, kind="tokenizer JSON file"))
-
-
-class _File(NamedTuple):
-    model: tokenizers.Tokenizer
-    vocab_size: int
-    beginning: tuple[int, ...]
-
-
-@functools.lru_cache(maxsize=4)
-def _load(path: str, version: tuple[int, ...]) -> _File:
-    """Load once a version of the file."""
-    with file.naming(path, "is not a `tokenizers` JSON file", remedy="`jaxtrain tokenizer train` makes one."):
-        content = Path(path).read_bytes()
-        with file.quiet():
-            model = tokenizers.Tokenizer.from_buffer(content)
-        model.encode_special_tokens = True  # a document that spells '<|endoftext|>' must not end there
-        model.no_truncation()  # published files carry the settings of whoever saved them
-        model.no_padding()
-        vocab_size = _vocab_size(model.get_vocab(with_added_tokens=True))
-        beginning = _beginning(json.loads(model.post_processor.__getstate__())) if model.post_processor else ()
-        if beginning and not 0 <= min(beginning) <= max(beginning) < vocab_size:
-            raise ValueError(f"its post-processor begins texts with {list(beginning)}, and it has {vocab_size} ids")
-    return _File(model, vocab_size, beginning)
-
-
-def _vocab_size(vocab: dict[str, int]) -> int:
-    """Return the number of ids. Raises ValueError where there is none, or one stands for two tokens."""
-    if not vocab:
-        raise ValueError("it has no tokens")
-    [(id, tokens)] = collections.Counter(vocab.values()).most_common(1)
-    if tokens > 1:
-        raise ValueError(f"the id {id} stands for {tokens} tokens, {[t for t, i in vocab.items() if i == id][:5]}")
-    return max(vocab.values()) + 1
-
-
-def _beginning(processor: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that a post-processor, as its JSON has it, puts before a single text."""
-    match processor["type"]:
-        case "Sequence":
-            parts = [part for part in processor["processors"] if part["type"] != "ByteLevel"]
-            if len(parts) > 1:  # on most of which the library panics
-                raise ValueError(f"its post-processor is {' and '.join(part['type'] for part in parts)} in a row")
-            return _beginning(parts[0]) if parts else ()
-        case "BertProcessing" | "RobertaProcessing":
-            return (processor["cls"][1],)
-        case "ByteLevel":
-            return ()
-        case "TemplateProcessing":
-            return tuple(_template_beginning(processor))
-    raise ValueError(f"its post-processor {processor['type']!r} is not known")
-
-
-def _template_beginning(processor: dict[str, Any]) -> Iterator[int]:
-    for piece in processor["single"]:
-        if "Sequence" in piece:
-            return
-        token = piece["SpecialToken"]["id"]
-        if token not in processor["special_tokens"]:
-            raise ValueError(f"its post-processor puts {token!r} before texts and does not say what ids that has")
-        yield from processor["special_tokens"][token]["ids"]
+    def _file(self) -> HuggingFaceFile:
+        return load(self.path, file.version(self.path, kind="tokenizer JSON file"))
