@@ -162,15 +162,21 @@ def tokenizer_of(source: Path) -> Tokenizer | None:
 
 
 def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePiece) -> bool | str:
-    """Return what is put before texts: by tokenizer_config.json, and where that does not tell, as transformers does."""
+    """Return what is put before texts: by tokenizer_config.json, and where that does not tell, by the file itself.
+
+    A SentencePiece model does not tell; those of Llama, Mistral and Gemma were trained with the piece that they have.
+    """
     file = source / "tokenizer_config.json"
     told, token = (settings(file).get(key) for key in ("add_bos_token", "bos_token"))
     if not isinstance(told, bool | None):
         raise ValueError(f"{file}: add_bos_token is {told!r}: make it true or false")
     if isinstance(tokenizer, SentencePiece):
         return tokenizer.has_begin_of_sequence if told is None else told
-    if not told or tokenizer.beginning:
+    if told is None or told == bool(tokenizer.beginning):
         return told is not False
+    print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
+    if not told:
+        return False
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         raise ValueError(
