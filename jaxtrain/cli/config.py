@@ -6,7 +6,8 @@ from rich.console import Console
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.config_text import diff, show
+from jaxtrain.cli.config_text import show
+from jaxtrain.cli.kept_files import RunFiles, differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         console.print(show(load(arguments.file, arguments.set)), soft_wrap=True)
     else:
-        differences = diff(load(arguments.left).config, load(arguments.right, arguments.set).config)
-        console.print("\n".join(map(str, differences)) or "no differences", soft_wrap=True)
+        left, right = load(arguments.left).config, load(arguments.right, arguments.set).config
+        found = differences(RunFiles.of(left), RunFiles.of(right))
+        console.print("\n".join(map(str, found)) or "no differences", soft_wrap=True)
     return 0

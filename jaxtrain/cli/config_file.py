@@ -29,6 +29,7 @@ from typing import NamedTuple
 from gin import config_parser as gin
 
 from jaxtrain.cli.config_override import apply_override
+from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_symbols import Delegate, Macro, Reference, Symbols
 from jaxtrain.cli.config_tree import Leaf, Node, Tree, build, check_field, new_node, plant, sequence
 from jaxtrain.cli.config_types import label, nearest
@@ -58,8 +59,10 @@ def load[T](path: str | Path, overrides: Sequence[str] = (), *, root: type[T] | 
     bindings = Bindings()
     _read(path, bindings, ())
     tree = bindings.tree(root, str(path))
+    resolve(tree)
     for override in overrides:
         apply_override(tree, override)
+    check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)
 

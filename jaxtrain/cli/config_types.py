@@ -93,6 +93,8 @@ def describe(value: object) -> str:
 
 def describe_hint(hint: object) -> str:
     """An annotation, its classes without their modules; an abstract base class as the classes it stands for."""
+    if isinstance(hint, TypeAliasType):
+        return describe_hint(hint.__value__)
     if get_origin(hint) in (Union, UnionType):
         return " | ".join(map(describe_hint, get_args(hint)))
     if hint is NoneType:

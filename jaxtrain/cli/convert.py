@@ -3,9 +3,9 @@
 Which of the two is told by what SOURCE is. The run has checkpoint 0, parameters only, and a configuration with the
 model's architecture and tokenizer and placeholders for the rest: it generates at once, and trains when it is told on
 what. Weights pass through a piece at a time and keep their bits; either way, host memory is that of the two largest
-tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer, token ids, chat
-templates, generation_config.json) waits in the run's huggingface/ for the way back. A run with another tokenizer is
-exported with that one, and with its id for the end of a text.
+tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer, token ids,
+chat templates, generation_config.json) waits in the run's huggingface/ for the way back. A run with another tokenizer
+is exported with that one, and with its id for the end of a text.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from typing import Any
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand
+from jaxtrain.cli.finished import mesh_at_hand, warn_of_replaced
+from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, SentencePiece, StandardLibrary, Tokenizer
@@ -113,9 +114,9 @@ def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
     if config:  # now that its tokenizer is where it says
         try:
             folder = RunFolder(target)
-            folder.write_config(render(at_home(config, target)))
+            RunFiles.of(config).write(folder)
             if overrides:
-                folder.write_config(render(load(folder.config, overrides).config))
+                RunFiles.of(load(folder.config, overrides).config).write(folder)
         except (OSError, ValueError):
             shutil.rmtree(target)
             raise
@@ -135,7 +136,7 @@ def misfit(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
         whose = f"there is {NO_TOKENIZER}, bytes are" if isinstance(tokenizer, ByteTokenizer) else "its tokenizer has"
         return f"{whose} {tokenizer.vocab_size} tokens and the model {model.vocab_size}"
     try:
-        _ = tokenizer.end_of_document_id
+        _ = tokenizer.beginning, tokenizer.end_of_document_id
     except ValueError as error:
         return str(error).removesuffix(".")
     return None
@@ -152,22 +153,38 @@ def configuration(model: DecoderConfig, tokenizer: Tokenizer) -> TrainConfig:
     )
 
 
-def at_home(config: TrainConfig, target: Path) -> TrainConfig:
-    """Return the configuration with the tokenizer that was carried into the run folder."""
-    tokenizer = config.data.tokenizer
-    if type(tokenizer) in TOKENIZER_FILES:
-        path = target / CARRIED / Path(tokenizer.path).name
-        tokenizer = dataclasses.replace(tokenizer, path=str(path.absolute()))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
-
-
 def tokenizer_of(source: Path) -> Tokenizer | None:
     for kind, name in TOKENIZER_FILES.items():
         if (source / name).exists():
             tokenizer = kind(path=str(source / name))
+            tokenizer = dataclasses.replace(tokenizer, begin_of_document=begin_of_document(source, tokenizer))
             end = end_of_document(source, tokenizer) if kind is HuggingFaceTokenizer else None
             return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
     return None
+
+
+def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePiece) -> bool | str:
+    """Return what is put before texts: by tokenizer_config.json, and where that does not tell, by the file itself.
+
+    A SentencePiece model does not tell; those of Llama, Mistral and Gemma were trained with the piece that they have.
+    """
+    file = source / "tokenizer_config.json"
+    told, token = (settings(file).get(key) for key in ("add_bos_token", "bos_token"))
+    if not isinstance(told, bool | None):
+        raise ValueError(f"{file}: add_bos_token is {told!r}: make it true or false")
+    if isinstance(tokenizer, SentencePiece):
+        return tokenizer.has_begin_of_sequence if told is None else told
+    if told is None or told == bool(tokenizer.beginning):
+        return told is not False
+    print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
+    if not told:
+        return False
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str):
+        raise ValueError(
+            f"{file}: add_bos_token is true, and bos_token is no text: make it one, or add_bos_token false"
+        )
+    return token
 
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
@@ -189,6 +206,8 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
     config = load(folder.config, arguments.set).config if folder.config.exists() else None
+    if config:
+        warn_of_replaced(folder, config)
     model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
     tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
     token_ids, generation = special_tokens(tokenizer, carried)

@@ -15,8 +15,8 @@ from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.config_text import diff, render
 from jaxtrain.cli.example_prompt import example_prompt
+from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, replaced_since
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
@@ -60,14 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
 def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
     """Train in a folder in which nobody else does; until `begin` nothing in it changes."""
     folder = trainer.folder
+    files = RunFiles.of(config)  # before --overwrite clears the folder, in which they may lie
     if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
-        check_same(folder, config, resume=arguments.resume)
+        check_same(folder, files, resume=arguments.resume)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.resume):
         check_steps(config)
     start = None if arguments.overwrite else trainer.find_start()
-    begin(folder, config, bigram, overwrite=arguments.overwrite)
+    begin(folder, files, bigram, overwrite=arguments.overwrite)
+    config = files.from_copies(folder)
+    trainer = config.trainer(folder.path, profile_steps=arguments.profile, lock=trainer.lock)
     describe(config, folder, console)
     began = time.perf_counter()
     try:
@@ -84,18 +87,24 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
-    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it."""
+def check_same(folder: RunFolder, files: RunFiles, *, resume: bool) -> None:
+    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it.
+
+    Another file at the path of one that the run was made with is refused even then: nobody has told of it.
+    """
+    read_origins(folder)  # which says if they are damaged
     if not folder.config.exists():
         if not resume:
             name = folder.config.name
             raise ValueError(f"{folder.path}: holds a run but no {name}; pass --resume to go on, or --overwrite")
         return
-    before = load(folder.config).config
-    differences = diff(before, config)
-    if not differences:
+    before, config = load(folder.config).config, files.config
+    files_before = RunFiles.of(before)
+    files.check_unchanged(files_before, folder)
+    changes = differences(files_before, files)
+    if not changes:
         return
-    listed = "\n".join(f"  {difference}" for difference in differences)
+    listed = "\n".join(f"  {change}" for change in changes)
     if not resume:
         raise ValueError(
             f"{folder.path} holds a run with another configuration:\n{listed}\n"
@@ -147,7 +156,7 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     )
 
 
-def begin(folder: RunFolder, config: TrainConfig, bigram: float | None, *, overwrite: bool) -> None:
+def begin(folder: RunFolder, files: RunFiles, bigram: float | None, *, overwrite: bool) -> None:
     """Write what a run begins with, from the first process; where that fails no process goes on.
 
     Raises:
@@ -158,7 +167,7 @@ def begin(folder: RunFolder, config: TrainConfig, bigram: float | None, *, overw
         with outcome.reporting(), saving(f"{folder.path} cannot be written"):
             if overwrite:
                 folder.clear()
-            folder.write_config(render(config))
+            files.write(folder)
             bigram_record.keep(folder, bigram)
     outcome.settle()
 
@@ -172,8 +181,8 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    for remark in config.remarks(jax.device_count()):
-        console.print(f"note: {remark}", highlight=False, soft_wrap=True)
+    for remark in [*config.remarks(jax.device_count()), *replaced_since(folder, config)]:
+        console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 
 def conclude(

@@ -2,7 +2,7 @@
 
 A store is the folder <cache>/tokens/<key> of
 
-    tokens.bin          every document's ids, the end-of-document id after each, uint16 or uint32
+    tokens.bin          every document's ids, with those that begin and end it, uint16 or uint32
     document_ends.npy   where in tokens.bin each document ends
     keys.bin            the documents' keys, UTF-8        key_ends.npy    where in keys.bin each key ends
     key_hashes.npy      64 bits of each key: what decides between training and validation
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class TokenStore(NamedTuple):
-    """A tokenised source. Document i is tokens[starts[i] : starts[i] + lengths[i]], its end-of-document id included."""
+    """A tokenised source. Document i is tokens[starts[i] : starts[i] + lengths[i]], from beginning to end id."""
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -142,19 +142,18 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
 def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
     """Write the files of a store, meta.json last, and return the number of tokens."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    end_of_document = np.array([tokenizer.end_of_document_id], dtype)
     lengths, key_lengths, hashes = array.array("q"), array.array("q"), array.array("Q")
     digest = hashlib.blake2b(digest_size=16)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "keys.bin").open("wb") as keys:
         for batch in _batches(source.documents()):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
+            encoded = tokenizer.encode_documents([document.text for document in batch])
             for document, ids in zip(batch, encoded, strict=True):
                 key = document.key.encode(errors="replace")
-                stored = np.append(ids.astype(dtype), end_of_document)
+                stored = ids.astype(dtype)
                 tokens.write(stored)
                 digest.update(stored)
                 keys.write(key)
-                lengths.append(len(ids) + 1)
+                lengths.append(len(ids))
                 key_lengths.append(len(key))
                 hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
     if not lengths:

@@ -1,4 +1,4 @@
-"""The run folder: config.gin, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
+"""The run folder: config.gin, files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
 
 import contextlib
 import errno
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
+FILES = "files"  # copies of what config.gin names by path
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,7 +73,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a small file whole and to the disk, or leave what is there as it is.
 
     Raises:
@@ -80,8 +81,8 @@ def write_whole(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -117,6 +118,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / CONFIG
+
+    @property
+    def files(self) -> Path:
+        return self.path / FILES
 
     @property
     def checkpoints(self) -> Path:
@@ -163,7 +168,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the run, and nothing in the folder that is not a run's. Raises OSError where that is not possible."""
-        for name in ("checkpoints", "tensorboard", "profile"):
+        for name in (FILES, "checkpoints", "tensorboard", "profile"):
             _remove(self.path / name)
         for name in (CONFIG, "metrics.jsonl", "samples.txt", "wandb_id.txt"):
             (self.path / name).unlink(missing_ok=True)

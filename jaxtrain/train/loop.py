@@ -67,12 +67,12 @@ class Trainer:
     max_skipped_steps: int
     writers: tuple[Writer, ...]
     folder: RunFolder
+    lock: RunLock
     devices: list[jax.Device] | None = None
     profile_steps: int = 0
 
     def __post_init__(self):
         self.step, self.total_steps = 0, self.recipe.total_steps
-        self.lock = RunLock(self.folder.path)
         self._saving_hooks = [hook for hook in self.hooks if isinstance(hook, Checkpoint)]
         self.graph, _, self.axes = abstract_model(self.recipe.model)
         self._key = jax.random.key(self.seed)
@@ -233,7 +233,7 @@ class Trainer:
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self._work.data.tokenizer
         self._recorder.interrupted()
-        ids = tokenizer.encode(prompt).tolist()
+        ids = tokenizer.encode_prompt(prompt)
         [new] = generate(
             self.graph,
             params,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from full_disk import files_no_larger_than
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.data import ByteTokenizer, Document, HuggingFaceTokenizer, Source, StandardLibrary, TextFiles
 from jaxtrain.data.cache import cache_folder
@@ -167,7 +168,7 @@ def test_what_a_killed_build_left_is_not_read_and_goes_away_after_a_day(source, 
 
 
 def test_processes_that_build_at_once_all_get_the_whole_store(source, cache):
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=PATIENCE_SECONDS)
     stores = []
 
     def build():

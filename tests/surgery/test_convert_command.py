@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import huggingface_goldens as goldens
 import jax
@@ -302,10 +303,96 @@ def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path)
     goldens.shutil.copy(tmp_path / "pieces.model", source / "tokenizer.model")
     assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=7"]) == 0
     config = load(tmp_path / "run").config
-    assert config.data.tokenizer == SentencePiece(path=str(tmp_path / "run" / "huggingface" / "tokenizer.model"))
+    tokenizer = config.data.tokenizer
+    assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "files"
     assert config.phases[0].steps == 7, "changes of --set are the run's"
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()
+
+
+PIECES = {"<unk>": 0, "<s>": 1, "</s>": 2, "def": 3}
+BEGINS = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+
+
+def add_special_tokens(folder, processor, told):
+    """Make a tokenizer like that of Llama, and what its tokenizer_config.json tells."""
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(PIECES, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.add_special_tokens(["<s>", "</s>"])
+    if processor:
+        model.post_processor = processor
+    model.save(str(folder / "tokenizer.json"))
+    text = {"eos_token": "</s>", "bos_token": {"content": "<s>"}} | told
+    (folder / "tokenizer_config.json").write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize(
+    "processor, told, prompt",
+    [
+        (BEGINS, {}, [1, 3]),
+        (BEGINS, {"add_bos_token": True}, [1, 3]),
+        (BEGINS, {"add_bos_token": False}, [3]),
+        (None, {}, [3]),
+        (None, {"add_bos_token": True}, [1, 3]),
+        (None, {"add_bos_token": False, "bos_token": None}, [3]),
+    ],
+)
+def test_an_imported_run_begins_prompts_and_documents_as_it_was_told(
+    tiny_folder, tmp_path, capsys, processor, told, prompt
+):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, processor, told)
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    disagree = told.get("add_bos_token", bool(processor)) != bool(processor)
+    assert ("tokenizer.json does not do so: the run does" in capsys.readouterr().out) == disagree
+    tokenizer = load(tmp_path / "run").config.data.tokenizer
+    assert tokenizer.encode_prompt("def") == prompt
+    assert [ids.tolist() for ids in tokenizer.encode_documents(["def def"])] == [[*prompt, 3, 2]]
+
+
+@pytest.mark.parametrize("options, told, begins", [({}, None, True), ({}, False, False), ({"bos_id": -1}, None, False)])
+def test_an_imported_sentence_piece_model_begins_texts_where_it_can_and_is_not_told_otherwise(
+    tiny_folder, tmp_path, options, told, begins
+):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    with (source / "tokenizer.model").open("wb") as file:
+        lines = iter(["some words to make a tokenizer of"] * 20)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=file, vocab_size=40, minloglevel=2, hard_vocab_limit=False, **options
+        )
+    if told is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": told}))
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    tokenizer = load(tmp_path / "run").config.data.tokenizer
+    assert tokenizer.encode_prompt("some") == [1] * begins + tokenizer.encode("some").tolist()
+
+
+@pytest.mark.parametrize(
+    "told, reason",
+    [
+        ({"add_bos_token": "yes"}, "add_bos_token is 'yes': make it true or false"),
+        ({"add_bos_token": True, "bos_token": None}, "add_bos_token is true, and bos_token is no text"),
+    ],
+)
+def test_a_beginning_that_cannot_be_told_is_refused_by_name(tiny_folder, tmp_path, capsys, told, reason):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, None, told)
+    assert f"source/tokenizer_config.json: {reason}" in refused(capsys, source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_imported_run_that_was_moved_does_not_read_what_lies_at_its_old_place(tiny_folder, tmp_path, monkeypatch):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, BEGINS, {})
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "source", "run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    add_special_tokens(source, None, {})
+    assert main(["convert", "source", "run"]) == 0
+    monkeypatch.chdir("/")
+    tokenizer = load(tmp_path / "elsewhere" / "moved").config.data.tokenizer
+    assert tokenizer.path.startswith(str(tmp_path / "elsewhere" / "moved")) and tokenizer.beginning == (1,)
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])

@@ -4,12 +4,12 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+import patience
 from tiny import variant
 
 from jaxtrain.cli.config_text import render
@@ -132,10 +132,11 @@ def start_command(
         )
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, *, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
     """Wait for something that a process is to do before it ends."""
-    end = time.monotonic() + seconds
-    while not condition():
+
+    def has_come() -> bool:
         assert process.poll() is None, f"ended with {process.returncode} before that"
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.001)
+        return condition()
+
+    patience.wait_until(has_come)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 _RECORDS_A_READ = 1024
 
@@ -21,7 +22,7 @@ _RECORDS_A_READ = 1024
 class ArrayRecord(Source):
     """Every record of every file that matches `glob`. A key is file:record, from 0."""
 
-    glob: str
+    glob: Glob
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):

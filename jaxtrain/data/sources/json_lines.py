@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JsonLines(Source):
     """Every line of every file that matches `glob`, but blank ones and nulls. A key is file:line, from 1."""
 
-    glob: str
+    glob: Glob
     field: str = "text"
 
     def documents(self) -> Iterator[Document]:

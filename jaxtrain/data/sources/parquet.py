@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 _ROWS_A_READ = 1024
 
@@ -14,7 +15,7 @@ _ROWS_A_READ = 1024
 class Parquet(Source):
     """Every row of every file that matches `glob`; nulls are passed over. A key is file:row, from 0."""
 
-    glob: str
+    glob: Glob
     column: str = "text"
 
     def documents(self) -> Iterator[Document]:

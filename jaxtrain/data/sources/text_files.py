@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,7 @@ class TextFiles(Source):
     Links are files, wildcards leave hidden names out, and .gz, .bz2, .xz, .lzma and .zst are read as what they hold.
     """
 
-    glob: str
+    glob: Glob
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
