@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxtrain.cli import terminal
+from jaxtrain.train import peers
 from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
@@ -92,16 +94,40 @@ def _one_line(text: str) -> str:
 
 
 def command() -> int:
-    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+    """Run `main` as a process of its own.
 
     Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
+    Before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
     """
     if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if sys.argv[1:2] == ["train"] and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
+    trains = sys.argv[1:2] == ["train"]
+    if trains and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return main()
+    streams = terminal.shield()
+    code = _run_to_the_end()
+    sys.stdout.flush()
+    if (lost := streams.lost) and not code and not trains:  # whose result is its files
+        print(f"jaxtrain: error: standard output: {lost.strerror}", file=sys.stderr)
+        code = 2
+    return code
+
+
+def _run_to_the_end() -> int:
+    """Run `main`; with an error that is not the user's, or an interruption, end without waiting for other processes."""
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("jaxtrain: interrupted", file=sys.stderr)
+        code = 130
+    except Exception:
+        peers.verdict()
+        traceback.print_exc()
+        code = 1
+    if code:
+        peers.leave(code)
+    return code
 
 
 if __name__ == "__main__":
