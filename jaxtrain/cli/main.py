@@ -1,8 +1,8 @@
 """The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
 
 Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError,
-something unsupported) or the system refuses (a file that is missing or forbidden, a disk that is full) ends as one line
-on stderr and exit code 2; anything else keeps its traceback.
+something unsupported) or the system refuses (a file that is missing or forbidden, a full disk or memory) ends as one
+line on stderr and exit code 2, Ctrl-C as one and 130; anything else keeps its traceback.
 """
 
 import argparse
@@ -36,6 +36,8 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
+REFUSED = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # as XLA's errors begin then
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
@@ -73,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments._run(arguments)
-    except (ValueError, OSError, SaveError, NotImplementedError) as error:
+    except Exception as error:
+        if not isinstance(error, REFUSED) and not str(error).startswith(OUT_OF_MEMORY):
+            raise
         if "traceback" in arguments:
             traceback.print_exc()
         print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
@@ -84,7 +88,7 @@ def _text(error: Exception) -> str:
     """Return what an error says; the system's own without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return str(error) or "out of memory"  # MemoryError has no words
 
 
 def _one_line(text: str) -> str:

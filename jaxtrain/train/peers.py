@@ -82,8 +82,9 @@ class Peers:
         """Connect with the others through the first, whose machine is that of `address`; tell whether all came."""
         if self._index == 0:
             token = secrets.token_hex(16)
-            server = self._run(asyncio.start_server(lambda *connection: self._greet(token, *connection), None, 0))
-            store.key_value_set(_KEY, f"{server.sockets[0].getsockname()[1]} {token}")
+            listener = _listener()
+            self._run(asyncio.start_server(lambda *connection: self._greet(token, *connection), sock=listener))
+            store.key_value_set(_KEY, f"{listener.getsockname()[1]} {token}")
             return self._met.wait(CONNECT_SECONDS)
         port, token = store.blocking_key_value_get(_KEY, CONNECT_SECONDS * 1000).split()
         try:
@@ -120,7 +121,7 @@ class Peers:
         with contextlib.suppress(OSError):
             line = await reader.readline()
         loss = Loss.read(line) if line else Loss(index, None)
-        del self._others[index]
+        self._others.pop(index).close()
         if self._ends:
             return
         self._ends, self._loss = True, loss
@@ -159,21 +160,30 @@ async def _relayed(near: asyncio.StreamReader, back: asyncio.StreamWriter, host:
     except OSError:
         back.close()  # JAX tries again
         return
-    await asyncio.gather(_pump(near, there, close=True), _pump(far, back, close=False))
+    answers = asyncio.create_task(_pump(far, back))
+    await _pump(near, there)  # ends with the caller's connection
+    there.close()
+    await answers
+    back.close()
 
 
-async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, close: bool) -> None:
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await source.read(1 << 16):
             target.write(data)
             await target.drain()
-    if close:
-        target.close()
 
 
 def _split(address: str) -> tuple[str, str]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), port
+
+
+def _listener() -> socket.socket:
+    """Return a socket at one port of all addresses of this machine."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
 
 
 def _keep_alive(connection: socket.socket) -> None:
