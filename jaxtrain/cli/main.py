@@ -34,6 +34,8 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
+# What a user or the system is at fault for: one line, exit code 2.
+REFUSALS = (ValueError, OSError, SaveError, NotImplementedError)
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments._run(arguments)
-    except (ValueError, OSError, SaveError, NotImplementedError) as error:
+    except REFUSALS as error:
         if "traceback" in arguments:
             traceback.print_exc()
         print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
