@@ -111,7 +111,7 @@ def _outcome(case: Case) -> Verdict:
         line = str(error)
         if case.sound:
             return Verdict("sound", case, line)
-        return Verdict("refused" if line.strip() and case.names in line else "unnamed", case, line)
+        return Verdict("refused" if any(name in line for name in case.names) else "unnamed", case, line)
     except Hang:
         raise
     except BaseException as error:  # PanicException of Rust extensions is no Exception

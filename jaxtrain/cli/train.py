@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config: TrainConfig = load(arguments.config, arguments.set).config
+    config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that are reported here
     keep_compilations()
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
     if folder.is_used and not arguments.overwrite:
-        check_same(folder, config, resume=arguments.resume)
+        check_same(folder, config, resume=arguments.resume, import_from=arguments.import_from)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.resume):
@@ -78,14 +79,14 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool, import_from: Sequence[str] = ()) -> None:
     """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it."""
     if not folder.config.exists():
         if not resume:
             name = folder.config.name
             raise ValueError(f"{folder.path}: holds checkpoints but no {name}; pass --resume to go on, or --overwrite")
         return
-    before = load(folder.config).config
+    before = load(folder.config, import_from=import_from).config
     differences = diff(before, config)
     if not differences:
         return

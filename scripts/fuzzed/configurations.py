@@ -14,7 +14,6 @@ from random import Random
 from fuzzed import mutations
 from fuzzed.case import Case
 from fuzzed.readings import ABSENT, literal, says
-
 from jaxtrain.cli.config_file import LoadedConfig, load
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.config_tree import entries
@@ -63,20 +62,22 @@ def _gin_file(path: Path, what: str, text: str, *, sound: bool = False) -> Case:
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         return load(path)
 
-    return Case("gin file", what, attempt, lambda loaded: _unheard(path, text, loaded) or _changes(loaded), ".gin", sound)
+    return Case(
+        "gin file", what, attempt, lambda loaded: _unheard(path, text, loaded) or _changes(loaded), (".gin",), sound
+    )
 
 
 def _unheard(path: Path, text: str, loaded: LoadedConfig) -> str | None:
     """A line that binds a literal, and no key has it."""
     config = dict(entries(loaded.config))
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
         found = BINDING.match(line)
         if line.lstrip().startswith("#") or not found or literal(found[2]) is ABSENT:
             continue
         made = [key for key, origin in loaded.origins.items() if origin == f"{path}:{number}"]
         named = [key for key in made if re.split(r"[.\]]", key)[-1] == found[1] and key in config]
         if not any(says(found[2], config[key]) for key in named):
-            return f"line {number}, {line!r}, is in force at {named or made or 'no key'} as {[config.get(k) for k in named]}"
+            return f"line {number}, {line!r}, is in force as { {key: config.get(key) for key in named or made} }"
     return None
 
 
@@ -108,7 +109,9 @@ def _override(path: Path, override: str, *, sound: bool = False) -> Case:
     def fault(loaded: LoadedConfig) -> str | None:
         return _not_in_force(override, loaded) or _changes(loaded)
 
-    return Case("override", _short(override), lambda: load(path, [override]), fault, "--set", sound)
+    key = re.split(r"[.\]=]", override.partition("=")[0].strip())[-1]
+    names = ("--set", *([key] if key else []))
+    return Case("override", _short(override), lambda: load(path, [override]), fault, names, sound)
 
 
 def _not_in_force(override: str, loaded: LoadedConfig) -> str | None:
@@ -170,7 +173,7 @@ def _schedule(text: str, *, sound: bool = False) -> Case:
             return f"read as {schedule!r}"
         return None if _is_schedule(expression, text, schedule) else f"read as {schedule!r}"
 
-    return Case("schedule", _short(text), lambda: parse(text), fault, "", sound)
+    return Case("schedule", _short(text), lambda: parse(text), fault, ("",), sound)
 
 
 def _is_schedule(expression: ast.expr, text: str, value: object) -> bool:

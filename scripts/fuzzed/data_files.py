@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 from array_record.python import array_record_module
+
 from fuzzed import mutations
 from fuzzed.case import Case
-
 from jaxtrain.data.sources import ArrayRecord, JsonLines, Parquet, Source, TextFiles
 
 TEXTS = ["plain words", "né ß 漢字 \U0001f600", "two\nlines\r\n\ttab", '"quotes" and \\', "x" * 900, "last \u2028 one"]
@@ -62,7 +62,7 @@ def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case
         meant = form.says(content)
         return None if texts == meant else f"{len(texts)} documents, and not the {len(meant)} that it holds"
 
-    return Case("data file", f"{path.name}, {what}", attempt, fault, path.name, sound)
+    return Case("data file", f"{path.name}, {what}", attempt, fault, (path.name,), sound)
 
 
 def _inserted(random: Random, sound: bytes) -> mutations.Damaged[bytes]:
@@ -115,5 +115,9 @@ FORMATS = {
     ".array_record": Format(_array_record, _source(ArrayRecord), lambda _: TEXTS),
 }
 for ending, compress in COMPRESS.items():
-    FORMATS[f".txt.{ending}"] = Format(functools.partial(_compressed, compress, TEXT), _source(TextFiles), lambda _: [TEXT])
-    FORMATS[f".jsonl.{ending}"] = Format(functools.partial(_compressed, compress, LINES), _source(JsonLines), lambda _: TEXTS)
+    FORMATS[f".txt.{ending}"] = Format(
+        functools.partial(_compressed, compress, TEXT), _source(TextFiles), lambda _: [TEXT]
+    )
+    FORMATS[f".jsonl.{ending}"] = Format(
+        functools.partial(_compressed, compress, LINES), _source(JsonLines), lambda _: TEXTS
+    )

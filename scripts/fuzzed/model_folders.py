@@ -12,9 +12,9 @@ from random import Random
 
 import jax
 import numpy as np
+
 from fuzzed import json_files, mutations
 from fuzzed.case import Case
-
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.surgery.huggingface import open_folder
 
@@ -77,12 +77,14 @@ def _folder(folder: Path, family: str, what: str, files: dict[str, bytes], *, so
             return "other weights than before"
         return _unheard(json.loads(files.get("config.json", b"{}")), family, config == meant)
 
-    return Case("model folder", f"{family}, {what}", attempt, fault, str(folder), sound)
+    return Case("model folder", f"{family}, {what}", attempt, fault, (str(folder), "config.json"), sound)
 
 
 def _opened(source: Path) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
     config, leaves = open_folder(source)
-    return config, {jax.tree_util.keystr(path): leaf.read() for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)}
+    return config, {
+        jax.tree_util.keystr(path): leaf.read() for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
+    }
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

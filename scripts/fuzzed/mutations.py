@@ -63,7 +63,9 @@ def data(random: Random, sound: bytes) -> Damaged[bytes]:
     match random.choice(("flip", "set", "zero", "drop", "twice", "insert", "cut", "cut", "empty", "more")):
         case "flip":
             bit = random.randrange(8)
-            return Damaged(f"bit {bit} of byte {at} flipped", sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :])
+            return Damaged(
+                f"bit {bit} of byte {at} flipped", sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :]
+            )
         case "set":
             new = random.choice((0, 1, 0x7F, 0x80, 0xED, 0xFF))
             return Damaged(f"byte {at} is {new}", sound[:at] + bytes([new]) + sound[at + 1 :])

@@ -17,7 +17,7 @@ def literal(text: str) -> ast.expr | object:
 
 
 def says(text: str, value: object) -> bool:
-    """Whether a literal, such as `-1_0.5e3`, is the value: a float to half a unit in its last place, all else exactly."""
+    """Whether a literal, such as `-1_0.5e3`, is the value: a float to half a unit in its last place, others exactly."""
     expression = literal(text)
     if isinstance(expression, ast.Constant | ast.UnaryOp) and type(value) is float:
         return _is_number(text, value)

@@ -10,9 +10,9 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+
 from fuzzed import mutations
 from fuzzed.case import Case
-
 from jaxtrain.cli.schedule_catalog import parse
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.simulator import Costs, simulate
@@ -42,7 +42,7 @@ def _table(path: Path, what: str, text: str, *, sound: bool = False) -> Case:
         simulate(table, Costs())
         return table
 
-    return Case("table", what, attempt, _computes_another, path.name, sound)
+    return Case("table", what, attempt, _computes_another, (path.name,), sound)
 
 
 def _computes_another(table: Table) -> str | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import sentencepiece
 import tokenizers
+
 from fuzzed import json_files, mutations
 from fuzzed.case import Case
 from fuzzed.data_files import TEXTS
-
 from jaxtrain.cli.tokenizer import train_tokenizer
 from jaxtrain.data import HuggingFaceTokenizer, SentencePiece, TextFiles, Tokenizer
 
@@ -67,7 +67,7 @@ def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case
             return f"ids from {min(ids)} to {max(ids)}, and a vocabulary of {tokenizer.vocab_size}"
         return _lost(content) if kind is HuggingFaceTokenizer else None
 
-    return Case("tokenizer file", f"{path.name}, {what}", attempt, fault, path.name, sound)
+    return Case("tokenizer file", f"{path.name}, {what}", attempt, fault, (path.name,), sound)
 
 
 def _lost(content: bytes) -> str | None:
