@@ -97,6 +97,13 @@ def check_number(written: str) -> None:
         raise ValueError(f"no float holds {shorten(written)}: write 0, or a number between 2.3e-308 and 1.7e308")
 
 
+def number(text: str) -> float:
+    """The number that an argument says, finite and such as a float holds. Raises ValueError."""
+    value = float(text)
+    check_number(text.strip().lstrip("+-"))
+    return value
+
+
 def shorten(text: str) -> str:
     """The text as any terminal takes it, or where it is long its beginning."""
     text = text.encode(errors="backslashreplace").decode()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from jaxtrain.cli.config_literal import number
 from jaxtrain.cli.config_override import add_import_argument
 from jaxtrain.cli.schedule_catalog import all_schedules, parse
 from jaxtrain.cli.schedule_compare import print_comparison
@@ -75,17 +76,17 @@ def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> N
 
 def _memory_limit(text: str) -> float:
     try:
-        limit = float(text)
+        limit = number(text)
     except ValueError:
         limit = math.nan
-    if not 0 < limit < math.inf:
+    if not limit > 0:
         raise argparse.ArgumentTypeError(f"`{text}` must be a number above 0, such as 4; leave it out for no limit")
     return limit
 
 
 def _costs(text: str) -> Costs:
     try:
-        forward, backward, weight, *rest = [float(word) for word in text.split(",")]
+        forward, backward, weight, *rest = [number(word) for word in text.split(",")]
         (transfer,) = rest or [0.0]
         return Costs(forward=forward, backward=backward, weight=weight, transfer=transfer)
     except ValueError:
