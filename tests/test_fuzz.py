@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CASES = {"gin file": 60, "override": 180, "schedule": 100, "table": 60}
+CASES = {"gin file": 60, "override": 150, "schedule": 100, "table": 60}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_comes_of_an_input_is_counted(fuzz, attempt, fault, sound, count):
 def test_numbers_that_python_rounds_away_are_noticed(fuzz, monkeypatch):
     for module in ("config_literal", "config_file"):
         monkeypatch.setattr(f"jaxtrain.cli.{module}.check_number", lambda written: None)
-    assert counts(fuzz.run("override", cases=50, seed=0, seconds=60))["silent"] > 3
+    assert counts(fuzz.run("override", cases=50, seed=0, seconds=60))["silent"] >= 3
 
 
 def test_lines_that_are_in_force_nowhere_are_noticed(fuzz, monkeypatch):
