@@ -13,11 +13,12 @@ from jaxtrain.data import DataConfig
 from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undivided
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import Optimizer
+from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.hooks import Hook, Sample
+from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
@@ -85,7 +86,7 @@ class TrainConfig:
     def _check_sample(self, where: str, hook: Sample) -> None:
         """Find now what would otherwise end the run when the first sample is due."""
         for data in dict.fromkeys(phase.data or self.data for phase in self.phases):
-            prompt = len(data.tokenizer.encode(hook.prompt))
+            prompt = len(data.tokenizer.encode_prompt(hook.prompt))
             if not prompt:
                 raise ValueError(f"{where}.prompt={hook.prompt!r}: give at least one token to continue from")
             if prompt + hook.tokens > self.model.max_length:
@@ -165,9 +166,17 @@ class TrainConfig:
         return True
 
     def trainer(
-        self, folder: str | Path, *, devices: list[jax.Device] | None = None, profile_steps: int = 0
+        self,
+        folder: str | Path,
+        *,
+        devices: list[jax.Device] | None = None,
+        profile_steps: int = 0,
+        lock: RunLock | None = None,
     ) -> Trainer:
-        """Return the run of this configuration in a folder, on all devices unless told which."""
+        """Return the run of this configuration in a folder, on all devices unless told which.
+
+        `lock` is that of the folder, where the caller holds it already.
+        """
         try:
             self.check_devices(len(jax.devices() if devices is None else devices))
         except MisfitError as error:
@@ -189,6 +198,7 @@ class TrainConfig:
             max_skipped_steps=self.max_skipped_steps,
             writers=self.writers,
             folder=RunFolder(Path(folder)),
+            lock=lock or RunLock(Path(folder)),
             devices=devices,
             profile_steps=profile_steps,
         )

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+LEAST_FLOAT32 = 2.0**-126  # devices compute with 0 in place of what is smaller, and cannot divide by it
+ABOVE_0 = "must be above 0 in float32 (1.2e-38 or more)"
+
 
 def check_at_least_one(config: Any, *names: str) -> None:
     """Raise ValueError where one of the fields is not a size."""
@@ -16,13 +19,13 @@ def check_decay(config: Any, *names: str) -> None:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError where one of the fields is not a number above 0."""
-    _check(config, names, lambda value: 0 < value < math.inf, "must be above 0")
+    """Raise ValueError where one of the fields is not a number above 0 in float32."""
+    _check(config, names, _is_positive, ABOVE_0)
 
 
 def check_positive_or_none(config: Any, *names: str) -> None:
-    """Raise ValueError where one of the fields is neither a number above 0 nor None."""
-    _check(config, names, lambda value: value is None or 0 < value < math.inf, "must be above 0, or None for none")
+    """Raise ValueError where one of the fields is neither a number above 0 in float32 nor None."""
+    _check(config, names, lambda value: value is None or _is_positive(value), f"{ABOVE_0}, or None for none")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
@@ -33,6 +36,10 @@ def check_not_negative(config: Any, *names: str) -> None:
 def check_share(config: Any, *names: str) -> None:
     """Raise ValueError where one of the fields is not a number from 0 to 1."""
     _check(config, names, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _is_positive(value: float) -> bool:
+    return LEAST_FLOAT32 <= value < math.inf
 
 
 def _check(config: Any, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:

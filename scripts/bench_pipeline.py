@@ -129,7 +129,8 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     from jaxtrain.mesh import MeshConfig
     from jaxtrain.models.decoder import abstract_model
     from jaxtrain.objectives.next_token import NextToken
-    from jaxtrain.optim.optimizers import AdamW, transformation
+    from jaxtrain.optim.adamw import AdamW
+    from jaxtrain.optim.base import transformation
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
     from jaxtrain.train.state import create_state

@@ -34,7 +34,8 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     from jaxtrain.models.decoder import abstract_model
     from jaxtrain.models.presets import llama
     from jaxtrain.objectives.next_token import NextToken
-    from jaxtrain.optim.optimizers import AdamW, transformation
+    from jaxtrain.optim.adamw import AdamW
+    from jaxtrain.optim.base import transformation
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
     from jaxtrain.train.gradients import Accumulate

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.config import TrainConfig
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit, DynamicMoments, Float8Moments
-from jaxtrain.optim.optimizers import AdamW, Optimizer
+from jaxtrain.optim.base import Optimizer
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.metrics import read_metrics
 

@@ -60,7 +60,7 @@ def temporaries(schedule, microbatches: int, topology: str) -> int:
 
     from jaxtrain.mesh import MeshConfig
     from jaxtrain.objectives.next_token import NextToken
-    from jaxtrain.optim.optimizers import AdamW
+    from jaxtrain.optim.adamw import AdamW
     from jaxtrain.optim.schedules import Cosine
     from jaxtrain.planning.memory import memory
     from jaxtrain.planning.topology import devices_of

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from devices import xla_flags
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.train.metrics import read_metrics
@@ -47,7 +48,7 @@ print("saved after", stopped, flush=True)
 
 def environment(**changes):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
-    return kept | {"JAX_PLATFORMS": "cpu"} | changes
+    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=1)} | changes
 
 
 def launch(*command, **options):
@@ -60,7 +61,7 @@ def launch(*command, **options):
 def finish(process):
     """Wait for a script and return its exit code and its output lines; leave nothing running whatever happens."""
     try:
-        out, errors = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.send_signal(signal.SIGTERM)
     return process.returncode, out.splitlines(), errors.splitlines()
@@ -109,7 +110,6 @@ def test_signal_reaches_every_local_process_once(number):
     process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS)
     begun = [process.stdout.readline(), process.stdout.readline()]
     assert len({line.split()[-1] for line in begun}) == 1, "one coordinator"
-    time.sleep(0.2)
     process.send_signal(number)
     code, out, _ = finish(process)
     assert code == 0
@@ -167,6 +167,6 @@ def test_tpu_hosts_can_be_told_to_stop(tmp_path):
     try:
         code, _, errors = finish(launch(SCRIPTS / "launch_tpu_pod.sh", "pod", env=settings))
         assert code == 0, errors
-        assert running.wait(timeout=10) == -signal.SIGTERM
+        assert running.wait(timeout=PATIENCE_SECONDS) == -signal.SIGTERM
     finally:
         running.kill()

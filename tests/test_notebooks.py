@@ -5,7 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from devices import xla_flags
 from nbclient import NotebookClient
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.train.metrics import read_metrics
@@ -42,7 +44,7 @@ def execute(notebook, tmp_path_factory, flags):
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(folder / ".jupyter"))
         patch.setenv("XLA_FLAGS", flags)
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        NotebookClient(notebook, timeout=PATIENCE_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
     return folder
 
 
@@ -51,7 +53,7 @@ def executed(tmp_path_factory):
     """The quickstart with few steps of a small model, and its folder."""
     notebook = nbformat.read(QUICKSTART, as_version=4)
     tagged(notebook, "parameters").source = SMALL
-    return notebook, execute(notebook, tmp_path_factory, flags="")  # one device
+    return notebook, execute(notebook, tmp_path_factory, flags=xla_flags(devices=1))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def schedules(tmp_path_factory):
     training = tagged(notebook, "training")
     assert training.source.count("STEPS, RUNS = 20,") == 1
     training.source = training.source.replace("STEPS, RUNS = 20,", "STEPS, RUNS = 3,")
-    execute(notebook, tmp_path_factory, flags="--xla_backend_optimization_level=0")
+    execute(notebook, tmp_path_factory, flags=xla_flags(devices=1))  # it asks for more
     return notebook
 
 

@@ -10,7 +10,7 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.optim.optimizers import is_matrix
+from jaxtrain.optim.matrix import is_matrix
 from jaxtrain.shapes import Batch, ParamTree
 
 PRESETS = {

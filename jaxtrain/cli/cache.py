@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxtrain.data.store import cache_folder
+from jaxtrain.data.cache import cache_folder
 
 
 def keep_compilations() -> None:

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.config_text import diff, show
+from jaxtrain.cli.config_text import show
+from jaxtrain.cli.kept_files import RunFiles, differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         left = load(arguments.left, import_from=arguments.import_from)
         right = load(arguments.right, arguments.set, import_from=arguments.import_from)
-        differences = diff(left.config, right.config)
-        console.print("\n".join(map(str, differences)) or "no differences", soft_wrap=True)
+        found = differences(RunFiles.of(left.config), RunFiles.of(right.config))
+        console.print("\n".join(map(str, found)) or "no differences", soft_wrap=True)
     return 0

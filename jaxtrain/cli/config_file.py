@@ -34,6 +34,7 @@ from jaxtrain.cli.config_bindings import Bindings, Bound, Key, Location, scoped
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsing, shorten, tokens
 from jaxtrain.cli.config_override import apply_override
+from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import build
 from jaxtrain.cli.config_types import nearest
@@ -75,8 +76,10 @@ def load[T](
     _read(path, bindings, imports, ())
     with bounded(str(path)):
         tree = bindings.tree(root, str(path))
+    resolve(tree)
     for override in overrides:
         apply_override(tree, override, imports)
+    check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)
 

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.text import Text
@@ -15,8 +16,8 @@ from jaxtrain.cli.config_tree import DEFAULT, config_fields, entries, join
 from jaxtrain.cli.config_types import describe
 
 
-def render(config: object) -> str:
-    """A gin file with every key of `config`, from which `load` makes an equal one.
+def render(config: object, instead: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A gin file with every key of `config`, from which `load` makes an equal one, but for the values given `instead`.
 
     Raises:
         ValueError: a class is local to a function or a value has no literal, so that no file could name it.
@@ -31,7 +32,7 @@ def render(config: object) -> str:
     imports = sorted(statement for _, statement in modules.values())
     head = ["# Every key of a run, written by jaxtrain. It alone makes the same configuration.", ""]
     head += ["from __gin__ import dynamic_registration", *imports]
-    return "\n".join(head) + "\n" + "".join(_sections(config, "", names))
+    return "\n".join(head) + "\n" + "".join(_sections(config, "", names, instead))
 
 
 def _module_names(nodes: dict[str, type]) -> dict[str, tuple[str, str]]:
@@ -50,19 +51,20 @@ def _module_names(nodes: dict[str, type]) -> dict[str, tuple[str, str]]:
     return names
 
 
-def _sections(value: object, path: str, names: dict[str, str]) -> Iterator[str]:
+def _sections(value: object, path: str, names: dict[str, str], instead: Mapping[str, str]) -> Iterator[str]:
     """One block a dataclass, parents before children."""
     if isinstance(value, tuple):
         for i, item in enumerate(value):
-            yield from _sections(item, join(path, i), names)
+            yield from _sections(item, join(path, i), names, instead)
     if not is_dataclass(value):
         return
     fields = {name: getattr(value, name) for name in config_fields(type(value))}
-    lines = [f"  {name} = {_literal(field, join(path, name), names)}" for name, field in fields.items()]
+    written = {name: instead.get(join(path, name), field) for name, field in fields.items()}
+    lines = [f"  {name} = {_literal(field, join(path, name), names)}" for name, field in written.items()]
     if lines:
         yield "\n".join(["", *([f"# {path}"] if path else []), f"{names[path]}:", *lines, ""])
     for name, field in fields.items():
-        yield from _sections(field, join(path, name), names)
+        yield from _sections(field, join(path, name), names, instead)
 
 
 def _literal(value: object, path: str, names: dict[str, str]) -> str:

@@ -5,6 +5,9 @@ classes (nested dataclasses, their bases, Protocols). Anything else accepts no v
 """
 
 import difflib
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
@@ -117,12 +120,27 @@ def describe(value: object) -> str:
 
 
 def describe_hint(hint: object) -> str:
-    """An annotation, its classes without their modules."""
+    """An annotation, its classes without their modules; an abstract base class as the classes it stands for."""
+    if isinstance(hint, TypeAliasType):
+        return describe_hint(hint.__value__)
     if get_origin(hint) in (Union, UnionType):
         return " | ".join(map(describe_hint, get_args(hint)))
     if hint is NoneType:
         return "None"
+    if isinstance(hint, type) and inspect.isabstract(hint):
+        return " | ".join(sorted(subclasses(hint))) or hint.__name__
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def subclasses(base: type) -> dict[str, type]:
+    """Final classes under an abstract base class by name: those beside it, imported for this, and any others known."""
+    package = base.__module__.rpartition(".")[0]
+    for entry in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.") if package else ():
+        importlib.import_module(entry.name)
+    found = {}
+    for cls in base.__subclasses__():
+        found |= subclasses(cls) if inspect.isabstract(cls) else {cls.__name__: cls}
+    return found
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:

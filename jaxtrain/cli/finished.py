@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.cli.kept_files import replaced_since
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.mesh import MeshConfig, shardings
@@ -41,6 +43,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     if not folder.config.exists():
         raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
     config: TrainConfig = load(folder.config, arguments.set, import_from=arguments.import_from).config
+    warn_of_replaced(folder, config)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compilations()
     distributed.start()
@@ -54,6 +57,12 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
         weights=arguments.weights,
     )
     return FinishedRun(config, folder, mesh, step, params)
+
+
+def warn_of_replaced(folder: RunFolder, config: TrainConfig) -> None:
+    """Say, beside what a command prints, that the run goes by its own copies of files that were replaced since."""
+    for line in replaced_since(folder, config):
+        print(f"jaxtrain: note: {line}", file=sys.stderr)
 
 
 def mesh_at_hand(config: MeshConfig, model: DecoderConfig) -> Mesh:

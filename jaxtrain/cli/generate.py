@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     finished = open_run(arguments)
     tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer
-    prompts = [tokenizer.encode(prompt).tolist() for prompt in arguments.prompt]
+    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     graph, _, _ = abstract_model(finished.config.model)
     with jax.set_mesh(finished.mesh):
         written = generate(

@@ -7,6 +7,7 @@ drawn twice: faint as measured, and as a moving average over about a fiftieth of
 import argparse
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     out = out if out.suffix else out.with_suffix(".png")
     figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a run's name: drawn as boxes
+        figure.savefig(out, dpi=150)
     print(f"wrote {out}")
     return 0
 
@@ -91,10 +94,7 @@ def read_curves(folder: Path, name: str) -> Curves:
     path = RunFolder(folder).metrics
     if not path.is_file():
         raise ValueError(f"{folder}: nothing to plot, there is no {path.name} in it; name the folder of a run")
-    try:
-        records = read_metrics(path)
-    except ValueError as error:
-        raise ValueError(f"{path} has a line that is not JSON ({error}); remove the line, or resume the run") from error
+    records = read_metrics(path)
     loss = _series(records, "loss")
     if not len(loss.steps):
         raise ValueError(f"{path} has no step yet: wait until the run has made one, then plot again")
@@ -231,10 +231,14 @@ def _explain(figure: Figure, loss: Axes, runs: Sequence[Curves], colors: Sequenc
     color = colors[0] if len(runs) == 1 else GREY
     loss.legend(handles=_kinds(runs, color), loc="upper right", frameon=True, edgecolor="0.9", fontsize=10)
     if len(runs) == 1:
-        figure.suptitle(runs[0].name, fontsize=14)
+        figure.suptitle(runs[0].name, fontsize=14, parse_math=False)
         return
     handles = [Line2D([], [], color=c, linewidth=3, label=r.name) for r, c in zip(runs, colors, strict=True)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 4), frameon=False, fontsize=11)
+    legend = figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(len(runs), 4), frameon=False, fontsize=11
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # it is a path, in which $ is a dollar
 
 
 def _kinds(runs: Sequence[Curves], color) -> list[Line2D]:

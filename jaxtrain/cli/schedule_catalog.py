@@ -6,12 +6,10 @@ text is parsed, never evaluated, and checked as configuration files are.
 
 import ast
 import difflib
-import importlib
-import pkgutil
 
 from jaxtrain.cli.config_literal import expression, shorten
 from jaxtrain.cli.config_tree import Leaf, Node, Tree, build, config_fields, new_node
-from jaxtrain.pipeline import schedules
+from jaxtrain.cli.config_types import subclasses
 from jaxtrain.pipeline.schedules.base import Schedule
 
 
@@ -39,14 +37,7 @@ def parse(text: str) -> Schedule:
 
 
 def _classes() -> dict[str, type[Schedule]]:
-    found = {}
-    for entry in pkgutil.iter_modules(schedules.__path__, f"{schedules.__name__}."):
-        module = importlib.import_module(entry.name)
-        for name, value in vars(module).items():
-            own = isinstance(value, type) and value.__module__ == module.__name__
-            if own and issubclass(value, Schedule) and value is not Schedule:
-                found[name] = value
-    return dict(sorted(found.items()))
+    return dict(sorted(subclasses(Schedule).items()))
 
 
 def _plant(node: ast.expr, text: str) -> Node:

@@ -16,20 +16,20 @@ from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.config_text import diff, render
 from jaxtrain.cli.example_prompt import example_prompt
+from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, replaced_since
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.optimizers import transformation
+from jaxtrain.optim.base import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.ahead import trace_step
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
-from jaxtrain.train.loop import NonFiniteError, Result
+from jaxtrain.train.loop import NonFiniteError, Result, Trainer
 from jaxtrain.train.phases import total_steps
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
@@ -56,17 +56,28 @@ def run(arguments: argparse.Namespace) -> int:
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
-    if folder.is_used and not arguments.overwrite:
-        check_same(folder, config, resume=arguments.resume, import_from=arguments.import_from)
+    with trainer.lock:
+        return run_locked(arguments, config, trainer)
+
+
+def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
+    """Train in a folder in which nobody else does; until `begin` nothing in it changes."""
+    folder = trainer.folder
+    files = RunFiles.of(config)  # before --overwrite clears the folder, in which they may lie
+    if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
+        check_same(folder, files, resume=arguments.resume, import_from=arguments.import_from)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.resume):
         check_steps(config)
-    begin(folder, config, bigram, overwrite=arguments.overwrite)
+    start = None if arguments.overwrite else trainer.find_start()
+    begin(folder, files, bigram, overwrite=arguments.overwrite)
+    config = files.from_copies(folder)
+    trainer = config.trainer(folder.path, profile_steps=arguments.profile, lock=trainer.lock)
     describe(config, folder, console)
     began = time.perf_counter()
     try:
-        result = trainer.train()
+        result = trainer.train_from(start)
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
@@ -79,18 +90,24 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, config: TrainConfig, *, resume: bool, import_from: Sequence[str] = ()) -> None:
-    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it."""
+def check_same(folder: RunFolder, files: RunFiles, *, resume: bool, import_from: Sequence[str] = ()) -> None:
+    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it.
+
+    Another file at the path of one that the run was made with is refused even then: nobody has told of it.
+    """
+    read_origins(folder)  # which says if they are damaged
     if not folder.config.exists():
         if not resume:
             name = folder.config.name
-            raise ValueError(f"{folder.path}: holds checkpoints but no {name}; pass --resume to go on, or --overwrite")
+            raise ValueError(f"{folder.path}: holds a run but no {name}; pass --resume to go on, or --overwrite")
         return
-    before = load(folder.config, import_from=import_from).config
-    differences = diff(before, config)
-    if not differences:
+    before, config = load(folder.config, import_from=import_from).config, files.config
+    files_before = RunFiles.of(before)
+    files.check_unchanged(files_before, folder)
+    changes = differences(files_before, files)
+    if not changes:
         return
-    listed = "\n".join(f"  {difference}" for difference in differences)
+    listed = "\n".join(f"  {change}" for change in changes)
     if not resume:
         raise ValueError(
             f"{folder.path} holds a run with another configuration:\n{listed}\n"
@@ -150,7 +167,7 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     )
 
 
-def begin(folder: RunFolder, config: TrainConfig, bigram: float | None, *, overwrite: bool) -> None:
+def begin(folder: RunFolder, files: RunFiles, bigram: float | None, *, overwrite: bool) -> None:
     """Write what a run begins with, from the first process; where that fails no process goes on.
 
     Raises:
@@ -161,7 +178,7 @@ def begin(folder: RunFolder, config: TrainConfig, bigram: float | None, *, overw
         with outcome.reporting(), saving(f"{folder.path} cannot be written"):
             if overwrite:
                 folder.clear()
-            folder.write_config(render(config))
+            files.write(folder)
             bigram_record.keep(folder, bigram)
     outcome.settle()
 
@@ -173,9 +190,10 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         f"{phase.batch_size} x {phase.sequence_length} tokens on {jax.device_count()} {jax.devices()[0].device_kind}, "
         f"into {folder.path}",
         highlight=False,
+        markup=False,
     )
-    for remark in config.remarks(jax.device_count()):
-        console.print(f"note: {remark}", highlight=False, soft_wrap=True)
+    for remark in [*config.remarks(jax.device_count()), *replaced_since(folder, config)]:
+        console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 
 def conclude(

@@ -2,16 +2,17 @@
 
 A store is the folder <cache>/tokens/<key> of
 
-    tokens.bin          every document's ids, the end-of-document id after each, uint16 or uint32
+    tokens.bin          every document's ids, with those that begin and end it, uint16 or uint32
     document_ends.npy   where in tokens.bin each document ends
     keys.bin            the documents' keys, UTF-8        key_ends.npy    where in keys.bin each key ends
     key_hashes.npy      64 bits of each key: what decides between training and validation
-    meta.json           the token type, and every file's size and checksum
+    meta.json           the token type, a digest of all tokens and keys, and every file's size and checksum
 
-under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` hashes the source's fingerprint and the tokenizer's identity, so a
-changed file or tokenizer is another store and nothing is ever updated in place. A store is built in a folder of its
-own and renamed when complete: processes may race, and be killed, at any point. One that does not match its meta.json
-is built anew. How documents are divided into training and validation is decided when reading, not stored.
+under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` hashes the source's fingerprint, which determines its text, and the
+tokenizer's identity: changed text or another tokenizer is another store, and nothing is ever updated in place. A store
+is built in a folder of its own and renamed when complete: processes may race, and be killed, at any point. One that
+does not match its meta.json is built anew. How documents are divided into training and validation is decided when
+reading, not stored.
 """
 
 import array
@@ -31,10 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtrain.data.cache import cache_folder
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.tokenizers.base import Tokenizer
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_CHARACTERS = 2**22
 _BATCH_DOCUMENTS = 1024
 _CHECKED_BYTES = 2**26  # a checksum of the whole of a large store would delay every start by a full read
@@ -45,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class TokenStore(NamedTuple):
-    """A tokenised source. Document i is tokens[starts[i] : starts[i] + lengths[i]], its end-of-document id included."""
+    """A tokenised source. Document i is tokens[starts[i] : starts[i] + lengths[i]], from beginning to end id."""
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -53,27 +55,18 @@ class TokenStore(NamedTuple):
     key_hashes: np.ndarray
     key_bytes: np.ndarray
     key_ends: np.ndarray
-
-    @property
-    def digest(self) -> str:
-        """What changes when documents are added, removed, renamed or change in length, on whatever machine they lie."""
-        return hashlib.blake2b(self.key_hashes.tobytes() + self.lengths.tobytes(), digest_size=8).hexdigest()
+    digest: str  # of names and tokens of all documents, the same on whatever machine they lie
 
     def key(self, document: int) -> str:
         begin = self.key_ends[document - 1] if document else 0
         return self.key_bytes[begin : self.key_ends[document]].tobytes().decode(errors="replace")
 
 
-def cache_folder() -> Path:
-    """Return `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain."""
-    return Path(os.environ.get("JAXTRAIN_CACHE") or Path.home() / ".cache" / "jaxtrain")
-
-
 def open_store(source: Source, tokenizer: Tokenizer) -> TokenStore:
     """Open the store of a source, tokenising it first where the cache has none that is whole.
 
     Raises:
-      ValueError: the source has no text.
+      ValueError: the source has no text, or changes while it is read.
     """
     folder = cache_folder() / "tokens" / _key(source, tokenizer)
     for _ in range(3):  # another process may replace a damaged store between our check and our use
@@ -92,14 +85,17 @@ def _key(source: Source, tokenizer: Tokenizer) -> str:
 def _read(folder: Path) -> TokenStore | None:
     """Return the store, or None where there is none, or one that its meta.json does not describe."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        if any(_checksum(folder / name) != meta["files"][name] for name in _FILES):
-            raise ValueError("a file is not what was written")
+        return _opened(folder, json.loads((folder / "meta.json").read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as e:
         _log.warning("The token store %s is damaged (%s); tokenising again.", folder, e)
         return None
+
+
+def _opened(folder: Path, meta: dict) -> TokenStore:
+    if any(_checksum(folder / name) != meta["files"][name] for name in _FILES):
+        raise ValueError("a file is not what was written")
     ends = np.load(folder / "document_ends.npy")
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     return TokenStore(
@@ -109,6 +105,7 @@ def _read(folder: Path) -> TokenStore | None:
         key_hashes=np.load(folder / "key_hashes.npy"),
         key_bytes=_mapped(folder / "keys.bin", np.dtype(np.uint8)),
         key_ends=np.load(folder / "key_ends.npy"),
+        digest=meta["digest"],
     )
 
 
@@ -136,6 +133,8 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
                 raise
             # A write does not tell where it failed, for want of room say.
             raise OSError(f"{source} cannot be tokenised into {folder}: {error.strerror or error}") from error
+        if _key(source, tokenizer) != folder.name:
+            raise ValueError(f"{source} changed while it was read. Begin again when its files are complete.")
         _publish(whole, folder, damaged=Path(building) / "damaged")
     _log.info("%d tokens in %.1f s", count, time.monotonic() - began)
 
@@ -143,17 +142,18 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
 def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
     """Write the files of a store, meta.json last, and return the number of tokens."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    end_of_document = np.array([tokenizer.end_of_document_id], dtype)
     lengths, key_lengths, hashes = array.array("q"), array.array("q"), array.array("Q")
+    digest = hashlib.blake2b(digest_size=16)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "keys.bin").open("wb") as keys:
         for batch in _batches(source.documents()):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
+            encoded = tokenizer.encode_documents([document.text for document in batch])
             for document, ids in zip(batch, encoded, strict=True):
                 key = document.key.encode(errors="replace")
-                tokens.write(ids.astype(dtype))
-                tokens.write(end_of_document)
+                stored = ids.astype(dtype)
+                tokens.write(stored)
+                digest.update(stored)
                 keys.write(key)
-                lengths.append(len(ids) + 1)
+                lengths.append(len(ids))
                 key_lengths.append(len(key))
                 hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
     if not lengths:
@@ -161,7 +161,14 @@ def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
     np.save(folder / "document_ends.npy", np.cumsum(np.array(lengths, np.int64)))
     np.save(folder / "key_ends.npy", np.cumsum(np.array(key_lengths, np.int64)))
     np.save(folder / "key_hashes.npy", np.array(hashes, np.uint64))
-    meta = {"format": _FORMAT, "dtype": dtype.name, "files": {name: _checksum(folder / name) for name in _FILES}}
+    digest.update(lengths)
+    digest.update(hashes)
+    meta = {
+        "format": _FORMAT,
+        "dtype": dtype.name,
+        "digest": digest.hexdigest(),
+        "files": {name: _checksum(folder / name) for name in _FILES},
+    }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
     return sum(lengths)
 

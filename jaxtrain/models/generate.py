@@ -19,12 +19,16 @@ from jaxtyping import Array, Float, Int, Key
 from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.param import TokenContext
+from jaxtrain.ranges import LEAST_FLOAT32
 from jaxtrain.shapes import ParamTree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Temperature 0 takes the likeliest token. `top_k` and `top_p` leave only the likeliest tokens to draw from."""
+    """Temperature 0 takes the likeliest token, as does one by which float32 cannot divide (below 1.2e-38).
+
+    `top_k` and `top_p` leave only the likeliest tokens to draw from.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -40,9 +44,10 @@ class Sampling:
 
     def draw(self, logits: Float[Array, "B W"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         """Return one token a row; the smallest set of likeliest tokens whose probability reaches top_p is kept."""
-        if self.temperature == 0:
+        if self.temperature < LEAST_FLOAT32:
             return jnp.argmax(logits, axis=-1)
-        logits = logits / self.temperature
+        # Less their maximum, so that what overflows at low temperatures is what is not drawn.
+        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
         if self.top_k is not None:
             smallest = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
             logits = jnp.where(logits < smallest, -jnp.inf, logits)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.param import constant, normal
+from jaxtrain.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +96,7 @@ class ChannelDecay:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: must be positive; above 1 the state forgets more slowly")
+        check_positive(self, "temperature")
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_ChannelDecay":
         return _ChannelDecay(self, d_model, heads, head_dim, rngs=rngs)

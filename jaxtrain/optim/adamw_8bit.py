@@ -31,7 +31,8 @@ from jaxtrain_kernels.choice import check_named
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.mesh import on_each_shard
-from jaxtrain.optim.base import BaseOptimizer, matrices
+from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.matrix import matrices
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
@@ -69,7 +70,7 @@ class AdamW8bitState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdamW8bit(BaseOptimizer):
+class AdamW8bit(Optimizer):
     """AdamW in about a quarter of its memory. Give it a dtype of moments by type.
 
     `implementation` names a kernel that is not the default for the device yet; each device runs it on its own shards.

@@ -1,29 +1,44 @@
-"""What optimizers share: which parameters are matrices, and what evaluation runs on."""
+"""What every optimizer is, and how one is put behind the clipping of gradients."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import jax
 import optax
 
-VECTOR_AXES = (("width",), ("mlp",), ("kv_heads",), ("heads", "head_dim"), ("kv_heads", "head_dim"))
+from jaxtrain.optim.schedules import Schedule
 
 
-def is_matrix(names: tuple[str | None, ...]) -> bool:
-    """Tell a weight matrix from a norm scale or a bias by its axis names."""
-    return tuple(name for name in names if name != "layers") not in VECTOR_AXES
+class Optimizer(ABC):
+    """A frozen dataclass that builds an optax transformation. A subclass has the field `learning_rate`.
 
-
-def matrices(names: dict) -> dict:
-    """Return a tree of booleans: which parameters are matrices."""
-    return jax.tree.map(is_matrix, names, is_leaf=lambda x: isinstance(x, tuple))
-
-
-class BaseOptimizer:
-    """What optimizers share. `averages`: evaluation needs the optimizer's state, not the parameters alone."""
+    `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled and falls on
+    matrices alone.
+    """
 
     __slots__ = ()
+    learning_rate: Schedule
     averages: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        """Return the transformation for parameters of these logical names.
+
+        `rate` is the learning rate of the phase at hand, by the number of updates made.
+        """
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         """Return the parameters to evaluate, sample and export with."""
         return params
+
+
+def transformation(
+    optimizer: Optimizer, rate: optax.Schedule, names: dict, *, clip_norm: float | None
+) -> optax.GradientTransformation:
+    """Return the optimizer behind clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063)."""
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optimizer.build(rate, names))
+
+
+def evaluation_params(optimizer: Optimizer, opt_state: optax.OptState, params: dict) -> dict:
+    """Return the parameters to evaluate with, from the state of `transformation`."""
+    return optimizer.evaluation_params(opt_state[1], params)

@@ -1,8 +1,10 @@
 """Learning-rate schedules: optax schedules of the number of updates made.
 
-Every one warms up linearly from 0 over `warmup_steps`, and spans the steps of the run unless told otherwise.
+Every one warms up linearly from 0 over `warmup_steps`, and spans the steps of the run unless told otherwise. A warm-up
+longer than the run is refused.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -11,13 +13,34 @@ import optax
 from jaxtrain.ranges import check_not_negative, check_share
 
 
-def _after_warmup(schedule, then: optax.Schedule) -> optax.Schedule:
-    warmup = optax.linear_schedule(0.0, schedule.peak, max(schedule.warmup_steps, 1))
-    return optax.join_schedules([warmup, then], [schedule.warmup_steps])
+class Schedule(ABC):
+    """A frozen dataclass that builds a learning rate. A subclass has the fields `peak` and `warmup_steps`."""
+
+    __slots__ = ()
+    peak: float
+    warmup_steps: int
+
+    def build(self, total_steps: int) -> optax.Schedule:
+        """Return the rate by the number of updates made, in a run of so many steps.
+
+        Raises:
+            ValueError: what the schedule does takes more steps than there are.
+        """
+        if self.warmup_steps > total_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} exceeds the {total_steps} steps there are: make it smaller or the "
+                "run longer"
+            )
+        warmup = optax.linear_schedule(0.0, self.peak, max(self.warmup_steps, 1))
+        return optax.join_schedules([warmup, self.after_warmup(total_steps - self.warmup_steps)], [self.warmup_steps])
+
+    @abstractmethod
+    def after_warmup(self, steps: int) -> optax.Schedule:
+        """Return the rate by the number of updates made since the warm-up, of which there will be so many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Constant:
+class Constant(Schedule):
     """Warm up, then stay at the peak."""
 
     peak: float
@@ -26,12 +49,12 @@ class Constant:
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")
 
-    def build(self, total_steps: int) -> optax.Schedule:
-        return _after_warmup(self, optax.constant_schedule(self.peak))
+    def after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.constant_schedule(self.peak)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cosine:
+class Cosine(Schedule):
     """Warm up, then half a cosine down to `final_ratio` of the peak. Loshchilov and Hutter (2017), arXiv:1608.03983."""
 
     peak: float
@@ -42,13 +65,12 @@ class Cosine:
         check_not_negative(self, "peak", "warmup_steps")
         check_share(self, "final_ratio")
 
-    def build(self, total_steps: int) -> optax.Schedule:
-        steps = max(total_steps - self.warmup_steps, 1)
-        return _after_warmup(self, optax.cosine_decay_schedule(self.peak, steps, alpha=self.final_ratio))
+    def after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.cosine_decay_schedule(self.peak, max(steps, 1), alpha=self.final_ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Linear:
+class Linear(Schedule):
     """Warm up, then a straight line down to `final_ratio` of the peak."""
 
     peak: float
@@ -59,13 +81,12 @@ class Linear:
         check_not_negative(self, "peak", "warmup_steps")
         check_share(self, "final_ratio")
 
-    def build(self, total_steps: int) -> optax.Schedule:
-        steps = max(total_steps - self.warmup_steps, 1)
-        return _after_warmup(self, optax.linear_schedule(self.peak, self.peak * self.final_ratio, steps))
+    def after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.linear_schedule(self.peak, self.peak * self.final_ratio, max(steps, 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WarmupStableDecay:
+class WarmupStableDecay(Schedule):
     """Warm up, stay at the peak, and fall in a straight line over the last `decay_steps`.
 
     Hu et al. (2024), arXiv:2404.06395; the linear tail is that of Hägele et al. (2024), arXiv:2405.18392.
@@ -80,19 +101,19 @@ class WarmupStableDecay:
         check_not_negative(self, "peak", "warmup_steps", "decay_steps")
         check_share(self, "final_ratio")
 
-    def build(self, total_steps: int) -> optax.Schedule:
-        stable = total_steps - self.warmup_steps - self.decay_steps
+    def after_warmup(self, steps: int) -> optax.Schedule:
+        stable = steps - self.decay_steps
         if stable < 0:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed the {total_steps} steps "
-                f"there are: make them smaller or the run longer"
+                f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed the "
+                f"{steps + self.warmup_steps} steps there are: make them smaller or the run longer"
             )
         decay = optax.linear_schedule(self.peak, self.peak * self.final_ratio, max(self.decay_steps, 1))
-        return _after_warmup(self, optax.join_schedules([optax.constant_schedule(self.peak), decay], [stable]))
+        return optax.join_schedules([optax.constant_schedule(self.peak), decay], [stable])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InverseSquareRoot:
+class InverseSquareRoot(Schedule):
     """Warm up, then peak * sqrt(warmup / step). Vaswani et al. (2017), arXiv:1706.03762, eq. 3."""
 
     peak: float
@@ -101,9 +122,6 @@ class InverseSquareRoot:
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")
 
-    def build(self, total_steps: int) -> optax.Schedule:
+    def after_warmup(self, steps: int) -> optax.Schedule:
         warmup = max(self.warmup_steps, 1)
-        return _after_warmup(self, lambda step: self.peak * jnp.sqrt(warmup / jnp.maximum(step + warmup, 1)))
-
-
-Schedule = Constant | Cosine | Linear | WarmupStableDecay | InverseSquareRoot
+        return lambda step: self.peak * jnp.sqrt(warmup / jnp.maximum(step + warmup, 1))

@@ -23,7 +23,6 @@ from typing import NamedTuple, Self
 
 from jaxtrain.pipeline.placement import Placement
 
-
 _NUMBER = "[0-9]{1,18}"
 
 

@@ -8,6 +8,7 @@ Host memory, of either way: the two largest tensors and a few chunks, each at mo
 at least 1 MiB). Of checkpoints that training wrote it is more: their chunks are whole shards of a parameter.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.lazy import Box, LazyLeaf, Rows
 
@@ -52,15 +54,22 @@ def boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Box]:
 
 
 def write_params(step: Path, params: ParamTree) -> None:
-    """Write the folder of a checkpoint that has parameters only. Leaves of `params` are LazyLeafs."""
+    """Write the folder of a checkpoint that has parameters only. Leaves of `params` are LazyLeafs.
+
+    Raises:
+        ValueError: what was written cannot be opened again.
+    """
     registry = ocp.type_handlers.create_type_handler_registry(
         (LazyLeaf, LazyLeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     handler = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
-    with ocp.Checkpointer(handler) as checkpointer:
+    step.parent.mkdir(parents=True, exist_ok=True)
+    with plain_path(step.parent) as folder, ocp.Checkpointer(handler) as checkpointer:
         chunk = _chunk_bytes(params)
         args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(lambda leaf: _save_args(leaf, chunk), params))
-        checkpointer.save(step.absolute(), args=ocp.args.Composite(params=args))
+        checkpointer.save(folder / step.name, args=ocp.args.Composite(params=args))
+    with open_params(step, params):
+        pass  # it has all that a restore needs
 
 
 def _tensor_bytes(leaf: LazyLeaf) -> int:
@@ -104,23 +113,22 @@ class CheckpointLeaf(LazyLeaf):
         return lambda repeat: whole if repeat is None else whole[repeat]
 
 
-def open_params(step: Path, target: ParamTree) -> ParamTree:
-    """Return the parameters of a checkpoint as CheckpointLeafs, in a tree like `target`, reading none yet.
+@contextlib.contextmanager
+def open_params(step: Path, target: ParamTree) -> Iterator[ParamTree]:
+    """Give the parameters of a checkpoint as CheckpointLeafs, in a tree like `target`, to read inside the `with`.
 
     Raises:
         ValueError: the checkpoint lacks a parameter of `target`, or has it in another shape.
     """
-    item = (step / "params").absolute()
-    driver = "zarr3" if json.loads((item / "_METADATA").read_text())["use_zarr3"] else "zarr"
+    driver = "zarr3" if json.loads((step / "params" / "_METADATA").read_text())["use_zarr3"] else "zarr"
     # What is read at once is in memory up to three times (as stored, decoded, put together): little at once.
     context = tensorstore.Context({"file_io_concurrency": {"limit": 2}, "data_copy_concurrency": {"limit": 2}})
 
     def leaf(path, wanted) -> CheckpointLeaf:
         name = ".".join(str(entry.key) for entry in path)
-        kvstore = {"driver": "ocdbt", "base": f"file://{item}/", "path": f"{name}/"}
         try:
-            store = tensorstore.open({"driver": driver, "kvstore": kvstore}, open=True, read=True, context=context)
-            found = CheckpointLeaf(store.result())
+            spec = {"driver": driver, "kvstore": {**item, "path": f"{name}/"}}
+            found = CheckpointLeaf(tensorstore.open(spec, open=True, read=True, context=context).result())
         except ValueError as error:
             raise ValueError(
                 f"{step} has no {name}, which the configuration asks for: it is of another model"
@@ -129,4 +137,6 @@ def open_params(step: Path, target: ParamTree) -> ParamTree:
             raise ValueError(f"{step}: {name} is {found.shape}, the configuration has {wanted.shape}: another model's")
         return found
 
-    return jax.tree_util.tree_map_with_path(leaf, target)
+    with plain_path(step.parent) as folder:
+        item = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / step.name / 'params'}/"}}
+        yield jax.tree_util.tree_map_with_path(leaf, target)

@@ -6,7 +6,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.mesh import activation_spec
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.optim.optimizers import Optimizer, transformation
+from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.planning.topology import compile_absent
 from jaxtrain.shapes import Batch
 from jaxtrain.train.gradients import Objective, Strategy

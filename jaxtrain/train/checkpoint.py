@@ -1,13 +1,12 @@
-"""Checkpoints of a run: Orbax, written in the background, committed atomically, checked before they are used.
+"""The checkpoints of a run: Orbax, written in the background, checked before they count, and before they are used.
 
-A checkpoint is a folder named by its step, with the items `params`, `progress` (optimizer state and counters), `data`
-(how far it was read) and one for each hook with a state, and a manifest, written last. One whose files do not match the
-manifest is named and passed over for the one before it. An older one is removed only when a newer one has its manifest,
-which is why Orbax's own CheckpointManager, which removes before that, is not used.
+A checkpoint has the items `params`, `progress` (optimizer state and counters), `data` (how far it was read) and one for
+each hook with a state, and a manifest. It takes its name when it is seen to have all that a restore needs; after that
+older ones are removed. Orbax's own CheckpointManager, which removes before that, is not used. What lies in the folder,
+and under which names: stored.py.
 """
 
-import logging
-import shutil
+import contextlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,16 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train import distributed, stragglers
+from jaxtrain.train import distributed, stored, stragglers
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.manifest import MANIFEST, fault, is_finished, write_manifest
+from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.state import TrainState
 
-log = logging.getLogger(__name__)
+# Made in the background, a folder that cannot be made has the threads that wait for it wait for 300 s.
+_OPTIONS = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+Shapes = dict[str, tuple[int, ...]]  # of the leaves of an item, by their paths
 
 
 class Snapshot(NamedTuple):
@@ -51,7 +53,8 @@ class Checkpoints:
     def __init__(self, folder: Path, retention: Retention = Retention()):
         self.folder = folder.absolute()
         self._retention = retention
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=_OPTIONS))
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
         self._sealing: threading.Thread | None = None
         self._failure: SaveError | None = None
 
@@ -65,39 +68,38 @@ class Checkpoints:
         """
         self.check(wait=True)
         stragglers.silence()
-        items = {
-            "params": ocp.args.StandardSave(snapshot.state.params),
-            "progress": ocp.args.StandardSave(snapshot.state._replace(params={})),
-            "data": ocp.args.JsonSave(snapshot.data),
-            **{_item(name): ocp.args.StandardSave(tree) for name, tree in snapshot.hooks.items()},
+        trees = {
+            "params": snapshot.state.params,
+            "progress": snapshot.state._replace(params={}),
+            **{_item(name): tree for name, tree in snapshot.hooks.items()},
         }
-        try:
-            self._orbax.save(self._path(step), args=ocp.args.Composite(**items), force=True)
-        except OSError as error:
-            raise self._failed(step, error) from error
-        self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal-{step}")
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["data"] = ocp.args.JsonSave(snapshot.data)
+        with contextlib.ExitStack() as until_sealed:
+            try:
+                distributed.by_first(lambda: stored.begin_saving(self.folder, step))
+                path = until_sealed.enter_context(plain_path(self.folder)) / stored.saving_name(step)
+                self._orbax.save(path, args=ocp.args.Composite(**items), force=True)
+            except (OSError, ValueError) as error:
+                raise self._failed(step, error) from error
+            shapes = {name: _shapes(tree) for name, tree in trees.items()}
+            arguments = (step, path, shapes, until_sealed.pop_all())
+        self._sealing = threading.Thread(target=self._seal, args=arguments, name=f"seal-{step}")
         self._sealing.start()
 
-    def _seal(self, step: int) -> None:
-        """Wait in the background until a checkpoint is committed; write its manifest, remove what need not be kept."""
+    def _seal(self, step: int, path: Path, shapes: dict[str, Shapes], until_sealed: contextlib.ExitStack) -> None:
+        """Wait in the background until all is written; see that it is whole, and let it count."""
         try:
-            self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                write_manifest(self._path(step))
-                self._prune()
+            with until_sealed:
+                self._orbax.wait_until_finished()
+                if jax.process_index() == 0:
+                    _check_is_whole(path, shapes)
+                    write_manifest(path)
+                    stored.finish_saving(self.folder, step)
+                    stored.prune(self.folder, self._retention.keeps)
         except Exception as error:  # whatever it was, the step loop must hear of it
             self._failure = self._failed(step, error)
             self._failure.__cause__ = error
-
-    def _prune(self) -> None:
-        """Remove what need not be kept; where that fails nothing is lost but room, and the run goes on."""
-        finished = [step for step in self.steps() if is_finished(self._path(step))]
-        for newer, step in enumerate(reversed(finished)):
-            if not self._retention.keeps(step, newer=newer):
-                try:
-                    _remove(self._path(step))
-                except OSError as error:
-                    log.warning("checkpoint %s is no longer needed but cannot be removed: %s", self._path(step), error)
 
     def _failed(self, step: int, error: BaseException) -> SaveError:
         return SaveError(f"checkpoint {step} could not be written to {self.folder}", error)
@@ -131,58 +133,21 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps with a checkpoint, sound or not, oldest first."""
-        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal())
-
-    def _entries(self) -> list[Path]:
-        """Return the folders of checkpoints, those that Orbax had begun (5.orbax-checkpoint-tmp) among them."""
-        return [path for path in self.folder.glob("[0-9]*") if path.name.split(".")[0].isdecimal() and path.is_dir()]
+        return stored.steps(self.folder)
 
     def latest_sound(self) -> int | None:
         """Return the newest step whose files are all as they were written; say which were passed over and why."""
-        left = self.steps()
-        while (step := distributed.of_first(max(left, default=-1))) >= 0:
-            found = fault(self._path(step), part=jax.process_index(), parts=jax.process_count())
-            if found:
-                log.warning("checkpoint %s is refused: %s", self._path(step), found)
-            if not distributed.anywhere(found is not None):
-                return step
-            left = [earlier for earlier in left if earlier < step]
-        return None
+        return stored.latest_sound(self.folder)
 
-    def resume(self) -> int | None:
-        """Return the step to go on from, None for a run that begins; remove later and half-written checkpoints.
-
-        Raises:
-            ValueError: there are finished checkpoints, but none of them is sound.
-        """
-        step = self.latest_sound()
-        finished = [str(step) for step in self.steps() if is_finished(self._path(step))]
-        if step is None and distributed.anywhere(bool(finished)):
-            raise ValueError(
-                f"{self.folder}: none of the checkpoints ({', '.join(finished)}) is sound, so the run cannot go on; "
-                f"bring back their files, or pass --overwrite to begin anew"
-            )
-        if jax.process_index() == 0:
-            self._clear_after(-1 if step is None else step)
-        return step
-
-    def _clear_after(self, step: int) -> None:
-        """Remove what is half-written, and what is later than a step: refused, and about to be written anew."""
-        for path in self._entries():
-            number, *temporary = path.name.split(".", 1)
-            if temporary:
-                log.warning("checkpoint %s is refused: it was never finished", path)
-            if temporary or int(number) > step or not is_finished(path):
-                _remove(path)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / str(step)
+    def clear_after(self, step: int | None) -> None:
+        """Leave no checkpoint later than the one to go on from: half-written ones go, refused ones are set aside."""
+        distributed.by_first(lambda: stored.clear_after(self.folder, step))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def has_progress(self, step: int) -> bool:
         """Tell a checkpoint of a run from one of parameters alone, such as imported ones."""
-        return (self._path(step) / "progress").is_dir()
+        return (self.folder / str(step) / "progress").is_dir()
 
     def restore_params(self, step: int, target: ParamTree) -> ParamTree:
         """Return the parameters of a step in the layout of `target` (ShapeDtypeStructs with shardings)."""
@@ -195,28 +160,42 @@ class Checkpoints:
 
     def restore_hook(self, step: int, name: str, target: ParamTree) -> ParamTree | None:
         """Return a hook's state in the layout of `target`, or None if the step has none of that name."""
-        there = (self._path(step) / _item(name)).is_dir()
+        there = (self.folder / str(step) / _item(name)).is_dir()
         return self._restore(step, _item(name), target) if there else None
 
     def restore_data(self, step: int) -> dict:
         """Return the snapshot's `data`; {} for parameters alone."""
         if not self.has_progress(step):
             return {}
-        return self._orbax.restore(self._path(step), args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        with plain_path(self.folder) as folder:
+            return self._orbax.restore(folder / str(step), args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
 
     def _restore(self, step: int, item: str, target: ParamTree) -> ParamTree:
-        saved = ocp.StandardCheckpointHandler().metadata(self._path(step) / item).tree
-        _check_fits(f"{self._path(step)}: its {item}", _shapes(saved), _shapes(target))
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-        return self._orbax.restore(self._path(step), args=args)[item]
+        with plain_path(self.folder) as folder:
+            path = folder / str(step)
+            _check_fits(f"{self.folder / str(step)}: its {item}", _saved_shapes(path / item), _shapes(target))
+            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+            return self._orbax.restore(path, args=args)[item]
 
 
-def _shapes(tree: ParamTree) -> dict[str, tuple[int, ...]]:
+def _check_is_whole(path: Path, shapes: dict[str, Shapes]) -> None:
+    """Open all that a restore opens. Raises ValueError where something is missing, or is of another shape."""
+    ocp.JsonCheckpointHandler().restore(path / "data")
+    for item, written in shapes.items():
+        if _saved_shapes(path / item) != written:
+            raise ValueError(f"what was written of its {item} is not what was to be")
+
+
+def _saved_shapes(item: Path) -> Shapes:
+    return _shapes(ocp.StandardCheckpointHandler().metadata(item).tree)
+
+
+def _shapes(tree: ParamTree) -> Shapes:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _check_fits(what: str, saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def _check_fits(what: str, saved: Shapes, wanted: Shapes) -> None:
     for name in [*saved, *wanted]:
         if saved.get(name) != wanted.get(name):
             raise ValueError(
@@ -227,9 +206,3 @@ def _check_fits(what: str, saved: dict[str, tuple[int, ...]], wanted: dict[str, 
 
 def _item(hook: str) -> str:
     return f"hook_{hook}"
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint; if killed meanwhile, what is left is one without a manifest."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ Found out on TPU pods and under SLURM, or told by three environment variables.
 
 import logging
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -77,3 +78,19 @@ def anywhere(flag: bool) -> bool:
 def of_first(number: int) -> int:
     """Return the number that the first process gives. All of them must call this at the same point."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.array(number)))
+
+
+def by_first(action: Callable[[], None]) -> None:
+    """Have the first process do something; what it raises there ends all of them. All must call this together.
+
+    Raises:
+        Exception: what `action` did on the first process; a ValueError on the others.
+    """
+    failure = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    if anywhere(failure is not None):
+        raise failure or ValueError("the first process of this run cannot go on, and says why")

@@ -1,7 +1,8 @@
-"""The run folder: config.gin, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
+"""The run folder: config.gin, files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
+FILES = "files"  # copies of what config.gin names by path
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,16 +73,42 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole, or leave what is there as it is. Raises OSError where it cannot be written."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file whole and to the disk, or leave what is there as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk know which files are in a folder; some network file systems see to it themselves and refuse."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """Return a path in a folder at which nothing is: doubtful-12-1 or -2 or ... for "doubtful-12-{}"."""
+    paths = (folder / name.format(number) for number in itertools.count(1))
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +118,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / CONFIG
+
+    @property
+    def files(self) -> Path:
+        return self.path / FILES
 
     @property
     def checkpoints(self) -> Path:
@@ -135,8 +167,24 @@ class RunFolder:
         write_whole(self.config, text)
 
     def clear(self) -> None:
-        """Remove the run, and nothing in the folder that is not a run's."""
+        """Remove the run, and nothing in the folder that is not a run's. Raises OSError where that is not possible."""
+        for name in (FILES, "checkpoints", "tensorboard", "profile"):
+            _remove(self.path / name)
         for name in (CONFIG, "metrics.jsonl", "samples.txt", "wandb_id.txt"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard", "profile"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or what lies in its place; of a folder on another disk, reached by a link, what it holds."""
+    if path.is_symlink() and path.is_dir():
+        for inner in path.iterdir():
+            _remove_plainly(inner)
+    else:
+        _remove_plainly(path)
+
+
+def _remove_plainly(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.objectives.sums import Sums
-from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
+from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import evaluate, validation_rows
@@ -24,11 +24,13 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Objective, Strategy
 from jaxtrain.train.hooks import Checkpoint, Hook
 from jaxtrain.train.hooks.states import HookStates
+from jaxtrain.train.lock import RunLock
 from jaxtrain.train.metrics import Metrics, Numbers, Writer
 from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, total_steps
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
+from jaxtrain.train.start import find_start
 from jaxtrain.train.state import TrainState, abstract_state, create_state, state_from_params
 from jaxtrain.train.step import make_evaluation_step, make_train_step
 from jaxtrain.train.stopping import Stop
@@ -77,11 +79,13 @@ class Trainer:
     max_skipped_steps: int
     writers: tuple[Writer, ...]
     folder: RunFolder
+    lock: RunLock
     devices: list[jax.Device] | None = None
     profile_steps: int = 0
 
     def __post_init__(self):
         self.step, self.total_steps = 0, total_steps(self.phases)
+        self._saving_hooks = [hook for hook in self.hooks if isinstance(hook, Checkpoint)]
         self.graph, _, self.names = abstract_model(self.model)
         self._key = jax.random.key(self.seed)
         self._dropout_key = jax.random.fold_in(self._key, 1)
@@ -93,13 +97,24 @@ class Trainer:
         """Run all phases, from the newest sound checkpoint if there is one.
 
         Raises:
-            ValueError: the checkpoints are all damaged, or of another model.
+            ValueError: another run is in the folder; the checkpoints are all damaged, gone, or of another model.
             SaveError: the run folder could not be written.
             NonFiniteError: `max_skipped_steps` steps in a row had a loss or gradient that is not finite.
         """
-        retention = next((hook.retention for hook in self.hooks if isinstance(hook, Checkpoint)), Retention())
+        with self.lock:
+            return self.train_from(self.find_start())
+
+    def find_start(self) -> int | None:
+        """Return the step that `train` goes on from, None for a run that begins; change nothing. Raises as it does."""
+        first_save = min((hook.every_steps for hook in self._saving_hooks), default=1)
+        return find_start(self.folder, first_save=min(first_save, self.total_steps))
+
+    def train_from(self, start: int | None) -> Result:
+        """Run the phases from where `find_start` says, with the lock held since."""
+        retention = next((hook.retention for hook in self._saving_hooks), Retention())
         with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
-            start = self._saved = self._checkpoints.resume()
+            self._checkpoints.clear_after(start)
+            self._saved = start
             self._taken = {} if start is None else self._checkpoints.restore_data(start)
             self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
             with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:
@@ -170,7 +185,10 @@ class Trainer:
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
         feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
         if feed.text_changed:
-            self._recorder.say("the text of the data has changed since the checkpoint: it is read from its first row")
+            self._recorder.say(
+                "the text of the data has changed since the checkpoint, or an older version gave it another name: "
+                "it is read from its first row"
+            )
         elif feed.is_new:
             self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
@@ -233,7 +251,7 @@ class Trainer:
     def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self._work.data.tokenizer
         self._recorder.interrupted()
-        ids = tokenizer.encode(prompt).tolist()
+        ids = tokenizer.encode_prompt(prompt)
         [new] = generate(
             self.graph,
             params,

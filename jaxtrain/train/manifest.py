@@ -1,49 +1,91 @@
-"""The manifest of a checkpoint: the size and CRC-32 of every file in it, written last.
+"""The manifest of a checkpoint: its name, and the size and CRC-32 of every file in it; written last.
 
-A checkpoint without one was never finished; one that does not match it is damaged.
+A checkpoint that does not match it is damaged: a file is missing, changed or one too many, or the folder was renamed.
+What the manifest lists is on the disk, and not only in the system's memory, by the time it is written.
 """
 
 import json
+import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxtrain.train.folder import write_whole
+from jaxtrain.train.folder import flush_folder, write_whole
 
 MANIFEST = "manifest.json"
 _READERS = 8
+Digest = list[int]  # size in bytes, CRC-32
 
 
 def write_manifest(folder: Path) -> None:
-    """Declare a checkpoint finished, with the files it has now."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST)]
-    found = {str(path.relative_to(folder)): path for path in sorted(files)}
+    """Declare a checkpoint finished, with the files it has now. `12` and `12.saving` are both the checkpoint 12."""
+    files = _files(folder)
     with ThreadPoolExecutor(_READERS) as pool:
-        digests = dict(zip(found, pool.map(_digest, found.values()), strict=True))
-    write_whole(folder / MANIFEST, json.dumps(digests, indent=0))
+        digests = dict(zip(files, pool.map(_flushed_digest, files.values()), strict=True))
+    for inner, _, _ in folder.walk():
+        flush_folder(inner)
+    manifest = {"checkpoint": folder.name.split(".")[0], "files": digests}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=0))
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    """Tell whether a checkpoint has a manifest of its own, which is not to say that it matches."""
+    try:
+        return bool(_listed(folder))
+    except ValueError:
+        return False
 
 
 def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
     """Say what is wrong with a checkpoint's files, None if nothing is; read only the `part`-th of `parts` shares."""
-    if not is_finished(folder):
-        return "it was never finished"
     try:
-        expected = list(json.loads((folder / MANIFEST).read_text()).items())[part::parts]
-    except (OSError, ValueError, AttributeError):
-        return f"its file {MANIFEST} is damaged"
+        listed, there = _listed(folder), _files(folder)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"its files cannot be listed ({error.strerror})"
+    if odd := sorted(listed.keys() ^ there.keys()):
+        return f"its file {odd[0]} " + ("is missing" if odd[0] in listed else f"is not in {MANIFEST}")
     with ThreadPoolExecutor(_READERS) as pool:
-        faults = pool.map(lambda item: _file_fault(folder, *item), expected)
+        faults = pool.map(lambda item: _file_fault(folder, *item), list(listed.items())[part::parts])
         return next(filter(None, faults), None)
 
 
-def _file_fault(folder: Path, name: str, digest: list[int]) -> str | None:
+def _listed(folder: Path) -> dict[str, Digest]:
+    """Return what the manifest says of the files. Raises ValueError with what is wrong with it."""
+    damaged = f"its file {MANIFEST} is damaged"
+    try:
+        match json.loads((folder / MANIFEST).read_bytes()):
+            case {"checkpoint": str(name), "files": {**files}} if files and all(map(_is_digest, files.values())):
+                if name != folder.name:
+                    raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
+                return files
+    except FileNotFoundError:
+        raise ValueError(f"its file {MANIFEST} is missing") from None
+    except OSError as error:
+        raise ValueError(f"its file {MANIFEST} cannot be read ({error.strerror})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(damaged) from error
+    raise ValueError(damaged)
+
+
+def _is_digest(value) -> bool:
+    return isinstance(value, list) and list(map(type, value)) == [int, int]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return all files but the manifest by their relative paths. Raises OSError where one cannot be seen."""
+
+    def fail(error: OSError):
+        raise error
+
+    found = [at / name for at, _, names in folder.walk(on_error=fail, follow_symlinks=True) for name in names]
+    own = (path for path in sorted(found) if path.parent != folder or not path.name.startswith(MANIFEST))
+    return {path.relative_to(folder).as_posix(): path for path in own}
+
+
+def _file_fault(folder: Path, name: str, digest: Digest) -> str | None:
     path = folder / name
-    if not path.is_file():
-        return f"its file {name} is missing"
     try:
         damaged = path.stat().st_size != digest[0] or _digest(path) != digest
     except OSError as error:
@@ -51,9 +93,15 @@ def _file_fault(folder: Path, name: str, digest: list[int]) -> str | None:
     return f"its file {name} is damaged" if damaged else None
 
 
-def _digest(path: Path) -> list[int]:
+def _flushed_digest(path: Path) -> Digest:
+    return _digest(path, flush=True)
+
+
+def _digest(path: Path, *, flush: bool = False) -> Digest:
     size = crc = 0
     with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
         while block := file.read(1 << 20):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, crc]

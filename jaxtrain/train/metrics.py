@@ -2,19 +2,22 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import NamedTuple, Protocol, TextIO
 
-from jaxtrain.train.folder import SaveError, saving, write_whole
+from jaxtrain.train.folder import SaveError, free_name, saving, write_whole
 
 METRICS = "metrics.jsonl"
 Numbers = dict[str, float]
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -27,12 +30,18 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line, flushed as it is written. On resuming, lines after the restored step are dropped."""
+    """One JSON object a line, flushed as it is written. On resuming, lines after the restored step are dropped.
+
+    Lines that are not those of a step are, too, and then the file as it was is kept beside the new one.
+    """
 
     def open(self, folder: Path, *, from_step: int) -> Sink:
         path = folder / METRICS
-        kept = [record for record in read_metrics(path) if record["step"] <= from_step] if path.exists() else []
-        write_whole(path, "".join(map(_line, kept)))
+        found = parse_metrics(path)
+        if found.foreign:
+            shutil.copyfile(path, free_name(folder, "doubtful-metrics-{}.jsonl"))
+        _say_what_is_left_out(path, found)
+        write_whole(path, "".join(_line(record) for record in found.records if record["step"] <= from_step))
         return _JsonLinesSink(path.open("a", buffering=1))
 
 
@@ -56,11 +65,54 @@ def _line(record: dict) -> str:
     return json.dumps(plain, allow_nan=False) + "\n"
 
 
+class ParsedMetrics(NamedTuple):
+    """The records of a metrics.jsonl, and the numbers of the lines that are none: `foreign`, or the last, `torn`."""
+
+    records: list[dict]
+    foreign: list[int]
+    torn: list[int]  # a process was killed while it wrote the line
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """Return the records of a metrics.jsonl, without a last line that was cut off in the middle; null is NaN."""
-    lines = path.read_text().split("\n")
-    records = map(json.loads, lines[:-1])
-    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
+    """Return the records of a metrics.jsonl, null being NaN; name the lines that are left out because they are none."""
+    found = parse_metrics(path)
+    _say_what_is_left_out(path, found)
+    return found.records
+
+
+def parse_metrics(path: Path) -> ParsedMetrics:
+    """Return what is in a metrics.jsonl; nothing if there is no such file."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records = [_record(line) for line in lines]
+    wrong = [number for number, record in enumerate(records[:-1], 1) if record is None]
+    torn = [len(lines)] if lines[-1] and records[-1] is None else []
+    return ParsedMetrics([record for record in records if record is not None], wrong, torn)
+
+
+def _record(line: bytes) -> dict | None:
+    """Return the record that a line holds, None if it holds anything else."""
+    try:
+        record = json.loads(line.decode())
+        if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < 2**63:
+            return None
+        return {name: math.nan if value is None else _number(value) for name, value in record.items()}
+    except (ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _number(value) -> float:
+    """Return a number as it is. Raises ValueError or OverflowError where it is none that a float can hold."""
+    if type(value) not in (int, float):
+        raise ValueError(f"{value=}: not a number")
+    float(value)
+    return value
+
+
+def _say_what_is_left_out(path: Path, found: ParsedMetrics) -> None:
+    numbers = [*found.foreign, *found.torn]
+    if numbers:
+        shown = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+        log.warning("%s: left out line %s, which is not the record of a step", path, shown)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.optim.optimizers import Optimizer, evaluation_params, transformation
+from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder

@@ -2,16 +2,31 @@
 
     ENVIRONMENT/bin/python scripts/peers/check_export.py EXPORTED tests/golden/huggingface/llama/golden.npz
 
-Exits 0 where every float32 logit is within the tolerance and no weight was missing or left over, 1 otherwise.
+Exits 0 where every float32 logit is within the tolerance, no weight was missing or left over, and the ids of special
+tokens are those of the files (transformers assumes some of its own where a file has none), 1 otherwise.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_token_ids(folder: Path, model: transformers.PreTrainedModel) -> None:
+    """Raise ValueError for an id that transformers takes and the files do not name."""
+    for name, taken in (("config.json", model.config), ("generation_config.json", model.generation_config)):
+        written = json.loads((folder / name).read_text())
+        for key in TOKEN_IDS:
+            if getattr(taken, key) != written.get(key):
+                raise ValueError(
+                    f"{folder / name}: {key} is {written.get(key)}, transformers has {getattr(taken, key)}"
+                )
 
 
 def logits_of(folder: Path, tokens: np.ndarray) -> np.ndarray:
@@ -22,6 +37,7 @@ def logits_of(folder: Path, tokens: np.ndarray) -> np.ndarray:
     problems = {name: found for name, found in info.items() if found}
     if problems:
         raise ValueError(f"{folder}: {problems}")
+    check_token_ids(folder, model)
     with torch.no_grad():
         return model.eval()(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
 

@@ -123,6 +123,22 @@ CONFIGURATIONS = {
         r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
     ),
     "seed that is too large": ({"seed": 2**63}, r"seed=9223372036854775808: must be from 0 to 2\^63 - 1"),
+    "class of another key": (
+        {"optimizer": "@Cosine(peak=1e-3)"},
+        r"optimizer=@schedules\.Cosine\(\) must be Adafactor \| AdamW \| AdamW8bit \| Lion \| Muon \| ScheduleFree$",
+    ),
+    "abstract class": (
+        {"optimizer": "@jaxtrain.optim.base.Optimizer()"},
+        r"optimizer=.*base\.Optimizer.* is neither a dataclass nor a function",
+    ),
+    "warm-up longer than the run": (
+        {"optimizer.learning_rate.warmup_steps": 4},
+        r"optimizer\.learning_rate: warmup_steps=4 exceeds the 3 steps there are: make it smaller or the run longer",
+    ),
+    "warm-up longer than its phase": (
+        {"phases[0].learning_rate": "@Constant(peak=1e-3,warmup_steps=4)"},
+        r"phases\[0\]\.learning_rate: warmup_steps=4 exceeds the 3 steps there are",
+    ),
     "schedule longer than the run": (
         {"optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"},
         r"optimizer\.learning_rate: warmup_steps=0 and decay_steps=4 exceed the 3 steps there are: make them",

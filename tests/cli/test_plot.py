@@ -119,6 +119,17 @@ def test_picture_of_several_runs_is_beside_them_by_default(tmp_path, capsys, mon
     assert default_picture([Path(f"/other/{number}") for number in range(99)]) == Path("/other/0+98.png")
 
 
+def test_names_of_runs_are_drawn_as_they_are(tmp_path, capsys):
+    """Not as formulas, which $ begins, nor left out, as matplotlib does with labels after an underscore."""
+    shown = ["_a", "b$\\c$", "実験 #1"]
+    folders = [write_run(tmp_path / name) for name in shown]
+    figure = draw([read_curves(folder, folder.name) for folder in folders])
+    assert labels(figure.legends[0]) == shown
+    assert main(["plot", *map(str, folders)]) == 0
+    assert main(["plot", str(folders[1])]) == 0
+    assert (folders[1] / "plot.png").exists()
+
+
 def test_picture_is_written_where_asked(tmp_path):
     out = tmp_path / "new" / "runs.png"
     assert main(["plot", str(write_run(tmp_path / "a")), "--out", str(out)]) == 0
@@ -141,7 +152,7 @@ def test_names_are_as_short_as_they_can_be_while_distinct(tmp_path):
     [
         (None, "{run}: nothing to plot, there is no metrics.jsonl in it; name the folder of a run"),
         ('{"step": 0, "bigram_loss": 2.5}\n', "{run}/metrics.jsonl has no step yet: wait until"),
-        ('{"step": 1\n{"step": 2}\n', "{run}/metrics.jsonl has a line that is not JSON"),
+        ('{"step": 1\n{"step": 2}\n', "{run}/metrics.jsonl has no step yet: wait until"),
     ],
 )
 def test_run_without_metrics_is_refused_in_one_line(tmp_path, capsys, content, message):

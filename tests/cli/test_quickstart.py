@@ -91,6 +91,7 @@ def test_the_proposed_prompt_is_in_the_text_that_the_run_is_evaluated_on(tmp_pat
 def test_the_bigram_model_is_measured_on_what_the_last_phase_is_evaluated_on(text):
     phases = "(@Phase(steps=1,batch_size=8,sequence_length=32), @Phase(steps=1,batch_size=2,sequence_length=16))"
     changes = [f"data.source=@TextFiles(glob='{text}/*.txt')", f"phases={phases}", "hooks[0].batches=1"]
+    changes += ["optimizer.learning_rate.warmup_steps=1"]
     config = load(QUICKSTART, changes).config
     last = bigram_loss(config.data, batch_size=2, sequence_length=16, seed=SEED, num_batches=1)
     assert prepare_data(config, Console(quiet=True)) == last

@@ -26,6 +26,7 @@ def command(text: Path) -> list[str]:
         "model.max_length": 256,
         "model.pattern[0].mixer.head_dim": 8,
         "model.pattern[0].mlp.hidden": 64,
+        "optimizer.learning_rate.warmup_steps": 1,
         "phases[0].steps": STEPS,
         "phases[0].batch_size": 8,
         "phases[0].sequence_length": 32,

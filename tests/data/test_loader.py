@@ -1,11 +1,12 @@
 """The loader: one global order for any number of processes, exact resumption, fields that keep documents apart."""
 
 import itertools
-import time
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from patience import PATIENCE_SECONDS, wait_until
 
 from jaxtrain.data import (
     BestFit,
@@ -100,21 +101,22 @@ def test_state_counts_batches_consumed_not_batches_built_ahead(config, monkeypat
     monkeypatch.setattr(Rows, "__getitem__", lambda self, index: built.append(index) or original(self, index))
     batches = _loader(config)
     _take(batches, 3)
-    deadline = time.monotonic() + 10
-    while len(built) < 6 * B and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(built) >= 6 * B  # in the background: nobody asks for them here
+    wait_until(lambda: len(built) >= 6 * B)  # in the background: nobody asks for them here
     assert batches.get_state() == {"next_index": 3}
 
 
-def test_batches_overlap_where_reading_is_slow(config, monkeypatch):
-    """10 ms a row are 80 ms a batch: four threads leave a quarter of the 24 x 80 ms, and some slack."""
+def test_four_batches_are_read_at_once(config, monkeypatch):
+    """Each of the first four reads of a row waits for the other three, which are of other batches."""
+    reads, together = itertools.count(), threading.Barrier(4, timeout=PATIENCE_SECONDS)
     original = SourceRows.row
-    monkeypatch.setattr(SourceRows, "row", lambda self, index: time.sleep(0.01) or original(self, index))
-    batches = _loader(config)
-    began = time.monotonic()
-    _take(batches, 24)
-    assert time.monotonic() - began < 24 * B * 0.01 / 2
+
+    def row(self, index):
+        if next(reads) < 4:
+            together.wait()
+        return original(self, index)
+
+    monkeypatch.setattr(SourceRows, "row", row)
+    _take(batches := _loader(config), 4)
     batches.close()
 
 

@@ -1,8 +1,9 @@
 """Sources: what each one yields, from disk and from a URL, and what it says to input that is no text."""
 
+import bz2
 import gzip
 import json
-import os
+import lzma
 import re
 
 import fsspec
@@ -77,19 +78,88 @@ def test_a_fingerprint_changes_with_a_file_and_with_the_sources_own_fields(tmp_p
     before = source.fingerprint()
     assert source.fingerprint() == before
     assert JsonLines(glob=source.glob, field="other").fingerprint() != before
-    os.utime(tmp_path / "a.jsonl", ns=(1, 1))  # the same size: only the time of change tells
+    content = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(content.replace(b"first", b"FIRST"))
     assert source.fingerprint() != before
+    (tmp_path / "a.jsonl").write_bytes(content)  # at another time
+    assert source.fingerprint() == before
 
 
-def test_compressed_json_lines_are_read_as_they_are(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed"}\n'))
-    assert [d.text for d in JsonLines(glob=f"{tmp_path}/*.gz").documents()] == ["packed"]
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        ("gz", gzip.compress),
+        ("BZ2", bz2.compress),
+        ("xz", lzma.compress),
+        ("lzma", lambda content: lzma.compress(content, format=lzma.FORMAT_ALONE)),
+        ("zst", lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True)),
+    ],
+)
+def test_compressed_files_are_read_as_they_are(suffix, compress, folder):
+    with fsspec.open(f"{folder}/a.jsonl.{suffix}", "wb") as stream:
+        stream.write(compress(b'{"text": "packed"}\n' * 5_000))
+    assert [d.text for d in JsonLines(glob=f"{folder}/*").documents()] == ["packed"] * 5_000
+    assert [d.text for d in TextFiles(glob=f"{folder}/*").documents()] == ['{"text": "packed"}\n' * 5_000]
 
 
 def test_half_a_surrogate_pair_in_json_becomes_text_that_can_be_encoded(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude00"}')
     (document,) = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
     assert document.text.encode().decode() == "a\ufffdb \U0001f600"
+
+
+def test_a_null_is_passed_over_and_a_missing_field_is_not(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"other": "b"}\n')
+    documents = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
+    assert next(documents) == ("a.jsonl:2", "a")
+    with pytest.raises(ValueError, match=r"field='text' of .*a\.jsonl:3 must be a text; the line has \['other'\]"):
+        next(documents)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "\xed\xa0\x80"}', "'utf-8' codec can't decode byte 0xed"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b'{"text": "a", "more": ' + b'{"a":' * 100_000, "maximum recursion depth"),
+        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"text": "a"', "Expecting ','"),
+    ],
+    ids=["raw surrogate", "nested lists", "nested objects", "long number", "half a line"],
+)
+def test_a_line_that_json_cannot_read_is_refused_with_its_number(line, reason, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\n' + line)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2 cannot be read as JSON lines \({reason}.*get it again") as error:
+        list(JsonLines(glob=f"{tmp_path}/*.jsonl").documents())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.large_string(),
+        pyarrow.string_view(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+        pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string()),
+    ],
+    ids=str,
+)
+def test_parquet_text_is_read_however_it_is_kept_and_nulls_are_passed_over(kind, tmp_path):
+    column = pyarrow.array([None, *TEXTS, None, TEXTS[0]]).cast(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet", row_group_size=2)
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "b.parquet")
+    documents = list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
+    assert documents == [
+        *((f"a.parquet:{row}", text) for row, text in enumerate(TEXTS, start=1)),
+        ("a.parquet:5", "first"),
+    ]
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"column='text' is not one of .*a\.parquet; it has \['text', 'text'\]"):
+        list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
 
 
 @pytest.mark.parametrize("kind", [TextFiles, JsonLines, Parquet, ArrayRecord])
@@ -121,9 +191,9 @@ def test_a_binary_file_is_refused_by_name_with_the_remedy(content, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda g: JsonLines(glob=g), r"bad:1 is not JSON"),
-        (lambda g: Parquet(glob=g), r"bad, which is not Parquet"),
-        (lambda g: ArrayRecord(glob=g), r"bad, not ArrayRecord"),
+        (lambda g: JsonLines(glob=g), r"bad:1 cannot be read as JSON lines"),
+        (lambda g: Parquet(glob=g), r"bad cannot be read as Parquet"),
+        (lambda g: ArrayRecord(glob=g), r"bad cannot be read as ArrayRecord"),
     ],
 )
 def test_a_file_of_another_format_is_refused_by_name(source, message, tmp_path):
@@ -139,7 +209,7 @@ def test_a_missing_field_or_column_is_refused_naming_those_there_are(tmp_path):
         ValueError, match=r"field='text' of .*a\.jsonl:1 must be a text; the line has \['body', 'other'\]"
     ):
         list(JsonLines(glob=f"{tmp_path}/*.jsonl").documents())
-    with pytest.raises(ValueError, match=r"column='text' is not in .*a\.parquet; it has \['body', 'other'\]"):
+    with pytest.raises(ValueError, match=r"column='text' is not one of .*a\.parquet; it has \['body', 'other'\]"):
         list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
     with pytest.raises(ValueError, match="column='other' .* holds int64, not text"):
         list(Parquet(glob=f"{tmp_path}/*.parquet", column="other").documents())

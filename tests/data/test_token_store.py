@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from full_disk import files_no_larger_than
+from patience import PATIENCE_SECONDS
 
 from jaxtrain.data import ByteTokenizer, Document, HuggingFaceTokenizer, Source, StandardLibrary, TextFiles
+from jaxtrain.data.cache import cache_folder
 from jaxtrain.data.split import documents_of
-from jaxtrain.data.store import TokenStore, cache_folder, open_store
+from jaxtrain.data.store import TokenStore, open_store
 
 
 class Counted(Source):
@@ -72,6 +74,35 @@ def test_a_changed_source_or_tokenizer_is_another_store(source, cache):
     open_store(source, Doubled())
     open_store(Counted(source.texts | {"more": "text"}), ByteTokenizer())
     assert len(list((cache / "tokens").iterdir())) == 3
+
+
+def test_equal_names_lengths_and_times_are_no_reason_to_take_one_text_for_another(tmp_path):
+    digests = {}
+    for folder in "ABA":  # the last is an edit in place of the first, back and forth
+        path = tmp_path / folder / "part-000.txt"
+        path.parent.mkdir(exist_ok=True)
+        for letter in (folder.lower(), folder):
+            path.write_text(letter * 4000)
+            os.utime(path, (1577836800,) * 2)
+            store = open_store(TextFiles(glob=f"{path.parent}/*.txt"), ByteTokenizer())
+            assert _documents(store) == {"part-000.txt": letter * 4000}
+            assert digests.setdefault(letter, store.digest) == store.digest
+    assert len(set(digests.values())) == 4
+
+
+def test_a_digest_tells_texts_names_and_bounds_apart_and_is_the_same_in_another_cache(monkeypatch, tmp_path):
+    texts = [{"a": "xy", "b": "z"}, {"a": "xz", "b": "y"}, {"a": "xy", "c": "z"}, {"a": "x", "b": "yz"}, {"a": "xy"}]
+    digests = [open_store(Counted(text), ByteTokenizer()).digest for text in texts]
+    assert len(set(digests)) == len(texts)
+    monkeypatch.setenv("JAXTRAIN_CACHE", str(tmp_path / "another"))
+    assert [open_store(Counted(text), ByteTokenizer()).digest for text in texts] == digests
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused_and_leaves_no_store(source, cache):
+    source.half_way = lambda: source.texts.update(dict.fromkeys(source.texts, "edited"))
+    with pytest.raises(ValueError, match="changed while it was read. Begin again when its files are complete"):
+        open_store(source, ByteTokenizer())
+    assert list((cache / "tokens").iterdir()) == []
 
 
 def test_a_vocabulary_beyond_16_bits_is_stored_in_32(source):
@@ -137,7 +168,7 @@ def test_what_a_killed_build_left_is_not_read_and_goes_away_after_a_day(source, 
 
 
 def test_processes_that_build_at_once_all_get_the_whole_store(source, cache):
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=PATIENCE_SECONDS)
     stores = []
 
     def build():

@@ -10,6 +10,7 @@ from jaxtrain_kernels import delta_rule, linear_attention
 from jaxtrain_kernels.chunks import per_step, runs_of
 from jaxtrain_kernels.delta_rule import reference as delta_reference
 from jaxtrain_kernels.linear_attention import reference
+from tolerances import error_of_norm
 
 GATES = ("none", "head", "step", "channel")
 
@@ -103,13 +104,9 @@ def exact(case: Case, inputs: dict) -> dict[str, np.ndarray]:
 
 
 def errors(found: dict, desired: dict) -> dict[str, float]:
-    """Return the root-mean-square error of each result, in units of its root mean square."""
-
-    def rms(x):
-        return float(np.sqrt(np.mean(np.square(x))))
-
+    """Return the error of each result, in units of its norm."""
     assert found.keys() == desired.keys()
-    return {name: rms(found[name] - desired[name]) / max(rms(desired[name]), 1e-30) for name in desired}
+    return {name: error_of_norm(found[name], desired[name]) for name in desired}
 
 
 def assert_conforms(case: Case, implementation: str, inputs: dict | None = None) -> None:

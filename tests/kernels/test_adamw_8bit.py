@@ -11,6 +11,7 @@ from compiled_kernels import kernels_in
 from interpreted import interpreted
 from jaxtrain_kernels.adamw_8bit import AdamW, adamw_8bit
 from jaxtrain_kernels.block_quant import DynamicMap, Float8E4M3, Int8, dequantize, quantize
+from tolerances import SAME_UPDATE, SCALES, assert_close
 
 RULE = AdamW(b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1)
 DYNAMIC = (DynamicMap(), DynamicMap(signed=False))
@@ -60,10 +61,10 @@ def test_every_form_is_the_definition_code_for_code(shape, formats, block, imple
     desired, *desired_moments = jax.jit(functools.partial(step, implementation="reference"))()
     with interpreted(implementation):
         actual, *moments = step(implementation=implementation)
-        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-8)  # decay and direction may cancel
+        assert_close(actual, desired, SAME_UPDATE)
         for moment, wanted in zip(moments, desired_moments, strict=True):
             np.testing.assert_array_equal(np.asarray(moment.codes), np.asarray(wanted.codes))
-            np.testing.assert_allclose(moment.scales, wanted.scales, rtol=1e-6)
+            assert_close(moment.scales, wanted.scales, SCALES)
 
 
 @pytest.mark.parametrize("formats", [DYNAMIC, FLOAT8], ids=["dynamic", "fp8"])

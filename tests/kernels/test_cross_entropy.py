@@ -10,6 +10,7 @@ from absent import compile_for
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.cross_entropy import cross_entropy
+from tolerances import SAME_GRADIENT, assert_close
 
 OPTIONS = {"z_loss": 1e-2, "softcap": 3.0}
 
@@ -46,8 +47,7 @@ def test_loss_and_gradients_are_those_of_the_definition_and_finite_with_any_targ
     actual = _value_and_gradients("xla", tile=tile, **options)(*problem)
     desired = _value_and_gradients("reference", **options)(*problem)
     assert all(np.isfinite(d).all() for d in jax.tree.leaves(desired))
-    for a, d in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
-        np.testing.assert_allclose(a, d, rtol=2e-5, atol=2e-5)
+    assert_close(actual, desired, SAME_GRADIENT)
 
 
 def test_in_bfloat16_the_error_is_at_most_twice_that_of_the_plain_form():
@@ -76,8 +76,7 @@ def test_a_vocabulary_split_over_devices_gives_the_loss_and_gradients_of_the_who
     split = jax.shard_map(part, mesh=mesh, in_specs=(P("rows"), P("words"), P("rows"), P("rows")), out_specs=P())
     gradients = jax.jit(jax.value_and_grad(split, argnums=(0, 1, 3)))(*problem)
     (desired, dwhole), _ = _value_and_gradients("reference", **OPTIONS)(*problem)
-    for a, d in zip(jax.tree.leaves(gradients), jax.tree.leaves((desired, dwhole)), strict=True):
-        np.testing.assert_allclose(a, d, rtol=2e-5, atol=2e-5)
+    assert_close(gradients, (desired, dwhole), SAME_GRADIENT)
 
 
 def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():

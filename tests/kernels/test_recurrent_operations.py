@@ -13,8 +13,8 @@ from jaxtrain_kernels.delta_rule import delta_rule
 from jaxtrain_kernels.delta_rule import recurrent_step as delta_step
 from jaxtrain_kernels.linear_attention import linear_attention
 from jaxtrain_kernels.linear_attention import recurrent_step as linear_step
-from recurrent import Case, assert_conforms, errors, exact, inputs_of, operation, results, segment_ids, shapes_of
-from tolerances import EXACT, SAME_RECURRENCE, Tolerance, assert_close
+from recurrent import Case, assert_conforms, exact, inputs_of, operation, results, segment_ids, shapes_of
+from tolerances import EXACT, SAME_RECURRENCE, SHUT_GATES, assert_close
 
 KINDS = {
     "none": Case(lengths=(70,), gate="none"),
@@ -36,12 +36,7 @@ def _whole(kind: str, lengths: tuple[int, ...] = (70,), chunk: int = 16) -> dict
 
 def _assert_same(kind: str, function, whole: dict[str, np.ndarray]) -> None:
     """Results of another function of the 70 steps, and the gradients of all its inputs, are those of one call."""
-    _assert_close(results(function, inputs_of(KINDS[kind]), "float32"), whole)
-
-
-def _assert_close(found: dict[str, np.ndarray], desired: dict[str, np.ndarray]) -> None:
-    unlike = {name: error for name, error in errors(found, desired).items() if not error < SAME_RECURRENCE.relative}
-    assert not unlike
+    assert_close(results(function, inputs_of(KINDS[kind]), "float32"), whole, SAME_RECURRENCE)
 
 
 def _half(kind: str, inputs: dict, start: int, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +69,7 @@ def test_a_split_sequence_with_the_state_carried_over_is_the_whole_sequence(kind
 
 @each_kind
 def test_chunk_size_does_not_matter(kind):
-    _assert_close(_whole(kind, (35, 35), 256), _whole(kind, (35, 35)))
+    assert_close(_whole(kind, (35, 35), 256), _whole(kind, (35, 35)), SAME_RECURRENCE)
 
 
 @each_kind
@@ -107,7 +102,7 @@ def test_gates_that_shut_within_one_step_overflow_nothing(implementation, length
     with interpreted(implementation):
         found = results(operation(case, implementation, chunk=64), inputs, "float32")
     desired = exact(case, inputs)
-    assert_close(found, desired, Tolerance(absolute=1e-4), "against the recurrence in float64")
+    assert_close(found, desired, SHUT_GATES, "against the recurrence in float64")
 
 
 def test_gates_that_shut_within_one_step_overflow_nothing_in_the_gpu_form():

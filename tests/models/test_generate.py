@@ -104,6 +104,14 @@ def test_tokens_are_drawn_with_their_share(sampling, desired):
     assert not shares[np.array(desired) == 0].any()
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-44, 1e-39, 1.2e-38, 1e-37, 1e-30, 1e-6])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.9}], ids=["all", "top_k", "top_p"])
+def test_a_temperature_that_float32_can_hardly_divide_by_takes_the_likeliest_token(temperature, cut):
+    logits = np.tile(np.float32([1.0, -5.0, 9.0, 3.0]), (16, 1))
+    drawn = jax.jit(Sampling(temperature=temperature, **cut).draw)(logits, jax.random.split(jax.random.key(0), 16))
+    assert drawn.tolist() == 16 * [2]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature", -1.0), ("temperature", math.nan), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)],

@@ -1,6 +1,7 @@
 """Decoders with recurrent mixers, and hybrids of them with attention: generation, counts and meshes."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from jaxpr_flops import matmul_flops
 from tiny import packed_batch, random_params, size_of, training_batch
-from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close
+from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close, error_of_norm
 
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
@@ -22,7 +23,9 @@ from jaxtrain.nn.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import is_matrix, muon_dimensions
+from jaxtrain.optim.matrix import is_matrix
+from jaxtrain.optim.muon import takes
+from jaxtrain.shapes import Batch
 from jaxtrain.train.feed import Layout
 
 # With a norm's usual epsilon one rounding of the weights moves gradients by 1e-4, for some outputs are near zero.
@@ -77,7 +80,7 @@ def test_parameters_are_counted_and_named_and_told_apart(name):
 
 def _check_names(names: tuple, shape: tuple) -> None:
     assert len(names) == len(shape) and all(names)
-    assert (muon_dimensions(names) is not None) == (names[0] == "layers" and "embed" in names)
+    assert takes(names) == (names[0] == "layers" and "embed" in names)
 
 
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
@@ -116,27 +119,68 @@ MESHES = {
 }
 
 
-def _loss_and_gradient(mesh_config: MeshConfig, devices, model: DecoderConfig) -> tuple[jax.Array, dict]:
+BATCH = training_batch(8, 32, vocab_size=64)
+
+
+def _loss_and_gradient(mesh_config: MeshConfig, devices, model: DecoderConfig) -> Callable[[Batch], tuple]:
     mesh = mesh_config.build(devices)
     graph, shapes, names = abstract_model(model)
     params = jax.tree.map(jax.device_put, random_params(model), shardings(names, shapes, mesh))
-    layout, batch = Layout(8, 32, mesh), training_batch(8, 32, vocab_size=64)
-    batch = layout.globalise(jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch))
+    layout = Layout(8, 32, mesh)
 
-    def loss(params, batch):
+    @jax.jit
+    @jax.value_and_grad
+    def run(params, batch):
         sums = NextToken()(nnx.merge(graph, params), batch, None)
         return sums.loss / sums.weight
 
-    with jax.set_mesh(mesh):
-        return jax.jit(jax.value_and_grad(loss))(params, batch)
+    def of_batch(batch):
+        with jax.set_mesh(mesh):
+            return run(params, layout.globalise(jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch)))
+
+    return of_batch
 
 
-def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
-    loss, gradient = _loss_and_gradient(MeshConfig(), jax.devices()[:1], HYBRID)
-    for name, (mesh, model) in MESHES.items():
-        own_loss, own_gradient = _loss_and_gradient(mesh, None, model)
-        assert_close(own_loss, loss, SAME_LOSS_ON_ANY_MESH, name)
-        assert_close(own_gradient, gradient, SAME_GRADIENT, name)
+@pytest.fixture(scope="module")
+def one_device() -> Callable[[Batch], tuple]:
+    return _loss_and_gradient(MeshConfig(), jax.devices()[:1], HYBRID)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh(name, one_device):
+    mesh, model = MESHES[name]
+    (own_loss, own_gradient), (loss, gradient) = _loss_and_gradient(mesh, None, model)(BATCH), one_device(BATCH)
+    assert_close(own_loss, loss, SAME_LOSS_ON_ANY_MESH)
+    assert_close(own_gradient, gradient, SAME_GRADIENT)
+
+
+def _with_one_sign_turned(gradient: np.ndarray) -> np.ndarray:
+    """Turn the sign of the element of median size."""
+    turned = np.array(gradient)
+    turned.flat[np.argsort(np.abs(gradient), axis=None)[gradient.size // 2]] *= -1
+    return turned
+
+
+def _with_one_head_off(gradient: np.ndarray) -> np.ndarray:
+    """Put the last of the heads, [layers, embed, heads, key dim], off by a thousandth."""
+    return np.concatenate([gradient[:, :, :-1], gradient[:, :, -1:] * np.float32(1.001)], axis=2)
+
+
+def test_the_bound_on_gradients_notices_one_sign_one_head_and_one_token(one_device):
+    """In every leaf, whatever nearly cancels there."""
+    gradient, weights = one_device(BATCH)[1], BATCH.weights.copy()
+    weights[0, np.flatnonzero(weights[0])[0]] = 0
+    queries = [
+        mixer.get("heads", mixer)["query"] for mixer in (b["mixer"] for b in gradient["blocks"]["blocks"].values())
+    ]
+    faults = {
+        "sign": (jax.tree.map(_with_one_sign_turned, gradient), gradient),
+        "head": (list(map(_with_one_head_off, queries)), queries),
+        "token": (one_device(BATCH._replace(weights=weights))[1], gradient),
+    }
+    for fault, trees in faults.items():
+        errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(error_of_norm, *trees))
+        assert [path for path, error in errors if error <= 2 * SAME_GRADIENT.relative] == [], fault
 
 
 @pytest.mark.parametrize(
@@ -149,7 +193,7 @@ def test_the_hybrid_has_the_loss_and_gradient_of_one_device_on_any_mesh():
             lambda: dataclasses.replace(ATTENTION, implementation="cuda"),
         ),
         ("rank=0: must be at least 1", lambda: ChannelDecay(rank=0)),
-        ("temperature=-1.0: must be positive", lambda: ChannelDecay(temperature=-1.0)),
+        ("temperature=-1.0: must be above 0", lambda: ChannelDecay(temperature=-1.0)),
     ],
 )
 def test_impossible_mixers_are_refused(message, wrong):

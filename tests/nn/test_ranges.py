@@ -20,7 +20,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE = "must be at least 1", "must be above 0", "mu
 
 REFUSED = [
     *((ATTENTION, name, value, AT_LEAST_1) for name in ("heads", "kv_heads", "head_dim") for value in (0, -4)),
-    *((ATTENTION, name, value, ABOVE_0) for name in ("softcap", "scale") for value in (0.0, -1.0, math.nan)),
+    *((ATTENTION, name, value, ABOVE_0) for name in ("softcap", "scale") for value in (0.0, -1.0, math.nan, 1e-50)),
     *((mixer, name, 0, AT_LEAST_1) for mixer in RECURRENT for name in ("heads", "kv_heads", "head_dim", "value_dim")),
     *((mixer, "chunk_size", value, "must be a multiple of 16") for mixer in RECURRENT for value in (0, 24)),
     (RECURRENT[0], "implementation", "foo", "linear_attention has xla, tpu, gpu, reference"),

@@ -16,8 +16,8 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
-from jaxtrain.optim.optimizers import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot

@@ -7,7 +7,8 @@ import jax
 import pytest
 from tolerances import SCHEDULE
 
-from jaxtrain.optim.schedules import Constant, Cosine, InverseSquareRoot, Linear, WarmupStableDecay
+from jaxtrain.cli.config_types import subclasses
+from jaxtrain.optim.schedules import Constant, Cosine, InverseSquareRoot, Linear, Schedule, WarmupStableDecay
 
 TOTAL = 100
 ALL = [
@@ -55,6 +56,18 @@ def test_after_the_warm_up_a_schedule_has_its_known_values(schedule, steps):
 @pytest.mark.parametrize("schedule", [Constant(peak=2.0), Cosine(peak=2.0), Linear(peak=2.0)], ids=type)
 def test_without_warm_up_the_first_step_has_the_peak(schedule):
     assert float(schedule.build(TOTAL)(0)) == 2.0
+
+
+def test_every_schedule_is_in_this_suite():
+    assert {type(schedule) for schedule in ALL} == set(subclasses(Schedule).values())
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=type)
+def test_a_warm_up_longer_than_the_run_is_refused_and_one_as_long_is_not(schedule):
+    schedule = dataclasses.replace(schedule, warmup_steps=80)
+    assert float(schedule.build(100)(79)) == _close(2.0 * 79 / 80)
+    with pytest.raises(ValueError, match="warmup_steps=80 exceeds the 79 steps there are: make it smaller or the run"):
+        schedule.build(79)
 
 
 def test_a_schedule_that_decays_all_the_way_fits_exactly():

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tiny import random_params, training_batch
 
 from jaxtrain.mesh import MeshConfig
@@ -77,10 +76,3 @@ def pipelined(
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]
     with jax.set_mesh(mesh.build(devices)):
         return jax.jit(run)(*arguments)
-
-
-def largest_difference(found: Found, desired: Found) -> float:
-    """Return how far loss and gradient of the mean are apart at most; NaN where something is."""
-    weight = np.asarray(desired.sums.weight)
-    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(desired), strict=True)
-    return float(np.max([np.max(np.abs(np.asarray(a) - np.asarray(b))) / weight for a, b in leaves]))

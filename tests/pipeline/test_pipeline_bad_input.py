@@ -71,7 +71,7 @@ def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name(text, m
         ("Interleaved(chunks_per_stage='x')", "chunks_per_stage='x' must be int, not str$"),
         ("Interleaved(chunks_per_stage=2.5)", "chunks_per_stage=2.5 must be int, not float$"),
         ("Hanayo(waves=None)", "waves=None must be int$"),
-        ("TwoBP(schedule=3)", "schedule=3 must be Schedule, not int$"),
+        ("TwoBP(schedule=3)", "schedule=3 must be BitPipe \\| .* \\| ZBSearch, not int$"),
         ("ZBSearch(memory_limit=2.5)", "memory_limit=2.5 must be int, not float$"),
         ("ZBSearch(memory_limit=-1)", "memory_limit=-1 must be at least 1, or 0 .*; nearest 0$"),
         ("ZBSearch(weight=0)", "weight=0.0 must be above 0 and finite"),

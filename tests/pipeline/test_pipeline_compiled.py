@@ -9,7 +9,7 @@ from tiny import variant
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule

@@ -1,8 +1,8 @@
 """Evaluation where the weights lie in stages: right, and one layer at a time from its stage to all."""
 
 import jax
-import numpy as np
 from tiny import random_params, training_batch, variant
+from tolerances import SAME_GRADIENT, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import abstract_model
@@ -21,7 +21,7 @@ def test_evaluation_on_stages_equals_that_on_one_device_and_gathers_one_layer_at
     with jax.set_mesh(mesh):
         compiled = step.lower(jax.device_put(params, shardings(names, params, mesh)), batch).compile()
         found = compiled(jax.device_put(params, shardings(names, params, mesh)), batch)
-    np.testing.assert_allclose(found.loss, step(params, batch).loss, rtol=1e-5)
+    assert_close(found.loss, step(params, batch).loss, SAME_GRADIENT)
     of_one_layer = max(leaf[0].nbytes for leaf in jax.tree.leaves(params["blocks"]))
     gathered = [item.bytes for item in collectives(compiled.as_text()).items if item.kind == "all-gather"]
     assert max(gathered) == of_one_layer

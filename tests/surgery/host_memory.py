@@ -57,8 +57,8 @@ def main(folder):
     export_folder(config, jax.tree.map(lambda leaf: Ones(leaf.shape), shapes), folder / "given")
     _, leaves = open_folder(folder / "given")
     print(most_above_now(lambda: write_params(folder / "0", leaves)))
-    params = open_params(folder / "0", shapes)
-    print(most_above_now(lambda: export_folder(config, params, folder / "back")))
+    with open_params(folder / "0", shapes) as params:
+        print(most_above_now(lambda: export_folder(config, params, folder / "back")))
 
 
 if __name__ == "__main__":

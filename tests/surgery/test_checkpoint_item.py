@@ -59,17 +59,34 @@ def test_orbax_restores_what_was_streamed(step):
 
 
 def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
-    leaves = open_params(step, TARGET)
-    jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
-    query = leaves["blocks"]["blocks"][0]["query"].rows()
-    np.testing.assert_array_equal(query(4), TREE["blocks"]["blocks"][0]["query"].read()[4])
+    with open_params(step, TARGET) as leaves:
+        jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
+        query = leaves["blocks"]["blocks"][0]["query"].rows()
+        np.testing.assert_array_equal(query(4), TREE["blocks"]["blocks"][0]["query"].read()[4])
+
+
+@pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b", "a?b", "a%20b", "two words", "веса"])
+def test_a_folder_of_any_name_is_written_and_read(name, tmp_path):
+    write_params(tmp_path / name / "0", TREE)
+    with open_params(tmp_path / name / "0", TARGET) as leaves:
+        jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
+
+
+def test_what_cannot_be_read_again_was_not_written(tmp_path, monkeypatch):
+    """Orbax takes the merge of what processes wrote to be done where it finds no process's folder."""
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", lambda handler, folder: None)
+    with pytest.raises(ValueError, match="has no blocks"):
+        write_params(tmp_path / "0", TREE)
 
 
 def test_a_checkpoint_of_another_model_is_refused(step):
-    with pytest.raises(ValueError, match=r"table is \(501, 33\), the configuration has \(500, 33\)"):
-        open_params(step, TARGET | {"table": jax.ShapeDtypeStruct((500, 33), np.float32)})
-    with pytest.raises(ValueError, match="has no extra, which the configuration asks for"):
-        open_params(step, TARGET | {"extra": jax.ShapeDtypeStruct((2,), np.float32)})
+    for name, shape, message in (
+        ("table", (500, 33), r"table is \(501, 33\), the configuration has \(500, 33\)"),
+        ("extra", (2,), "has no extra, which the configuration asks for"),
+    ):
+        target = TARGET | {name: jax.ShapeDtypeStruct(shape, np.float32)}
+        with pytest.raises(ValueError, match=message), open_params(step, target):
+            pass
 
 
 def test_boxes_tile_the_shape():

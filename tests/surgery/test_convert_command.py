@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import huggingface_goldens as goldens
 import jax
@@ -90,6 +91,102 @@ def test_the_tokenizer_comes_along_and_goes_back(tiny_folder, tmp_path, monkeypa
     assert main(["convert", "run", "back"]) == 0
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def add_chat(folder):
+    """What published chat models have beside a tokenizer, each file with a line that nobody else would write."""
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text(TEMPLATE + "tools")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "temperature": 0.6}')
+    tokenizer = {"eos_token": {"content": "<eos>"}, "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
+def json_of(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_token_ids_sampling_and_chat_templates_come_along_and_go_back(tiny_folder, tmp_path):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    add_chat(source)
+    settings = json_of(source, "config.json") | {"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 2}
+    (source / "config.json").write_text(json.dumps(settings))
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    back = json_of(tmp_path / "back", "config.json")
+    assert (back["bos_token_id"], back["eos_token_id"], back["pad_token_id"]) == (0, [1, 2], 2)
+    expected = {"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 2, "temperature": 0.6}
+    assert json_of(tmp_path / "back", "generation_config.json") == expected
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_token_ids_that_nobody_has_are_null_and_not_those_that_transformers_assumes(tiny_folder, tmp_path):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    settings = json_of(source, "config.json")
+    (source / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if not k.endswith("token_id")}))
+    (source / "generation_config.json").unlink()
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    ids = {"bos_token_id": None, "eos_token_id": ByteTokenizer().end_of_document_id, "pad_token_id": None}
+    assert json_of(tmp_path / "back", "generation_config.json") == ids
+    assert json_of(tmp_path / "back", "config.json").items() >= ids.items()
+
+
+def test_what_belongs_to_another_tokenizer_is_left_out(tiny_folder, tmp_path, capsys):
+    """The imported one ends texts with token 1, the run's own with token 4."""
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_tokenizer(source)
+    add_chat(source)
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    words = {"a": 0, "b": 1, "c": 2, "<unk>": 3, "<end>": 4}
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    other.add_special_tokens(["<end>"])
+    other.save(str(tmp_path / "other.json"))
+    text = f"@HuggingFaceTokenizer(path={str(tmp_path / 'other.json')!r},end_of_document='<end>')"
+    arguments = ["convert", str(tmp_path / "run"), str(tmp_path / "back"), "--set", f"data.tokenizer={text}"]
+    assert main(arguments) == 0
+    assert "the run has another tokenizer than was imported with it" in capsys.readouterr().out
+    back = tmp_path / "back"
+    assert (back / "tokenizer.json").read_bytes() == (tmp_path / "other.json").read_bytes()
+    assert not (back / "chat_template.jinja").exists() and not (back / "additional_chat_templates").exists()
+    ids = {"bos_token_id": None, "eos_token_id": 4, "pad_token_id": None}
+    assert json_of(back, "generation_config.json") == {**ids, "temperature": 0.6}
+    assert json_of(back, "config.json").items() >= ids.items()
+    assert json_of(back, "tokenizer_config.json")["eos_token"] == "<end>"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "generation_config.json", "config.json"])
+def test_a_link_out_of_the_folder_is_copied_neither_in_nor_out(tiny_folder, tmp_path, capsys, name):
+    source, run = goldens.shutil.copytree(tiny_folder, tmp_path / "source"), tmp_path / "run"
+    add_tokenizer(source)
+    add_chat(source)
+    assert main(["convert", str(source), str(run)]) == 0
+    for folder, target in ((source, tmp_path / "again"), (run / "huggingface", tmp_path / "back")):
+        secret = tmp_path / f"secret-{target.name}"
+        (folder / name).rename(secret)
+        (folder / name).symlink_to(secret)
+        message = refused(capsys, source if folder is source else run, target)
+        assert f"{name} is a link out of its folder, to {secret}" in message
+        assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b?c%20d", "two words", "веса", "star*"])
+def test_folders_of_any_name_are_converted(tiny_folder, tmp_path, name):
+    places = [tmp_path / name / name / kind for kind in ("source", "run", "back")]
+    source, run, back = places
+    goldens.shutil.copytree(tiny_folder, source)
+    add_tokenizer(source)
+    assert main(["convert", str(source), str(run)]) == 0
+    assert load(run).config.data.tokenizer.end_of_document_id == 1
+    assert main(["convert", str(run), str(back)]) == 0
+    assert goldens.bits(back) == goldens.bits(source)
+    assert sorted(source.parent.iterdir()) == sorted(places)
 
 
 def test_weights_are_rounded_on_request(tiny_folder, tmp_path):
@@ -206,10 +303,96 @@ def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path)
     goldens.shutil.copy(tmp_path / "pieces.model", source / "tokenizer.model")
     assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=7"]) == 0
     config = load(tmp_path / "run").config
-    assert config.data.tokenizer == SentencePiece(path=str(tmp_path / "run" / "huggingface" / "tokenizer.model"))
+    tokenizer = config.data.tokenizer
+    assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "files"
     assert config.phases[0].steps == 7, "changes of --set are the run's"
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()
+
+
+PIECES = {"<unk>": 0, "<s>": 1, "</s>": 2, "def": 3}
+BEGINS = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+
+
+def add_special_tokens(folder, processor, told):
+    """Make a tokenizer like that of Llama, and what its tokenizer_config.json tells."""
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(PIECES, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.add_special_tokens(["<s>", "</s>"])
+    if processor:
+        model.post_processor = processor
+    model.save(str(folder / "tokenizer.json"))
+    text = {"eos_token": "</s>", "bos_token": {"content": "<s>"}} | told
+    (folder / "tokenizer_config.json").write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize(
+    "processor, told, prompt",
+    [
+        (BEGINS, {}, [1, 3]),
+        (BEGINS, {"add_bos_token": True}, [1, 3]),
+        (BEGINS, {"add_bos_token": False}, [3]),
+        (None, {}, [3]),
+        (None, {"add_bos_token": True}, [1, 3]),
+        (None, {"add_bos_token": False, "bos_token": None}, [3]),
+    ],
+)
+def test_an_imported_run_begins_prompts_and_documents_as_it_was_told(
+    tiny_folder, tmp_path, capsys, processor, told, prompt
+):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, processor, told)
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    disagree = told.get("add_bos_token", bool(processor)) != bool(processor)
+    assert ("tokenizer.json does not do so: the run does" in capsys.readouterr().out) == disagree
+    tokenizer = load(tmp_path / "run").config.data.tokenizer
+    assert tokenizer.encode_prompt("def") == prompt
+    assert [ids.tolist() for ids in tokenizer.encode_documents(["def def"])] == [[*prompt, 3, 2]]
+
+
+@pytest.mark.parametrize("options, told, begins", [({}, None, True), ({}, False, False), ({"bos_id": -1}, None, False)])
+def test_an_imported_sentence_piece_model_begins_texts_where_it_can_and_is_not_told_otherwise(
+    tiny_folder, tmp_path, options, told, begins
+):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    with (source / "tokenizer.model").open("wb") as file:
+        lines = iter(["some words to make a tokenizer of"] * 20)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=file, vocab_size=40, minloglevel=2, hard_vocab_limit=False, **options
+        )
+    if told is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": told}))
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    tokenizer = load(tmp_path / "run").config.data.tokenizer
+    assert tokenizer.encode_prompt("some") == [1] * begins + tokenizer.encode("some").tolist()
+
+
+@pytest.mark.parametrize(
+    "told, reason",
+    [
+        ({"add_bos_token": "yes"}, "add_bos_token is 'yes': make it true or false"),
+        ({"add_bos_token": True, "bos_token": None}, "add_bos_token is true, and bos_token is no text"),
+    ],
+)
+def test_a_beginning_that_cannot_be_told_is_refused_by_name(tiny_folder, tmp_path, capsys, told, reason):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, None, told)
+    assert f"source/tokenizer_config.json: {reason}" in refused(capsys, source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_imported_run_that_was_moved_does_not_read_what_lies_at_its_old_place(tiny_folder, tmp_path, monkeypatch):
+    source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
+    add_special_tokens(source, BEGINS, {})
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "source", "run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    add_special_tokens(source, None, {})
+    assert main(["convert", "source", "run"]) == 0
+    monkeypatch.chdir("/")
+    tokenizer = load(tmp_path / "elsewhere" / "moved").config.data.tokenizer
+    assert tokenizer.path.startswith(str(tmp_path / "elsewhere" / "moved")) and tokenizer.beginning == (1,)
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])

@@ -5,6 +5,7 @@ import json
 import huggingface_goldens as goldens
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxtrain.surgery.huggingface import open_folder
 
@@ -36,6 +37,45 @@ def wider_dtype(arrays):
 def half_of_the_layers(arrays):
     name = "model.layers.1.mlp.up_proj.weight"
     arrays[name] = arrays[name].astype(np.float16)
+
+
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def change_index(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def add_to_second_shard(folder, name):
+    arrays = load_file(folder / SHARDS[1])
+    save_file(arrays | {name: np.ones(32, np.float32)}, folder / SHARDS[1])
+
+
+def single_file(folder, change):
+    arrays = goldens.tensors(folder)
+    change(arrays)
+    save_file(arrays, folder / "model.safetensors")
+
+
+def norm_of_ones(arrays):
+    arrays["model.norm.weight"] = np.ones(32, np.float32)
+
+
+def add_tokenizer(folder, **changes):
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": 2, "content": "<eos>", "special": True}],
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "<eos>": 2}, "unk_token": "a"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | changes))
+
+
+def add_json(folder, name, content):
+    add_tokenizer(folder)
+    (folder / name).write_text(json.dumps(content))
 
 
 FOLDERS = {
@@ -97,6 +137,116 @@ FOLDERS = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
         r"index\.json: weight_map does not name a file for each tensor",
     ),
+    "shard outside": (
+        "llama",
+        lambda f: change_index(f, lambda map: map.update({"model.norm.weight": "../model.safetensors"})),
+        r"index\.json: weight_map names '\.\./model\.safetensors', which is no file of its folder",
+    ),
+    "shard in a folder": (
+        "llama",
+        lambda f: change_index(f, lambda map: map.update({"model.norm.weight": "shards/model.safetensors"})),
+        r"weight_map names 'shards/model\.safetensors', which is no file of its folder",
+    ),
+    "name in two shards": (
+        "llama",
+        lambda f: add_to_second_shard(f, "model.layers.0.input_layernorm.weight"),
+        r"00001-of-00002\.safetensors and .*00002-of-00002\.safetensors both have model\.layers\.0\.input_layernorm",
+    ),
+    "name that the index lacks": (
+        "llama",
+        lambda f: change_index(f, lambda map: map.pop("model.norm.weight")),
+        r"index\.json is at odds with its files over model\.norm\.weight",
+    ),
+    "name in another shard than the index says": (
+        "llama",
+        lambda f: change_index(f, lambda map: map.update({"model.embed_tokens.weight": SHARDS[1]})),
+        r"index\.json is at odds with its files over model\.embed_tokens\.weight",
+    ),
+    "single file of other values": (
+        "llama",
+        lambda f: single_file(f, norm_of_ones),
+        r"llama/model\.safetensors and the shards of .*index\.json hold different tensors",
+    ),
+    "single file of fewer tensors": (
+        "llama",
+        lambda f: single_file(f, lambda arrays: arrays.pop("model.norm.weight")),
+        r"hold different tensors: remove what is not the model's",
+    ),
+    "adapter": (
+        "qwen3",
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        r"adapter_config\.json: convert reads whole models; merge the adapter",
+    ),
+    "key twice": (
+        "qwen3",
+        lambda f: (f / "config.json").write_text('{"head_dim": 12, "head_dim": 24}'),
+        r"config\.json: 'head_dim' stands twice in one object: leave one of them",
+    ),
+    "number that no float holds": (
+        "qwen3",
+        lambda f: (f / "config.json").write_text('{"rms_norm_eps": 1e999}'),
+        r"config\.json: 1e999 is not a number that a float can hold",
+    ),
+    "half a surrogate pair": (
+        "qwen3",
+        lambda f: (f / "config.json").write_text('{"model_type": "\\ud800"}'),
+        r"config\.json: 'utf-8' codec can't encode",
+    ),
+    "deeply nested": (
+        "qwen3",
+        lambda f: (f / "config.json").write_text('{"a":' * 100_000),
+        r"config\.json: maximum recursion depth",
+    ),
+    "a trillion layers": (
+        "qwen3",
+        lambda f: change_config(f, num_hidden_layers=10**12),
+        r"config\.json: num_hidden_layers=1000000000000 are more layers than the files have tensors, 35",
+    ),
+    "a trillion layers of GPT-2": (
+        "gpt2",
+        lambda f: change_config(f, n_layer=10**12),
+        r"config\.json: n_layer=1000000000000 are more layers than the files have tensors",
+    ),
+    "token id is a text": (
+        "qwen3",
+        lambda f: change_config(f, eos_token_id="</s>"),
+        r"config\.json: eos_token_id=</s> must be the number of a token, a list of them, or null",
+    ),
+    "one id for two tokens": (
+        "qwen3",
+        lambda f: add_tokenizer(f, added_tokens=[{"id": 1, "content": "<eos>"}]),
+        r"tokenizer\.json: id 1 is of two tokens, 'b' and '<eos>': give each its own",
+    ),
+    "one id for two tokens of a vocabulary": (
+        "qwen3",
+        lambda f: add_tokenizer(f, model={"type": "WordLevel", "vocab": {"a": 0, "b": 0}}),
+        r"tokenizer\.json: id 0 is of two tokens, 'a' and 'b'",
+    ),
+    "two ids for one token": (
+        "qwen3",
+        lambda f: add_tokenizer(f, added_tokens=[{"id": 3, "content": "<eos>"}]),
+        r"tokenizer\.json: '<eos>' has two ids, 2 and 3: give it one",
+    ),
+    "one id for two pieces": (
+        "qwen3",
+        lambda f: add_tokenizer(f, model={"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0], ["c", -3.0]]}),
+        r"tokenizer\.json: id 2 is of two tokens, 'c' and '<eos>'",
+    ),
+    "one id for two tokens of two files": (
+        "qwen3",
+        lambda f: add_json(f, "added_tokens.json", {"<pad>": 2}),
+        r"added_tokens\.json: id 2 is of two tokens, '<eos>' and '<pad>'",
+    ),
+    "one id for two tokens of the tokenizer's configuration": (
+        "qwen3",
+        lambda f: add_json(f, "tokenizer_config.json", {"added_tokens_decoder": {"2": {"content": "<pad>"}}}),
+        r"tokenizer_config\.json: id 2 is of two tokens, '<eos>' and '<pad>'",
+    ),
+    "tokens of another shape": (
+        "qwen3",
+        lambda f: add_json(f, "added_tokens.json", {"<pad>": [2]}),
+        r"added_tokens\.json does not give its tokens as others of its name do",
+    ),
     "quantized": ("qwen3", lambda f: change_config(f, quantization_config={"bits": 4}), "quantization_config"),
     "no weights": ("qwen3", lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "missing shard": (
@@ -136,3 +286,35 @@ def test_is_refused_by_name(family, spoil, message, tmp_path):
     with pytest.raises(ValueError, match=message) as refusal:
         open_folder(folder)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_single_file_that_agrees_with_the_index_is_no_second_model(tmp_path):
+    folder = goldens.copy("llama", tmp_path)
+    single_file(folder, lambda arrays: None)
+    assert open_folder(folder)[0] == open_folder(goldens.GOLDENS / "llama")[0]
+
+
+def test_links_into_the_blob_cache_are_files(tmp_path):
+    """The Hugging Face cache is nothing but links."""
+    cache = tmp_path / "models--some--model"
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for i, file in enumerate(sorted(goldens.copy("llama", tmp_path).iterdir())):
+        file.rename(cache / "blobs" / str(i))
+        (snapshot / file.name).symlink_to(f"../../blobs/{i}")
+    assert open_folder(snapshot)[0] == open_folder(goldens.GOLDENS / "llama")[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_a_link_out_of_the_folder_is_refused(name, tmp_path):
+    folder = goldens.copy("qwen3", tmp_path)
+    add_tokenizer(folder)
+    (folder / "generation_config.json").write_text("{}")
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to("../secret")
+    with pytest.raises(ValueError, match=f"{name} is a link out of its folder, to .*/secret: put the file itself"):
+        open_folder(folder)
+    (tmp_path / "secret").unlink()
+    with pytest.raises(ValueError, match=f"{name} is a link to nothing|has no config.json"):
+        open_folder(folder)

@@ -1,7 +1,9 @@
 """Published config.json files read as the presets, and every decoder of a family comes back from its config.json."""
 
 import dataclasses
+import json
 
+import huggingface_goldens as goldens
 import pytest
 
 from jaxtrain.models import presets
@@ -9,9 +11,31 @@ from jaxtrain.nn.rope import LinearScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
 
-# What the released files say of the architecture, in the form of transformers 4.
+# What the released files say, in the form of transformers 4.
+NAMES = {"torch_dtype": "bfloat16", "transformers_version": "4.43.0", "use_cache": True, "initializer_range": 0.02}
+DENSE = {"attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SUMMARY = {
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+}
+GPT2_FILE = {
+    **SUMMARY,
+    "architectures": ["GPT2LMHeadModel"],
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "initializer_range": 0.02,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}
 PUBLISHED = {
     "llama2_7b": {
+        **NAMES,
+        "_name_or_path": "meta-llama/Llama-2-7b-hf",
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "model_type": "llama",
         "hidden_act": "silu",
         "hidden_size": 4096,
@@ -27,6 +51,11 @@ PUBLISHED = {
         "vocab_size": 32000,
     },
     "llama31_8b": {
+        **NAMES,
+        **DENSE,
+        "architectures": ["LlamaForCausalLM"],
+        "eos_token_id": [128001, 128008, 128009],
+        "pretraining_tp": 1,
         "model_type": "llama",
         "attention_bias": False,
         "hidden_act": "silu",
@@ -50,6 +79,10 @@ PUBLISHED = {
         "vocab_size": 128256,
     },
     "mistral_7b": {
+        **NAMES,
+        "architectures": ["MistralForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "model_type": "mistral",
         "hidden_act": "silu",
         "hidden_size": 4096,
@@ -65,6 +98,9 @@ PUBLISHED = {
         "vocab_size": 32000,
     },
     "qwen3_8b": {
+        **NAMES,
+        **DENSE,
+        "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "attention_bias": False,
         "head_dim": 128,
@@ -85,6 +121,10 @@ PUBLISHED = {
         "vocab_size": 151936,
     },
     "gemma2_2b": {
+        **NAMES,
+        **DENSE,
+        "architectures": ["Gemma2ForCausalLM"],
+        "cache_implementation": "hybrid",
         "model_type": "gemma2",
         "attention_bias": False,
         "attn_logit_softcapping": 50.0,
@@ -105,6 +145,7 @@ PUBLISHED = {
         "vocab_size": 256000,
     },
     "gpt2_small": {
+        **GPT2_FILE,
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         "attn_pdrop": 0.1,
@@ -119,6 +160,20 @@ PUBLISHED = {
         "vocab_size": 50257,
     },
 }
+ALSO_PUBLISHED = {  # whose presets there are not
+    "TinyLlama": PUBLISHED["llama2_7b"] | {"num_key_value_heads": 4, "num_hidden_layers": 22, "attention_bias": False},
+    "Llama-1": {"max_sequence_length": 2048, **PUBLISHED["llama2_7b"]},
+    "Llama-3.2-1B": PUBLISHED["llama31_8b"] | {"head_dim": 64, "tie_word_embeddings": True, "hidden_size": 2048},
+    "SmolLM2": PUBLISHED["llama2_7b"]
+    | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
+    "Mistral-7B-v0.3": PUBLISHED["mistral_7b"] | {"sliding_window": None, "rope_theta": 1e6, "vocab_size": 32768},
+    "Qwen3-0.6B": PUBLISHED["qwen3_8b"] | {"tie_word_embeddings": True, "max_window_layers": 28, "hidden_size": 1024},
+    "gemma-2-27b": PUBLISHED["gemma2_2b"] | {"query_pre_attn_scalar": 144, "sliding_window_size": 4096},
+    "distilgpt2": PUBLISHED["gpt2_small"]
+    | {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "n_layer": 6},
+    "gpt2-medium": PUBLISHED["gpt2_small"] | {"n_special": 0, "predict_special_tokens": True, "n_layer": 24},
+    "gpt2-xl": PUBLISHED["gpt2_small"] | {"output_past": True, "n_layer": 48},
+}
 PRESETS = {name: getattr(presets, name)() for name in PUBLISHED} | {
     "llama3_tiny": presets.llama3_tiny(),
     "mistral_tiny": presets.mistral_tiny(),
@@ -132,6 +187,19 @@ PRESETS = {name: getattr(presets, name)() for name in PUBLISHED} | {
 def test_published_settings_read_as_the_preset(name):
     settings = PUBLISHED[name]
     assert FAMILIES[settings["model_type"]].read(settings) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", ALSO_PUBLISHED)
+def test_other_published_settings_are_all_understood(name):
+    settings = ALSO_PUBLISHED[name]
+    read = FAMILIES[settings["model_type"]].read(settings)
+    assert read.layers == settings.get("num_hidden_layers", settings.get("n_layer"))
+
+
+@pytest.mark.parametrize("family", goldens.NAMES)
+def test_all_that_transformers_5_writes_is_understood(family):
+    settings = json.loads((goldens.GOLDENS / family / "config.json").read_text())
+    assert FAMILIES[family].read(settings).layers in (2, 3, 4)
 
 
 def with_mixer(config, **changes):
@@ -190,14 +258,75 @@ def _size(shape):
     return size
 
 
+LLAMA3 = PUBLISHED["llama31_8b"]["rope_scaling"]
 REFUSED = {
-    "biases of the gated layer": ("llama", {"mlp_bias": True}, "mlp_bias=True is not supported"),
+    "biases of the gated layer": ("llama", {"mlp_bias": True}, "mlp_bias=True is not supported, only False"),
     "unknown activation": ("llama", {"hidden_act": "relu2"}, "hidden_act='relu2' is not one of silu"),
     "unknown rope": ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not one of"),
     "rope without its numbers": ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "have no 'factor'"),
+    "rope without a type": (
+        "llama",
+        {"rope_scaling": {"factor": 8.0}},
+        r"rope_scaling=\{'factor': 8\.0\} has no rope_type: say which, one of default, linear, llama3",
+    ),
+    "rope of two types": (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 8.0}},
+        "rope_type='linear' is at odds with type='default'",
+    ),
+    "rope with a number of another type": (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0, "attention_factor": 2.0}},
+        "attention_factor=2.0 is not understood for rope_type='linear'",
+    ),
+    "rope of each layer type": (
+        "qwen3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+        "rope_parameters=.* has no rope_type",
+    ),
+    "two ropes": (
+        "llama",
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+        "the settings of rope are at odds, .* in rope_scaling and None in rope_parameters",
+    ),
+    "two thetas": (
+        "llama",
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        "rope_theta are at odds, 10000.0 in config.json and 500000.0 in rope_parameters",
+    ),
     "part of a head rotated": ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "part of a head rotated, beside": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     "odd layer types": ("qwen3", {"layer_types": ["full_attention"]}, "layer_types"),
+    "windows of a llama": ("llama", {"layer_types": ["sliding_attention"] * 32}, "full_attention in all of its layers"),
+    "one window less": (
+        "mistral",
+        {"layer_types": ["sliding_attention"] * 31 + ["full_attention"]},
+        "sliding_attention in all of its layers",
+    ),
+    "windows that are off": (
+        "qwen3",
+        {"layer_types": ["sliding_attention"] * 36, "sliding_window": 4096},
+        "at odds with use_sliding_window=False",
+    ),
+    "windows of no length": ("gemma2", {"sliding_window": None}, "sliding_window=None is at odds"),
+    "window of a llama": ("llama", {"sliding_window": 4096}, "sliding_window=4096 is not understood"),
+    "two activations": ("gemma2", {"hidden_act": "gelu"}, "hidden_act='gelu' is at odds with hidden_activation"),
+    "two lengths": ("gpt2", {"n_ctx": 2048}, "n_ctx=2048 is at odds with n_positions=1024"),
+    "rope of a GPT-2": ("gpt2", {"rope_theta": 1e4}, "rope_theta=10000.0 is not understood"),
+    "a multiplier": (
+        "llama",
+        {"attention_multiplier": 0.5},
+        "attention_multiplier=0.5 is not understood, and may change what the model computes: take it out of config",
+    ),
+    "code of its own": ("llama", {"auto_map": {"AutoModel": "modeling.My"}}, "auto_map=.* is not understood"),
+    "dropout of attention": ("llama", {"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported, only 0.0"),
+    "product in parts": ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 is not supported, only 1"),
+    "attention to what comes": ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "no heads for keys": ("llama", {"num_key_value_heads": 0}, "kv_heads=0: must be at least 1"),
+    "size beyond all indices": ("llama", {"vocab_size": 10**12}, "vocab_size=1000000000000 must be at most 2147483647"),
+    "number beyond all floats": ("llama", {"rms_norm_eps": 10**400}, r"rms_norm_eps=10+\.\.\. must be a number that a"),
+    "number that is none": ("llama", {"rope_theta": float("nan")}, "rope_theta=nan must be a number that a float32"),
 }
 
 
@@ -206,6 +335,24 @@ def test_settings_that_the_decoder_lacks_are_refused(family, change, message):
     settings = next(s for s in PUBLISHED.values() if s["model_type"] == family)
     with pytest.raises(ValueError, match=message):
         FAMILIES[family].read(settings | change)
+
+
+NEUTRAL = {
+    "dropout at 0": ("llama", {"attention_dropout": 0.0, "pruned_heads": {}, "pretraining_tp": 1, "mlp_bias": False}),
+    "what is not set": ("llama", {"attention_multiplier": None, "sliding_window": None, "layer_types": None}),
+    "all of a head rotated": ("llama", {"partial_rotary_factor": 1.0}),
+    "layers said to be full": ("llama", {"layer_types": ["full_attention"] * 32}),
+    "layers said to slide": ("mistral", {"layer_types": ["sliding_attention"] * 32}),
+    "window that is off": ("qwen3", {"sliding_window": 4096}),
+    "the same rope twice": ("llama", {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3, "rope_theta": 10_000.0}),
+}
+
+
+@pytest.mark.parametrize("family, change", NEUTRAL.values(), ids=NEUTRAL)
+def test_settings_at_the_value_that_changes_nothing_are_read(family, change):
+    settings = next(s for s in PUBLISHED.values() if s["model_type"] == family)
+    expected = settings if "rope_scaling" not in change else settings | {"rope_scaling": change["rope_scaling"]}
+    assert FAMILIES[family].read(settings | change) == FAMILIES[family].read(expected)
 
 
 def test_a_missing_setting_is_named():

@@ -107,6 +107,35 @@ def test_a_copy_of_the_tied_head_is_passed_over(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, import_folder(folder)[1], imported("qwen3")[1])
 
 
+def test_a_tied_head_of_other_values_is_imported_untied(tmp_path, caplog):
+    """As in transformers 5, whose logits with a doubled head were the double of the golden ones to 1.1e-5."""
+    folder = goldens.copy("qwen3", tmp_path)
+    arrays = goldens.tensors(folder)
+    goldens.save(arrays | {"lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}, folder)
+    config, params = import_folder(folder)
+    assert not config.tied_embeddings
+    assert "qwen3 ties the head to the embeddings, but lm_head.weight has other values: it is kept" in caplog.text
+    tokens, expected = goldens.golden("qwen3")
+    assert np.abs(goldens.logits(config, params, tokens) - 2 * expected).max() < 2 * TOLERANCE
+    export_folder(config, params, tmp_path / "back")
+    assert goldens.bits(tmp_path / "back") == goldens.bits(folder)
+
+
+def test_a_copy_of_the_tied_head_in_another_dtype_is_passed_over(tmp_path):
+    folder = goldens.copy("qwen3", tmp_path)
+    arrays = goldens.tensors(folder)
+    narrow = arrays["model.embed_tokens.weight"].astype(np.float16)
+    goldens.save(arrays | {"model.embed_tokens.weight": narrow.astype(np.float32), "lm_head.weight": narrow}, folder)
+    assert open_folder(folder)[0].tied_embeddings
+
+
+def test_a_tied_head_of_another_shape_is_refused(tmp_path):
+    folder = goldens.copy("qwen3", tmp_path)
+    goldens.save(goldens.tensors(folder) | {"lm_head.weight": np.ones((97, 32), np.float32)}, folder)
+    with pytest.raises(ValueError, match=r"lm_head\.weight has shape \(97, 32\), config.json asks for \(96, 32\)"):
+        open_folder(folder)
+
+
 @pytest.fixture(scope="module")
 def larger_folder(tmp_path_factory):
     """8 MB in 40 layers, with tensors of at most 64 kB: a parameter stacked over the layers has 2.6 MB."""

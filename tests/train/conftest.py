@@ -1,5 +1,7 @@
 """What tests of training share: one corpus, and compilations kept from test to test and process to process."""
 
+from collections.abc import Callable
+
 import jax
 import pytest
 import runs
@@ -24,3 +26,16 @@ def whole(data, tmp_path_factory) -> list[float]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     runs.train(runs.tiny_run(data, steps=60, save_every=60), folder)
     return runs.losses(folder)
+
+
+@pytest.fixture
+def uninterrupted(data, whole, tmp_path) -> Callable[[int], list[float]]:
+    """Returns the losses of so many steps: a machine that is slow to stop a run has made more than those of `whole`."""
+
+    def losses(steps: int) -> list[float]:
+        if steps <= len(whole):
+            return whole[:steps]
+        runs.train(runs.tiny_run(data, steps=steps, save_every=steps), tmp_path / "uninterrupted")
+        return runs.losses(tmp_path / "uninterrupted")
+
+    return losses

@@ -4,18 +4,18 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+import patience
 from tiny import variant
 
 from jaxtrain.cli.config_text import render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, TextFiles
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks import Checkpoint
@@ -70,6 +70,11 @@ def losses(folder: Path) -> list[float]:
     records = steps_of(folder)
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return [record["loss"] for record in records]
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """Return what is in every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def host_copy(tree: ParamTree) -> ParamTree:
@@ -127,10 +132,11 @@ def start_command(
         )
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, *, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
     """Wait for something that a process is to do before it ends."""
-    end = time.monotonic() + seconds
-    while not condition():
+
+    def has_come() -> bool:
         assert process.poll() is None, f"ended with {process.returncode} before that"
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.001)
+        return condition()
+
+    patience.wait_until(has_come)

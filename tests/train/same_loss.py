@@ -10,7 +10,8 @@ from tiny import random_params, training_batch, variant
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout

@@ -6,7 +6,7 @@ from tiny import DECODER
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.optim.optimizers import AdamW
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import WarmupStableDecay
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory

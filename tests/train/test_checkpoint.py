@@ -1,7 +1,9 @@
-"""Checkpoints on disk: written whole, checked before use, kept by the rules; the writer's failures are heard of."""
+"""Checkpoints on disk, of any path: written whole, checked before use, kept by the rules; failures are heard of."""
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs import content
 from tolerances import EXACT, assert_close
 
 from jaxtrain.train import manifest
@@ -77,15 +80,55 @@ def _break_manifest(folder: Path) -> str:
 
 def _no_manifest(folder: Path) -> str:
     (folder / "manifest.json").unlink()
-    return "it was never finished"
+    return "its file manifest.json is missing"
 
 
-HARM = (_flip_a_bit, _truncate, _delete, _break_manifest, _no_manifest)
+def _manifest_of_nothing(folder: Path) -> str:
+    (folder / "manifest.json").write_text("{}")
+    return "its file manifest.json is damaged"
+
+
+def _manifest_of_another_shape(folder: Path) -> str:
+    (folder / "manifest.json").write_text(json.dumps({"checkpoint": folder.name, "files": {"params/_METADATA": [1]}}))
+    return "its file manifest.json is damaged"
+
+
+def _manifest_too_deep(folder: Path) -> str:
+    (folder / "manifest.json").write_text("[" * 100_000)
+    return "its file manifest.json is damaged"
+
+
+def _manifest_that_lists_less(folder: Path) -> str:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["params/manifest.ocdbt"]
+    path.write_text(json.dumps(manifest))
+    return "its file params/manifest.ocdbt is not in manifest.json"
+
+
+def _another_checkpoint(folder: Path) -> str:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("1"), folder)
+    return "its manifest.json is that of checkpoint 1"
+
+
+HARM = (
+    _flip_a_bit,
+    _truncate,
+    _delete,
+    _break_manifest,
+    _no_manifest,
+    _manifest_of_nothing,
+    _manifest_of_another_shape,
+    _manifest_too_deep,
+    _manifest_that_lists_less,
+    _another_checkpoint,
+)
 
 
 def test_what_was_saved_comes_back(folder):
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.resume() == 3
+        assert checkpoints.latest_sound() == 3
         state = checkpoints.restore_state(3, _target(_state(0)))
         hook = checkpoints.restore_hook(3, "ema", _target({"w": jnp.zeros(4)}))
         assert checkpoints.restore_data(3) == {"rows": 3}
@@ -97,53 +140,73 @@ def test_what_was_saved_comes_back(folder):
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__.strip("_"))
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(harm, folder, caplog):
     why = harm(folder / "3")
+    left = content(folder / "3")
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest_sound() == 2
         assert f"checkpoint {folder / '3'} is refused: {why}" in caplog.text
-        assert checkpoints.steps() == [1, 2, 3]  # a reader removes nothing
-        assert checkpoints.resume() == 2
+        assert checkpoints.steps() == [1, 2, 3]  # a reader changes nothing
+        checkpoints.clear_after(2)
         assert checkpoints.steps() == [1, 2]
+        assert f"checkpoint {folder / '3'} is kept as doubtful-3-1" in caplog.text
+        assert content(folder / "doubtful-3-1") == left
         np.testing.assert_array_equal(
             checkpoints.restore_params(2, _target(_state(0).params))["w"], _state(2).params["w"]
         )
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(folder, monkeypatch, caplog):
+def test_a_read_error_that_passes_costs_no_checkpoint(folder, monkeypatch, caplog):
     def fail(path):
         if "3" in path.relative_to(folder).parts[:1]:
             raise OSError(5, "Input/output error")
         return read(path)
 
-    read = manifest._digest
-    monkeypatch.setattr(manifest, "_digest", fail)
-    with Checkpoints(folder) as checkpoints:
+    read, before = manifest._digest, content(folder / "3")
+    with monkeypatch.context() as failing, Checkpoints(folder) as checkpoints:
+        failing.setattr(manifest, "_digest", fail)
         assert checkpoints.latest_sound() == 2
-    assert "cannot be read (Input/output error)" in caplog.text
+        assert "cannot be read (Input/output error)" in caplog.text
+        checkpoints.clear_after(2)
+    assert content(folder / "doubtful-3-1") == before
+    (folder / "doubtful-3-1").rename(folder / "3")
+    assert Checkpoints(folder).latest_sound() == 3
 
 
-def test_what_a_killed_writer_leaves_is_named_and_removed(folder, caplog):
-    left = shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+def test_what_a_killed_process_leaves_is_named_and_removed(folder, caplog):
+    left = [folder / name for name in ("4.saving", "4.saving.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp")]
+    for path in (*left, folder / "0.removing"):
+        shutil.copytree(folder / "3", path)
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.resume() == 3
-    assert f"checkpoint {left} is refused: it was never finished" in caplog.text
+        assert checkpoints.latest_sound() == 3
+        checkpoints.clear_after(3)
+    for path in left:
+        assert f"checkpoint {path} is refused: it was never finished" in caplog.text
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
-def test_with_no_sound_checkpoint_left_the_run_is_refused(folder, caplog):
-    for step in ("1", "2", "3"):
-        _truncate(folder / step)
-    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=r"\(1, 2, 3\) is sound.*--overwrite"):
-        checkpoints.resume()
-    assert caplog.text.count("is refused") == 3
-    assert len(list(folder.iterdir())) == 3  # what can still be rescued is left
+def test_copies_and_what_was_renamed_by_hand_are_kept(folder):
+    names = ["007", "3.bak", "3-copy", "doubtful-2-1", "step_9", "٣", "3.orbax-checkpoint-tmp.bak"]
+    for name in names:
+        shutil.copytree(folder / "3", folder / name)
+    with Checkpoints(folder, Retention(keep_last=1)) as checkpoints:
+        assert checkpoints.latest_sound() == 3
+        checkpoints.clear_after(3)
+        checkpoints.save(4, _snapshot(4))
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "4"])
 
 
-def test_a_run_killed_in_its_first_save_begins_anew(folder):
-    for step in ("1", "2", "3"):
-        _no_manifest(folder / step)
+def test_only_a_checkpoint_of_its_own_name_gives_way_to_newer_ones(folder):
+    (folder / "2").rename(folder / "0")  # renamed: neither used nor removed
+    with Checkpoints(folder, Retention(keep_last=1)) as checkpoints:
+        checkpoints.save(4, _snapshot(4))
+    assert checkpoints.steps() == [0, 4]
+
+
+def test_what_has_the_name_of_a_new_checkpoint_is_set_aside(folder):
+    _truncate(folder / "3")
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.resume() is None
-        assert checkpoints.steps() == []
+        checkpoints.save(3, _snapshot(5))
+    assert Checkpoints(folder).latest_sound() == 3
+    assert (folder / "doubtful-3-1").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +242,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path,
     def refuse(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("jaxtrain.train.checkpoint._remove", refuse)
+    monkeypatch.setattr("jaxtrain.train.stored._remove", refuse)
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, _snapshot(step))
@@ -230,9 +293,100 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(folder):
 
 
 def test_the_manifest_tells_every_file_of_a_checkpoint(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "file").write_bytes(b"123456789")
-    write_manifest(tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text()) == {
-        "deep/file": [9, 0xCBF43926]
-    }  # CRC-32's check value
+    folder = tmp_path / "12.saving"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file").write_bytes(b"123456789")
+    (folder / "deep" / "manifest.json").write_bytes(b"")
+    write_manifest(folder)
+    assert json.loads((folder / "manifest.json").read_text()) == {
+        "checkpoint": "12",
+        "files": {"deep/file": [9, 0xCBF43926], "deep/manifest.json": [0, 0]},  # CRC-32's check value
+    }
+
+
+NAMES = ("lr[3e-4]", "back\\slash", "a#b", "a?b", "a*b", "a%20b", "a b ", "Läufe 実験", "gs:/x", "[!a]**", "new\nline")
+
+
+@pytest.mark.parametrize("name", [*NAMES, os.fsdecode(b"not utf-8 \xff")])
+def test_a_folder_of_any_name_holds_checkpoints(name, tmp_path):
+    folder = tmp_path / name / "checkpoints"
+    with Checkpoints(folder, Retention(keep_last=1)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _snapshot(step))
+    assert [path.name for path in folder.iterdir()] == ["2"]
+    assert [path.name for path in tmp_path.iterdir()] == [Path(name).parts[0]]  # it was written there, and not beside
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_sound() == 2
+        assert_close(checkpoints.restore_state(2, _target(_state(0))), _state(2), EXACT)
+        np.testing.assert_array_equal(checkpoints.restore_hook(2, "ema", _target({"w": jnp.zeros(4)}))["w"], 4 * [2.0])
+        assert checkpoints.restore_data(2) == {"rows": 2}
+
+
+@pytest.mark.parametrize(
+    "lost", ["params/manifest.ocdbt", "progress/_METADATA", "hook_ema/manifest.ocdbt", "data/metadata"]
+)
+def test_a_save_that_could_not_be_restored_costs_no_older_one(lost, folder, monkeypatch):
+    with (
+        pytest.raises(SaveError, match="checkpoint 4 could not"),
+        Checkpoints(folder, Retention(keep_last=1)) as checkpoints,
+    ):
+        wait = checkpoints._orbax.wait_until_finished
+
+        def lose():
+            wait()
+            (folder / "4.saving" / lost).unlink(missing_ok=True)
+
+        monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", lose)
+        checkpoints.save(4, _snapshot(4))
+    assert Checkpoints(folder).steps() == [1, 2, 3]
+    assert Checkpoints(folder).latest_sound() == 3
+
+
+def test_a_save_that_cannot_begin_ends_at_once_and_leaves_no_thread_waiting(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(SaveError, match="Not a directory|File exists"),
+        Checkpoints(tmp_path / "checkpoints") as checkpoints,
+    ):
+        checkpoints.save(1, _snapshot(1))
+    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+
+
+def test_a_folder_that_orbax_cannot_make_ends_the_save_at_once(tmp_path, monkeypatch):
+    """Also where the first look found nothing wrong."""
+    monkeypatch.setattr("jaxtrain.train.stored.begin_saving", lambda folder, step: None)
+    (tmp_path / "checkpoints").write_text("a file")
+    before = set(threading.enumerate())
+    with pytest.raises(SaveError, match="Not a directory"), Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, _snapshot(1))
+    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = _record_of_the_disk(monkeypatch)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, _snapshot(7))
+    named = done.index(("rename", str(tmp_path / "7.saving"), str(tmp_path / "7")))
+    flushed = {path.removeprefix(f"{tmp_path}/7.saving") for what, path, *_ in done[:named] if what == "fsync"}
+    whole = [path for path in (tmp_path / "7").rglob("*") if path.name != "manifest.json"]
+    assert {str(path).removeprefix(f"{tmp_path}/7") for path in whole} <= flushed
+    assert any(path.startswith("/manifest.json.") for path in flushed)
+    assert ("fsync", str(tmp_path)) in done[named:]
+
+
+def _record_of_the_disk(monkeypatch) -> list[tuple]:
+    """Return a list that fills with what is flushed and renamed, in order."""
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def flush(file):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def move(source, target, **places):
+        done.append(("rename", str(source), str(target)))
+        rename(source, target, **places)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    return done

@@ -35,10 +35,12 @@ def test_the_same_text_goes_on_where_it_stopped_wherever_it_lies(corpus, tmp_pat
     assert (next(feed).tokens == whole[1].tokens).all()
 
 
-def test_edited_text_is_read_from_its_first_row_and_says_so(corpus, tmp_path):
+@pytest.mark.parametrize("edit", [lambda text: "edited", str.swapcase], ids=["other length", "equal length"])
+def test_edited_text_is_read_from_its_first_row_and_says_so(edit, corpus, tmp_path):
     taken = {}
     next(_feed(corpus, taken))
-    (tmp_path / "corpus" / "document0.txt").write_text("edited")
+    document = tmp_path / "corpus" / "document0.txt"
+    document.write_text(edit(document.read_text()))
     feed = _feed(corpus, taken)
     assert feed.is_new and feed.text_changed and sorted(taken.values()) == [0, 8]
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import runs
 from tiny import bytes_of, variant
-from tolerances import EXACT, Tolerance, assert_close
+from tolerances import AVERAGE, EXACT, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.optimizers import ScheduleFree, transformation
+from jaxtrain.optim.base import transformation
+from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage
@@ -23,7 +24,6 @@ from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import create_state
 from jaxtrain.train.trained import trained_params
 
-AVERAGE = Tolerance(absolute=1e-6)  # float32, a dozen steps
 EMA = ExponentialMovingAverage(decay=0.8)
 LAWA = LatestWeightAverage(every_steps=2, window=3)
 

@@ -38,7 +38,9 @@ def test_a_last_line_cut_off_in_the_middle_is_left_out(tmp_path):
     _write(tmp_path, range(1, 4), from_step=0).close()
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
-    for cut in (1, 4, len(whole.splitlines()[-1])):  # the line's end, some of it, nearly all
+    path.write_text(whole[:-1])
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]  # all of it but its end is there
+    for cut in (2, 4, len(whole.splitlines()[-1])):  # the last character, some of them, nearly all
         path.write_text(whole[:-cut])
         assert [record["step"] for record in read_metrics(path)] == [1, 2]
         _write(tmp_path, range(3, 5), from_step=2).close()

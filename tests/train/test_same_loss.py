@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 import same_loss
+from devices import xla_flags
+from patience import PATIENCE_SECONDS
 from same_loss import DROPOUT, TWO_PROCESSES
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
@@ -75,7 +77,7 @@ def _start(process: int, port: int) -> subprocess.Popen:
     tests = Path(same_loss.__file__).parents[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+        "XLA_FLAGS": xla_flags(devices=4),
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -89,7 +91,7 @@ def test_two_processes_of_four_devices_have_the_loss_of_one_device():
     port = _free_port()
     processes = [_start(process, port) for process in range(2)]
     try:
-        printed = [process.communicate(timeout=300)[0] for process in processes]
+        printed = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

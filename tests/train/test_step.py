@@ -16,7 +16,8 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.objectives.sums import Sums
-from jaxtrain.optim.optimizers import AdamW, transformation
+from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedules import Linear
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.state import create_state, state_from_params
@@ -66,8 +67,8 @@ def test_accumulated_gradients_of_unequal_weights_are_those_of_the_whole_batch()
     weights = _batch().weights.reshape(ROWS // 4, 4, LENGTH).sum((0, 2))
     assert weights[0] == 0 and weights[1] > 2 * weights[2:].max()  # a mean of means would be far off
     (whole, gradient), (sums, accumulated) = _sums_and_gradient(1), _sums_and_gradient(4)
-    assert_close(sums, whole, SAME_GRADIENT._replace(absolute=1e-4))  # sums over 60 tokens, not means
-    assert_close(accumulated, gradient, SAME_GRADIENT._replace(absolute=1e-4))
+    assert_close(sums, whole, SAME_GRADIENT)
+    assert_close(accumulated, gradient, SAME_GRADIENT)
 
 
 def test_a_batch_without_any_weight_costs_nothing_and_divides_by_nothing():

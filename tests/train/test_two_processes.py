@@ -1,6 +1,5 @@
 """Two processes of four devices each, started as on two hosts: one run, one folder, and one process goes on with it."""
 
-import os
 import re
 import socket
 from pathlib import Path
@@ -8,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from devices import xla_flags
+from patience import PATIENCE_SECONDS
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.main import main
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage, Sample
 from jaxtrain.train.metrics import TensorBoard
 
-STEPS = 400
+STEPS = 100_000  # more than any machine makes until it is stopped
 # What the CPU's collectives print; their threads write the pieces of a line between one another's.
 GLOO = re.compile(
     r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. Expected number of connected peer ranks is : |\s"
 )
-FOUR_DEVICES = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def _start(config: Path, folder: Path, *options: str) -> list:
             folder,
             *options,
             output=f"process{index}",
-            XLA_FLAGS=FOUR_DEVICES,
+            XLA_FLAGS=xla_flags(devices=4),
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(index),
@@ -60,15 +60,15 @@ def _start(config: Path, folder: Path, *options: str) -> list:
 
 def test_two_processes_train_one_run_and_one_process_goes_on_with_it(config, whole, tmp_path):
     """Both are stopped by a signal to the second; worth two starts, for nothing less shows that processes agree."""
-    folder = tmp_path / "run"
+    folder = tmp_path / "run [2]"  # Orbax takes brackets for a pattern
     processes = _start(config, folder)
     metrics = folder / "metrics.jsonl"
     runs.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 7, processes[1])
     processes[1].terminate()
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE_SECONDS) for process in processes] == [0, 0]
 
     stopped = len(runs.losses(folder))
-    assert 6 < stopped < 60
+    assert stopped > 6
     said = [(tmp_path / f"process{index}.out").read_text() for index in range(2)]
     assert "on 8 cpu" in said[0] and f"stopped by a signal after step {stopped}, saved" in said[0]
     assert GLOO.sub("", said[1]) == ""
@@ -76,7 +76,11 @@ def test_two_processes_train_one_run_and_one_process_goes_on_with_it(config, who
     assert len(list((folder / "tensorboard").iterdir())) == 1
     assert (folder / "samples.txt").read_text().count("--- step 5 ---") == 1
 
+    steps = stopped + 10
     hooks = "(@Checkpoint(every_steps=400), @ExponentialMovingAverage(), @LatestWeightAverage(every_steps=5, window=2))"
-    changes = ["--set", "phases[0].steps=60", "--set", f"hooks={hooks}"]
+    changes = ["--set", f"phases[0].steps={steps}", "--set", f"hooks={hooks}"]
     assert main(["train", str(config), "--run", str(folder), "--resume", *changes]) == 0
-    assert_close(np.array(runs.losses(folder)), np.array(whole), SAME_LOSS_ON_ANY_MESH)
+    found = runs.losses(folder)
+    assert len(found) == steps
+    compared = np.array(found[: len(whole)]), np.array(whole[:steps])  # later ones only where a machine is slow to stop
+    assert_close(*compared, SAME_LOSS_ON_ANY_MESH)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 _RECORDS_A_READ = 1024
 
@@ -20,43 +22,36 @@ _RECORDS_A_READ = 1024
 class ArrayRecord(Source):
     """Every record of every file that matches `glob`. A key is file:record, from 0."""
 
-    glob: str
+    glob: Glob
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
-            with _local(file) as path:
-                for index, record in enumerate(self._records(file, path)):
-                    yield Document(f"{file.key}:{index}", self._text(f"{file.path}:{index}", record))
+            with reading(file.path, what="ArrayRecord", unit="record") as place, _local(file) as path:
+                for index, record in place.each(self._records(path), first=0):
+                    yield Document(f"{file.key}:{index}", self._text(str(place), record))
 
     def fingerprint(self) -> str:
-        return files.fingerprint(files.matched(self.glob))
+        return files.fingerprint(self.glob)
 
-    def _records(self, file: files.File, path: str) -> Iterator[bytes]:
-        reader = self._reader(file, path)
+    def _records(self, path: str) -> Iterator[bytes]:
+        try:
+            from array_record.python import array_record_module  # has no build for every platform
+        except ImportError as e:
+            raise Unusable(f"glob={self.glob!r}: array_record is not installed. Use JsonLines or Parquet.") from e
+        reader = array_record_module.ArrayRecordReader(path)
+        if not reader.ok():
+            raise ValueError("its footer cannot be read")
         try:
             for start in range(0, reader.num_records(), _RECORDS_A_READ):
                 yield from reader.read(start, min(start + _RECORDS_A_READ, reader.num_records()))
         finally:
             reader.close()
 
-    def _reader(self, file: files.File, path: str):
-        try:
-            from array_record.python import array_record_module  # has no build for every platform
-        except ImportError as e:
-            raise ValueError(f"glob={self.glob!r}: array_record is not installed. Use JsonLines or Parquet.") from e
-        try:
-            reader = array_record_module.ArrayRecordReader(path)
-            if not reader.ok():
-                raise ValueError("its footer cannot be read")
-        except (ValueError, RuntimeError) as e:
-            raise ValueError(f"glob={self.glob!r} matches {file.path}, not ArrayRecord ({e}). Narrow it.") from e
-        return reader
-
     def _text(self, where: str, record: bytes) -> str:
         try:
             return record.decode()
         except UnicodeDecodeError as e:
-            raise ValueError(
+            raise Unusable(
                 f"glob={self.glob!r}: record {where} is not UTF-8 text ({e}). Write texts, not serialised messages."
             ) from e
 

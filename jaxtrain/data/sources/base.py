@@ -23,4 +23,4 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Return a text that changes whenever the documents do, without reading them (sizes, times of change)."""
+        """Return a text that determines the documents: digests of what they are made of, not sizes and times."""

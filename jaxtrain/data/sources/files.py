@@ -1,5 +1,8 @@
 """Files matched by a glob, on any file system that fsspec knows (local, s3, gs, https, memory, ...)."""
 
+import contextlib
+import logging
+import os
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -7,8 +10,15 @@ from typing import BinaryIO, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-# What stores call the version of a file; the first one present stands for its time of change.
-_VERSION_FIELDS = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "created")
+from jaxtrain.data.sources.compressed import decompressed
+from jaxtrain.data.sources.digests import digest, local_digests
+from jaxtrain.data.sources.local_files import matching
+from jaxtrain.data.sources.reading import names_its_file, one_line, reading
+
+# What stores call a name for the bytes of a file. A time of change is none: it may stay as it was.
+_CHECKSUM_FIELDS = ("ETag", "etag", "e_tag", "md5Hash", "md5", "Content-MD5", "content_hash", "blob_id", "sha")
+
+_log = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
@@ -17,12 +27,16 @@ class File(NamedTuple):
     filesystem: fsspec.AbstractFileSystem
     path: str
     key: str
-    size_bytes: int
-    version: str
+    checksum: str | None = None  # where a remote store keeps one
 
-    def open(self) -> BinaryIO:
-        """Open for reading, decompressing .gz, .bz2, .xz and what else fsspec infers from the name."""
-        return self.filesystem.open(self.path, "rb", compression="infer")
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open for reading, decompressing what has the suffix of a compressed file."""
+        with self.open_as_it_is() as raw, decompressed(raw, self.path) as stream:
+            yield stream
+
+    def open_as_it_is(self) -> BinaryIO:
+        return self.filesystem.open(self.path, "rb")
 
     @property
     def is_local(self) -> bool:
@@ -30,41 +44,76 @@ class File(NamedTuple):
 
 
 def matched(glob: str) -> list[File]:
-    """Return the files that match, sorted by path.
+    """Return the files that match, sorted by path. A path that exists is that file, whatever characters it has.
 
     Raises:
-      ValueError: nothing matches, or the protocol of the URL is not installed.
+      ValueError: nothing matches, or the files cannot be listed, where the protocol of a URL is not installed say.
+      OSError: a local folder cannot be read, or what matches is a link to nothing.
     """
     try:
-        filesystem, pattern = fsspec.url_to_fs(glob)
-        found = filesystem.glob(pattern, detail=True)
-    except (ImportError, ValueError) as e:
-        raise ValueError(f"{glob=} cannot be listed: {e}. Install that file system or give a local path.") from e
-    root = _fixed_folder(pattern)
-    files = [
-        File(filesystem, path, path.removeprefix(root).lstrip("/"), info["size"] or 0, _version(info))
-        for path, info in sorted(found.items())
-        if info["type"] == "file"
-    ]
+        filesystem, pattern = _located(glob)
+        files = _local(filesystem, pattern) if isinstance(filesystem, LocalFileSystem) else _remote(filesystem, pattern)
+    except Exception as e:  # stores raise what they like
+        if names_its_file(e):
+            raise
+        raise ValueError(
+            f"{glob=} cannot be listed: {one_line(e)}. Correct it, install that file system, or give a local path."
+        ) from e
     if not files:
         raise ValueError(f"{glob=} matches no file. Correct it; everything below a folder is 'folder/**'.")
     return files
 
 
-def fingerprint(files: list[File]) -> str:
-    return "\n".join(f"{file.key} {file.size_bytes} {file.version}" for file in files)
+def fingerprint(glob: str) -> str:
+    """Return a text that determines names and bytes of the files that match.
+
+    The bytes are digested where they are local or their store keeps no checksum. A checksum counts for its URL alone:
+    many an ETag is made of size and time.
+    """
+    files = matched(glob)
+    if files[0].is_local:
+        digests = local_digests(os.path.abspath(glob), [file.path for file in files])
+    else:
+        digests = [file.checksum or _read(file) for file in files]
+    return "\n".join(f"{file.key} {digest}" for file, digest in zip(files, digests, strict=True))
 
 
-def lines(file: File) -> Iterator[bytes]:
-    with file.open() as stream:
-        yield from stream
+def _located(glob: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a glob and its pattern there, which is absolute."""
+    if "://" in glob and not os.path.lexists(glob):
+        return fsspec.url_to_fs(glob)
+    path = glob if os.path.lexists(glob) else os.path.expanduser(glob)
+    return LocalFileSystem(), os.path.join(os.getcwd(), path)
 
 
-def _fixed_folder(pattern: str) -> str:
-    """Return the folder part before the first wildcard: '/data/a*/b.txt' -> '/data'."""
-    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    return fixed.rpartition("/")[0]
+def _local(filesystem: LocalFileSystem, pattern: str) -> list[File]:
+    folder, paths = matching(pattern)
+    return [File(filesystem, path, path.removeprefix(folder).lstrip("/")) for path in paths]
 
 
-def _version(info: dict) -> str:
-    return next((str(info[field]) for field in _VERSION_FIELDS if info.get(field) is not None), "")
+def _remote(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[File]:
+    """As local files: a path that exists is itself, and wildcards leave hidden names out."""
+    if filesystem.isfile(pattern):
+        fixed, found = pattern, {pattern: filesystem.info(pattern)}
+    else:
+        fixed, found = re.split(r"[*?\[]", pattern, maxsplit=1)[0], filesystem.glob(pattern, detail=True)
+    folder = fixed.rpartition("/")[0]
+    shows_hidden = "/." in pattern.removeprefix(folder)
+    return [
+        File(filesystem, path, path.removeprefix(folder).lstrip("/"), _checksum(filesystem, path, info))
+        for path, info in sorted(found.items())
+        if info["type"] != "directory" and (shows_hidden or "/." not in path.removeprefix(folder))
+    ]
+
+
+def _checksum(filesystem: fsspec.AbstractFileSystem, path: str, info: dict) -> str | None:
+    """Return a name for the bytes of a remote file, None where its store has none, or only a weak one (RFC 9110)."""
+    values = (str(info[field]) for field in _CHECKSUM_FIELDS if info.get(field))
+    strong = next((value for value in values if not value.startswith("W/")), None)
+    return strong and f"{filesystem.unstrip_protocol(path)} {strong}"
+
+
+def _read(file: File) -> str:
+    _log.info("%s has no ETag or checksum: it is read, each time, to know its text", file.path)
+    with reading(file.path), file.open_as_it_is() as stream:
+        return digest(stream)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.data.sources.digests import local_digests
 
 _SUFFIXES = {".py", ".txt", ".rst"}
 _LEFT_OUT_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -31,8 +32,9 @@ class StandardLibrary(Source):
 
     def fingerprint(self) -> str:
         root = _root()
-        found = ((key, (root / key).stat()) for key in _keys(root))
-        return "\n".join(f"{key} {status.st_size} {status.st_mtime_ns}" for key, status in found)
+        keys = _keys(root)
+        digests = local_digests(str(root), [str(root / key) for key in keys])
+        return "\n".join(f"{key} {digest}" for key, digest in zip(keys, digests, strict=True))
 
 
 def _root() -> Path:

@@ -5,21 +5,27 @@ from collections.abc import Iterator
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.data.sources.reading import Unusable, reading
+from jaxtrain.paths import Glob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextFiles(Source):
-    """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt')."""
+    """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt').
 
-    glob: str
+    Links are files, wildcards leave hidden names out, and .gz, .bz2, .xz, .lzma and .zst are read as what they hold.
+    """
+
+    glob: Glob
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
-            with file.open() as stream:
-                yield Document(file.key, self._text(file, stream.read()))
+            with reading(file.path, what="text"), file.open() as stream:
+                text = self._text(file, stream.read())
+            yield Document(file.key, text)
 
     def fingerprint(self) -> str:
-        return files.fingerprint(files.matched(self.glob))
+        return files.fingerprint(self.glob)
 
     def _text(self, file: files.File, content: bytes) -> str:
         try:
@@ -27,7 +33,7 @@ class TextFiles(Source):
                 raise ValueError(f"a zero byte at offset {content.index(0)}")
             return content.decode("utf-8-sig")  # a byte-order mark is not text
         except ValueError as e:  # UnicodeDecodeError is one
-            raise ValueError(
+            raise Unusable(
                 f"glob={self.glob!r} matches {file.path}, which is not UTF-8 text ({e}). "
                 "Narrow the glob, or convert the file to UTF-8."
             ) from e

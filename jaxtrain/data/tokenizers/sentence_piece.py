@@ -10,51 +10,69 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from jaxtrain.data.tokenizers.base import Tokenizer
+from jaxtrain.data.tokenizers import file
+from jaxtrain.data.tokenizers.base import Tokenizer, valid_text
+from jaxtrain.paths import FilePath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SentencePiece(Tokenizer):
-    """The model in the file `path`; its end-of-sentence piece ends a document."""
+    """The model in the file `path`; its end-of-sentence piece ends a document.
 
-    path: str
+    With `begin_of_document` its begin-of-sequence piece begins one: files have such a piece, and do not say whether it
+    is put before texts.
+    """
+
+    path: FilePath
+    begin_of_document: bool = False
 
     @property
     def vocab_size(self) -> int:
         return self._model.get_piece_size()
 
     @property
+    def beginning(self) -> tuple[int, ...]:
+        return (self._piece("begin-of-sequence", self._model.bos_id(), "bos_id"),) if self.begin_of_document else ()
+
+    @property
     def end_of_document_id(self) -> int:
-        found = self._model.eos_id()
-        if found < 0:
-            raise ValueError(f"path={self.path!r} has no end-of-sentence piece. Train it with eos_id set.")
-        return found
+        return self._piece("end-of-sentence", self._model.eos_id(), "eos_id")
+
+    @property
+    def has_begin_of_sequence(self) -> bool:
+        return self._model.bos_id() >= 0
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._model.encode(list(texts), num_threads=os.cpu_count() or 1)
+        model = self._model
+        with file.naming(self.path, "cannot encode a text", remedy="It is damaged: name a whole one."):
+            encoded = model.encode([valid_text(text) for text in texts], num_threads=os.cpu_count() or 1)
         return [np.array(ids, np.int32) for ids in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         model = self._model
         known = (int(i) for i in ids if 0 <= i < model.get_piece_size())
-        return model.decode([i for i in known if not model.is_control(i)])
+        with file.naming(self.path, "cannot decode its ids", remedy="It is damaged: name a whole one."):
+            return model.decode([i for i in known if not model.is_control(i)])
 
     def identity(self) -> str:
-        return f"sentence_piece {hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}"
+        beginning = f" {list(self.beginning)}" if self.beginning else ""
+        return f"sentence_piece {hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}{beginning}"
+
+    def _piece(self, name: str, found: int, setting: str) -> int:
+        if found < 0:
+            raise ValueError(f"path={self.path!r} has no {name} piece. Train it with {setting} set.")
+        return found
 
     @property
     def _model(self) -> sentencepiece.SentencePieceProcessor:
-        try:
-            status = os.stat(self.path)
-        except OSError as e:
-            raise ValueError(f"path={self.path!r} cannot be read ({e.strerror}). Name a SentencePiece model.") from e
-        return _load(self.path, status.st_mtime_ns, status.st_size)
+        return _load(self.path, file.version(self.path, kind="SentencePiece model"))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, mtime_ns: int, size_bytes: int) -> sentencepiece.SentencePieceProcessor:
+def _load(path: str, version: tuple[int, ...]) -> sentencepiece.SentencePieceProcessor:
     """Load once a version of the file."""
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
-    except Exception as e:  # the library raises nothing narrower
-        raise ValueError(f"{path=} is not a SentencePiece model ({e}). Name a .model file.") from e
+    with file.naming(path, "is not a SentencePiece model", remedy="Name a .model file."):
+        content = Path(path).read_bytes()
+        if not content:  # which the library takes for no model yet
+            raise ValueError("it is empty")
+        return sentencepiece.SentencePieceProcessor(model_proto=content)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxtrain.paths import FilePath
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.table import Table
 from jaxtrain.pipeline.table_file import read
@@ -12,7 +13,7 @@ from jaxtrain.pipeline.table_file import read
 class FromFile(Schedule):
     """The table as it stands, for its own number of stages and microbatches; `path` from the working directory."""
 
-    path: str
+    path: FilePath
 
     def load(self) -> Table:
         """Return the table, whatever its size."""

@@ -16,6 +16,7 @@ from jaxtrain.surgery.huggingface.families import check_expressible, family_name
 from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.tensor_files import NAMES, Planned, Writer
+from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS
 from jaxtrain.surgery.lazy import LazyLeaf, Rows
 from jaxtrain.surgery.whole_folder import whole_folder
 
@@ -27,7 +28,8 @@ def export_folder(
     *,
     family: str | None = None,
     dtype: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a new folder, whole or not at all.
@@ -38,7 +40,8 @@ def export_folder(
     Args:
         family: as config.json names it; by default the first that expresses the decoder.
         dtype: of all tensors; by default each keeps its own, and with it its bits.
-        settings: what else to put in config.json (token ids and such).
+        token_ids: of TOKEN_IDS; null where there is none, as transformers takes ids of its own for one that is missing.
+        generation: what else to put in generation_config.json; its token ids stand above those of config.json.
 
     Raises:
         ValueError: the folder exists, or no family (or not the one named) expresses the decoder.
@@ -52,18 +55,24 @@ def export_folder(
     tensors = list(chosen.tensors(config))
     planned = {t.name: Planned(_dtype(leaves[t.parts[0].path], dtype), t.shape) for t in tensors}
     main_dtype = max(planned.values(), key=lambda tensor: tensor.size_bytes).dtype
+    ids = {**dict.fromkeys(TOKEN_IDS), **(token_ids or {})}
     written = {
-        **(settings or {}),
+        **ids,
         "architectures": [chosen.architecture],
         "model_type": chosen.model_type,
         "torch_dtype": main_dtype.name,
         **chosen.write(config),
     }
     with whole_folder(folder) as whole:
-        (whole / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_json(whole / "config.json", written)
+        _write_json(whole / GENERATION, {**ids, **(generation or {})})
         with Writer(whole, planned, max_shard_bytes=max_shard_bytes) as writer:
             for tensor, array in _filled(tensors, leaves, planned):
                 writer.write(tensor.name, array)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _filled(

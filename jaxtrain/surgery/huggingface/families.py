@@ -91,6 +91,4 @@ def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:
 def check_unquantized(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for a config.json of quantized weights."""
     if settings.get("quantization_config"):
-        raise ValueError(
-            "config.json has a quantization_config: convert reads unquantized weights; dequantize them first"
-        )
+        raise ValueError("there is a quantization_config: convert reads unquantized weights; dequantize them first")

@@ -1,6 +1,6 @@
 """GPT-2: LayerNorm, biases everywhere, learned positions, matrices [inputs, outputs], a tied head."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
@@ -8,8 +8,9 @@ from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import MLPConfig
 from jaxtrain.nn.norm import LayerNormConfig
-from jaxtrain.surgery.huggingface.family import Family, Settings, write_activation
+from jaxtrain.surgery.huggingface.family import Family, write_activation
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, in_layers, inputs_first, side_by_side
+from jaxtrain.surgery.huggingface.settings import Settings
 
 DEFAULTS = {
     "n_positions": 1024,
@@ -29,11 +30,12 @@ class GPT2(Family):
     architecture = "GPT2LMHeadModel"
     prefix = "transformer."
     ignored = r".*\.attn\.(masked_)?bias"  # causal masks
+    layers = "n_layer"
+    table = "transformer.wte.weight"
+    defaults = DEFAULTS
 
-    def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
-        s = Settings(settings, DEFAULTS)
-        s.require("the scale of attention is one for all layers", scale_attn_by_inverse_layer_idx=False)
-        s.require("the decoder reads no encoder", add_cross_attention=False)
+    def decoder(self, s: Settings) -> DecoderConfig:
+        s.require_same("n_ctx", "n_positions")
         d_model, heads = s["n_embd"], s["n_head"]
         attention = AttentionConfig(
             heads=heads,
@@ -43,7 +45,7 @@ class GPT2(Family):
             bias=True,
             scale=None if s["scale_attn_weights"] else 1.0,
         )
-        hidden, activation = s["n_inner"] or 4 * d_model, s.activation("activation_function")
+        hidden, activation = s.or_else("n_inner", 4 * d_model), s.activation("activation_function")
         mlp = MLPConfig(hidden=hidden, activation=activation, bias=True)
         return DecoderConfig(
             vocab_size=s["vocab_size"],

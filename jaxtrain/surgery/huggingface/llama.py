@@ -13,8 +13,9 @@ from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mlp import GatedMLPConfig
 from jaxtrain.nn.norm import OffsetRMSNormConfig, RMSNormConfig
-from jaxtrain.surgery.huggingface.family import Family, Settings, shortest_pattern, write_activation, write_rope
+from jaxtrain.surgery.huggingface.family import Family, shortest_pattern, write_activation, write_rope
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, heads_apart, in_layers, outputs_first
+from jaxtrain.surgery.huggingface.settings import Settings
 
 Windows = tuple[int | None, ...]  # of every layer
 
@@ -47,10 +48,10 @@ class LlamaShaped(Family):
     gemma: bool = False  # norms on both sides with scales around 0, scaled embeddings, soft caps, scale of queries
     prefix: str = "model."
     ignored: str = r".*\.rotary_emb\.inv_freq"
+    layers: str = "num_hidden_layers"
+    table: str = "model.embed_tokens.weight"
 
-    def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
-        s = Settings(settings, {**DEFAULTS, **self.defaults})
-        s.require("the gated feed-forward layer has no biases", mlp_bias=False)
+    def decoder(self, s: Settings) -> DecoderConfig:
         if not self.biases:
             s.require(f"attention of {self.architecture} has no biases", attention_bias=False)
         norm_type = OffsetRMSNormConfig if self.gemma else RMSNormConfig
@@ -70,13 +71,13 @@ class LlamaShaped(Family):
 
     def _block(self, s: Settings, norm: RMSNormConfig | OffsetRMSNormConfig, window: int | None) -> BlockConfig:
         heads = s["num_attention_heads"]
-        head_dim = s["head_dim"] or s["hidden_size"] // max(heads, 1)
+        head_dim = s.or_else("head_dim", s["hidden_size"] // max(heads, 1))
         scalar = s["query_pre_attn_scalar"] if self.gemma else head_dim
         if scalar <= 0:
-            raise ValueError(f"config.json: query_pre_attn_scalar={scalar!r} must be above 0")
+            raise ValueError(f"query_pre_attn_scalar={scalar!r} must be above 0")
         attention = AttentionConfig(
             heads=heads,
-            kv_heads=s["num_key_value_heads"] or heads,
+            kv_heads=s.or_else("num_key_value_heads", heads),
             head_dim=head_dim,
             rope=s.rope(),
             qk_norm=norm if self.qk_norm else None,
@@ -155,20 +156,33 @@ class LlamaShaped(Family):
 
 
 def _no_windows(s: Settings) -> Windows:
-    return (None,) * s["num_hidden_layers"]
+    return _same_windows(s, None)
 
 
-def _same_window(s: Settings) -> Windows:
-    return (s["sliding_window"],) * s["num_hidden_layers"]
+def _mistral_windows(s: Settings) -> Windows:
+    return _same_windows(s, s["sliding_window"])
+
+
+def _same_windows(s: Settings, window: int | None) -> Windows:
+    """Give all layers one window; `layer_types` may say so too."""
+    kind = "sliding_attention" if window else "full_attention"
+    if any(other != kind for other in s["layer_types"] or ()):
+        raise ValueError(f"layer_types: this model_type has {kind} in all of its layers; make all of them so")
+    return (window,) * s["num_hidden_layers"]
 
 
 def _gemma2_windows(s: Settings) -> Windows:
+    s.require_same("hidden_act", "hidden_activation")
+    s.require_same("sliding_window_size", "sliding_window")
     return _listed_windows(s, [i % 2 == 0 for i in range(s["num_hidden_layers"])])
 
 
 def _qwen3_windows(s: Settings) -> Windows:
-    slides = [s["use_sliding_window"] and i >= s["max_window_layers"] for i in range(s["num_hidden_layers"])]
-    return _listed_windows(s, slides)
+    used, first = s["use_sliding_window"], s["max_window_layers"]
+    windows = _listed_windows(s, [used and i >= first for i in range(s["num_hidden_layers"])])
+    if any(windows) and not used:
+        raise ValueError("layer_types has sliding_attention, at odds with use_sliding_window=False: change one of them")
+    return windows
 
 
 def _listed_windows(s: Settings, default: list[bool]) -> Windows:
@@ -176,10 +190,12 @@ def _listed_windows(s: Settings, default: list[bool]) -> Windows:
     types = s["layer_types"] or ["sliding_attention" if slides else "full_attention" for slides in default]
     if len(types) != len(default) or not all(kind in ("sliding_attention", "full_attention") for kind in types):
         raise ValueError(
-            f"config.json: layer_types={types!r} must give sliding_attention or full_attention for each of the "
-            f"{len(default)} layers"
+            f"layer_types={types!r} must give sliding_attention or full_attention for each of the {len(default)} layers"
         )
-    return tuple(s["sliding_window"] if kind == "sliding_attention" else None for kind in types)
+    window = s["sliding_window"]
+    if window is None and "sliding_attention" in types:
+        raise ValueError("sliding_window=None is at odds with layers of sliding_attention: say how long it is")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
 def _write_layer_types(windows: Windows) -> dict[str, Any]:
@@ -197,22 +213,23 @@ def _write_qwen3_windows(windows: Windows) -> dict[str, Any]:
 LLAMA = LlamaShaped(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    defaults={"max_position_embeddings": 2048},
+    defaults=DEFAULTS | {"max_position_embeddings": 2048},
     read_windows=_no_windows,
     write_windows=lambda windows: {},
 )
 MISTRAL = LlamaShaped(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072},
-    read_windows=_same_window,
+    defaults=DEFAULTS | {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072},
+    read_windows=_mistral_windows,
     write_windows=lambda windows: {"sliding_window": windows[0]},
     biases=False,
 )
 QWEN3 = LlamaShaped(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    defaults={
+    defaults=DEFAULTS
+    | {
         "head_dim": 128,
         "num_key_value_heads": 32,
         "max_position_embeddings": 32_768,
@@ -227,7 +244,8 @@ QWEN3 = LlamaShaped(
 GEMMA2 = LlamaShaped(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    defaults={
+    defaults=DEFAULTS
+    | {
         "head_dim": 256,
         "num_key_value_heads": 4,
         "max_position_embeddings": 8192,

@@ -1,8 +1,10 @@
 """Import: a Hugging Face folder as a DecoderConfig and its parameters, read one leaf at a time."""
 
-import re
+import dataclasses
+import logging
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -12,30 +14,41 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.huggingface.families import check_unquantized, family_named
 from jaxtrain.surgery.huggingface.family import Family
+from jaxtrain.surgery.huggingface.files import read_json, reading
 from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.leaf import Leaf, Source
-from jaxtrain.surgery.huggingface.tensor_files import DTYPES, Stored, read_json, stored_tensors
+from jaxtrain.surgery.huggingface.settings import short
+from jaxtrain.surgery.huggingface.tensor_files import DTYPES, Stored, same_values, some, stored_tensors
+from jaxtrain.surgery.huggingface.token_ids import check_tokens
 
-SHOWN = 5  # names in an error
+HEAD = "lm_head.weight"
+
+log = logging.getLogger(__name__)
 
 
 def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
     """Return the decoder of a Hugging Face folder and the tree of its parameters, each a Leaf, reading no weights yet.
 
     Raises:
-        ValueError: the family is unknown, a setting is not supported, files or tensors are missing, left over or of
-            the wrong shape or dtype.
+        ValueError: the family is unknown, a setting is not understood, files or tensors are missing, left over, of the
+            wrong shape or dtype, or say different things.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    file = folder / "config.json"
+    if not file.exists():
         raise ValueError(f"{folder} has no config.json: give a folder in the form of Hugging Face transformers")
-    settings = read_json(folder / "config.json")
-    check_unquantized(settings)
-    family = family_named(settings.get("model_type"))
-    config = family.read(settings)
+    settings = read_json(file)
+    with reading(file):
+        check_unquantized(settings)
+        family = family_named(settings.get("model_type"))
+    check_tokens(folder)
+    stored = _with_prefix(stored_tensors(folder, family.ignored), family)
+    with reading(file):
+        _check_layers(family, settings, stored)
+        config = family.read(settings)
+    config, stored = _tied_if_equal(folder, family, config, stored)
     expected = list(family.tensors(config))
-    stored = _named_as_expected(stored_tensors(folder), family, config)
     _check(folder, expected, stored)
     return config, _tree(expected, stored)
 
@@ -57,20 +70,39 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     return config, jax.tree.map(place, leaves, shardings(names, leaves, mesh))
 
 
-def _named_as_expected(stored: dict[str, Stored], family: Family, config: DecoderConfig) -> dict[str, Stored]:
-    """Add the prefix that files of a bare base model lack, and drop buffers and a copied tied head."""
-    if not any(name.startswith(family.prefix) for name in stored):
-        stored = {name if name.startswith("lm_head.") else family.prefix + name: at for name, at in stored.items()}
-    ignored = re.compile(family.ignored + (r"|lm_head\.weight" if config.tied_embeddings else ""))
-    return {name: at for name, at in stored.items() if not ignored.fullmatch(name)}
+def _with_prefix(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Add the prefix that files of a bare base model lack."""
+    if any(name.startswith(family.prefix) for name in stored):
+        return stored
+    return {name if name == HEAD else family.prefix + name: at for name, at in stored.items()}
+
+
+def _check_layers(family: Family, settings: dict[str, Any], stored: dict[str, Stored]) -> None:
+    """Raise ValueError for more layers than there are tensors, before anything is made for each of them."""
+    layers = settings.get(family.layers)
+    if type(layers) is int and layers > len(stored):
+        raise ValueError(f"{family.layers}={short(layers)} are more layers than the files have tensors, {len(stored)}")
+
+
+def _tied_if_equal(
+    folder: Path, family: Family, config: DecoderConfig, stored: dict[str, Stored]
+) -> tuple[DecoderConfig, dict[str, Stored]]:
+    """Drop a tied head's copy of the embeddings; with other values it is a head of its own, as in transformers 5."""
+    head, table = stored.get(HEAD), stored.get(family.table)
+    if not config.tied_embeddings or head is None or table is None:
+        return config, stored
+    if same_values(head, table):
+        return config, {name: at for name, at in stored.items() if name != HEAD}
+    log.warning("%s ties the head to the embeddings, but %s has other values: it is kept", folder, HEAD)
+    return dataclasses.replace(config, tied_embeddings=False), stored
 
 
 def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> None:
     names = {tensor.name for tensor in expected}
     if names - stored.keys():
-        raise ValueError(f"{folder} lacks tensors that config.json asks for: {_some(names - stored.keys())}")
+        raise ValueError(f"{folder} lacks tensors that config.json asks for: {some(names - stored.keys())}")
     if stored.keys() - names:
-        raise ValueError(f"{folder} has tensors that config.json does not ask for: {_some(stored.keys() - names)}")
+        raise ValueError(f"{folder} has tensors that config.json does not ask for: {some(stored.keys() - names)}")
     for tensor in expected:
         found = stored[tensor.name]
         if found.shape != tensor.shape:
@@ -80,11 +112,6 @@ def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> N
             )
         if found.dtype not in DTYPES:
             raise ValueError(f"{found.file}: {tensor.name} is {found.dtype}, convert reads {', '.join(DTYPES)}")
-
-
-def _some(names: set[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
 def _tree(expected: list[Tensor], stored: dict[str, Stored]) -> ParamTree:

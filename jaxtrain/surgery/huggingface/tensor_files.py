@@ -7,18 +7,23 @@ tensors of a file at once. A large model is several files and an index.
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxtrain.surgery.huggingface.files import AGAIN, read_json, reading
+
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
+PARTS = 64  # of a tensor, compared one after the other
+SHOWN = 5  # names in an error
 
 
 class Stored(NamedTuple):
@@ -31,53 +36,98 @@ class Stored(NamedTuple):
 
     def map(self) -> np.ndarray:
         """Return the tensor as a read-only map of the file; its memory is given back with the array."""
-        return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+        with reading(self.file):
+            return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is not JSON ({error}): download or export it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a JSON object: download or export it again")
-    return content
+def same_values(one: Stored, other: Stored) -> bool:
+    """Tell whether two tensors hold the same numbers, reading a part of them at a time."""
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= DTYPES.keys():
+        return False
+    parts = (np.array_split(tensor.map().reshape(-1), PARTS) for tensor in (one, other))
+    return all(
+        np.array_equal(a.astype(np.float32), b.astype(np.float32), equal_nan=True) for a, b in zip(*parts, strict=True)
+    )
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Return every tensor of a folder by name. Raises ValueError for missing or damaged files."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{folder / INDEX}: weight_map does not name a file for each tensor: download it again")
-        files = sorted(set(weight_map.values()))
-        missing = [name for name in files if not (folder / name).exists()]
-        if missing:
-            raise ValueError(
-                f"{folder} lacks {', '.join(missing)}, {len(missing)} of the {len(files)} shards that {INDEX} names: "
-                f"download the missing files into the folder"
-            )
-    elif (folder / SINGLE).exists():
-        files = [SINGLE]
-    else:
+def stored_tensors(folder: Path, ignored: str) -> dict[str, Stored]:
+    """Return every tensor of a folder by name, but for those whose names match `ignored`.
+
+    Raises:
+        ValueError: files are missing or damaged, or say different things of a tensor.
+    """
+    single, index, ignoring = folder / SINGLE, folder / INDEX, re.compile(ignored)
+    if (folder / ADAPTER).exists():
+        raise ValueError(f"{folder / ADAPTER}: convert reads whole models; merge the adapter into its model first")
+    if not index.exists() and not single.exists():
         raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: save the weights as safetensors first")
-    return {name: tensor for file in files for name, tensor in _header(folder / file).items()}
+    if not index.exists():
+        return _tensors(single, ignoring)
+    stored = _shards(index, ignoring)
+    beside = single.exists() and all(tensor.file != single for tensor in stored.values())
+    if beside and not _agree(stored, _tensors(single, ignoring)):
+        raise ValueError(f"{single} and the shards of {INDEX} hold different tensors: remove what is not the model's")
+    return stored
 
 
-def _header(file: Path) -> dict[str, Stored]:
-    try:
-        with safe_open(file, "np"):
-            pass  # checks the header against the length of the file
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or cut short ({error}): download or export it again") from error
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+def _shards(index: Path, ignored: re.Pattern) -> dict[str, Stored]:
+    """Return the tensors of the files that an index names, which are all that it names, each once and where it says."""
+    weight_map = {name: file for name, file in _weight_map(index).items() if not ignored.fullmatch(name)}
+    files = sorted(set(weight_map.values()))
+    missing = [name for name in files if not (index.parent / name).exists()]
+    if missing:
+        raise ValueError(
+            f"{index.parent} lacks {', '.join(missing)}, {len(missing)} of the {len(files)} shards that {INDEX} names: "
+            f"download the missing files into the folder"
+        )
+    stored: dict[str, Stored] = {}
+    for file in files:
+        found = _tensors(index.parent / file, ignored)
+        if twice := stored.keys() & found.keys():
+            raise ValueError(f"{stored[min(twice)].file} and {file} both have {some(twice)}: remove one of them")
+        stored |= found
+    found = {name: tensor.file.name for name, tensor in stored.items()}
+    if wrong := dict(weight_map.items() ^ found.items()):
+        raise ValueError(f"{index} is at odds with its files over {some(wrong)}: {AGAIN}")
+    return stored
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index}: weight_map does not name a file for each tensor: {AGAIN}")
+    for file in weight_map.values():
+        if file in ("", ".", "..") or "/" in file or "\\" in file or "\0" in file:
+            raise ValueError(f"{index}: weight_map names {file!r}, which is no file of its folder: {AGAIN}")
+    return weight_map
+
+
+def _agree(one: Mapping[str, Stored], other: Mapping[str, Stored]) -> bool:
+    return one.keys() == other.keys() and all(same_values(one[name], other[name]) for name in one)
+
+
+def _tensors(file: Path, ignored: re.Pattern) -> dict[str, Stored]:
+    with reading(file):
+        try:
+            with safe_open(file, "np"):
+                pass  # checks the header against the length of the file
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short ({error}): {AGAIN}") from error
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     return {
         name: Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
+        if not ignored.fullmatch(name)
     }
+
+
+def some(names: Collection[str]) -> str:
+    """Return a few of many names."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
 class Planned(NamedTuple):
@@ -94,7 +144,7 @@ class Writer:
 
     def __init__(self, folder: Path, planned: Mapping[str, Planned], *, max_shard_bytes: int):
         self._places = {}  # name -> (open file, offset)
-        shards = _shards(planned, max_shard_bytes)
+        shards = _split(planned, max_shard_bytes)
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         with ExitStack() as self._stack:  # closes those already open where there is no room for the next
             for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
@@ -141,7 +191,7 @@ def _write_index(path: Path, planned: Mapping[str, Planned], shards: Mapping[str
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[list[str]]:
+def _split(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[list[str]]:
     """Fill files in the order of the plan; a tensor larger than the limit has a file of its own."""
     shards, room = [], 0
     for name, tensor in planned.items():

@@ -1,0 +1,55 @@
+"""What libraries say to a user's file, told with the file and the place in it: one ValueError, whoever raised what."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+
+class Unusable(ValueError):
+    """A whole message, with file, place and remedy."""
+
+
+class Place:
+    """A file, and how far it has been read."""
+
+    def __init__(self, path: str, unit: str):
+        self.path, self.unit = path, unit
+        self._number: int | None = None
+        self._is_read = False
+
+    def each[T](self, items: Iterable[T], *, first: int) -> Iterator[tuple[int, T]]:
+        """Yield every item with its number. Until the next one is asked for, the place is the item itself."""
+        for self._number, item in enumerate(items, first):
+            self._is_read = True
+            yield self._number, item
+            self._is_read = False
+
+    def __str__(self) -> str:
+        if self._number is None:
+            return self.path
+        return f"{self.path}:{self._number}" if self._is_read else f"{self.path} after {self.unit} {self._number}"
+
+
+@contextlib.contextmanager
+def reading(path: str, *, what: str = "bytes", unit: str = "byte") -> Iterator[Place]:
+    """Turn whatever goes wrong with a file into a ValueError that names it.
+
+    Everything is caught, as libraries raise what they like: zlib.error, EOFError, ArrowException, RuntimeError of
+    ArrayRecord, RecursionError of json. An error of the system that names its file says enough.
+    """
+    place = Place(path, unit)
+    try:
+        yield place
+    except Exception as e:
+        if names_its_file(e):
+            raise
+        raise Unusable(
+            f"{place} cannot be read as {what} ({one_line(e)}). Mend the file, get it again, or narrow the glob."
+        ) from e
+
+
+def names_its_file(e: Exception) -> bool:
+    return isinstance(e, Unusable) or (isinstance(e, OSError) and e.filename is not None)
+
+
+def one_line(e: Exception) -> str:
+    return " ".join(str(e).split()) or type(e).__name__

@@ -1,0 +1,27 @@
+"""Lion, the sign of an interpolated momentum. Chen et al. (2023), arXiv:2302.06675."""
+
+from dataclasses import dataclass
+
+import optax
+
+from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.matrix import matrices
+from jaxtrain.optim.schedules import Schedule
+from jaxtrain.ranges import check_decay, check_not_negative
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lion(Optimizer):
+    """Half the state of AdamW. Its rate wants to be 3 to 10 times smaller, and its decay as much larger."""
+
+    learning_rate: Schedule
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1.0
+
+    def __post_init__(self):
+        check_decay(self, "b1", "b2")
+        check_not_negative(self, "weight_decay")
+
+    def build(self, rate: optax.Schedule, names: dict) -> optax.GradientTransformation:
+        return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=matrices(names))

@@ -1,0 +1,78 @@
+"""Every optimizer there is, and the small network whose parameters the tests give them."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain.cli.config_types import subclasses
+from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.schedules import Constant
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RATE, DECAY = 0.02, 0.5
+RATES = Constant(peak=RATE)
+OPTIMIZERS = [cls for _, cls in sorted(subclasses(Optimizer).items()) if cls.__module__.startswith("jaxtrain.")]
+ALL = [optimizer(learning_rate=RATES, weight_decay=DECAY) for optimizer in OPTIMIZERS]
+every = functools.partial(pytest.mark.parametrize, "optimizer", ids=lambda o: type(o).__name__)
+
+# Two layers of a small network: a matrix, a projection by heads, and the vectors that decay must spare.
+NAMES = {
+    "up": ("layers", "embed", "mlp"),
+    "query": ("layers", "embed", "heads", "head_dim"),
+    "up_bias": ("layers", "mlp"),
+    "query_bias": ("layers", "heads", "head_dim"),
+    "scale": ("layers", "width"),
+}
+SHAPES = {"up": (2, 6, 8), "query": (2, 6, 2, 3), "up_bias": (2, 8), "query_bias": (2, 2, 3), "scale": (2, 6)}
+
+
+def draw_tree(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def build(optimizer: Optimizer, rate: float = RATE, names: dict = NAMES) -> optax.GradientTransformation:
+    return optimizer.build(Constant(peak=rate).build(100), names)
+
+
+def follow(tx: optax.GradientTransformation, params: dict, gradients: list[dict], look) -> list:
+    """Return what `look(state, params)` sees behind each step of these gradients."""
+    state, seen = tx.init(params), []
+    for gradient in gradients:
+        params, state = _step(tx)(params, state, gradient)
+        seen.append(look(state, params))
+    return seen
+
+
+@functools.cache
+def _step(tx: optax.GradientTransformation):
+    @jax.jit
+    def step(params: dict, state: optax.OptState, gradient: dict) -> tuple[dict, optax.OptState]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def read_golden(name: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return a recorded trajectory (scripts/peers/make_optimizer_goldens.py): kind -> parameter -> array."""
+    found = {}
+    with np.load(GOLDEN / name) as file:
+        for key in file.files:
+            kind, _, parameter = key.partition("/")
+            found.setdefault(kind, {})[parameter] = file[key]
+    return found
+
+
+def steps_of(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return one tree a step of arrays that have the steps before their axes."""
+    count = len(next(iter(arrays.values())))
+    return [{name: array[step] for name, array in arrays.items()} for step in range(count)]
+
+
+def as_float32(tree: dict) -> dict:
+    return jax.tree.map(lambda x: x.astype(np.float32), tree)

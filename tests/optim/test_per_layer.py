@@ -1,0 +1,95 @@
+"""What an optimizer makes of a stack is what it makes of each of its layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optimizer_cases import ALL, build, draw_tree, every, follow
+from tolerances import EXACT, assert_close
+
+from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
+from jaxtrain.optim.per_layer import per_layer
+
+# Matrices large enough to be factored and quantized, and vectors; two stacks of different length, and one table.
+NAMES = {
+    "encoder": {
+        "query": ("layers", "embed", "heads", "head_dim"),
+        "output": ("layers", "heads", "head_dim", "embed"),
+        "scale": ("layers", "width"),
+    },
+    "decoder": {"up": ("layers", "embed", "mlp"), "small": ("layers", "mlp", "embed"), "bias": ("layers", "mlp")},
+    "embedding": {"table": ("vocab", "embed")},
+}
+SHAPES = {
+    "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
+    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160)},
+    "embedding": {"table": (9, 128)},
+}
+VARIANTS = [AdamW8bit(learning_rate=ALL[0].learning_rate, moments=Float8Moments())]
+
+
+def _trees(seed: int) -> dict:
+    """Return a tree whose layers differ by far in size, as norms over a stack would show."""
+    sizes = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}
+
+    def scaled(stack: str, x: np.ndarray) -> np.ndarray:
+        return x if stack not in sizes else x * sizes[stack].reshape(-1, *(1,) * (x.ndim - 1))
+
+    return {
+        stack: {name: scaled(stack, x) for name, x in draw_tree(seed, shapes).items()}
+        for stack, shapes in SHAPES.items()
+    }
+
+
+def _layer(tree: dict, index: int) -> dict:
+    """Return stacks of one layer, that of the index or the last."""
+
+    def one(axes: tuple, x: jax.Array) -> jax.Array:
+        return x[min(index, len(x) - 1)][None] if axes[0] == "layers" else x
+
+    return jax.tree.map(one, NAMES, tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@every(ALL + VARIANTS)
+def test_every_optimizer_moves_the_layers_of_a_stack_as_each_alone(optimizer):
+    tx, params, gradients = build(optimizer, names=NAMES), _trees(0), [_trees(seed) for seed in (1, 2, 3)]
+
+    def averages(state, params):
+        return optimizer.evaluation_params(state, params)
+
+    stacked = follow(tx, params, gradients, averages)
+    for index in range(3):
+        alone = follow(tx, _layer(params, index), [_layer(gradient, index) for gradient in gradients], averages)
+        for step in range(3):
+            assert_close(_layer(stacked[step], index), alone[step], EXACT, f"layer {index}, step {step}")
+
+
+def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
+    params, gradients = _trees(0), [_trees(1)]
+    tx = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-1.0))
+    [plain] = follow(tx, params, gradients, lambda state, params: params)
+    [layered] = follow(per_layer(tx, NAMES), params, gradients, lambda state, params: params)
+    for index in range(3):
+        flat = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(params, index))
+        gradient = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(gradients[0], index))
+        [alone] = follow(tx, flat, [gradient], lambda state, params: params)
+        seen = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(layered, index))
+        assert_close(seen, alone, EXACT, f"layer {index}")
+    assert not np.allclose(plain["decoder"]["up"], layered["decoder"]["up"])
+
+
+def test_the_state_has_the_structure_of_the_transformation_with_one_count():
+    tx, params = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: 0.1 * count)), _trees(0)
+    plain, layered = tx.init(params), per_layer(tx, NAMES).init(params)
+    assert_close(layered, plain, EXACT)
+    [(counts, moments)] = follow(
+        per_layer(tx, NAMES), params, [_trees(1)], lambda state, params: ((state[0].count, state[1].count), state[0].mu)
+    )
+    assert [(count.shape, int(count)) for count in counts] == 2 * [((), 1)]
+    assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, params)
+
+
+def test_a_transformation_of_all_parameters_together_is_none_of_layers():
+    with pytest.raises(ValueError, match="vmap"):
+        follow(per_layer(optax.clip_by_global_norm(1.0), NAMES), _trees(0), [_trees(1)], lambda *seen: seen)

@@ -1,0 +1,207 @@
+"""Where a run goes on: nothing that was finished is lost without a question, wherever the folder lies."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import runs
+
+from jaxtrain.cli.main import main
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.loop import Trainer
+from jaxtrain.train.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def config(data, tmp_path_factory) -> Path:
+    return runs.write_config(runs.tiny_run(data), tmp_path_factory.mktemp("config") / "tiny.gin")
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory) -> Path:
+    """The folder of a run of twelve steps with checkpoints 10 and 12."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", str(config), "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def _without_manifests(folder: Path) -> str:
+    for path in folder.rglob("manifest.json"):
+        path.unlink()
+    return r"none of the checkpoints \(10, 12\) is sound"
+
+
+def _without_checkpoints(folder: Path) -> str:
+    shutil.rmtree(folder / "checkpoints")
+    return r"metrics\.jsonl is that of a run whose checkpoints are not in .*checkpoints"
+
+
+def _renamed(folder: Path) -> str:
+    for step in ("10", "12"):
+        (folder / "checkpoints" / step).rename(folder / "checkpoints" / f"step_{step}")
+    return r"none of the checkpoints \(step_10, step_12\) is sound"
+
+
+def _numbered_otherwise(folder: Path) -> str:
+    shutil.rmtree(folder / "checkpoints" / "10")
+    (folder / "checkpoints" / "12").rename(folder / "checkpoints" / "120")
+    return r"none of the checkpoints \(120\) is sound"
+
+
+def _all_set_aside(folder: Path) -> str:
+    shutil.rmtree(folder / "checkpoints" / "10")
+    (folder / "checkpoints" / "12").rename(folder / "checkpoints" / "doubtful-12-1")
+    return r"none of the checkpoints \(doubtful-12-1\) is sound"
+
+
+def _a_file(folder: Path) -> str:
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").write_text("")
+    return "checkpoints is not a folder"
+
+
+def _a_later_save_alone(folder: Path) -> str:
+    shutil.rmtree(folder / "checkpoints" / "10")
+    (folder / "checkpoints" / "12").rename(folder / "checkpoints" / "12.saving")
+    return "whose checkpoints are not in"
+
+
+LOSSES = (_without_manifests, _without_checkpoints, _renamed, _numbered_otherwise, _all_set_aside, _a_file)
+
+
+@pytest.mark.parametrize("lose", [*LOSSES, _a_later_save_alone], ids=lambda lose: lose.__name__.strip("_"))
+def test_a_run_that_would_begin_anew_over_what_is_there_is_refused(lose, folder, data):
+    message = lose(folder)
+    before = runs.content(folder)
+    with pytest.raises(ValueError, match=message):
+        runs.train(runs.tiny_run(data), folder)
+    assert runs.content(folder) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--resume", "--set", "phases[0].steps=20"]])
+@pytest.mark.parametrize("lose", LOSSES[:2])
+def test_the_command_is_refused_before_it_writes(lose, options, folder, config, capsys):
+    message = lose(folder)
+    before = runs.content(folder)
+    capsys.readouterr()
+    assert main(["train", str(config), "--run", str(folder), *options]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("jaxtrain: error: ") and re.search(message, line) and "--overwrite" in line
+    assert runs.content(folder) == before
+
+
+def test_overwrite_clears_what_is_there_and_nothing_else(folder, data, tmp_path):
+    """Also of checkpoints that are kept on another disk, by a link, and what was set aside."""
+    _without_manifests(folder)
+    elsewhere = (folder / "checkpoints").rename(tmp_path / "disk")
+    (folder / "checkpoints").symlink_to(elsewhere)
+    (elsewhere / "doubtful-5-1").symlink_to(shutil.copytree(elsewhere / "10", tmp_path / "linked"))
+    (folder / "notes.txt").write_text("mine")
+    RunFolder(folder).clear()
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "notes.txt"]
+    assert list(elsewhere.iterdir()) == [] and list((tmp_path / "linked").iterdir())
+    assert runs.tiny_run(data).trainer(folder).find_start() is None
+
+
+@pytest.mark.parametrize(
+    ("half_written", "steps"), [(None, 0), (None, 4), ("5.saving", 9), ("5.saving.orbax-checkpoint-tmp", 9)]
+)
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(half_written, steps, folder, data):
+    """Or while it wrote that one, having made steps beyond it."""
+    shutil.rmtree(folder / "checkpoints")
+    if half_written:
+        (folder / "checkpoints" / half_written).mkdir(parents=True)
+    written = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(written[:steps]) + '{"st')
+    assert runs.tiny_run(data).trainer(folder).find_start() is None
+
+
+def test_metrics_of_somebody_else_are_not_taken_for_those_of_a_new_run(config, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("loss,accuracy\n1.0,0.5\n")
+    before = runs.content(tmp_path)
+    for options in ([], ["--resume"]):
+        assert main(["train", str(config), "--run", str(tmp_path), *options]) == 2
+        assert "pass --" in capsys.readouterr().err
+        assert runs.content(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(folder, config, whole, caplog):
+    (folder / "checkpoints" / "12" / "manifest.json").unlink()
+    assert main(["train", str(config), "--run", str(folder)]) == 0
+    assert "is refused: its file manifest.json is missing" in caplog.text and "doubtful-12-1" in caplog.text
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "12", "doubtful-12-1"]
+    assert runs.losses(folder) == whole[:12]
+
+
+TORN = b'{"step": 9, "lo'
+FOREIGN = {
+    "blank": b"\n",
+    "foreign": b"Traceback (most recent call last):\n",
+    "not UTF-8": b'{"step": 3, "loss": 1.0, "na\xffme": 1}\n',
+    "another shape": b'[{"step": 3}]\n',
+    "no number": b'{"step": 3, "loss": "low"}\n',
+    "no step": b'{"loss": 1.0}\n',
+    "torn in the middle": b'{"step": 4, "lo\n',
+    "too deep": b"[" * 100_000 + b"\n",
+    "too great": b'{"step": 3, "loss": 1' + 400 * b"0" + b"}\n",
+    "NUL": b"\0\0\0\0\n",
+}
+
+
+def test_lines_that_are_no_records_are_named_and_kept_and_the_run_goes_on(folder, config, whole, caplog, capsys):
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    spoilt = b"".join([*lines[:5], *FOREIGN.values(), *lines[5:], TORN])
+    path.write_bytes(spoilt)
+    shutil.rmtree(folder / "checkpoints" / "12")
+
+    numbers = ", ".join(map(str, range(6, 16))) + " and 1 more"  # the last is the torn one
+    assert main(["plot", str(folder)]) == 0
+    assert f"{path}: left out line {numbers}, which is not the record of a step" in caplog.text
+    assert path.read_bytes() == spoilt
+    caplog.clear()
+    assert main(["train", str(config), "--run", str(folder)]) == 0
+    assert f"{path}: left out line {numbers}" in caplog.text
+    assert "going on from the checkpoint of step 10" in capsys.readouterr().out
+    assert runs.losses(folder) == whole[:12]
+    assert (folder / "doubtful-metrics-1.jsonl").read_bytes() == spoilt
+
+
+def test_a_run_of_any_path_trains_resumes_and_is_read(config, whole, tmp_path, capsys):
+    folder = tmp_path / "Läufe 実験 back\\slash a#b?c%20d [bold]lr[3e-4]" / "[/x] run"
+    longer = ["--resume", "--set", "phases[0].steps=12"]
+    assert main(["train", str(config), "--run", str(folder), "--set", "phases[0].steps=7"]) == 0
+    assert f"into {folder}" in capsys.readouterr().out.replace("\n", "")
+    assert main(["train", str(folder), *longer]) == 0
+    assert runs.losses(folder) == whole[:12]
+    assert main(["eval", str(folder)]) == 0
+    assert main(["generate", str(folder), "--prompt", "abc", "--tokens", "2"]) == 0
+    assert main(["plot", str(folder)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [folder.relative_to(tmp_path).parts[0]]
+
+
+def test_a_path_that_cannot_be_used_is_refused_before_training(config, tmp_path, monkeypatch, capsys):
+    odd = tmp_path / "odd [1]"
+    odd.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    folder = tmp_path / "run [2]"
+    assert main(["train", str(config), "--run", str(folder)]) == 2
+    line = capsys.readouterr().err
+    assert str(folder) in line and "set TMPDIR" in line and line.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_starting_points_are_found_without_changing_anything(data, folder):
+    before = runs.content(folder)
+    trainer: Trainer = runs.tiny_run(data).trainer(folder)
+    assert trainer.find_start() == 12
+    (folder / "checkpoints" / "13.saving").mkdir()
+    assert trainer.find_start() == 12 and (folder / "checkpoints" / "13.saving").exists()
+    assert runs.content(folder) == before
+    assert read_metrics(RunFolder(folder).metrics)[-1]["step"] == 12
