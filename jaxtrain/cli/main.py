@@ -36,7 +36,8 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
-REFUSED = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
+# What a user or the system is at fault for: one line, exit code 2.
+REFUSALS = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # as XLA's errors begin then
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments._run(arguments)
     except Exception as error:
-        if not isinstance(error, REFUSED) and not str(error).startswith(OUT_OF_MEMORY):
+        if not isinstance(error, REFUSALS) and not str(error).startswith(OUT_OF_MEMORY):
             raise
         if "traceback" in arguments:
             traceback.print_exc()
