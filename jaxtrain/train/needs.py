@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.optim.optimizers import Optimizer, transformation
+from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.shapes import Batch
 from jaxtrain.train.hooks import Hook, Sample
 from jaxtrain.train.phases import Phase
