@@ -18,7 +18,7 @@ from typing import Any
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand, warn_of_replaced
+from jaxtrain.cli.finished import mesh_at_hand, say_what_is_read
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -203,7 +203,7 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
     config = load(folder.config, arguments.set).config if folder.config.exists() else None
     if config:
-        warn_of_replaced(folder, config)
+        say_what_is_read(folder, config)
     model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
     step, params = weights_of(folder, model, config, arguments.weights)
     given = settings(folder.path / CARRIED / "config.json")
