@@ -21,7 +21,7 @@ from typing import Any
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand, warn_of_replaced
+from jaxtrain.cli.finished import mesh_at_hand, say_what_is_read
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -208,7 +208,7 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     trusted, only = arguments.import_from, folder.path / MODEL_ONLY
     config = load(folder.config, arguments.set, import_from=trusted).config if folder.config.exists() else None
     if config:
-        warn_of_replaced(folder, config)
+        say_what_is_read(folder, config)
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
     token_ids, generation = special_tokens(tokenizer, carried)

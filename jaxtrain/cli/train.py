@@ -17,7 +17,7 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, replaced_since
+from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
@@ -200,7 +200,7 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    for remark in [*config.remarks(jax.device_count()), *replaced_since(folder, config)]:
+    for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 
