@@ -206,7 +206,11 @@ def test_an_imported_run_trains_on_from_the_weights_and_goes_back(tiny_folder, t
     loaded = load(tmp_path / "run").config
     data = dataclasses.replace(loaded.data, source=TextFiles(glob=str(tmp_path / "*.txt")), validation_fraction=0.0)
     phases = (Phase(steps=1, batch_size=2, sequence_length=16),)
-    config = dataclasses.replace(loaded, data=data, phases=phases, writers=(), hooks=(Checkpoint(every_steps=1),))
+    warming_up = dataclasses.replace(loaded.optimizer.learning_rate, warmup_steps=1)  # the one update has a rate of 0
+    optimizer = dataclasses.replace(loaded.optimizer, learning_rate=warming_up)
+    config = dataclasses.replace(
+        loaded, data=data, optimizer=optimizer, phases=phases, writers=(), hooks=(Checkpoint(every_steps=1),)
+    )
     result = config.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
     table = np.asarray(result.state.params["embedding"]["table"])
     assert result.step == 1 and table.dtype == np.float32
