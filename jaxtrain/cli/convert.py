@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / "config.json").exists():
             if arguments.family or arguments.dtype or arguments.weights:
                 raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
-            import_run(source, target, arguments.set)
+            import_run(source, target, arguments.set, arguments.import_from)
         else:
             raise ValueError(
                 f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 # -- in ---------------------------------------------------------------------------------------------------------
 
 
-def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
+def import_run(source: Path, target: Path, overrides: Sequence[str], import_from: Sequence[str]) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
@@ -116,7 +116,7 @@ def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
             folder = RunFolder(target)
             RunFiles.of(config).write(folder)
             if overrides:
-                RunFiles.of(load(folder.config, overrides).config).write(folder)
+                RunFiles.of(load(folder.config, overrides, import_from=import_from).config).write(folder)
         except (OSError, ValueError):
             shutil.rmtree(target)
             raise
@@ -205,10 +205,11 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 
 
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
-    config = load(folder.config, arguments.set).config if folder.config.exists() else None
+    trusted, only = arguments.import_from, folder.path / MODEL_ONLY
+    config = load(folder.config, arguments.set, import_from=trusted).config if folder.config.exists() else None
     if config:
         warn_of_replaced(folder, config)
-    model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
+    model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
     token_ids, generation = special_tokens(tokenizer, carried)
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:

@@ -42,7 +42,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     check_exists(folder.path)
     if not folder.config.exists():
         raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
-    config: TrainConfig = load(folder.config, arguments.set).config
+    config: TrainConfig = load(folder.config, arguments.set, import_from=arguments.import_from).config
     warn_of_replaced(folder, config)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compilations()

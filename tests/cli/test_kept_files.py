@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jaxtrain.optim.optimizers import AdamW
 from tiny_run import command, content, sets
 
 import jaxtrain
@@ -25,6 +24,7 @@ from jaxtrain.cli.train import begin
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, TextFiles
 from jaxtrain.models import presets
+from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.paths import FilePath
 from jaxtrain.pipeline.schedules.from_file import FromFile

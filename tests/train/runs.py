@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,12 @@ def start_command(
             stdout=stdout,
             stderr=stderr,
         )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
