@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     stay_on_cpu()
-    config: TrainConfig = load(arguments.config, arguments.set).config
+    config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     devices = devices_of(arguments.topology)
     config.check_devices(len(devices))
     for remark in config.remarks(len(devices)):

@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     if arguments.action == "show":
-        console.print(show(load(arguments.file, arguments.set)), soft_wrap=True)
+        loaded = load(arguments.file, arguments.set, import_from=arguments.import_from)
+        console.print(show(loaded), soft_wrap=True)
     else:
-        left, right = load(arguments.left).config, load(arguments.right, arguments.set).config
-        found = differences(RunFiles.of(left), RunFiles.of(right))
+        left = load(arguments.left, import_from=arguments.import_from)
+        right = load(arguments.right, arguments.set, import_from=arguments.import_from)
+        found = differences(RunFiles.of(left.config), RunFiles.of(right.config))
         console.print("\n".join(map(str, found)) or "no differences", soft_wrap=True)
     return 0

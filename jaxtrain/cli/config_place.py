@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, get_type_hints
 
+from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, check_field, config_fields, join
-from jaxtrain.cli.config_types import closest
+from jaxtrain.cli.config_types import closest, item_hint
 
 ORIGIN = "--set"
 
@@ -31,7 +32,7 @@ def find_place(root: Node, path: str) -> Place:
     Raises:
         ValueError: there is no such path, with the nearest valid name, or the path of a key that is named by its class.
     """
-    keys = re.sub(r"\[(\d+)\]", r".\1", path).split(".")
+    keys = re.sub(r"\[([0-9]+)\]", r".\1", path).split(".")
     parent, hint, at = root, type(root), ""
     try:
         for key in keys[:-1]:
@@ -56,7 +57,7 @@ def _named_by_class(root: Node, keys: list[str]) -> str | None:
 def _below(at: str, node: Node, keys: list[str]) -> str:
     """The path of a key below a node, its first part spelt as the node has it."""
     first = [closest(key, config_fields(node.cls)) or key for key in keys[:1]]
-    return functools.reduce(join, (int(key) if key.isdecimal() else key for key in first + keys[1:]), at)
+    return functools.reduce(join, (int(key) if _is_index(key) else key for key in first + keys[1:]), at)
 
 
 def _nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
@@ -79,11 +80,15 @@ def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, obje
         case Node():
             check_field(parent.cls, key)
             return key, get_type_hints(parent.cls)[key]
-        case Items() if key.isdecimal() and int(key) < len(parent.children):
-            return int(key), hint
+        case Items() if _is_index(key) and int(key) < len(parent.children):
+            return int(key), item_hint(hint)
         case Items():
-            raise ValueError(f"{at} has no entry {key!r}; it has {len(parent.children)}, counted from 0")
-    raise ValueError(f"{at} is a plain value, there is no {key!r} below it; set it as a whole")
+            raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {len(parent.children)}, counted from 0")
+    raise ValueError(f"{at} is a plain value, there is no {shorten(key)!r} below it; set it as a whole")
+
+
+def _is_index(key: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", key) is not None
 
 
 def _child(parent: Tree, hint: object, at: str, key: str) -> tuple[Tree, object, str]:

@@ -1,14 +1,15 @@
 """What the names in one configuration file stand for: its imports, and the classes and presets reached through them."""
 
-import importlib
-import inspect
-import pkgutil
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from gin import config_parser as gin
 
+from jaxtrain.cli.config_imports import Imports
+from jaxtrain.cli.config_target import check_target
 from jaxtrain.cli.config_types import label, nearest
 
 
@@ -43,17 +44,11 @@ class Delegate(gin.ParserDelegate):
         return Macro(name=name)
 
 
-def check_target(target: object) -> None:
-    """Raise ValueError unless calling `target` with nothing bound makes a configuration: a dataclass, or a preset."""
-    preset = inspect.isfunction(target) and not inspect.signature(target).parameters
-    if not preset and not (isinstance(target, type) and is_dataclass(target)):
-        raise ValueError(f"{target!r} is neither a dataclass nor a function of no arguments that makes one")
-
-
 class Symbols:
-    """The imports of one file. They hold for that file only, as in gin."""
+    """The imports of one file, which lies in `folder`. They hold for that file only, as in gin."""
 
-    def __init__(self):
+    def __init__(self, imports: Imports, folder: Path):
+        self._imports, self._folder = imports, folder
         self._dynamic = False
         self._modules: dict[str, ModuleType] = {}
 
@@ -63,22 +58,24 @@ class Symbols:
             return
         if not self._dynamic:
             raise ValueError("write `from __gin__ import dynamic_registration` above the first import")
-        module = _import(statement.module)
+        module = self._imports.module(statement.module, beside=self._folder)
         whole = statement.is_from or statement.alias
-        self._modules[statement.bound_name()] = module if whole else importlib.import_module(statement.bound_name())
+        self._modules[statement.bound_name()] = module if whole else sys.modules[statement.bound_name()]
 
     def target(self, selector: str) -> Callable:
         """The class or function that `module.name` stands for."""
         first, *rest = selector.split(".")
         if first not in self._modules:
             raise ValueError(f"{selector}: no import provides {first!r}{nearest(first, self._modules)}")
-        target = self._modules[first]
+        target: object = self._modules[first]
+        above = self._modules[first].__name__
         for name in rest:
-            if name not in vars(target):
-                public = [key for key, value in vars(target).items() if callable(value) and not key.startswith("_")]
-                raise ValueError(f"{selector}: {target.__name__} has no {name!r}{nearest(name, public)}")
-            target = vars(target)[name]
-        check_target(target)
+            own = vars(target) if isinstance(target, ModuleType | type) else {}
+            if name not in own:
+                public = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
+                raise ValueError(f"{selector}: {above} has no {name!r}{nearest(name, public)}")
+            target, above = own[name], f"{above}.{name}"
+        check_target(target, selector)
         return target
 
     def dataclass(self, selector: str) -> type:
@@ -97,21 +94,3 @@ class Symbols:
             raise ValueError(f"@{value.scoped_name} is the class itself; write @{value.scoped_name}()")
         scope, _, selector = value.scoped_name.rpartition("/")
         return Reference(scope=scope, target=self.target(selector))
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something it needs is not
-        parent, _, last = error.name.rpartition(".")
-        path = getattr(importlib.import_module(parent), "__path__", None) if parent else None
-        if parent and path is None:
-            above, _, module = parent.rpartition(".")
-            raise ValueError(
-                f"{name}: {parent} is a module, and modules are imported, not what is in them: write "
-                f"`{f'from {above} ' if above else ''}import {module}` and {module}.{last}"
-            ) from None
-        there = pkgutil.iter_modules(path)
-        raise ValueError(f"there is no module {error.name!r}{nearest(last, [m.name for m in there])}") from None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.text import Text
 
 from jaxtrain.cli.config_file import LoadedConfig
+from jaxtrain.cli.config_literal import check_number
 from jaxtrain.cli.config_place import ORIGIN as OVERRIDE
 from jaxtrain.cli.config_tree import DEFAULT, config_fields, entries, join
 from jaxtrain.cli.config_types import describe
@@ -72,13 +73,21 @@ def _literal(value: object, path: str, names: dict[str, str]) -> str:
     if isinstance(value, tuple):
         items = [_literal(item, join(path, i), names) for i, item in enumerate(value)]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-    if type(value) is float and math.isinf(value):
-        return "1e999" if value > 0 else "-1e999"  # no other literal overflows to infinity
-    if type(value) not in (bool, int, float, str, type(None)) or value != value:  # nan
-        raise ValueError(
-            f"{path}={value!r} has no literal; use int, float (not nan), bool, str, None or tuples of these"
-        )
+    if type(value) not in (bool, int, float, str, type(None)):
+        raise ValueError(f"{path}={value!r} has no literal; use int, float, bool, str, None or tuples of these")
+    if type(value) in (int, float):
+        _check_written(value, path)
     return repr(value)
+
+
+def _check_written(value: float, path: str) -> None:
+    """Raise ValueError for a number that a file could not be read with."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path}={value!r} has no literal; use a finite number")
+    try:
+        check_number(str(abs(value)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def leaf_count(config: object) -> int:

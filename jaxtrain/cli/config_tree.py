@@ -6,9 +6,9 @@ overrides that are valid only together are checked together, and a required fiel
 
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import get_type_hints
+from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_types import convert, describe, describe_hint, label, nearest
+from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
 
 DEFAULT = "default"
 
@@ -39,6 +39,19 @@ class Items:
 
 
 type Tree = Leaf | Node | Items
+
+
+class Slot(NamedTuple):
+    """Where a value is to go: its path, and the annotation that it must fit."""
+
+    path: str
+    hint: object
+
+    def field(self, cls: type, name: str) -> "Slot":
+        return Slot(join(self.path, name), get_type_hints(cls)[name])
+
+    def item(self, index: int) -> "Slot":
+        return Slot(join(self.path, index), item_hint(self.hint))
 
 
 def config_fields(cls: type) -> dict[str, Field]:
@@ -122,8 +135,10 @@ def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, n
         return convert(value, hint)
     except TypeError:
         kind = "" if is_dataclass(value) or value is None else f", not {type(value).__name__}"
-        wrong = f"{path}={describe(value)} must be {describe_hint(hint)}{kind}"
-        raise ValueError(f"{_at(node.children[name].origin)}{wrong}") from None
+        wrong = f"must be {describe_hint(hint)}{kind}"
+    except ValueError as error:
+        wrong = str(error)
+    raise ValueError(f"{_at(node.children[name].origin)}{path}={describe(value)} {wrong}")
 
 
 def _at(origin: str) -> str:

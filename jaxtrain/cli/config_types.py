@@ -11,13 +11,20 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin
+from typing import Any, Literal, Never, TypeAliasType, Union, get_args, get_origin
+
+from jaxtrain.cli.config_literal import check_encodable
 
 PLAIN = (bool, int, float, str, NoneType)
 
 
 def convert(value: object, hint: object) -> object:
-    """Return `value` as `hint` wants it, int made float and list made tuple; raise TypeError where it does not fit."""
+    """Return `value` as `hint` wants it, int made float and list made tuple.
+
+    Raises:
+        TypeError: it does not fit.
+        ValueError: it is a text that no file can hold.
+    """
     if isinstance(hint, TypeAliasType):
         return convert(value, hint.__value__)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -31,8 +38,10 @@ def convert(value: object, hint: object) -> object:
         return float(value)
     elif hint in PLAIN or hint is None:
         fits = value is None if hint is None else type(value) is hint  # bool is an int to isinstance, not to a reader
+        if fits and hint is str:
+            check_encodable(value)
     else:
-        fits = hint in (Any, object) or _is_instance(value, origin or hint)
+        fits = hint in (Any, object) or (is_dataclass(value) and takes(hint, type(value)))
     if not fits:
         raise TypeError
     return value
@@ -59,13 +68,32 @@ def _convert_tuple(value: object, arguments: tuple) -> tuple:
     return tuple(convert(item, hint) for item, hint in zip(value, arguments, strict=True))
 
 
-def _is_instance(value: object, hint: object) -> bool:
-    if not is_dataclass(value) or not isinstance(hint, type):
-        return False
+def takes(hint: object, cls: type) -> bool:
+    """Whether an annotation takes instances of a dataclass, told without making one."""
+    if isinstance(hint, TypeAliasType):
+        return takes(hint.__value__, cls)
+    if get_origin(hint) in (Union, UnionType):
+        return any(takes(option, cls) for option in get_args(hint))
+    kind = get_origin(hint) or hint
+    if kind in (Any, object) or not isinstance(kind, type):
+        return kind in (Any, object)
     try:
-        return isinstance(value, hint)
-    except TypeError:  # a Protocol that is not checkable at run time: any dataclass may follow it
-        return True
+        return issubclass(cls, kind)
+    except TypeError:  # a Protocol that is not checkable at run time
+        return kind.__protocol_attrs__ <= set(dir(cls))
+
+
+def item_hint(hint: object) -> object:
+    """The annotation of the items of a tuple: in a union of them any of theirs, Never where there is no tuple."""
+    if isinstance(hint, TypeAliasType):
+        return item_hint(hint.__value__)
+    origin, arguments = get_origin(hint), tuple(argument for argument in get_args(hint) if argument is not Ellipsis)
+    if hint in (tuple, Any, object):
+        return object
+    if origin is tuple:
+        return Union[arguments] if arguments else Never  # noqa: UP007  of as many as there are
+    items = tuple(item for option in arguments if (item := item_hint(option)) is not Never)
+    return Union[items] if items and origin in (Union, UnionType) else Never  # noqa: UP007
 
 
 def classes_in(hint: object) -> list[type]:

@@ -21,7 +21,7 @@ from typing import Any
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand, warn_of_replaced
+from jaxtrain.cli.finished import mesh_at_hand, say_what_is_read
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / "config.json").exists():
             if arguments.family or arguments.dtype or arguments.weights:
                 raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
-            import_run(source, target, arguments.set)
+            import_run(source, target, arguments.set, arguments.import_from)
         else:
             raise ValueError(
                 f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 # -- in ---------------------------------------------------------------------------------------------------------
 
 
-def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
+def import_run(source: Path, target: Path, overrides: Sequence[str], import_from: Sequence[str]) -> None:
     """Make a run folder, whole or not at all."""
     model, params = open_folder(source)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
@@ -116,7 +116,7 @@ def import_run(source: Path, target: Path, overrides: Sequence[str]) -> None:
             folder = RunFolder(target)
             RunFiles.of(config).write(folder)
             if overrides:
-                RunFiles.of(load(folder.config, overrides).config).write(folder)
+                RunFiles.of(load(folder.config, overrides, import_from=import_from).config).write(folder)
         except (OSError, ValueError):
             shutil.rmtree(target)
             raise
@@ -169,7 +169,7 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePi
     A SentencePiece model does not tell; those of Llama, Mistral and Gemma were trained with the piece that they have.
     """
     file = source / "tokenizer_config.json"
-    told, token = (settings(file).get(key) for key in ("add_bos_token", "bos_token"))
+    told, token = (settings(source, file.name).get(key) for key in ("add_bos_token", "bos_token"))
     if not isinstance(told, bool | None):
         raise ValueError(f"{file}: add_bos_token is {told!r}: make it true or false")
     if isinstance(tokenizer, SentencePiece):
@@ -205,10 +205,11 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
 
 
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
-    config = load(folder.config, arguments.set).config if folder.config.exists() else None
+    trusted, only = arguments.import_from, folder.path / MODEL_ONLY
+    config = load(folder.config, arguments.set, import_from=trusted).config if folder.config.exists() else None
     if config:
-        warn_of_replaced(folder, config)
-    model = config.model if config else load(folder.path / MODEL_ONLY, arguments.set, root=DecoderConfig).config
+        say_what_is_read(folder, config)
+    model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
     token_ids, generation = special_tokens(tokenizer, carried)
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
@@ -229,7 +230,9 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
 
 def special_tokens(tokenizer: Tokenizer | None, carried: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return token ids, and generation_config.json: what was imported with the tokenizer, or else the tokenizer's."""
-    own = {"eos_token_id": tokenizer.end_of_document_id} if tokenizer else {}
+    own = {}
+    if tokenizer:
+        own = {"bos_token_id": next(iter(tokenizer.beginning), None), "eos_token_id": tokenizer.end_of_document_id}
     generation = settings(carried, GENERATION)
     if came_with(tokenizer, carried):
         return own | special_ids(carried, "config.json"), generation
@@ -244,6 +247,8 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, carried: Path) -> N
     if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
         # Without it transformers takes the tokenizer that is usual for the family, special tokens and all.
         text = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
+        if tokenizer.beginning:
+            text["bos_token"] = tokenizer.token(tokenizer.beginning[0])
         (target / "tokenizer_config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 

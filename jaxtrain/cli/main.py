@@ -1,8 +1,8 @@
 """The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
 
 Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError,
-something unsupported) or the system refuses (a file that is missing or forbidden, a disk that is full) ends as one line
-on stderr and exit code 2; anything else keeps its traceback.
+something unsupported) or the system refuses (a file that is missing or forbidden, a full disk or memory) ends as one
+line on stderr and exit code 2, Ctrl-C as one and 130; anything else keeps its traceback.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxtrain.cli import terminal
+from jaxtrain.train import peers
 from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
@@ -34,6 +36,9 @@ KEEP_MEMORY = {
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
+# What a user or the system is at fault for: one line, exit code 2.
+REFUSALS = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # as XLA's errors begin then
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
@@ -71,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments._run(arguments)
-    except (ValueError, OSError, SaveError, NotImplementedError) as error:
+    except Exception as error:
+        if not isinstance(error, REFUSALS) and not str(error).startswith(OUT_OF_MEMORY):
+            raise
         if "traceback" in arguments:
             traceback.print_exc()
         print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
@@ -82,7 +89,7 @@ def _text(error: Exception) -> str:
     """Return what an error says; the system's own without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return str(error) or "out of memory"  # MemoryError has no words
 
 
 def _one_line(text: str) -> str:
@@ -92,16 +99,40 @@ def _one_line(text: str) -> str:
 
 
 def command() -> int:
-    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+    """Run `main` as a process of its own.
 
     Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
+    Before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
     """
     if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if sys.argv[1:2] == ["train"] and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
+    trains = sys.argv[1:2] == ["train"]
+    if trains and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return main()
+    streams = terminal.shield()
+    code = _run_to_the_end()
+    sys.stdout.flush()
+    if (lost := streams.lost) and not code and not trains:  # whose result is its files
+        print(f"jaxtrain: error: standard output: {lost.strerror}", file=sys.stderr)
+        code = 2
+    return code
+
+
+def _run_to_the_end() -> int:
+    """Run `main`; with an error that is not the user's, or an interruption, end without waiting for other processes."""
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("jaxtrain: interrupted", file=sys.stderr)
+        code = 130
+    except Exception:
+        peers.verdict()
+        traceback.print_exc()
+        code = 1
+    if code:
+        peers.leave(code)
+    return code
 
 
 if __name__ == "__main__":

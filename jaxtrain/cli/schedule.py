@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from jaxtrain.cli.config_literal import number
+from jaxtrain.cli.config_override import add_import_argument
 from jaxtrain.cli.schedule_catalog import all_schedules, parse
 from jaxtrain.cli.schedule_compare import print_comparison
 from jaxtrain.cli.schedule_costs import Priced, of_model, of_stage
@@ -48,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
-    priced = of_model(arguments.model) if arguments.model is not None else of_stage(arguments.costs or Costs())
+    if arguments.model is not None:
+        priced = of_model(arguments.model, arguments.import_from)
+    else:
+        priced = of_stage(arguments.costs or Costs())
     if arguments.action == "compare":
         _compare(console, arguments, priced)
     else:
@@ -66,21 +71,22 @@ def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> N
     costs.add_argument("--costs", type=_costs, metavar="F,B,W[,TRANSFER]", help=help)
     help = "take the costs from the FLOPs of this configuration's model: a .gin file, or the folder of a run"
     costs.add_argument("--model", metavar="CONFIG", help=help)
+    add_import_argument(parser)
 
 
 def _memory_limit(text: str) -> float:
     try:
-        limit = float(text)
+        limit = number(text)
     except ValueError:
         limit = math.nan
-    if not 0 < limit < math.inf:
+    if not limit > 0:
         raise argparse.ArgumentTypeError(f"`{text}` must be a number above 0, such as 4; leave it out for no limit")
     return limit
 
 
 def _costs(text: str) -> Costs:
     try:
-        forward, backward, weight, *rest = [float(word) for word in text.split(",")]
+        forward, backward, weight, *rest = [number(word) for word in text.split(",")]
         (transfer,) = rest or [0.0]
         return Costs(forward=forward, backward=backward, weight=weight, transfer=transfer)
     except ValueError:

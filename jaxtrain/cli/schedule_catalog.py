@@ -7,6 +7,7 @@ text is parsed, never evaluated, and checked as configuration files are.
 import ast
 import difflib
 
+from jaxtrain.cli.config_literal import expression, shorten
 from jaxtrain.cli.config_tree import Leaf, Node, Tree, build, config_fields, new_node
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.pipeline.schedules.base import Schedule
@@ -23,13 +24,16 @@ def parse(text: str) -> Schedule:
     Raises:
         ValueError: there is no such schedule or parameter, or a value is of the wrong type or out of range.
     """
+    text = text.strip()
     try:
-        expression = ast.parse(text.strip(), mode="eval").body
+        syntax = expression(text)
     except SyntaxError:
         raise ValueError(
-            f"`{text}` is no schedule; write `PairedInterleaved` or `Interleaved(chunks_per_stage=3)`"
+            f"`{shorten(text)}` is no schedule; write `PairedInterleaved` or `Interleaved(chunks_per_stage=3)`"
         ) from None
-    return build(_plant(expression, text), {})
+    except ValueError as error:
+        raise ValueError(f"`{shorten(text)}` {error}") from None
+    return build(_plant(syntax, text), {})
 
 
 def _classes() -> dict[str, type[Schedule]]:

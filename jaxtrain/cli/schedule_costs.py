@@ -3,7 +3,7 @@
 Either makes of a schedule its table and the costs of this table's chunks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,17 +26,17 @@ def of_stage(costs: Costs) -> Priced:
     """The same costs of a whole stage for every schedule, however many chunks share them."""
 
     def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
-        table = schedule.tuned(costs).table(stages, microbatches)
+        table = schedule.tuned(costs).write(stages, microbatches)
         return table, costs.spread(table)
 
     return Priced(plan, f"F:B:W = {_ratio(costs)}")
 
 
-def of_model(path: str) -> Priced:
+def of_model(path: str, import_from: Sequence[str] = ()) -> Priced:
     """The FLOPs of a configuration's layers at its longest sequences, in forwards of a layer, as a run counts them."""
     from jaxtrain.train.pipelined import Pipelined  # JAX takes a second to import
 
-    config = load(path).config
+    config = load(path, import_from=import_from).config
     given = config.gradients if isinstance(config.gradients, Pipelined) else Pipelined(microbatches=1)
     length = max(phase.sequence_length for phase in config.phases)
 

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.text is not None:
         sources = (TextFiles(glob=arguments.text),)
     else:
-        sources = load(arguments.config, arguments.set).config.data.sources
+        config = load(arguments.config, arguments.set, import_from=arguments.import_from).config
+        sources = config.data.sources
     tokenizer = train_tokenizer(*sources, vocab_size=arguments.vocab_size, path=arguments.out, progress=True)
     print(f"{arguments.out}: {tokenizer.vocab_size} tokens")
     print(f"use it with --set data.tokenizer='@HuggingFaceTokenizer(path=\"{arguments.out}\")'")

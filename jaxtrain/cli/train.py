@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, replaced_since
+from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
@@ -28,6 +29,7 @@ from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result, Trainer
+from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
 
@@ -45,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config: TrainConfig = load(arguments.config, arguments.set).config
+    config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that are reported here
     keep_compilations()
-    distributed.start()
+    distributed.start(lambda: going_on(folder))
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
@@ -62,7 +64,7 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     folder = trainer.folder
     files = RunFiles.of(config)  # before --overwrite clears the folder, in which they may lie
     if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
-        check_same(folder, files, resume=arguments.resume)
+        check_same(folder, files, resume=arguments.resume, import_from=arguments.import_from)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.resume):
@@ -82,12 +84,19 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     return 0
 
 
+def going_on(folder: RunFolder) -> str:
+    """Say where the run of a folder goes on, from what is in it and nothing else: other processes may be gone."""
+    found = [path for path in folder.checkpoints.glob("[0-9]*") if path.name.isdecimal() and is_finished(path)]
+    step = max((int(path.name) for path in found), default=None)
+    return "The same command begins anew." if step is None else f"The same command goes on from step {step}."
+
+
 def default_folder(config: str) -> Path:
     path = Path(config)
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, files: RunFiles, *, resume: bool) -> None:
+def check_same(folder: RunFolder, files: RunFiles, *, resume: bool, import_from: Sequence[str] = ()) -> None:
     """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it.
 
     Another file at the path of one that the run was made with is refused even then: nobody has told of it.
@@ -98,7 +107,7 @@ def check_same(folder: RunFolder, files: RunFiles, *, resume: bool) -> None:
             name = folder.config.name
             raise ValueError(f"{folder.path}: holds a run but no {name}; pass --resume to go on, or --overwrite")
         return
-    before, config = load(folder.config).config, files.config
+    before, config = load(folder.config, import_from=import_from).config, files.config
     files_before = RunFiles.of(before)
     files.check_unchanged(files_before, folder)
     changes = differences(files_before, files)
@@ -181,7 +190,7 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    for remark in [*config.remarks(jax.device_count()), *replaced_since(folder, config)]:
+    for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -23,6 +23,8 @@ from typing import NamedTuple, Self
 
 from jaxtrain.pipeline.placement import Placement
 
+_NUMBER = "[0-9]{1,18}"
+
 
 class Unit(StrEnum):
     """What an action computes."""
@@ -180,8 +182,8 @@ def _split(number: int, line: str) -> tuple[str, str]:
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\s*\d+(\s+\d+)*\s*", text):
-        raise ValueError(f"`{name}: {text}` must be whole numbers separated by spaces")
+    if not re.fullmatch(rf"{_NUMBER}(\s+{_NUMBER})*", text.strip()):
+        raise ValueError(f"`{name}: {text}` must be whole numbers of at most 18 digits, separated by spaces")
     return tuple(map(int, text.split()))
 
 
@@ -190,7 +192,7 @@ def _actions(name: str, text: str) -> tuple[Action, ...]:
 
 
 def _action(name: str, word: str) -> Action:
-    match = re.fullmatch(r"(F|BW|B|W)(\d+)\.(\d+)", word)
+    match = re.fullmatch(rf"(F|BW|B|W)({_NUMBER})\.({_NUMBER})", word)
     if not match:
         raise ValueError(f"{name}: `{word}` is no action; expected F, B, W or BW, then microbatch.chunk, such as F3.0")
     return Action(Unit(match[1]), int(match[2]), int(match[3]))

@@ -227,6 +227,66 @@ ERRORS = {
         "run.gin:10: Failed to parse token 'abc'; write strings in quotes",
     ),
     "no statement": ("config.RunConfig", "run.gin:10: Couldn't parse statement, expected ':' or '='."),
+    "number beyond floats": (
+        "config.RunConfig.clip = 1e999",
+        "run.gin:10: no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    ),
+    "number that a float rounds to nothing": (
+        "config.RunConfig.clip = 3e-3000",
+        "run.gin:10: no float holds 3e-3000: write 0, or a number between 2.3e-308 and 1.7e308",
+    ),
+    "number of 400 digits": (
+        f"config.RunConfig.clip = {'9' * 400}",
+        f"run.gin:10: no float holds {'9' * 60}... (400 characters): write 0, or a number between 2.3e-308 and 1.7e308",
+    ),
+    "number of more digits than Python reads": (
+        f"config.RunConfig.name = {'9' * 5000}",
+        f"run.gin:10: no float holds {'9' * 60}... (5000 characters): write 0, or a number between 2.3e-308 and "
+        "1.7e308",
+    ),
+    "number in a macro of a tuple": (
+        "config.RunConfig.seeds = (%n, 1)\nn = 1e999",
+        "run.gin:11: no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    ),
+    "minus that gin would drop before a macro": (
+        "config.RunConfig.clip = -%n\nn = 1.0",
+        "run.gin:10: a minus stands before a number only",
+    ),
+    "minus that gin would drop before a reference": (
+        "config.RunConfig.optimizer = -@lion.Lion()",
+        "run.gin:10: a minus stands before a number only",
+    ),
+    "escape that is none": (
+        r"config.RunConfig.name = '\e'",
+        r"run.gin:10: Failed to parse token ''\e'': invalid escape sequence '\e'",
+    ),
+    "half of a surrogate pair": (
+        r"config.RunConfig.name = '\ud800'",
+        r"run.gin:10: name='\ud800' holds '\ud800', which is no character of UTF-8",
+    ),
+    "key of a dict that cannot be one": ("config.RunConfig.name = {[]: 1}", "run.gin:10: unhashable type: 'list'"),
+    "zero byte": ("config.RunConfig.name = 'a\0'", "run.gin holds a zero byte"),
+    "brackets beyond Python's": (
+        f"config.RunConfig.seeds = {'[' * 3000}",
+        "run.gin:10: too many nested parentheses",
+    ),
+    "macros beyond Python's depth": (
+        "\n".join(f"a{i} = %a{i + 1}" for i in range(3000)) + "\na3000 = 1\nconfig.RunConfig.name = %a0",
+        "run.gin is nested too deeply",
+    ),
+    "key of what is no class": (
+        "layers.dataclass.x = 1",
+        "run.gin:10: layers.dataclass is neither a dataclass nor a function of no arguments that makes one and says "
+        "so, `def dataclass() -> Class`",
+    ),
+    "key below a value": (
+        "layers.__name__.x.y = 1",
+        "run.gin:10: layers.__name__.x: toy.layers.__name__ has no 'x'",
+    ),
+    "node in a tuple where there is none": (
+        "layers.ModelConfig.norm = (@layers.NormConfig(),)",
+        "run.gin:10: model.norm[0]=@layers.NormConfig() is in a tuple, where none can be",
+    ),
     "node within itself": (
         "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.schedule = @lion.Lion()",
         "run.gin:11: @lion.Lion() contains itself; give the inner one a scope of its own",

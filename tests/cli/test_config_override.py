@@ -116,17 +116,58 @@ ERRORS = {
     "@Name(key=value, ...)",
     "optimizer=@Lion(": "--set optimizer=@Lion(: cannot be read; write @Name(key=value, ...)",
     "optimizer=@Lion": "--set: optimizer='Lion' must be Optimizer, not str",
-    "model.norm=@AttentionConfig(heads=2)": "--set: model.norm=@layers.AttentionConfig() must be NormConfig",
+    "model.norm=@AttentionConfig(heads=2)": "--set model.norm=@AttentionConfig(heads=2): "
+    "model.norm=@layers.AttentionConfig() must be NormConfig",
     "model.norm=@NormConfig(kind=batch)": "--set: model.norm.kind='batch' must be Literal['rms', 'layer'], not str",
     "model.mixers[0]=@AttentionConfig()": "--set: model.mixers[0].heads is missing: bind layers.AttentionConfig.heads, "
     "or give --set model.mixers[0].heads=...",
     "model=@tyny()": "--set model=@tyny(): there is no class 'tyny'; the nearest valid name is 'tiny'",
     "model=@tiny(width=3)": "--set model=@tiny(width=3): layers.tiny is a function; it takes no keys",
-    "model=@toy.layers.sized()": "neither a dataclass nor a function of no arguments that makes one",
+    "model=@toy.layers.sized()": "toy.layers.sized is neither a dataclass nor a function of no arguments that makes "
+    "one and says so, `def sized() -> Class`",
+    # What Python takes for something else, or does not survive.
+    "clip=1e999": "--set clip=1e999: no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    "clip=-1e999": "no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    "clip=3e-3000": "--set clip=3e-3000: no float holds 3e-3000: write 0, or a number between 2.3e-308 and 1.7e308",
+    "clip=1e-320": "no float holds 1e-320: write 0, or a number between 2.3e-308 and 1.7e308",
+    f"clip={'9' * 400}": f"{'9' * 60}... (400 characters): write 0, or a number between 2.3e-308 and 1.7e308",
+    f"name={'9' * 5000}": f"{'9' * 60}... (5000 characters): write 0, or a number between 2.3e-308 and 1.7e308",
+    f"clip=0x{'f' * 5000}": "(5002 characters): write 0, or a number between 2.3e-308 and 1.7e308",
+    "optimizer=@Lion(b1=1e999)": "no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    "seeds=(1, 1e999)": "no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+    "clip=inf": "--set: clip='inf' must be float | None, not str",
+    "clip=1j": "--set: clip=1j must be float | None, not complex",
+    f"clip={'-' * 4000}1": "(4006 characters): is nested too deeply",
+    f"clip={'1+' * 9000}1": "(18006 characters): is nested too deeply",
+    f"optimizer=@Lion(b1={'-' * 4000}1)": "(4021 characters): is nested too deeply",
+    f"optimizer=@{'a.' * 3000}b()": "(6014 characters): is nested too deeply",
+    "name='abc": "--set name='abc: begins with a quote and is no string; see to its quotes and backslashes",
+    r"name='\e'": r"--set name='\e': begins with a quote and is no string; see to its quotes and backslashes",
+    "name=a\0b": "--set name=a\0b: holds a zero byte",
+    "name=\udcff": r"--set name=\udcff: holds '\udcff', which is no character of UTF-8",
+    r"name='\ud800'": r"--set: name='\ud800' holds '\ud800', which is no character of UTF-8",
+    "optimizer=@Lion(\udcff=1)": r"holds '\udcff', which is no character of UTF-8",
+    "phases[-1].steps=1": "config.RunConfig has no key 'phases[-1]'; the nearest valid name is 'phases'",
+    "phases[99999999999999999999].steps=1": "phases has no entry '99999999999999999999'; it has 2, counted from 0",
+    f"phases.{'9' * 5000}=1": f"phases has no entry '{'9' * 60}... (5000 characters)'; it has 2, counted from 0",
+    "phases[٣].steps=1": "config.RunConfig has no key 'phases[٣]'; the nearest valid name is 'phases'",
+    "phases.².steps=1": "phases has no entry '²'; it has 2, counted from 0",
+    f"Phase.{'9' * 5000}=1": "in --set a key is its place in the tree, here phases[0].steps or phases[1].steps; see "
+    "jaxtrain config show",
+    "...=1": "config.RunConfig has no key ''; the nearest valid name is 'seeds'",
+    "phases..steps=1": "phases has no entry ''; it has 2, counted from 0",
+    "optimizer=@": "cannot be read; write @Name(key=value, ...)",
+    "optimizer=@()": "--set: optimizer=() must be Optimizer, not tuple",
+    "optimizer=@.Lion()": "cannot be read; write @Name(key=value, ...)",
+    "optimizer=@os.path.join()": "os.path is a module of Python's own, in which there is no configuration",
+    "optimizer=@a['b.c']()": "there is no class \"a['b.c']\"; the nearest valid name is 'Adam'",
+    "phases=@Phase(steps=1)": "phases=@config.Phase() must be tuple[toy.config.Phase, ...]",
+    "phases=(@toy.optim.lion.Lion(), @Phase(steps=1))": "phases[0]=@lion.Lion() must be Phase",
+    "model=(@tiny(),)": "model[0]=@layers.tiny() is in a tuple, where none can be",
 }
 
 
-@pytest.mark.parametrize("override, message", ERRORS.items(), ids=ERRORS.keys())
+@pytest.mark.parametrize("override, message", ERRORS.items(), ids=[ascii(key)[:60] for key in ERRORS])
 def test_wrong_override_is_refused_by_path_with_the_nearest_name(path, override, message):
     with pytest.raises(ValueError) as caught:
         load(path, [override], root=RunConfig)

@@ -114,14 +114,16 @@ def test_what_cannot_be_drawn_is_refused_in_one_line_before_anything_is_printed(
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("limit", ["nan", "inf", "0", "x"])
+@pytest.mark.parametrize("limit", ["nan", "inf", "0", "x", "1e999", "3e-3000"])
 def test_a_memory_limit_that_limits_nothing_is_refused(limit, capsys):
     with pytest.raises(SystemExit):
         _run("compare", *SIZE, "--memory-limit", limit)
     assert f"`{limit}` must be a number above 0, such as 4; leave it out for no limit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("costs", ["1,2", "1,a,1", "0,1,1", "1,1,1,1,1", "nan,1,1", "1,inf,1", "1,1,1,nan"])
+@pytest.mark.parametrize(
+    "costs", ["1,2", "1,a,1", "0,1,1", "1,1,1,1,1", "nan,1,1", "1,inf,1", "1,1,1,nan", "1,1,1,3e-3000"]
+)
 def test_costs_that_make_no_sense_are_refused(costs, capsys):
     with pytest.raises(SystemExit):
         _run("compare", *SIZE, "--costs", costs)

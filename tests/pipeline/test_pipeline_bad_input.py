@@ -50,6 +50,13 @@ def test_the_rule_and_the_nearest_value_are_named(schedule, stages, microbatches
         ("Interleaved(**{'a': 1})", "write a name and named parameters"),
         ("FromFile", "FromFile needs `path`; write `FromFile"),
         ("FromFile(path={[]: 1})", "in .* must be a number, a string or a schedule"),
+        ("ZBSearch(weight=1e999)", "^`ZBSearch.* no float holds 1e999: write 0, or a number between"),
+        ("TwoBP(schedule=ZBSearch(transfer=3e-3000))", "^`TwoBP.* no float holds 3e-3000: write 0"),
+        (f"Hanayo(waves={'9' * 400})", r"^`Hanayo.* no float holds 9+\.\.\. \(400 characters\)"),
+        (f"Hanayo(waves={'-' * 4000}2)", r"^`Hanayo.* \(4015 characters\)` is nested too deeply"),
+        (f"{'TwoBP(schedule=' * 99}GPipe{')' * 99}", r"^`TwoBP.*` is nested too deeply"),
+        ("FromFile(path='a\0')", "^`FromFile.*` holds a zero byte"),
+        ("FromFile(path='\ud800')", r"^`FromFile.*` holds '\\ud800', which is no character of UTF-8"),
         ("Hanayo(waves=1, waves=2)", "Hanayo has two values for `waves`; remove one"),
     ],
 )

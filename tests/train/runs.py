@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,24 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def record_of_the_disk(monkeypatch) -> list[tuple]:
+    """Return a list that fills with what is flushed and renamed, in order."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def flush(file):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def move(source, target, **places):
+        done.append(("rename", str(source), str(target)))
+        replace(source, target, **places)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    monkeypatch.setattr(os, "replace", move)
+    return done
+
+
 def host_copy(tree: ParamTree) -> ParamTree:
     return jax.tree.map(np.array, tree)
 
@@ -130,6 +149,12 @@ def start_command(
             stdout=stdout,
             stderr=stderr,
         )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:

@@ -1,0 +1,80 @@
+"""What a reference may stand for: a dataclass, or a preset, known to make what its key takes before it is called.
+
+A preset is a function of no arguments whose return annotation is the dataclass that it makes.
+"""
+
+import contextlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from types import ModuleType
+from typing import Never, get_type_hints
+
+from jaxtrain.cli.config_imports import Imports, NoModuleError
+from jaxtrain.cli.config_tree import Slot
+from jaxtrain.cli.config_types import describe_hint, label, nearest, takes
+
+
+def made_by(target: object) -> type | None:
+    """The dataclass that calling `target` with nothing bound makes, or None. It is told without calling anything."""
+    if isinstance(target, type):
+        return target if is_dataclass(target) else None
+    if not inspect.isfunction(target) or inspect.signature(target).parameters:
+        return None
+    try:
+        made = get_type_hints(target).get("return")
+    except (NameError, AttributeError, TypeError):  # an annotation that names what is not there
+        return None
+    return made if isinstance(made, type) and is_dataclass(made) else None
+
+
+def check_target(target: object, name: str) -> None:
+    """Raise ValueError unless calling `target` with nothing bound is known to make a configuration."""
+    if made_by(target) is None:
+        raise ValueError(
+            f"{name} is neither a dataclass nor a function of no arguments that makes one and says so, "
+            f"`def {name.rpartition('.')[2]}() -> Class`"
+        )
+
+
+def check_fits(target: Callable, slot: Slot) -> None:
+    """Raise ValueError unless what `target` makes fits the annotation of where it is to go."""
+    if slot.hint is Never:
+        raise ValueError(f"{slot.path}=@{label(target)}() is in a tuple, where none can be")
+    if not takes(slot.hint, made_by(target)):
+        raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}")
+
+
+def find_target(name: str, near: Iterable[type], imports: Imports) -> Callable:
+    """The class or preset called `name`: by the end of its path among the modules beside `near`, or by all of it."""
+    known = {f"{target.__module__}.{target.__qualname__}": target for target in _beside(near, imports)}
+    matches = [full for full in known if f".{full}".endswith(f".{name}")]
+    if len(matches) > 1:
+        raise ValueError(f"@{name}() may be any of {', '.join(sorted(matches))}; write one in full")
+    if matches:
+        return known[matches[0]]
+    module, _, attribute = name.rpartition(".")
+    if module and all(map(str.isidentifier, name.split("."))):
+        with contextlib.suppress(NoModuleError):
+            found = vars(imports.module(module)).get(attribute)
+            if found is not None:
+                check_target(found, name)
+                return found
+    raise ValueError(f"there is no class {name!r}{nearest(name, [target.__name__ for target in known.values()])}")
+
+
+def _beside(classes: Iterable[type], imports: Imports) -> list[Callable]:
+    """Dataclasses and presets of the packages that `classes` are defined in."""
+    modules = []
+    for name in {cls.__module__ for cls in classes}:
+        package, _, _ = name.rpartition(".")
+        siblings = pkgutil.iter_modules(sys.modules[package].__path__) if package else ()
+        modules += [name, *(f"{package}.{sibling.name}" for sibling in siblings if not sibling.name.startswith("_"))]
+    return [target for name in dict.fromkeys(modules) for target in _targets(imports.module(name))]
+
+
+def _targets(module: ModuleType) -> list[Callable]:
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    return [value for value in own if made_by(value) and not value.__name__.startswith("_")]

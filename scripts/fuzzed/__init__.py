@@ -1,0 +1,1 @@
+"""What `scripts/fuzz.py` damages, a file a kind of input. See there."""

@@ -1,0 +1,103 @@
+"""Folders of Hugging Face models: config.json, the index of shards, and safetensors files but for the weights in them.
+
+Silently wrong: a key of config.json that no sound one has and that is not known to be harmless; a changed value that
+changes nothing, of a key that is not; or weights other than before, none of their bytes being touched.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import jax
+import numpy as np
+
+from fuzzed import json_files, mutations
+from fuzzed.case import Case
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.surgery.huggingface import open_folder
+
+GOLDENS = Path(__file__).parents[2] / "tests" / "golden" / "huggingface"
+FAMILIES = ("llama", "qwen3", "gemma2", "mistral", "gpt2")
+INDEX = "model.safetensors.index.json"
+# Of training, of generation and of what wrote the file: not of the numbers of a forward pass.
+HARMLESS = {
+    "architectures", "attention_dropout", "attn_pdrop", "embd_pdrop", "bos_token_id", "eos_token_id", "pad_token_id",
+    "dtype", "torch_dtype", "initializer_range", "pretraining_tp", "transformers_version", "use_cache", "summary_type",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_use_proj", "n_ctx",
+    "reorder_and_upcast_attn", "max_window_layers", "use_sliding_window",
+}  # fmt: skip
+
+
+def folders(random: Random, folder: Path) -> Iterator[Case]:
+    for family in FAMILIES:
+        yield _folder(folder, family, "sound", {}, sound=True)
+    while True:
+        family = random.choice(FAMILIES)
+        match random.choice(("config", "config", "config", "index", "text", "header", "cut")):
+            case "config":
+                what, document = json_files.damage(random, json.loads((GOLDENS / family / "config.json").read_text()))
+                yield _folder(folder, family, f"config.json, {what}", {"config.json": json.dumps(document).encode()})
+            case "index":
+                what, document = json_files.damage(random, json.loads((GOLDENS / "llama" / INDEX).read_text()))
+                yield _folder(folder, "llama", f"{INDEX}, {what}", {INDEX: json.dumps(document).encode()})
+            case "text":
+                what, content = mutations.data(random, (GOLDENS / family / "config.json").read_bytes())
+                yield _folder(folder, family, f"config.json, {what}", {"config.json": content})
+            case part:
+                file = random.choice(sorted((GOLDENS / family).glob("*.safetensors")))
+                what, content = _damaged_header(random, file.read_bytes(), cut=part == "cut")
+                yield _folder(folder, family, f"{file.name}, {what}", {file.name: content})
+
+
+def _damaged_header(random: Random, sound: bytes, *, cut: bool) -> mutations.Damaged[bytes]:
+    end = 8 + int.from_bytes(sound[:8], "little")
+    if cut:
+        at = random.randrange(len(sound))
+        return mutations.Damaged(f"cut at {at}", sound[:at])
+    what, header = mutations.data(random, sound[:end])
+    return mutations.Damaged(f"header, {what}", header + sound[end:])
+
+
+def _folder(folder: Path, family: str, what: str, files: dict[str, bytes], *, sound: bool = False) -> Case:
+    source = folder / family
+
+    def attempt() -> tuple[DecoderConfig, dict[str, np.ndarray]]:
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.copytree(GOLDENS / family, source)
+        for name, content in files.items():
+            (source / name).write_bytes(content)
+        return _opened(source)
+
+    def fault(made: tuple[DecoderConfig, dict[str, np.ndarray]]) -> str | None:
+        config, weights = made
+        meant, own = _opened(GOLDENS / family)
+        if weights.keys() != own.keys() or not all(_same(weights[name], own[name]) for name in own):
+            return "other weights than before"
+        return _unheard(json.loads(files.get("config.json", b"{}")), family, config == meant)
+
+    return Case("model folder", f"{family}, {what}", attempt, fault, (str(folder), "config.json"), sound)
+
+
+def _opened(source: Path) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
+    config, leaves = open_folder(source)
+    return config, {
+        jax.tree_util.keystr(path): leaf.read() for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
+    }
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _unheard(settings: dict, family: str, same: bool) -> str | None:
+    known = json.loads((GOLDENS / family / "config.json").read_text())
+    for key, value in settings.items():
+        if key in HARMLESS:
+            continue
+        if key not in known and value is not None:
+            return f"{key}={value!r} is not understood, and not refused"
+        if same and value is not None and value != known[key]:
+            return f"{key}={value!r} changes nothing"
+    return None

@@ -1,0 +1,149 @@
+"""Which modules a configuration may import: those of others run only where the user says so."""
+
+import sys
+
+import pytest
+from toy.config import RunConfig
+
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.config_imports import Imports
+
+CODE = "RAN = True\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Lion:\n  b1: float = 0.5\n"
+CODE += "  def build(self): ...\n"
+FILE = """\
+from __gin__ import dynamic_registration
+from toy import config
+from toy import layers
+{}
+config.RunConfig.model = @layers.tiny()
+config.RunConfig.phases = ()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a module, a package, a package without code and a configuration; forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    for name in ("mine.py", "ours/__init__.py", "ours/lion.py", "apart/lion.py", "runs/near.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(CODE)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def write(folder, line: str, name: str = "run.gin") -> str:
+    (folder / name).write_text(FILE.format(line))
+    return name
+
+
+def refused(path: str, overrides=(), import_from=()) -> str:
+    before = set(sys.modules)
+    with pytest.raises(ValueError) as caught:
+        load(path, overrides, root=RunConfig, import_from=import_from)
+    assert not {name for name in set(sys.modules) - before if vars(sys.modules[name]).get("RAN")}
+    return str(caught.value)
+
+
+LINES = {"import mine": "mine", "from ours import lion": "ours.lion", "from apart import lion": "apart.lion"}
+REMEDY = "and of no installed package; if you trust what is there, let it run: --import-from "
+
+
+@pytest.mark.parametrize("line, name", LINES.items())
+@pytest.mark.parametrize("entry", [None, "", ".", "{folder}"])
+def test_code_in_the_working_folder_is_refused_even_where_python_finds_it(folder, line, name, entry):
+    if entry is not None:
+        sys.path.insert(0, entry.format(folder=folder))
+    message = refused(write(folder, line))
+    assert message.startswith(f"run.gin:4: {name} is code in the folder ") and REMEDY in message
+
+
+@pytest.mark.parametrize("line, name", LINES.items())
+def test_code_runs_from_a_folder_that_the_user_names(folder, line, name):
+    bound = f"\nconfig.RunConfig.optimizer = @{line.split()[-1]}.Lion()"
+    loaded = load(write(folder, line + bound), root=RunConfig, import_from=["."])
+    assert type(loaded.config.optimizer) is sys.modules[name].Lion
+    assert sys.path[-1] == str(folder), "before it, it would hide modules of others"
+
+
+def test_a_folder_that_the_user_names_is_not_all_folders(folder):
+    assert "near is code in the folder runs" in refused(
+        write(folder, "import near", "runs/run.gin"), import_from=["ours"]
+    )
+    assert "--import-from nowhere: there is no such folder" in refused(write(folder, ""), import_from=["nowhere"])
+
+
+def test_an_override_imports_no_more_than_a_file(folder):
+    sys.path.insert(0, "")
+    path = write(folder, "")
+    message = refused(path, ["optimizer=@mine.Lion()"])
+    assert message.startswith("--set optimizer=@mine.Lion(): mine is code in the folder ") and REMEDY in message
+    assert load(path, ["optimizer=@mine.Lion()"], root=RunConfig, import_from=[folder]).config.optimizer.b1 == 0.5
+
+
+def test_a_name_beside_the_known_classes_wins_over_a_file_in_the_working_folder(folder):
+    (folder / "lion.py").write_text(CODE)
+    sys.path.insert(0, "")
+    config = load(write(folder, ""), ["optimizer=@lion.Lion()"], root=RunConfig).config
+    assert type(config.optimizer).__module__ == "toy.optim.lion" and "lion" not in sys.modules
+
+
+def test_an_included_file_is_bounded_as_the_one_that_includes_it(folder):
+    write(folder, "import near", "runs/base.gin")
+    (folder / "run.gin").write_text("include 'runs/base.gin'\n")
+    assert refused("run.gin").startswith("runs/base.gin:4: near is code in the folder runs")
+
+
+@pytest.mark.parametrize("name", ["pdb", "os.path", "antigravity", "this"])
+def test_modules_of_python_itself_are_not_imported(folder, name):
+    message = f"run.gin:4: {name} is a module of Python's own, in which there is no configuration"
+    assert refused(write(folder, f"import {name}")) == message
+    assert "antigravity" not in sys.modules and "this" not in sys.modules
+
+
+def test_a_package_is_imported_and_not_run(folder):
+    assert refused(write(folder, "import pip.__main__")).startswith("run.gin:4: pip.__main__ is a program")
+
+
+def test_nothing_is_imported_of_a_file_that_cannot_be_read_to_its_end(folder):
+    assert refused(write(folder, "import mine\nx ="), import_from=["."]).startswith("run.gin:5: ")
+
+
+def test_code_that_fails_is_refused_in_one_line(folder):
+    for text, error in (("1 / 0", "ZeroDivisionError: division"), ("x =", "SyntaxError"), ("import zzz", "ModuleNot")):
+        (folder / "broken.py").write_text(text)
+        message = refused(write(folder, "import broken"), import_from=["."])
+        assert message.startswith(f"run.gin:4: broken cannot be imported: {error}") and "\n" not in message
+
+
+@pytest.fixture
+def environment(folder):
+    """An environment with an installed module, and a project that is linked into it by name."""
+    site, project = folder / "env" / "site-packages", folder / "project"
+    for path in (
+        site / "installed.py",
+        project / "my_lab" / "__init__.py",
+        project / "listed.py",
+        project / "stray.py",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(CODE)
+    (site / "my-lab.pth").write_text(f"import sys\n{project}\n")
+    for name in ("my_lab-1.0", "other-2.0"):
+        (site / f"{name}.dist-info").mkdir()
+        (site / f"{name}.dist-info" / "METADATA").write_text(
+            f"Name: {name.split('-')[0].replace('_', '-')}\nVersion: 1\n"
+        )
+    (site / "other-2.0.dist-info" / "top_level.txt").write_text("listed\n")
+    sys.path[:0] = [str(site), str(project)]
+
+
+@pytest.mark.parametrize("name", ["installed", "my_lab", "listed"])
+def test_installed_packages_are_imported_linked_ones_too(environment, name):
+    assert Imports().module(name).RAN
+
+
+def test_what_lies_beside_a_linked_package_is_not_installed(environment, folder):
+    assert f"stray is code in the folder {folder / 'project'} {REMEDY}" in refused(write(folder, "import stray"))
