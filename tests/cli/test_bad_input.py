@@ -356,7 +356,7 @@ ABSURD = {
     "vocabulary": ({"model.vocab_size": 10**12}, "parameters (model.repeats, "),
     "averages": ({"hooks": f"({AVERAGE},)"}, "1,000,000,000 weights in the averages of hooks[0]"),
     "rows": ({"phases[0].batch_size": 8 * 10**12}, "(phases[0].batch_size=8000000000000, sequence_length=32)"),
-    "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, "is not divisible by 1000000000000"),
+    "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, "microbatches=1000000000000): use 8"),
     "window": ({"model.pattern[0].mixer.window": 10**12}, "window=1000000000000: must be from 1 to 2147483647"),
     "devices": ({"mesh.data": 10**12}, "mesh data=1000000000000 x fsdp=-1 does not fit 8 devices"),
     "30 digits": ({"hooks[2].every_steps": 10**30}, "hooks[2].every_steps=1" + 30 * "0" + ": no integer of a"),
