@@ -1,7 +1,7 @@
 """The configuration of a run: everything it needs, checked across its parts before anything is computed."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,14 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
+from jaxtrain.ranges import COUNTED, check_integers
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.hooks import Hook, Sample
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.metrics import TensorBoard, Writer
+from jaxtrain.train.needs import check_run
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.pipelined import Pipelined
 
@@ -45,8 +47,12 @@ class TrainConfig:
     writers: tuple[Writer, ...] = (TensorBoard(),)
 
     def __post_init__(self):
+        check_integers(self)
         if not self.phases:
             raise ValueError("phases=(): a run needs at least one Phase")
+        if (steps := total_steps(self.phases)) >= COUNTED:
+            tokens = sum(phase.steps * phase.tokens_per_step for phase in self.phases)
+            raise ValueError(f"phases make {steps:,} steps, of {tokens:,} tokens: a run makes at most {COUNTED - 1:,}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.max_skipped_steps < 1:
@@ -94,6 +100,17 @@ class TrainConfig:
                     f"{where}.tokens={hook.tokens} after a prompt of {prompt} exceed "
                     f"model.max_length={self.model.max_length}: shorten them or raise max_length"
                 )
+
+    def _check_memory(self, devices: Sequence[jax.Device]) -> None:
+        check_run(
+            model=self.model,
+            optimizer=self.optimizer,
+            clip_norm=self.clip_norm,
+            phases=self.phases,
+            hooks=self.hooks,
+            microbatches=self.gradients.microbatches,
+            devices=devices,
+        )
 
     def check_devices(self, devices: int) -> None:
         """Raise ValueError where this many devices cannot run the configuration, naming the key and the remedy."""
@@ -177,8 +194,10 @@ class TrainConfig:
 
         `lock` is that of the folder, where the caller holds it already.
         """
+        used = jax.devices() if devices is None else devices
+        self._check_memory(used)
         try:
-            self.check_devices(len(jax.devices() if devices is None else devices))
+            self.check_devices(len(used))
         except MisfitError as error:
             if jax.default_backend() != "cpu":
                 raise

@@ -2,10 +2,25 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 LEAST_FLOAT32 = 2.0**-126  # devices compute with 0 in place of what is smaller, and cannot divide by it
 ABOVE_0 = "must be above 0 in float32 (1.2e-38 or more)"
+COUNTED = 1 << 31  # steps, positions and tokens are 32-bit integers on the devices
+
+
+def check_integers(config: Any, where: str = "") -> None:
+    """Raise ValueError where an integer anywhere in a configuration is larger than a machine's."""
+    match config:
+        case int() if abs(config) >= 1 << 63:
+            raise ValueError(f"{where}={config}: no integer of a configuration may reach 2^63")
+        case tuple():
+            for index, item in enumerate(config):
+                check_integers(item, f"{where}[{index}]")
+        case _ if is_dataclass(config):
+            for field in fields(config):
+                check_integers(getattr(config, field.name), f"{where}.{field.name}".lstrip("."))
 
 
 def check_at_least_one(config: Any, *names: str) -> None:

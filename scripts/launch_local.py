@@ -7,11 +7,13 @@ by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Process i take
 has one CPU device, or as many as XLA_FLAGS=--xla_force_host_platform_device_count=4 says.
 
 The first process writes to the terminal as it would alone, the others with their number before each line. When one
-fails, the others are told to stop, and its exit code is the launcher's. Ctrl-C and SIGTERM reach every process once:
-jaxtrain saves and ends. In Python, because signals get lost between a shell and its children.
+fails, the launcher says which and how, tells the others to stop, and ends with its exit code. Ctrl-C, SIGTERM and
+SIGHUP reach every process once: jaxtrain saves and ends. In Python, because signals get lost between a shell and its
+children.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ import time
 from typing import TextIO
 
 POLL_SECONDS = 0.1
+STDOUT, STDERR = 1, 2
 
 
 def main() -> int:
@@ -34,8 +37,9 @@ def main() -> int:
 
     running: list[subprocess.Popen] = []
     asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: asked.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: asked.append(number))
     address = f"127.0.0.1:{free_port()}"
     for index in range(arguments.processes):
         running.append(start(arguments.command, index, arguments.processes, address))
@@ -64,33 +68,49 @@ def start(command: list[str], index: int, count: int, address: str) -> subproces
         stdout=pipe,
         stderr=pipe,
         start_new_session=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     if index:
-        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+        for source, target in ((process.stdout, STDOUT), (process.stderr, STDERR)):
             threading.Thread(target=copy, args=(source, target, f"[process {index}] ")).start()
     return process
 
 
-def copy(source: TextIO, target: TextIO, prefix: str) -> None:
-    for line in source:
-        target.write(f"{prefix}{line.rstrip()}\n")
-        target.flush()
+def copy(source: TextIO, target: int, prefix: str) -> None:
+    for line in source:  # to the end, or else the process would wait for its lines to be read
+        say(f"{prefix}{line.rstrip()}", target)
+
+
+def say(line: str, target: int) -> None:
+    """Write a line to a descriptor; one that nobody takes is dropped."""
+    with contextlib.suppress(OSError):
+        os.write(target, f"{line}\n".encode())
 
 
 def supervise(running: list[subprocess.Popen], asked: list[int]) -> int:
     """Pass signals on and wait for all; return the exit code of the first that failed, 0 if none did."""
-    result = 0
-    while None in (codes := [process.poll() for process in running]):
-        if not result and (result := first_failure(codes)):
+    failed = None
+    while None in (codes := [process.poll() for process in running]) or (any(codes) and not failed):
+        if any(codes) and not failed:
+            failed = codes
             asked.append(signal.SIGTERM)
+            say(f"launch_local: {failures(codes)}; the others are told to stop", STDERR)
         while asked:
             number = asked.pop(0)
             for process in running:
                 process.send_signal(number)
         time.sleep(POLL_SECONDS)
-    return result or first_failure(codes)
+    return first_failure(failed or codes)
+
+
+def failures(codes: list[int | None]) -> str:
+    """Say which processes have failed, and with what."""
+    return ", ".join(f"process {index} {how(code)}" for index, code in enumerate(codes) if code)
+
+
+def how(code: int) -> str:
+    return f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code} ({signal.strsignal(-code)})"
 
 
 def first_failure(codes: list[int | None]) -> int:

@@ -21,6 +21,7 @@ TINY = {
     "model.repeats": 1,
     "model.pattern[0].mixer.head_dim": 2,
     "model.pattern[0].mlp.hidden": 8,
+    "optimizer.learning_rate.warmup_steps": 1,
     "phases[0].steps": 2,
     "phases[0].batch_size": 2,
     "phases[0].sequence_length": 8,

@@ -21,7 +21,7 @@ from typing import Any
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand, warn_of_replaced
+from jaxtrain.cli.finished import mesh_at_hand, say_what_is_read
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -169,7 +169,7 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePi
     A SentencePiece model does not tell; those of Llama, Mistral and Gemma were trained with the piece that they have.
     """
     file = source / "tokenizer_config.json"
-    told, token = (settings(file).get(key) for key in ("add_bos_token", "bos_token"))
+    told, token = (settings(source, file.name).get(key) for key in ("add_bos_token", "bos_token"))
     if not isinstance(told, bool | None):
         raise ValueError(f"{file}: add_bos_token is {told!r}: make it true or false")
     if isinstance(tokenizer, SentencePiece):
@@ -208,7 +208,7 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     trusted, only = arguments.import_from, folder.path / MODEL_ONLY
     config = load(folder.config, arguments.set, import_from=trusted).config if folder.config.exists() else None
     if config:
-        warn_of_replaced(folder, config)
+        say_what_is_read(folder, config)
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
     token_ids, generation = special_tokens(tokenizer, carried)
@@ -230,7 +230,9 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
 
 def special_tokens(tokenizer: Tokenizer | None, carried: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return token ids, and generation_config.json: what was imported with the tokenizer, or else the tokenizer's."""
-    own = {"eos_token_id": tokenizer.end_of_document_id} if tokenizer else {}
+    own = {}
+    if tokenizer:
+        own = {"bos_token_id": next(iter(tokenizer.beginning), None), "eos_token_id": tokenizer.end_of_document_id}
     generation = settings(carried, GENERATION)
     if came_with(tokenizer, carried):
         return own | special_ids(carried, "config.json"), generation
@@ -245,6 +247,8 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, carried: Path) -> N
     if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
         # Without it transformers takes the tokenizer that is usual for the family, special tokens and all.
         text = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
+        if tokenizer.beginning:
+            text["bos_token"] = tokenizer.token(tokenizer.beginning[0])
         (target / "tokenizer_config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 

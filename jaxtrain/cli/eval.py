@@ -2,9 +2,12 @@
 
 import argparse
 
+import jax
+
 from jaxtrain.cli.finished import add_run_arguments, open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.train.evaluation import evaluate, perplexity, validation_rows
+from jaxtrain.train.needs import check_evaluation
 from jaxtrain.train.step import make_evaluation_step
 
 
@@ -18,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--batches={arguments.batches}: must be at least 1")
     finished = open_run(arguments)
     config, phase = finished.config, finished.config.phases[-1]
+    check_evaluation(config.model, phase, jax.devices())
     graph, _, _ = abstract_model(config.model)
     sums = evaluate(
         make_evaluation_step(graph, config.objective),

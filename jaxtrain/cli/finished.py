@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.kept_files import replaced_since
+from jaxtrain.cli.kept_files import remarks
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.mesh import MeshConfig, shardings
@@ -43,7 +43,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     if not folder.config.exists():
         raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
     config: TrainConfig = load(folder.config, arguments.set, import_from=arguments.import_from).config
-    warn_of_replaced(folder, config)
+    say_what_is_read(folder, config)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compilations()
     distributed.start()
@@ -59,9 +59,9 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     return FinishedRun(config, folder, mesh, step, params)
 
 
-def warn_of_replaced(folder: RunFolder, config: TrainConfig) -> None:
-    """Say, beside what a command prints, that the run goes by its own copies of files that were replaced since."""
-    for line in replaced_since(folder, config):
+def say_what_is_read(folder: RunFolder, config: TrainConfig) -> None:
+    """Say, beside what a command prints, where the run's own copies of files are not what lies at the named paths."""
+    for line in remarks(folder, config):
         print(f"jaxtrain: note: {line}", file=sys.stderr)
 
 

@@ -88,14 +88,17 @@ def differences(left: RunFiles, right: RunFiles) -> list[Difference]:
     return [change for change in diff(left.config, right.config) if a.get(change.path) != b.get(change.path)]
 
 
-def replaced_since(folder: RunFolder, config: object) -> list[str]:
-    """Return a line about each file whose copy is used, and at whose own path another lies now."""
+def remarks(folder: RunFolder, config: object) -> list[str]:
+    """Return a line about each file of which the run's copy and what lies at the named path are not the same now."""
     origins, lines = read_origins(folder), []
-    for _, leaf in marked(plant(config, ""), FilePath):
-        copy = Path(leaf.value)
-        origin = Path(origins.get(copy.name, copy)) if copy.parent == folder.files else copy
-        if origin != copy and origin.is_file() and digest(origin.read_bytes()) != copy.name[:DIGITS]:
-            lines.append(f"{origin} is another file now; the run's own copy is used, {copy}")
+    for at, leaf in marked(plant(config, ""), FilePath):
+        path = Path(leaf.value)
+        origin = Path(origins.get(path.name, path))
+        if path.parent != folder.files:
+            if origins:
+                lines.append(f"{at}: {path} is read, which is not the run's own copy")
+        elif origin != path and origin.is_file() and digest(origin.read_bytes()) != path.name[:DIGITS]:
+            lines.append(f"{origin} is another file now; the run's own copy is used, {path}")
     return lines
 
 

@@ -1,8 +1,8 @@
 """The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
 
 Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError,
-something unsupported) or the system refuses (a file that is missing or forbidden, a disk that is full) ends as one line
-on stderr and exit code 2; anything else keeps its traceback.
+something unsupported) or the system refuses (a file that is missing or forbidden, a full disk or memory) ends as one
+line on stderr and exit code 2, Ctrl-C as one and 130; anything else keeps its traceback.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
+from jaxtrain.cli import terminal
 from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
@@ -35,7 +37,8 @@ KEEP_MEMORY = {
     )
 }
 # What a user or the system is at fault for: one line, exit code 2.
-REFUSALS = (ValueError, OSError, SaveError, NotImplementedError)
+REFUSALS = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # as XLA's errors begin then
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
@@ -73,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments._run(arguments)
-    except REFUSALS as error:
+    except Exception as error:
+        if not isinstance(error, REFUSALS) and not str(error).startswith(OUT_OF_MEMORY):
+            raise
         if "traceback" in arguments:
             traceback.print_exc()
         print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
@@ -84,7 +89,7 @@ def _text(error: Exception) -> str:
     """Return what an error says; the system's own without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return str(error) or "out of memory"  # MemoryError has no words
 
 
 def _one_line(text: str) -> str:
@@ -94,16 +99,46 @@ def _one_line(text: str) -> str:
 
 
 def command() -> int:
-    """Run `main`; before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+    """Run `main` as a process of its own.
 
     Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
+    Before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
     """
     if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if sys.argv[1:2] == ["train"] and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
+    trains = sys.argv[1:2] == ["train"]
+    if trains and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return main()
+    streams = terminal.shield()
+    code = _run_to_the_end(terminal.Interruption(streams.errors))
+    sys.stdout.flush()
+    if (lost := streams.lost) and not code and not trains:  # whose result is its files
+        print(f"jaxtrain: error: standard output: {lost.strerror}", file=sys.stderr)
+        code = 2
+    return code
+
+
+def _run_to_the_end(interruption: terminal.Interruption) -> int:
+    """Run `main`; where that fails, end without waiting for other processes."""
+    try:
+        code = main()
+    except (Exception, KeyboardInterrupt):
+        code = 1
+        if not interruption.asked:
+            _peers().verdict()
+            traceback.print_exc()
+    if interruption.asked:
+        code = terminal.INTERRUPTED
+    if code:
+        _peers().leave(code)
+    return code
+
+
+def _peers() -> ModuleType:
+    from jaxtrain.train import peers  # not before it is needed: asyncio comes with it
+
+    return peers
 
 
 if __name__ == "__main__":

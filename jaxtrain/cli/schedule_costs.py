@@ -26,7 +26,7 @@ def of_stage(costs: Costs) -> Priced:
     """The same costs of a whole stage for every schedule, however many chunks share them."""
 
     def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
-        table = schedule.tuned(costs).table(stages, microbatches)
+        table = schedule.tuned(costs).write(stages, microbatches)
         return table, costs.spread(table)
 
     return Priced(plan, f"F:B:W = {_ratio(costs)}")

@@ -17,7 +17,7 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, replaced_since
+from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
@@ -30,6 +30,7 @@ from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result, Trainer
+from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.phases import total_steps
 from jaxtrain.train.state import state_from_params
 from jaxtrain.train.stopping import Stop
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that are reported here
     keep_compilations()
-    distributed.start()
+    distributed.start(lambda: going_on(folder))
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
@@ -83,6 +84,13 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
         return 1
     conclude(result, config, folder, bigram, time.perf_counter() - began, console)
     return 0
+
+
+def going_on(folder: RunFolder) -> str:
+    """Say where the run of a folder goes on, from what is in it and nothing else: other processes may be gone."""
+    found = [path for path in folder.checkpoints.glob("[0-9]*") if path.name.isdecimal() and is_finished(path)]
+    step = max((int(path.name) for path in found), default=None)
+    return "The same command begins anew." if step is None else f"The same command goes on from step {step}."
 
 
 def default_folder(config: str) -> Path:
@@ -192,7 +200,7 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    for remark in [*config.remarks(jax.device_count()), *replaced_since(folder, config)]:
+    for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
-from jaxtrain.ranges import check_at_least_one, check_positive_or_none
+from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +49,8 @@ class AttentionConfig:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
         if self.rope and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: rotary positions need an even one")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window={self.window}: must be at least 1, or None for no window")
+        if self.window is not None and not 1 <= self.window < COUNTED:
+            raise ValueError(f"window={self.window}: must be from 1 to {COUNTED - 1}, or None for no window")
         check_named("flash_attention", IMPLEMENTATIONS, self.implementation)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Attention":

@@ -12,8 +12,11 @@ The blocks are cut into `chunks` consecutive pieces. A placement maps each chunk
 Replicated stages (several devices on one slow stage, PipeDream) are left out: that is the data axis.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
+
+MOST_ACTIONS = 1 << 20  # of a table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +85,14 @@ class Placement:
 def loop(stages: int, chunks_per_stage: int = 1) -> Placement:
     """Chunk c on stage c mod p."""
     require_positive(stages=stages, chunks_per_stage=chunks_per_stage)
+    require_room(stages=stages, chunks_per_stage=chunks_per_stage)
     return Placement(stages=stages, homes=(tuple(range(stages)) * chunks_per_stage,))
 
 
 def wave(stages: int, waves: int = 1) -> Placement:
     """There and back, `waves` times; both turning points pass data on within the stage."""
     require_positive(stages=stages, waves=waves)
+    require_room(stages=stages, waves=waves)
     there = tuple(range(stages))
     return Placement(stages=stages, homes=((there + there[::-1]) * waves,))
 
@@ -110,6 +115,14 @@ def require_positive(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}={count} must be at least 1; nearest 1")
+
+
+def require_room(**counts: int) -> None:
+    """Raise where so many make a table that would take minutes and gigabytes to write."""
+    actions = 2 * math.prod(counts.values())
+    if actions > MOST_ACTIONS:
+        given = " x ".join(f"{name}={count}" for name, count in counts.items())
+        raise ValueError(f"{given} make a table of {actions:,} actions or more: one has at most {MOST_ACTIONS:,}")
 
 
 def require_even(stages: int) -> None:

@@ -5,23 +5,30 @@ Found out on TPU pods and under SLURM, or told by three environment variables.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax._src import clusters  # JAX has no public names for what it finds out about a cluster, and for its store
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
+
+from jaxtrain.train import peers
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+ARRIVAL_SECONDS = 300  # for all processes to come
 log = logging.getLogger(__name__)
 
 
-def start() -> None:
+def start(remedy: Callable[[], str] = str) -> None:
     """Join the other processes of this run, if there are any. Call before the first use of a device.
 
+    From then on they are watched: where one is gone this one ends, and says so and `remedy`.
+
     Raises:
-        ValueError: only some of the three variables are set, or one is not a number.
+        ValueError: only some of the three variables are set, or one is not a number; or not all processes came.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if jax.distributed.is_initialized():
@@ -30,19 +37,47 @@ def start() -> None:
         missing = [name for name in VARIABLES if name not in given]
         raise ValueError(f"{', '.join(given)} set but not {', '.join(missing)}: set all three, or none for one process")
     if given:
-        address, count, index = (os.environ[name] for name in VARIABLES)
-        _start_told(address, _number(VARIABLES[1], count), _number(VARIABLES[2], index))
+        _join(*_told(), None, remedy)
     elif all(os.environ.get(name) for name in SLURM_STEP):
         if _number("SLURM_NTASKS", os.environ["SLURM_NTASKS"]) > 1:
-            jax.distributed.initialize()
+            _join(*_found_out(), remedy)
     elif _on_tpu_machine():
-        _start_tpu()
+        _start_tpu(remedy)
 
 
-def _start_told(address: str, count: int, index: int) -> None:
+def _told() -> tuple[str, int, int]:
+    """Return the first process's address, the number of processes, and this one's index, as the variables have them."""
+    address, count, index = (os.environ[name] for name in VARIABLES)
+    count, index = _number(VARIABLES[1], count), _number(VARIABLES[2], index)
     if not 0 <= index < count:
         raise ValueError(f"JAX_PROCESS_ID={index}: must be at least 0 and below JAX_NUM_PROCESSES={count}")
-    jax.distributed.initialize(address, num_processes=count, process_id=index)
+    return address, count, index
+
+
+def _found_out() -> tuple[str, int, int, Sequence[int] | None]:
+    """Return the first process's address, the number of processes, and this one's index and devices.
+
+    Raises:
+        ValueError: JAX finds no cluster.
+    """
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, ARRIVAL_SECONDS)
+    if None in found[:3]:
+        raise ValueError("JAX finds no cluster that this process is a part of")
+    return found
+
+
+def _join(address: str, count: int, index: int, devices: Sequence[int] | None, remedy: Callable[[], str]) -> None:
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which is ours
+    watched = peers.watch(index, count, remedy)
+    jax.distributed.initialize(
+        watched.relay(address) if index else address,
+        num_processes=count,
+        process_id=index,
+        local_device_ids=devices,
+        initialization_timeout=ARRIVAL_SECONDS,
+    )
+    if not watched.meet(address, global_state.client):
+        log.warning("not all processes can be watched: should one be lost, the others notice after 100 s")
 
 
 def _on_tpu_machine() -> bool:
@@ -50,17 +85,19 @@ def _on_tpu_machine() -> bool:
     return os.environ.get("TPU_ML_PLATFORM") == "JAX" and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
 
 
-def _start_tpu() -> None:
+def _start_tpu(remedy: Callable[[], str]) -> None:
     """Join the pod: Kubernetes lists its hosts in a variable; elsewhere JAX asks the machine's metadata server."""
     named = next((name for name in TPU_HOSTS if os.environ.get(name)), None)
     if named:
         if named == TPU_HOSTS[0] or "," in os.environ[named]:
-            jax.distributed.initialize()
+            _join(*_found_out(), remedy)
     elif not os.environ.get("TPU_SKIP_MDS_QUERY"):
         try:
-            jax.distributed.initialize()
+            found = _found_out()
         except (OSError, ValueError) as error:
             log.warning("this TPU machine knows of no pod (%s): training on it alone", error)
+            return
+        _join(*found, remedy)
 
 
 def _number(name: str, text: str) -> int:

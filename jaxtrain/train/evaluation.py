@@ -40,5 +40,6 @@ def evaluate(
     layout = Layout(batch_size, rows.sequence_length, mesh)
     iterator = batches_of(rows, batch_size=batch_size, rows=layout.rows)
     with jax.set_mesh(mesh):
-        parts = [step(params, layout.globalise(batch)) for batch in itertools.islice(iterator, batches)]
+        taken = itertools.islice(iterator, batches and min(batches, sys.maxsize))
+        parts = [step(params, layout.globalise(batch)) for batch in taken]
     return jax.tree.map(lambda *values: sum(map(float, values)), *parts)

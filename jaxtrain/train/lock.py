@@ -97,8 +97,9 @@ def _locked(path: Path) -> Iterator[None]:
             with _beating(file):
                 yield
         finally:
-            if _is_at(path, file):
-                path.unlink()
+            with contextlib.suppress(OSError):  # a disk that is read-only by now: a lock that nobody holds does no harm
+                if _is_at(path, file):
+                    path.unlink()
     finally:
         os.close(file)
 

@@ -58,7 +58,7 @@ class Pipelined:
         """Return the schedule's table for a model, and what its actions cost at this length."""
         layer, again = self.layer_costs(model, length), isinstance(self.keep, ChunkInput)
         schedule = self.schedule.tuned(layer.of_layers(model.repeats / stages, again=again))
-        table = schedule.table(stages, self.microbatches)
+        table = schedule.write(stages, self.microbatches)
         chunks = [len(layers) for layers in table.placement.layers(model.repeats)]
         return Plan(table, layer.of_chunks(chunks, again=again))
 

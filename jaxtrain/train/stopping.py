@@ -1,4 +1,4 @@
-"""Stopping on all processes after the same step: on request (SIGTERM, Ctrl-C), or because one of them cannot write."""
+"""Stopping on all processes after the same step: on request (SIGTERM, SIGHUP, Ctrl-C), or because one cannot write."""
 
 import contextlib
 import functools
@@ -16,11 +16,11 @@ from jaxtrain.train import distributed
 from jaxtrain.train.folder import SaveError
 
 _GO_ON, _ASKED, _FAILED = range(3)
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stop:
-    """In a `with`, takes the signals; a second Ctrl-C interrupts at once."""
+    """In a `with`, takes the signals, but not a SIGHUP that is ignored (nohup); a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self._asked = False
@@ -30,7 +30,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows no other thread to
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._ask) for number in _taken()}
         return self
 
     def __exit__(self, *_) -> None:
@@ -39,7 +39,8 @@ class Stop:
 
     def _ask(self, number, frame) -> None:
         self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = self._before.get(signal.SIGINT)
+        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
 
     def report(self, failure: SaveError) -> None:
         """Take a failure to write: raised here by a single process, and by all of several when they next agree.
@@ -83,6 +84,10 @@ class Stop:
     def _fail(self) -> None:
         elsewhere = RuntimeError("another process could not write to the run folder, and says why")
         raise self._failure or SaveError("the run ends", elsewhere)
+
+
+def _taken() -> list[signal.Signals]:
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _greatest(number: int) -> jax.Array:

@@ -22,7 +22,7 @@ from jaxtrain.train.folder import flush_folder, free_name
 from jaxtrain.train.manifest import fault, is_finished
 
 log = logging.getLogger(__name__)
-_FINISHED = re.compile(r"0|[1-9][0-9]*")
+_FINISHED = re.compile(r"0|[1-9][0-9]{0,17}")
 _UNFINISHED = re.compile(r"[0-9]+\.((saving\.)?orbax-checkpoint-tmp|saving|removing)")
 REMOVING = ".removing"
 

@@ -30,7 +30,7 @@ PATHS = (
 VALUES = (
     "7", "0.25", "1e-3", "None", "'text'", "text", "a b", "@Lion()", "@AdamW(b1=0.5)", "@Lion(b1=1e999)",
     "(@Phase(steps=2,batch_size=8,sequence_length=8),)", "@TextFiles(glob='*')", "@ByteTokenizer()", "@Muon(",
-    "@jaxtrain.models.presets.gpt2()", "@jaxtrain.optim.optimizers.Lion()", "(1, 2)", "[]", "@Lion(b1=@Lion())",
+    "@jaxtrain.models.presets.gpt2()", "@jaxtrain.optim.lion.Lion()", "(1, 2)", "[]", "@Lion(b1=@Lion())",
 )  # fmt: skip
 STRANGE_PATHS = (
     "", ".", "..", "...", "[0]", "phases[]", "phases[-1].steps", "phases[99999999999999999999].steps", "phases[0",

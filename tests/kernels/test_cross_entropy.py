@@ -10,7 +10,7 @@ from absent import compile_for
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.cross_entropy import cross_entropy
-from tolerances import SAME_GRADIENT, assert_close
+from tolerances import SAME_SUMS, assert_close
 
 OPTIONS = {"z_loss": 1e-2, "softcap": 3.0}
 
@@ -47,7 +47,7 @@ def test_loss_and_gradients_are_those_of_the_definition_and_finite_with_any_targ
     actual = _value_and_gradients("xla", tile=tile, **options)(*problem)
     desired = _value_and_gradients("reference", **options)(*problem)
     assert all(np.isfinite(d).all() for d in jax.tree.leaves(desired))
-    assert_close(actual, desired, SAME_GRADIENT)
+    assert_close(actual, desired, SAME_SUMS)
 
 
 def test_in_bfloat16_the_error_is_at_most_twice_that_of_the_plain_form():
@@ -76,7 +76,7 @@ def test_a_vocabulary_split_over_devices_gives_the_loss_and_gradients_of_the_who
     split = jax.shard_map(part, mesh=mesh, in_specs=(P("rows"), P("words"), P("rows"), P("rows")), out_specs=P())
     gradients = jax.jit(jax.value_and_grad(split, argnums=(0, 1, 3)))(*problem)
     (desired, dwhole), _ = _value_and_gradients("reference", **OPTIONS)(*problem)
-    assert_close(gradients, (desired, dwhole), SAME_GRADIENT)
+    assert_close(gradients, (desired, dwhole), SAME_SUMS)
 
 
 def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():

@@ -2,7 +2,7 @@
 
 import jax
 from tiny import random_params, training_batch, variant
-from tolerances import SAME_GRADIENT, assert_close
+from tolerances import SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import abstract_model
@@ -21,7 +21,7 @@ def test_evaluation_on_stages_equals_that_on_one_device_and_gathers_one_layer_at
     with jax.set_mesh(mesh):
         compiled = step.lower(jax.device_put(params, shardings(names, params, mesh)), batch).compile()
         found = compiled(jax.device_put(params, shardings(names, params, mesh)), batch)
-    assert_close(found.loss, step(params, batch).loss, SAME_GRADIENT)
+    assert_close(found.loss, step(params, batch).loss, SAME_SUMS)
     of_one_layer = max(leaf[0].nbytes for leaf in jax.tree.leaves(params["blocks"]))
     gathered = [item.bytes for item in collectives(compiled.as_text()).items if item.kind == "all-gather"]
     assert max(gathered) == of_one_layer

@@ -20,6 +20,7 @@ from jaxtrain.cli.main import main
 from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, TextFiles
 from jaxtrain.models import presets
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.optim.schedules import Constant
 from jaxtrain.surgery.huggingface import export_folder, open_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder
@@ -139,7 +140,7 @@ def test_token_ids_that_nobody_has_are_null_and_not_those_that_transformers_assu
 
 
 def test_what_belongs_to_another_tokenizer_is_left_out(tiny_folder, tmp_path, capsys):
-    """The imported one ends texts with token 1, the run's own with token 4."""
+    """The imported one ends texts with token 1; the run's own ends them with token 4 and begins them with token 2."""
     source = goldens.shutil.copytree(tiny_folder, tmp_path / "source")
     add_tokenizer(source)
     add_chat(source)
@@ -147,6 +148,7 @@ def test_what_belongs_to_another_tokenizer_is_left_out(tiny_folder, tmp_path, ca
     words = {"a": 0, "b": 1, "c": 2, "<unk>": 3, "<end>": 4}
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     other.add_special_tokens(["<end>"])
+    other.post_processor = tokenizers.processors.TemplateProcessing(single="c $A", special_tokens=[("c", 2)])
     other.save(str(tmp_path / "other.json"))
     text = f"@HuggingFaceTokenizer(path={str(tmp_path / 'other.json')!r},end_of_document='<end>')"
     arguments = ["convert", str(tmp_path / "run"), str(tmp_path / "back"), "--set", f"data.tokenizer={text}"]
@@ -155,10 +157,11 @@ def test_what_belongs_to_another_tokenizer_is_left_out(tiny_folder, tmp_path, ca
     back = tmp_path / "back"
     assert (back / "tokenizer.json").read_bytes() == (tmp_path / "other.json").read_bytes()
     assert not (back / "chat_template.jinja").exists() and not (back / "additional_chat_templates").exists()
-    ids = {"bos_token_id": None, "eos_token_id": 4, "pad_token_id": None}
+    ids = {"bos_token_id": 2, "eos_token_id": 4, "pad_token_id": None}
     assert json_of(back, "generation_config.json") == {**ids, "temperature": 0.6}
     assert json_of(back, "config.json").items() >= ids.items()
-    assert json_of(back, "tokenizer_config.json")["eos_token"] == "<end>"
+    written = json_of(back, "tokenizer_config.json")
+    assert (written["bos_token"], written["eos_token"]) == ("c", "<end>")
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "generation_config.json", "config.json"])
@@ -206,7 +209,9 @@ def test_an_imported_run_trains_on_from_the_weights_and_goes_back(tiny_folder, t
     loaded = load(tmp_path / "run").config
     data = dataclasses.replace(loaded.data, source=TextFiles(glob=str(tmp_path / "*.txt")), validation_fraction=0.0)
     phases = (Phase(steps=1, batch_size=2, sequence_length=16),)
-    config = dataclasses.replace(loaded, data=data, phases=phases, writers=(), hooks=(Checkpoint(every_steps=1),))
+    optimizer = dataclasses.replace(loaded.optimizer, learning_rate=Constant(peak=1e-7))
+    run = {"data": data, "phases": phases, "optimizer": optimizer, "writers": (), "hooks": (Checkpoint(every_steps=1),)}
+    config = dataclasses.replace(loaded, **run)
     result = config.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
     table = np.asarray(result.state.params["embedding"]["table"])
     assert result.step == 1 and table.dtype == np.float32
@@ -301,11 +306,11 @@ def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path)
             input="text.txt", model_prefix="pieces", vocab_size=40, minloglevel=2, hard_vocab_limit=False
         )
     goldens.shutil.copy(tmp_path / "pieces.model", source / "tokenizer.model")
-    assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=7"]) == 0
+    assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=700"]) == 0
     config = load(tmp_path / "run").config
     tokenizer = config.data.tokenizer
     assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "files"
-    assert config.phases[0].steps == 7, "changes of --set are the run's"
+    assert config.phases[0].steps == 700, "changes of --set are the run's"
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()
 

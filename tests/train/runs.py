@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from jaxtrain.train.phases import Phase
 LENGTH = 16
 OPTIMIZER = AdamW(learning_rate=Constant(peak=1e-2, warmup_steps=3))  # runs of any length share a compilation
 COMMAND = (sys.executable, "-m", "jaxtrain.cli.main", "train")
+STARTED: list[subprocess.Popen] = []  # by the test at hand
 
 
 def write_corpus(folder: Path, *, files: int = 8, alphabet: str = "abcdefgh \n") -> DataConfig:
@@ -77,6 +79,24 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def record_of_the_disk(monkeypatch) -> list[tuple]:
+    """Return a list that fills with what is flushed and renamed, in order."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def flush(file):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def move(source, target, **places):
+        done.append(("rename", str(source), str(target)))
+        replace(source, target, **places)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    monkeypatch.setattr(os, "replace", move)
+    return done
+
+
 def host_copy(tree: ParamTree) -> ParamTree:
     return jax.tree.map(np.array, tree)
 
@@ -124,12 +144,28 @@ def start_command(
     """Start `jaxtrain train` as a process of its own; what it says goes to files beside the run folder."""
     out, err = (folder.parent / f"{output}.{name}" for name in ("out", "err"))
     with out.open("w") as stdout, err.open("w") as stderr:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*COMMAND, str(config), "--run", str(folder), *options],
             env=os.environ | environment,
             stdout=stdout,
             stderr=stderr,
         )
+    STARTED.append(process)
+    return process
+
+
+def kill_what_is_left() -> None:
+    """End the processes that a test started and, where it failed, did not see to the end of."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import content
+from runs import content, record_of_the_disk
 from tolerances import EXACT, assert_close
 
 from jaxtrain.train import manifest
@@ -364,7 +364,7 @@ def test_a_folder_that_orbax_cannot_make_ends_the_save_at_once(tmp_path, monkeyp
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    done = _record_of_the_disk(monkeypatch)
+    done = record_of_the_disk(monkeypatch)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(7, _snapshot(7))
     named = done.index(("rename", str(tmp_path / "7.saving"), str(tmp_path / "7")))
@@ -373,20 +373,3 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     assert {str(path).removeprefix(f"{tmp_path}/7") for path in whole} <= flushed
     assert any(path.startswith("/manifest.json.") for path in flushed)
     assert ("fsync", str(tmp_path)) in done[named:]
-
-
-def _record_of_the_disk(monkeypatch) -> list[tuple]:
-    """Return a list that fills with what is flushed and renamed, in order."""
-    done, fsync, rename = [], os.fsync, os.rename
-
-    def flush(file):
-        done.append(("fsync", os.readlink(f"/proc/self/fd/{file}")))
-        fsync(file)
-
-    def move(source, target, **places):
-        done.append(("rename", str(source), str(target)))
-        rename(source, target, **places)
-
-    monkeypatch.setattr(os, "fsync", flush)
-    monkeypatch.setattr(os, "rename", move)
-    return done

@@ -1,9 +1,15 @@
-"""How a process finds the others it trains with."""
+"""How a process finds the others it trains with, and loses them."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import jax
 import pytest
+import runs
 
-from jaxtrain.train import distributed
+from jaxtrain.train import distributed, peers
 
 TOLD = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 SLURM = {
@@ -14,23 +20,25 @@ SLURM = {
     "SLURM_LOCALID": "0",
 }
 TPU = {"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "tpu,cpu"}  # as importing JAX leaves them on a TPU machine
-FOUND_OUT = [((), {})]
+FOUND_OUT = [("found:5678", 2, 1, (0,))]
+JOINED = [("host:1234", 4, 3, None)]
 
 
 @pytest.fixture
 def started(monkeypatch) -> list:
-    """The calls of jax.distributed.initialize, in an environment with none of the variables."""
+    """The processes that were to be joined, in an environment with none of the variables; JAX would find FOUND_OUT."""
     calls = []
     for name in (*TOLD, *SLURM, *TPU, *distributed.TPU_HOSTS, "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr(distributed, "_join", lambda *cluster_and_remedy: calls.append(cluster_and_remedy[:-1]))
+    monkeypatch.setattr(distributed, "_found_out", lambda: FOUND_OUT[0])
     return calls
 
 
 ENVIRONMENTS = {
     "nothing": ({}, []),
-    "three variables": (TOLD, [(("host:1234",), {"num_processes": 4, "process_id": 3})]),
-    "the variables before SLURM": (TOLD | SLURM, [(("host:1234",), {"num_processes": 4, "process_id": 3})]),
+    "three variables": (TOLD, JOINED),
+    "the variables before SLURM": (TOLD | SLURM, JOINED),
     "a step of SLURM": (SLURM, FOUND_OUT),
     "a step of one task": (SLURM | {"SLURM_NTASKS": "1"}, []),
     "an allocation without a step": ({key: SLURM[key] for key in ("SLURM_JOB_ID", "SLURM_NTASKS")}, []),
@@ -74,7 +82,7 @@ def test_a_tpu_machine_that_knows_of_no_pod_trains_alone(started, monkeypatch, c
 
     for name, value in TPU.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(distributed, "_found_out", fail)
     distributed.start()
     assert "no metadata server" in caplog.text and "alone" in caplog.text
 
@@ -85,3 +93,73 @@ def test_joining_twice_does_nothing_the_second_time(started, monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     distributed.start()
     assert started == []
+
+
+def test_a_cluster_that_jax_does_not_find_is_an_error(monkeypatch):
+    monkeypatch.setattr(jax._src.clusters.ClusterEnv, "auto_detect_unset_distributed_params", lambda *_: (None,) * 4)
+    with pytest.raises(ValueError, match="JAX finds no cluster"):
+        distributed._found_out()
+
+
+def test_all_but_the_first_reach_it_through_a_relay_and_are_watched(monkeypatch):
+    calls = []
+
+    class Watched:
+        def relay(self, address):
+            return f"relay to {address}"
+
+        def meet(self, address, store):
+            calls.append(address)
+            return True
+
+    monkeypatch.setattr(peers, "watch", lambda index, count, remedy: Watched())
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+    distributed._join("host:1234", 4, 3, None, str)
+    options = {"num_processes": 4, "process_id": 3, "local_device_ids": None, "initialization_timeout": 300}
+    assert calls == [
+        ("jax_enable_preemption_service", False),
+        (("relay to host:1234",), options),
+        "host:1234",
+    ]
+    calls.clear()
+    distributed._join("host:1234", 4, 0, None, str)
+    assert calls[1] == (("host:1234",), options | {"process_id": 0})
+
+
+# A process of two that meets the other again and again.
+MEETING = """\
+from jaxtrain.train import distributed
+distributed.start(lambda: "The same command goes on from step 7.")
+distributed.anywhere(False)
+print("met", flush=True)
+while True:
+    distributed.anywhere(False)
+"""
+
+
+@pytest.mark.parametrize(("gone", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_a_process_says_which_other_is_gone_and_ends(gone, number):
+    """Real processes: worth two starts of JAX each, for what its own client does when the other is lost."""
+    address = f"localhost:{runs.free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING],
+            env=os.environ | {name: value for name, value in zip(TOLD, (address, "2", str(index)), strict=True)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in processes:
+            assert any(line == "met\n" for line in process.stdout)
+        processes[gone].send_signal(number)
+        assert processes[gone].wait(timeout=60) == -number
+        assert processes[1 - gone].wait(timeout=60) == 1  # JAX would take 100 s
+    finally:
+        for process in processes:
+            process.kill()
+        said = [process.communicate()[1] for process in processes]
+    assert said[1 - gone] == f"jaxtrain: stopped: process {gone} is gone. The same command goes on from step 7.\n"

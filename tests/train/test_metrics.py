@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from runs import record_of_the_disk
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxtrain.train.evaluation import perplexity
@@ -45,6 +46,18 @@ def test_a_last_line_cut_off_in_the_middle_is_left_out(tmp_path):
         assert [record["step"] for record in read_metrics(path)] == [1, 2]
         _write(tmp_path, range(3, 5), from_step=2).close()
         assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_small_files_are_on_the_disk_before_they_are_relied_on(tmp_path, monkeypatch):
+    folder, done = RunFolder(tmp_path), record_of_the_disk(monkeypatch)
+    folder.write_config("whole")
+    (_, written), (_, *moved), last = done
+    assert moved == [written, str(folder.config)] and last == ("fsync", str(tmp_path))
+    with contextlib.closing(_write(tmp_path, range(1, 6), from_step=0)) as metrics:
+        assert ("fsync", str(tmp_path)) in done[3:]  # which has the name of the file from then on
+        del done[:]
+        metrics.flush()  # as before a checkpoint
+        assert done == [("fsync", str(folder.metrics))]
 
 
 def test_only_the_process_that_is_told_to_writes(tmp_path):

@@ -1,7 +1,6 @@
 """Two processes of four devices each, started as on two hosts: one run, one folder, and one process goes on with it."""
 
 import re
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +34,8 @@ def config(data, tmp_path) -> Path:
     return runs.write_config(config, tmp_path / "tiny.gin")
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def _start(config: Path, folder: Path, *options: str) -> list:
-    address = f"localhost:{_free_port()}"
+    address = f"localhost:{runs.free_port()}"
     return [
         runs.start_command(
             config,
@@ -84,3 +77,17 @@ def test_two_processes_train_one_run_and_one_process_goes_on_with_it(config, who
     assert len(found) == steps
     compared = np.array(found[: len(whole)]), np.array(whole[:steps])  # later ones only where a machine is slow to stop
     assert_close(*compared, SAME_LOSS_ON_ANY_MESH)
+
+
+def test_the_one_that_is_left_says_from_which_step_the_same_command_goes_on(data, tmp_path):
+    """The first is killed, whose loss JAX answers with an abort. Worth two starts, for the step is in the folder."""
+    folder = tmp_path / "run"
+    config = runs.write_config(runs.tiny_run(data, steps=STEPS, save_every=2), tmp_path / "tiny.gin")
+    processes = _start(config, folder)
+    first = folder / "checkpoints" / "2" / "manifest.json"
+    runs.wait_until(first.exists, processes[1])
+    processes[0].kill()
+    assert processes[1].wait(PATIENCE_SECONDS) == 1
+    finished = {int(path.parent.name) for path in (folder / "checkpoints").glob("*/manifest.json")}
+    said = (tmp_path / "process1.err").read_text()
+    assert said == f"jaxtrain: stopped: process 0 is gone. The same command goes on from step {max(finished)}.\n"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Self
 
-from jaxtrain.pipeline.placement import nearest
+from jaxtrain.pipeline.placement import nearest, require_room
 from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Table
 
@@ -16,6 +16,11 @@ class Schedule(ABC):
     @abstractmethod
     def table(self, stages: int, microbatches: int) -> Table:
         """Return the table. ValueError names the rule where the numbers do not fit the schedule."""
+
+    def write(self, stages: int, microbatches: int) -> Table:
+        """Return the table, if it is not too large to be written."""
+        require_room(stages=stages, microbatches=microbatches)
+        return self.table(stages, microbatches)
 
     def tuned(self, costs: Costs) -> Self:
         """Return the schedule for these costs of a whole stage. Most have one order for all costs."""

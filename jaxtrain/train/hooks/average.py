@@ -21,6 +21,8 @@ class ExponentialMovingAverage:
 
     decay: float = 0.999
     order: ClassVar[int] = AVERAGING
+    copies: ClassVar[int] = 1
+    on_host: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 <= self.decay < 1:
@@ -50,6 +52,7 @@ class LatestWeightAverage:
     every_steps: int
     window: int = 6
     order: ClassVar[int] = AVERAGING
+    on_host: ClassVar[bool] = True
 
     def __post_init__(self):
         check_interval(self)
@@ -59,6 +62,10 @@ class LatestWeightAverage:
     @property
     def name(self) -> str:
         return "lawa"
+
+    @property
+    def copies(self) -> int:
+        return self.window
 
     def initial_state(self, state: TrainState) -> ParamTree:
         queue = [_to_host(_copy(state.params)) for _ in range(self.window)]

@@ -41,6 +41,11 @@ class Hook(Protocol):
     """
 
     order: ClassVar[int]
+    on_host: ClassVar[bool]  # where its state lies
+
+    @property
+    def copies(self) -> int:
+        """Return how many copies of the parameters its state holds."""
 
     @property
     def name(self) -> str: ...
@@ -59,6 +64,8 @@ class StatelessHook:
     """What hooks without state share."""
 
     __slots__ = ()
+    copies: ClassVar[int] = 0
+    on_host: ClassVar[bool] = False
 
     def initial_state(self, state: TrainState) -> ParamTree:
         return {}

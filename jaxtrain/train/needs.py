@@ -1,0 +1,138 @@
+"""What a run needs of memory at least, counted from its configuration before anything is allocated or compiled.
+
+Counted is what no compiler does without: parameters, state of the optimizer, averages, the batch on the host, hidden
+states and logits of a microbatch, decoding states of a sample. All of it is compared once, over all machines, with all
+the memory there is: what is refused here fits under no mesh. `jaxtrain compile` counts exactly, for one mesh.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.optim.base import Optimizer, transformation
+from jaxtrain.shapes import Batch
+from jaxtrain.train.hooks import Hook, Sample
+from jaxtrain.train.phases import Phase
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+_BYTES = 4  # of a parameter, a logit, and every field of a batch's tokens
+
+
+class Need(NamedTuple):
+    """Bytes over all machines, and what for, with the keys that decide it."""
+
+    size: int
+    what: str
+    on_host: bool = False
+
+
+class Room(NamedTuple):
+    """The memory of all machines, in bytes, and of all devices, 0 where that is the machines'."""
+
+    hosts: int
+    devices: int
+
+
+def check_run(
+    *,
+    model: DecoderConfig,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    phases: Sequence[Phase],
+    hooks: Sequence[Hook],
+    microbatches: int,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Raise ValueError, naming what is needed and what there is, where a run cannot fit."""
+    room = _room(devices)
+    lasting = [parameters(model), *_averages(hooks, model)]
+    _check(lasting, room)  # also that there are few enough of them to be counted further
+    lasting += [_optimizer_state(model, optimizer, clip_norm), *_decoding_states(hooks, model)]
+    for index, phase in enumerate(phases):
+        _check([*lasting, *batch(phase, f"phases[{index}]", model, microbatches)], room)
+
+
+def check_evaluation(model: DecoderConfig, phase: Phase, devices: Sequence[jax.Device]) -> None:
+    """Raise ValueError where a trained model and a batch of a phase cannot fit."""
+    _check([parameters(model), *batch(phase, "phases[-1]", model, 1)], _room(devices))
+
+
+def parameters(model: DecoderConfig) -> Need:
+    count = model.parameter_count
+    return Need(_BYTES * count, f"{count:,} parameters (model.repeats, model.d_model, model.vocab_size and so on)")
+
+
+def batch(phase: Phase, where: str, model: DecoderConfig, microbatches: int) -> list[Need]:
+    """Return what a batch of a phase holds on the hosts, and what a microbatch of it makes of the devices."""
+    key = f"({where}.batch_size={phase.batch_size}, sequence_length={phase.sequence_length})"
+    tokens = phase.tokens_per_step // microbatches
+    hidden = tokens * model.d_model * jnp.dtype(model.compute_dtype).itemsize
+    logits = tokens * min(model.vocab_size, model.remat.vocab_tile or model.vocab_size) * _BYTES
+    return [
+        Need(len(Batch._fields) * _BYTES * phase.tokens_per_step, f"a batch {key}", on_host=True),
+        Need(hidden + logits, f"hidden states and logits of a microbatch {key}"),
+    ]
+
+
+def _averages(hooks: Sequence[Hook], model: DecoderConfig) -> list[Need]:
+    size = parameters(model).size
+    return [
+        Need(hook.copies * size, f"{hook.copies:,} weights in the averages of hooks[{index}]", hook.on_host)
+        for index, hook in enumerate(hooks)
+        if hook.copies
+    ]
+
+
+def _optimizer_state(model: DecoderConfig, optimizer: Optimizer, clip_norm: float | None) -> Need:
+    _, params, names = abstract_model(model)
+    tx = transformation(optimizer, optax.constant_schedule(0.0), names, clip_norm=clip_norm)
+    return Need(_size(jax.eval_shape(tx.init, params)), "state of the optimizer")
+
+
+def _decoding_states(hooks: Sequence[Hook], model: DecoderConfig) -> list[Need]:
+    def states(tokens: int):
+        return jax.eval_shape(lambda: model.build(jax.random.key(0)).initial_states(1, tokens))
+
+    return [
+        Need(_size(states(hook.tokens)), f"decoding states (hooks[{index}].tokens={hook.tokens})")
+        for index, hook in enumerate(hooks)
+        if isinstance(hook, Sample)
+    ]
+
+
+def _size(tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _room(devices: Sequence[jax.Device]) -> Room:
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    of_one = (local[0].memory_stats() or {}).get("bytes_limit", 0) if local else 0
+    return Room(host * jax.process_count(), of_one * len(devices))
+
+
+def _check(needs: list[Need], room: Room) -> None:
+    apart = bool(room.devices)
+    _compare([need for need in needs if need.on_host or not apart], room.hosts, "the machines have")
+    _compare([need for need in needs if not need.on_host and apart], room.devices, "the devices have")
+
+
+def _compare(needs: list[Need], there: int, owner: str) -> None:
+    total = sum(need.size for need in needs)
+    if total <= there:
+        return
+    shown = sorted((need for need in needs if 20 * need.size >= total), reverse=True)
+    parts = ", ".join(f"{_shown(need.size)} for {need.what}" for need in shown)
+    raise ValueError(f"this needs {_shown(total)} of memory or more, and {owner} {_shown(there)}: {parts}")
+
+
+def _shown(size: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    power = min((len(str(size)) - 1) // 3, len(_UNITS) - 1)
+    return f"{size / 1000**power:,.3g} {_UNITS[power]}" if size < 10**21 else f"10^{len(str(size)) - 1} bytes"
