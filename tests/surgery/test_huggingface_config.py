@@ -289,6 +289,7 @@ REFUSED = {
         {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
         "the settings of rope are at odds, .* in rope_scaling and None in rope_parameters",
     ),
+    "rope of no theta": ("llama", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters has no rope_theta"),
     "two thetas": (
         "llama",
         {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},

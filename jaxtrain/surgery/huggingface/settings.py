@@ -111,6 +111,8 @@ class Settings:
         thetas = {
             place: _of(rope, "rope_theta") for place, rope in places.items() if rope.get("rope_theta") is not None
         }
+        if "rope_parameters" in scalings and not thetas:  # which are written whole, unlike settings of their own
+            raise ValueError("rope_parameters has no rope_theta: it must say it")
         return RopeConfig(theta=float(_agreed("rope_theta", thetas, 10_000.0)), scaling=_agreed("rope", scalings, None))
 
 
