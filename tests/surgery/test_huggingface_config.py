@@ -269,6 +269,7 @@ REFUSED = {
         {"rope_scaling": {"factor": 8.0}},
         r"rope_scaling=\{'factor': 8\.0\} has no rope_type: say which, one of default, linear, llama3",
     ),
+    "theta without a type": ("qwen3", {"rope_parameters": {"rope_theta": 1e6}}, "has no rope_type: say which"),
     "rope of two types": (
         "llama",
         {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 8.0}},
