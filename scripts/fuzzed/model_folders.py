@@ -106,7 +106,7 @@ def _unheard(settings: dict, family: str, same: bool) -> str | None:
             return f"{key}={value!r} is not understood, and not refused"
         if key == "sliding_window" and not settings.get("use_sliding_window", True):
             continue
-        if same and not _is_part(value, known[key]):
+        if same and not _is_part(value, known.get(key)):
             return f"{key}={value!r} changes nothing"
     return None
 
