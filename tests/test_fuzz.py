@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CASES = {"gin file": 60, "override": 150, "schedule": 100, "table": 60}
+CASES = {"gin file": 40, "override": 125, "schedule": 100, "table": 60, "data file": 100}
+CASES |= {"tokenizer file": 80, "model folder": 40}
 
 
 @pytest.fixture

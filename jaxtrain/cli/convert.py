@@ -111,7 +111,7 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
         write_params(folder.checkpoints / "0", params)
         write_manifest(folder.checkpoints / "0")
         (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
-    if config:  # now that its tokenizer is where it says
+    if config:
         try:
             folder = RunFolder(target)
             RunFiles.of(config).write(folder)

@@ -1,9 +1,9 @@
 """The files that a configuration names by path, kept with the run.
 
 A field annotated `FilePath` names a file that numbers rest on: a tokenizer, the table of a schedule. The run folder has
-a copy of it, files/<digest>-<name>, and its config.gin names that. So the run may be moved, and goes by the same bytes
-whatever becomes of the original. files/origins.json remembers where each copy was read. A field annotated `Glob` names
-files too many to copy: config.gin has it from the root of the file system.
+a copy of it, kept_files/<digest>-<name>, and its config.gin names that. So the run may be moved, and goes by the same
+bytes whatever becomes of the original. kept_files/origins.json remembers where each copy was read. A field annotated
+`Glob` names files too many to copy: config.gin has it from the root of the file system.
 
 A config.gin without copies, of an older version, is read as it is, and has its copies when training goes on.
 """

@@ -12,9 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jaxtrain.cli import terminal
-from jaxtrain.train import peers
 from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
@@ -111,7 +111,7 @@ def command() -> int:
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     streams = terminal.shield()
-    code = _run_to_the_end()
+    code = _run_to_the_end(terminal.Interruption(streams.errors))
     sys.stdout.flush()
     if (lost := streams.lost) and not code and not trains:  # whose result is its files
         print(f"jaxtrain: error: standard output: {lost.strerror}", file=sys.stderr)
@@ -119,20 +119,26 @@ def command() -> int:
     return code
 
 
-def _run_to_the_end() -> int:
-    """Run `main`; with an error that is not the user's, or an interruption, end without waiting for other processes."""
+def _run_to_the_end(interruption: terminal.Interruption) -> int:
+    """Run `main`; where that fails, end without waiting for other processes."""
     try:
         code = main()
-    except KeyboardInterrupt:
-        print("jaxtrain: interrupted", file=sys.stderr)
-        code = 130
-    except Exception:
-        peers.verdict()
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt):
         code = 1
+        if not interruption.asked:
+            _peers().verdict()
+            traceback.print_exc()
+    if interruption.asked:
+        code = terminal.INTERRUPTED
     if code:
-        peers.leave(code)
+        _peers().leave(code)
     return code
+
+
+def _peers() -> ModuleType:
+    from jaxtrain.train import peers  # not before it is needed: asyncio comes with it
+
+    return peers
 
 
 if __name__ == "__main__":

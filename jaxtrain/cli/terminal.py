@@ -1,22 +1,31 @@
 """What a command says, to a terminal, pipe or file that may be gone (`| head`), full, or without letters but ASCII's.
 
-None of that may end a run: what cannot be shown is dropped, and letters that the encoding lacks are escaped.
+None of that may end a run: what cannot be shown is dropped, and letters that the encoding lacks are escaped. Ctrl-C
+does, with one line, whatever the run is at.
 """
 
 import contextlib
 import errno
 import io
 import os
+import signal
 import sys
-from typing import NamedTuple, TextIO
+import threading
+from typing import NamedTuple, NoReturn, TextIO
+
+INTERRUPTED = 130  # the exit code, as shells have it
+CLEANING_SECONDS = 10  # after Ctrl-C
 
 
 class Unfailing(io.FileIO):
     """The file of a descriptor. Drops what the system does not take; `failure` is the first reason it gave."""
 
     failure: OSError | None = None
+    muted = False
 
     def write(self, data) -> int:
+        if self.muted:
+            return len(data)
         try:
             return super().write(data) or len(data)  # None: a pipe that is full and does not wait
         except OSError as error:
@@ -67,3 +76,29 @@ def _open_the_closed() -> None:
             os.fstat(descriptor)
             continue
         os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+
+
+class Interruption:
+    """From now on Ctrl-C says so, in one line, and raises KeyboardInterrupt, so that temporary folders are removed.
+
+    In callbacks of C libraries the exception is printed and lost, in the initialisation of a module it becomes another:
+    so nothing more is printed, and the process ends in a while in any case, at once with a second Ctrl-C. Where SIGINT
+    is ignored, it stays so.
+    """
+
+    def __init__(self, errors: Unfailing):
+        self.asked, self._errors = False, errors
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number, frame) -> NoReturn:
+        if self.asked:
+            os._exit(INTERRUPTED)
+        self.asked = True
+        end = threading.Timer(CLEANING_SECONDS, os._exit, (INTERRUPTED,))
+        end.daemon = True
+        end.start()
+        with contextlib.suppress(OSError):
+            os.write(2, b"jaxtrain: interrupted\n")  # sys.stderr might be at a write of its own
+        self._errors.muted = True
+        raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The run folder: config.gin, files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
+"""The run folder: config.gin, kept_files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
-FILES = "files"  # copies of what config.gin names by path
+FILES = "kept_files"  # copies of what config.gin names by path
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

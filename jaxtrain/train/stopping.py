@@ -39,7 +39,8 @@ class Stop:
 
     def _ask(self, number, frame) -> None:
         self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = self._before.get(signal.SIGINT)
+        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
 
     def report(self, failure: SaveError) -> None:
         """Take a failure to write: raised here by a single process, and by all of several when they next agree.

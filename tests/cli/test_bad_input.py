@@ -1,13 +1,14 @@
 """What a user may get wrong: each ends in one line that names the key or file, the rule and the remedy, with exit code
 2, no traceback, and every run folder as it was, byte for byte."""
 
+import functools
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
-from tiny_run import content, sets
+from tiny_run import command, content, sets
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
@@ -122,7 +123,10 @@ CONFIGURATIONS = {
         {"hooks[1].temperature": -1.0},
         r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
     ),
-    "seed that is too large": ({"seed": 2**63}, r"seed=9223372036854775808: must be from 0 to 2\^63 - 1"),
+    "seed that is too large": (
+        {"seed": 2**63},
+        r"seed=9223372036854775808: no integer of a configuration may reach 2\^63",
+    ),
     "class of another key": (
         {"optimizer": "@Cosine(peak=1e-3)"},
         r"optimizer=@schedules\.Cosine\(\) must be Adafactor \| AdamW \| AdamW8bit \| Lion \| Muon \| ScheduleFree$",
@@ -346,3 +350,44 @@ def test_family_that_convert_does_not_know_is_refused_with_those_it_knows(tmp_pa
 
 def losses(folder):
     return {r["step"]: r["loss"] for r in read_metrics(RunFolder(folder).metrics) if "loss" in r}
+
+
+AVERAGE = "@LatestWeightAverage(every_steps=1, window=1000000000)"
+ABSURD = {
+    "steps": ({"phases[0].steps": 10**12}, "phases make 1,000,000,000,000 steps, of 256,000,000,000,000 tokens"),
+    "layers": ({"model.repeats": 2 * 10**9}, "parameters (model.repeats, "),
+    "vocabulary": ({"model.vocab_size": 10**12}, "parameters (model.repeats, "),
+    "averages": ({"hooks": f"({AVERAGE},)"}, "1,000,000,000 weights in the averages of hooks[0]"),
+    "rows": ({"phases[0].batch_size": 8 * 10**12}, "(phases[0].batch_size=8000000000000, sequence_length=32)"),
+    "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, "microbatches=1000000000000): use 8"),
+    "window": ({"model.pattern[0].mixer.window": 10**12}, "window=1000000000000: must be from 1 to 2147483647"),
+    "devices": ({"mesh.data": 10**12}, "mesh data=1000000000000 x fsdp=-1 does not fit 8 devices"),
+    "30 digits": ({"hooks[2].every_steps": 10**30}, "hooks[2].every_steps=1" + 30 * "0" + ": no integer of a"),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_size_is_refused_at_once_with_what_it_would_need(text, tmp_path, capsys, name):
+    changes, said = ABSURD[name]
+    line = refused(capsys, *command(text), "--run", tmp_path / "run", *sets(changes))
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [("--stages", 4, "--microbatches", 10**9), ("--stages", 10**9, "--microbatches", 4)])
+def test_absurd_table_is_refused_at_once(capsys, size):
+    line = refused(capsys, "schedule", "show", "OneFOneB", *size)
+    assert "make a table of 8,000,000,000 actions or more: one has at most 1,048,576" in line
+
+
+def test_want_of_memory_is_one_line(capsys, monkeypatch):
+    for error, line in [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."), "RESOURCE_EXHAUSTED: Out of memory "),
+        (MemoryError(), "out of memory"),
+    ]:
+        monkeypatch.setattr("jaxtrain.cli.eval.run", functools.partial(_fail, error))
+        assert refused(capsys, "eval", "run").startswith(line)
+
+
+def _fail(error, arguments):
+    raise error

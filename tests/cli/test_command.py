@@ -1,7 +1,9 @@
 """The console command, before any subcommand runs."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,17 @@ from jaxtrain.cli import main
 
 
 @pytest.fixture
-def started(monkeypatch) -> list:
+def started(monkeypatch) -> Iterator[list]:
     """Return what replaced the process, and what glibc is told then."""
     found = []
     monkeypatch.setattr(os, "execv", lambda *call: found.append((*call, os.environ["GLIBC_TUNABLES"])))
     monkeypatch.setattr(os, "environ", {"PATH": "p"})
     monkeypatch.setattr(main, "main", lambda: 0)
-    return found
+    for name in ("stdout", "stderr"):  # which the command replaces
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    handler = signal.getsignal(signal.SIGINT)
+    yield found
+    signal.signal(signal.SIGINT, handler)
 
 
 def _type(monkeypatch, *words: str) -> None:

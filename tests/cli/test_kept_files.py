@@ -56,10 +56,10 @@ def test_a_run_has_copies_of_its_files_and_names_them_wherever_it_lies(config, t
     RunFiles.of(config).write(RunFolder(tmp_path / "run"))
     assert differences(RunFiles.of(load(tmp_path / "run").config), RunFiles.of(config)) == []
     Path(tokenizer.path).unlink()
-    assert "path = '{run}/files/" in (tmp_path / "run" / "config.gin").read_text()
+    assert "path = '{run}/kept_files/" in (tmp_path / "run" / "config.gin").read_text()
     (tmp_path / "run").rename(tmp_path / "moved [1]")
     loaded = load(tmp_path / "moved [1]").config
-    assert Path(loaded.data.tokenizer.path).parent == tmp_path / "moved [1]" / "files"
+    assert Path(loaded.data.tokenizer.path).parent == tmp_path / "moved [1]" / "kept_files"
     assert loaded.data.tokenizer.vocab_size == 290
 
 
@@ -148,7 +148,7 @@ def test_a_copy_that_is_damaged_or_missing_is_refused_by_name_with_the_key_to_re
     config, tokenizer, tmp_path, damage, reason
 ):
     RunFiles.of(config).write(RunFolder(tmp_path / "run"))
-    [copy] = (tmp_path / "run" / "files").glob("*-tok.json")
+    [copy] = (tmp_path / "run" / "kept_files").glob("*-tok.json")
     copy.unlink() if damage is None else copy.write_bytes(damage)
     with pytest.raises(ValueError, match=rf"config.gin:\d+: data.tokenizer.path: .*-tok.json {reason}.*; put it back"):
         load(tmp_path / "run")
@@ -167,7 +167,7 @@ def test_a_damaged_list_of_origins_is_refused_by_name(config, tmp_path):
     RunFiles.of(config).write(folder := RunFolder(tmp_path / "run"))
     for damage in ("", "[]", "null", "\xff"):
         (folder.files / "origins.json").write_bytes(damage.encode("latin-1"))
-        with pytest.raises(ValueError, match=r"files/origins\.json is damaged .*; remove it"):
+        with pytest.raises(ValueError, match=r"kept_files/origins\.json is damaged .*; remove it"):
             remarks(folder, config)
 
 
@@ -219,7 +219,7 @@ def test_evaluation_and_samples_do_not_change_with_the_file_that_was_the_tokeniz
         assert main([name, "moved", *rest]) == 0
         again = capsys.readouterr()
         assert again.out == printed
-        note = f"jaxtrain: note: {tokenizer} is another file now; the run's own copy is used, moved/files/"
+        note = f"jaxtrain: note: {tokenizer} is another file now; the run's own copy is used, moved/kept_files/"
         assert again.err.startswith(note) and again.err.count("\n") == 1
     assert main(["eval", "moved", "--set", f"data.tokenizer.path={tokenizer}"]) == 0
     other = capsys.readouterr()
@@ -235,20 +235,20 @@ def test_training_does_not_go_on_with_another_file_under_the_same_path(run, caps
     assert main([*made, *more]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"jaxtrain: error: data.tokenizer.path: {tokenizer} is not the file any more that {folder} ")
-    assert f"--set data.tokenizer.path={folder}/files/" in said and said.count("\n") == 1
+    assert f"--set data.tokenizer.path={folder}/kept_files/" in said and said.count("\n") == 1
     assert content(folder) == before
 
 
 def test_training_goes_on_with_the_copy_where_it_is_named_or_the_run_is(run, capsys):
     folder, made, tokenizer = run
     swap_letters(tokenizer)
-    [copy] = (folder / "files").glob("*-tok.json")
+    [copy] = (folder / "kept_files").glob("*-tok.json")
     for words in (["train", str(folder)], [*made, "--set", f"data.tokenizer.path={copy}"]):
         assert main(words) == 0
         said = capsys.readouterr().out
         assert f"note: {tokenizer} is another file now; the run's own copy is used, {copy}" in said
         assert "going on from" in said or "nothing is left to do" in said
-    assert json.loads((folder / "files" / "origins.json").read_text()) == {copy.name: str(tokenizer)}
+    assert json.loads((folder / "kept_files" / "origins.json").read_text()) == {copy.name: str(tokenizer)}
 
 
 def test_a_run_that_is_begun_anew_keeps_the_file_as_it_is_now_though_the_folder_that_holds_it_is_cleared(

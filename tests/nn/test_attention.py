@@ -96,7 +96,7 @@ def test_attention_is_its_formula(name):
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
-    [("kv_heads", 3, "must divide heads=4"), ("kv_heads", 0, "at least 1"), ("window", 0, "at least 1")],
+    [("kv_heads", 3, "must divide heads=4"), ("kv_heads", 0, "at least 1"), ("window", 0, "must be from 1 to")],
 )
 def test_impossible_heads_and_windows_are_refused(field, value, said):
     with pytest.raises(ValueError, match=f"{field}={value}: .*{said}"):

@@ -309,7 +309,7 @@ def test_a_sentence_piece_model_comes_along_and_goes_back(tiny_folder, tmp_path)
     assert main(["convert", str(source), str(tmp_path / "run"), "--set", "phases[0].steps=700"]) == 0
     config = load(tmp_path / "run").config
     tokenizer = config.data.tokenizer
-    assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "files"
+    assert isinstance(tokenizer, SentencePiece) and Path(tokenizer.path).parent == tmp_path / "run" / "kept_files"
     assert config.phases[0].steps == 700, "changes of --set are the run's"
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (tmp_path / "pieces.model").read_bytes()

@@ -113,7 +113,7 @@ FOLDERS = {
     ),
     "rope is a text": (
         "llama",
-        lambda f: change_config(f, rope_parameters={"rope_theta": "1e4"}),
+        lambda f: change_config(f, rope_parameters={"rope_type": "default", "rope_theta": "1e4"}),
         "rope_theta='1e4' must be a number",
     ),
     "activation is a list": ("llama", lambda f: change_config(f, hidden_act=["silu"]), "hidden_act=.* must be a text"),

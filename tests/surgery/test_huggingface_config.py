@@ -269,6 +269,7 @@ REFUSED = {
         {"rope_scaling": {"factor": 8.0}},
         r"rope_scaling=\{'factor': 8\.0\} has no rope_type: say which, one of default, linear, llama3",
     ),
+    "theta without a type": ("qwen3", {"rope_parameters": {"rope_theta": 1e6}}, "has no rope_type: say which"),
     "rope of two types": (
         "llama",
         {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 8.0}},
@@ -289,6 +290,7 @@ REFUSED = {
         {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
         "the settings of rope are at odds, .* in rope_scaling and None in rope_parameters",
     ),
+    "rope of no theta": ("llama", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters has no rope_theta"),
     "two thetas": (
         "llama",
         {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},

@@ -15,6 +15,12 @@ def _kept_compilations(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    yield
+    runs.kill_what_is_left()
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> DataConfig:
     return runs.write_corpus(tmp_path_factory.mktemp("text") / "corpus")

@@ -28,6 +28,7 @@ from jaxtrain.train.phases import Phase
 LENGTH = 16
 OPTIMIZER = AdamW(learning_rate=Constant(peak=1e-2, warmup_steps=3))  # runs of any length share a compilation
 COMMAND = (sys.executable, "-m", "jaxtrain.cli.main", "train")
+STARTED: list[subprocess.Popen] = []  # by the test at hand
 
 
 def write_corpus(folder: Path, *, files: int = 8, alphabet: str = "abcdefgh \n") -> DataConfig:
@@ -143,12 +144,22 @@ def start_command(
     """Start `jaxtrain train` as a process of its own; what it says goes to files beside the run folder."""
     out, err = (folder.parent / f"{output}.{name}" for name in ("out", "err"))
     with out.open("w") as stdout, err.open("w") as stderr:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*COMMAND, str(config), "--run", str(folder), *options],
             env=os.environ | environment,
             stdout=stdout,
             stderr=stderr,
         )
+    STARTED.append(process)
+    return process
+
+
+def kill_what_is_left() -> None:
+    """End the processes that a test started and, where it failed, did not see to the end of."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -153,7 +153,7 @@ def test_averages_go_on_across_a_phase_and_a_resume_inside_it(data, tmp_path):
 def state():
     config, mesh = variant(vocab_size=320), MeshConfig().build()
     _, _, axes = abstract_model(config)
-    tx = transformation(runs.OPTIMIZER, runs.OPTIMIZER.learning_rate.build(1), axes, clip_norm=1.0)
+    tx = transformation(runs.OPTIMIZER, runs.OPTIMIZER.learning_rate.build(100), axes, clip_norm=1.0)
     return create_state(config, tx, axes, mesh, jax.random.key(0))
 
 

@@ -12,20 +12,20 @@ import runs
 
 from jaxtrain.train import distributed, stopping
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.stopping import Stop
+from jaxtrain.train.stopping import SIGNALS, Stop
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_run_asked_to_stop_saves_and_goes_on_exactly(number, data, whole, tmp_path):
     def look(run, state):
         if run.step == 4:
             os.kill(os.getpid(), number)
 
-    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(one) for one in SIGNALS]
     result = runs.train(runs.tiny_run(data, hooks=(runs.Watch(look=look),)), tmp_path / "run")
     assert (result.finished, result.step, int(result.state.step)) == (False, 4, 4)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
-    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
     assert runs.train(runs.tiny_run(data), tmp_path / "run").finished
     assert runs.losses(tmp_path / "run") == whole[:12]
 
@@ -38,6 +38,19 @@ def test_a_second_interrupt_does_not_wait(data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         runs.train(runs.tiny_run(data, hooks=(runs.Watch(look=look),)), tmp_path / "run")
+
+
+@pytest.fixture
+def nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_hangs_up_does_not_stop_a_run_that_ignores_it(nohup):
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.decided()
 
 
 @pytest.fixture

@@ -111,6 +111,8 @@ class Settings:
         thetas = {
             place: _of(rope, "rope_theta") for place, rope in places.items() if rope.get("rope_theta") is not None
         }
+        if "rope_parameters" in scalings and not thetas:  # which are written whole, unlike settings of their own
+            raise ValueError("rope_parameters has no rope_theta: it must say it")
         return RopeConfig(theta=float(_agreed("rope_theta", thetas, 10_000.0)), scaling=_agreed("rope", scalings, None))
 
 
@@ -145,9 +147,9 @@ def _scaling(key: str, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling
 
 def _rope_type(key: str, rope: Mapping[str, Any]) -> str:
     said = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
-    if not said and rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
+    if not said:
         raise ValueError(f"{key}={short(rope)} has no rope_type: say which, one of {', '.join(ROPE_NUMBERS)}")
-    kind = said[0] if said else "default"
+    kind = said[0]
     if any(other != kind for other in said):
         raise ValueError(f"{key}: rope_type={kind!r} is at odds with type={said[1]!r}: leave one of them")
     if not isinstance(kind, str) or kind not in ROPE_NUMBERS:

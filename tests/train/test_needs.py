@@ -1,0 +1,91 @@
+"""What cannot fit is refused at once, with what it would need; what might fit is not."""
+
+import dataclasses
+
+import jax
+import pytest
+import runs
+from tiny import bytes_of, variant
+
+from jaxtrain.nn.remat import FullRemat
+from jaxtrain.train import needs
+from jaxtrain.train.hooks import ExponentialMovingAverage, LatestWeightAverage, Sample
+from jaxtrain.train.needs import Need, Room, check_evaluation, check_run
+from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import initial_params
+
+PHASE = Phase(steps=2, batch_size=8, sequence_length=16)
+SAMPLE = Sample(every_steps=1, prompt="a", tokens=10**11)
+
+
+def check(*, model=None, phase=PHASE, hooks=(), microbatches=1):
+    check_run(
+        model=model or variant(),
+        optimizer=runs.OPTIMIZER,
+        clip_norm=1.0,
+        phases=(PHASE, phase),
+        hooks=hooks,
+        microbatches=microbatches,
+        devices=jax.devices(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ({"model": variant(repeats=2 * 10**9)}, "74.2 TB for 18,560,000,004,128 parameters (model.repeats, "),
+        ({"model": variant(vocab_size=10**18)}, "256 EB for 64,000,000,000,000,018,592 parameters"),
+        (
+            {"hooks": (LatestWeightAverage(every_steps=1, window=10**9),)},
+            "1,000,000,000 weights in the averages of hooks[0]",
+        ),
+        ({"hooks": (SAMPLE,)}, "25.6 TB for decoding states (hooks[0].tokens=100000000000)"),
+        ({"phase": dataclasses.replace(PHASE, batch_size=8 * 10**12)}, "(phases[1].batch_size=8000000000000, sequence"),
+        (
+            {"phase": dataclasses.replace(PHASE, sequence_length=10**12)},
+            "(phases[1].batch_size=8, sequence_length=1000000000000)",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_it_would_need(case, said):
+    with pytest.raises(
+        ValueError, match=r"^this needs \S+ .B of memory or more, and the machines have \S+ .B: "
+    ) as error:
+        check(**case)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_may_fit_is_not_refused():
+    check(hooks=(ExponentialMovingAverage(), LatestWeightAverage(every_steps=1), dataclasses.replace(SAMPLE, tokens=4)))
+
+
+def test_parameters_and_optimizer_state_are_counted_exactly():
+    params = jax.eval_shape(lambda: initial_params(variant(), jax.random.key(0)))
+    assert needs.parameters(variant()).size == bytes_of(params)
+    counts = 2  # of updates, and of steps of the schedule; int32
+    assert needs._optimizer_state(variant(), runs.OPTIMIZER, 1.0).size == 2 * bytes_of(params) + 4 * counts
+
+
+def test_microbatches_and_tiles_of_the_vocabulary_need_less():
+    whole, tiled = variant(vocab_size=64), variant(vocab_size=64, remat=FullRemat(vocab_tile=16))
+    hidden, logits = 8 * 16 * 32 * 4, 8 * 16 * 64 * 4
+    assert needs.batch(PHASE, "phases[0]", whole, 1)[1].size == hidden + logits
+    assert needs.batch(PHASE, "phases[0]", whole, 4)[1].size == (hidden + logits) // 4
+    assert needs.batch(PHASE, "phases[0]", tiled, 1)[1].size == hidden + logits // 4
+
+
+def test_devices_with_memory_of_their_own_are_compared_apart():
+    room = Room(hosts=100, devices=10)
+    needs._check([Need(90, "a batch", on_host=True), Need(9, "parameters")], room)
+    with pytest.raises(ValueError, match="11 bytes of memory or more, and the devices have 10 bytes: 11 bytes for par"):
+        needs._check([Need(90, "a batch", on_host=True), Need(11, "parameters")], room)
+    with pytest.raises(ValueError, match="this needs 101 bytes of memory or more, and the machines have 100 bytes"):
+        needs._check([Need(101, "a batch", on_host=True), Need(9, "parameters")], room)
+    with pytest.raises(ValueError, match="101 bytes .* 60 bytes for a batch, 41 bytes for parameters"):
+        needs._check([Need(60, "a batch", on_host=True), Need(41, "parameters")], Room(hosts=100, devices=0))
+
+
+def test_an_evaluation_that_cannot_fit_is_refused():
+    check_evaluation(variant(), PHASE, jax.devices())
+    with pytest.raises(ValueError, match=r"phases\[-1\].batch_size=8000000000000"):
+        check_evaluation(variant(), dataclasses.replace(PHASE, batch_size=8 * 10**12), jax.devices())
