@@ -16,7 +16,7 @@ from jaxtrain.objectives.base import Objective
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
-from jaxtrain.ranges import COUNTED, check_integers
+from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.hooks import Hook, Sample
@@ -59,8 +59,7 @@ class TrainConfig:
             raise ValueError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
+        check_positive_or_none(self, "clip_norm")
         names = [hook.name for hook in self.hooks]
         if len(set(names)) < len(names):
             raise ValueError(f"hooks: one of {', '.join(names)} stands twice; each kind of hook runs once")

@@ -1,12 +1,12 @@
 """The ranges of the numbers of a configuration: out of them a run would end at some later step, or train nothing."""
 
-import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 LEAST_FLOAT32 = 2.0**-126  # devices compute with 0 in place of what is smaller, and cannot divide by it
-ABOVE_0 = "must be above 0 in float32 (1.2e-38 or more)"
+GREATEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+ABOVE_0 = "must be above 0 in float32 (1.2e-38 to 3.4e38)"
 COUNTED = 1 << 31  # steps, positions and tokens are 32-bit integers on the devices
 
 
@@ -44,8 +44,9 @@ def check_positive_or_none(config: Any, *names: str) -> None:
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """Raise ValueError where one of the fields is not a number from 0."""
-    _check(config, names, lambda value: 0 <= value < math.inf, "must not be negative")
+    """Raise ValueError where one of the fields is neither 0 nor a number above it in float32."""
+    rule = "must not be negative, and in float32 (0, or 1.2e-38 to 3.4e38)"
+    _check(config, names, lambda value: value == 0 or _is_positive(value), rule)
 
 
 def check_share(config: Any, *names: str) -> None:
@@ -54,7 +55,7 @@ def check_share(config: Any, *names: str) -> None:
 
 
 def _is_positive(value: float) -> bool:
-    return LEAST_FLOAT32 <= value < math.inf
+    return LEAST_FLOAT32 <= value <= GREATEST_FLOAT32
 
 
 def _check(config: Any, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:

@@ -110,17 +110,12 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
         carry(source, path / CARRIED, "config.json", GENERATION)
         write_params(folder.checkpoints / "0", params)
         write_manifest(folder.checkpoints / "0")
-        (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
-    if config:
-        try:
-            folder = RunFolder(target)
+        if config:
             RunFiles.of(config).write(folder)
-            if overrides:
-                RunFiles.of(load(folder.config, overrides, import_from=import_from).config).write(folder)
-        except (OSError, ValueError):
-            shutil.rmtree(target)
-            raise
-        (target / MODEL_ONLY).unlink()
+        else:
+            (path / MODEL_ONLY).write_text(render(model), encoding="utf-8")
+        if overrides:
+            RunFiles.of(load(folder.config, overrides, import_from=import_from).config).write(folder)
     print(f"{model.parameter_count:,} parameters from {source}; the run is in {target}")
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):

@@ -56,7 +56,7 @@ class RunFiles:
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(copy, file.content)
-            if str(copy.absolute()) != file.origin:
+            if os.path.realpath(copy) != file.origin:
                 origins[file.name] = file.origin
         if origins:
             write_whole(folder.files / ORIGINS, json.dumps(origins, indent=1).encode())
@@ -116,7 +116,7 @@ def read_origins(folder: RunFolder) -> dict[str, str]:
 def _read(path: Path) -> KeptFile:
     content = path.read_bytes()
     start = f"{digest(content)}-"
-    return KeptFile(str(path.absolute()), path.name if path.name.startswith(start) else start + path.name, content)
+    return KeptFile(os.path.realpath(path), path.name if path.name.startswith(start) else start + path.name, content)
 
 
 def _from_root(glob: str) -> str:

@@ -60,6 +60,17 @@ class Checkpoints:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
+    def begin(self, step: int) -> None:
+        """Make the folder of a checkpoint, so that whoever is killed before its `save` is known to have been saving.
+
+        Raises:
+            SaveError: it cannot be made.
+        """
+        try:
+            distributed.by_first(lambda: stored.begin_saving(self.folder, step))
+        except OSError as error:
+            raise self._failed(step, error) from error
+
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Copy the snapshot to the host and write it in the background.
 
@@ -75,9 +86,9 @@ class Checkpoints:
         }
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = ocp.args.JsonSave(snapshot.data)
+        self.begin(step)
         with contextlib.ExitStack() as until_sealed:
             try:
-                distributed.by_first(lambda: stored.begin_saving(self.folder, step))
                 path = until_sealed.enter_context(plain_path(self.folder)) / stored.saving_name(step)
                 self._orbax.save(path, args=ocp.args.Composite(**items), force=True)
             except (OSError, ValueError) as error:

@@ -161,13 +161,25 @@ class RunFolder:
         """Whether a run has begun here."""
         return self.config.exists() or self.checkpoints.exists()
 
+    @property
+    def is_run(self) -> bool:
+        """Whether what is here was written by a run, and is no folder of the same name that somebody else made."""
+        finished = self.checkpoints.glob("*/manifest.json")
+        return self.config.exists() or self.metrics.is_file() or any(path.is_file() for path in finished)
+
     def write_config(self, text: str) -> None:
         """Write the operative configuration, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.config, text)
 
     def clear(self) -> None:
-        """Remove the run, and nothing in the folder that is not a run's. Raises OSError where that is not possible."""
+        """Remove the run that is here, if one is, and nothing that is not a run's.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        if not self.is_run:
+            return
         for name in (FILES, "checkpoints", "tensorboard", "profile"):
             _remove(self.path / name)
         for name in (CONFIG, "metrics.jsonl", "samples.txt", "wandb_id.txt"):

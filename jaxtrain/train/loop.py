@@ -251,6 +251,8 @@ class Trainer:
 
     def save(self, state: TrainState) -> None:
         if self._saved != self.step:
+            with self._stop.reporting():
+                self._checkpoints.begin(self.step)  # before its line: killed between the two, the run begins anew
             self._finish_step()  # its line comes first, so that a run resumed from here lacks none
             self._recorder.flush()
             with self._stop.reporting():

@@ -17,6 +17,8 @@ def find_start(folder: RunFolder, *, first_save: int) -> int | None:
     """
     with plain_path(folder.path):
         pass  # or else its first checkpoint would end the run
+    if folder.metrics.exists() and not folder.metrics.is_file():
+        raise ValueError(f"{folder.metrics} is not a file: move it away, or name another folder for the run")
     step = stored.latest_sound(folder.checkpoints)
     if step is None:
         distributed.by_first(lambda: _check_nothing_is_lost(folder, first_save))

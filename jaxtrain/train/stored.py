@@ -85,8 +85,10 @@ def set_aside(path: Path) -> None:
 
 
 def begin_saving(folder: Path, step: int) -> None:
-    """Make the folder that a checkpoint is written into."""
+    """Make the folder that a checkpoint is written into, unless it is there and empty."""
     path = folder / saving_name(step)
+    if path.is_dir() and not any(path.iterdir()):
+        return
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 

@@ -155,7 +155,12 @@ CONFIGURATIONS = {
         {"hooks[2].keep_every_steps": 0},
         r"hooks\[2\].*keep_every_steps=0: must be at least 1, or None",
     ),
-    "gradients clipped to nothing": ({"clip_norm": 0}, r"clip_norm=0\.0: must be above 0, or None for no clipping"),
+    "gradients clipped to nothing": ({"clip_norm": 0}, r"clip_norm=0\.0: must be above 0 .*, or None for none"),
+    "gradients clipped to what devices take for nothing": ({"clip_norm": 1e-300}, r"clip_norm=1e-300: must be above 0"),
+    "rate beyond float32": (
+        {"optimizer.learning_rate.peak": 1e300},
+        r"peak=1e\+300: must not be negative, and in float32 \(0, or 1\.2e-38 to 3\.4e38\)",
+    ),
     "moving average that keeps everything": ({"optimizer.b2": 1.0}, r"optimizer.*b2=1\.0: must be in \[0, 1\)"),
     "weights that would grow": (
         {"optimizer.weight_decay": -0.1},

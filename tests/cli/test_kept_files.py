@@ -239,6 +239,16 @@ def test_training_does_not_go_on_with_another_file_under_the_same_path(run, caps
     assert content(folder) == before
 
 
+def test_another_spelling_of_the_path_is_the_same_path(run, capsys):
+    folder, made, tokenizer = run
+    swap_letters(tokenizer)
+    link = tokenizer.with_name("link.json")
+    link.symlink_to(tokenizer)
+    for path in (link, tokenizer.parent / "run" / ".." / tokenizer.name):
+        assert main([*made, "--resume", "--set", f"data.tokenizer=@HuggingFaceTokenizer(path={str(path)!r})"]) == 2
+        assert f"{tokenizer} is not the file any more" in capsys.readouterr().err
+
+
 def test_training_goes_on_with_the_copy_where_it_is_named_or_the_run_is(run, capsys):
     folder, made, tokenizer = run
     swap_letters(tokenizer)

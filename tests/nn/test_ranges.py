@@ -27,6 +27,7 @@ REFUSED = [
     (RECURRENT[1], "implementation", "foo", "delta_rule has xla, tpu, gpu, reference"),
     *((kind(hidden=8), "hidden", value, AT_LEAST_1) for kind in (MLPConfig, GatedMLPConfig) for value in (0, -4)),
     *((kind(), "epsilon", -1.0, NOT_NEGATIVE) for kind in (RMSNormConfig, OffsetRMSNormConfig, LayerNormConfig)),
+    *((RMSNormConfig(), "epsilon", value, NOT_NEGATIVE) for value in (1e-45, 1e39)),
     *((RopeConfig(), "theta", value, ABOVE_0) for value in (0.0, -1.0, math.inf)),
     (LinearScaling(factor=2.0), "factor", 0.0, ABOVE_0),
     *((Llama3Scaling(), name, 0.0, ABOVE_0) for name in ("factor", "low")),

@@ -8,6 +8,7 @@ import pytest
 import runs
 
 from jaxtrain.cli.main import main
+from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.loop import Trainer
 from jaxtrain.train.metrics import read_metrics
@@ -205,3 +206,33 @@ def test_starting_points_are_found_without_changing_anything(data, folder):
     assert trainer.find_start() == 12 and (folder / "checkpoints" / "13.saving").exists()
     assert runs.content(folder) == before
     assert read_metrics(RunFolder(folder).metrics)[-1]["step"] == 12
+
+
+def test_a_folder_that_is_no_run_loses_nothing_by_overwriting(tmp_path):
+    for name in ("profile/me.jpg", "checkpoints/2026/thesis.txt", "tensorboard/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+    RunFolder(tmp_path).clear()
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["me.jpg", "notes.md", "thesis.txt"]
+
+
+def test_a_checkpoint_is_begun_before_the_line_of_its_step_is_written(data, tmp_path, monkeypatch):
+    """Killed between the two, a run begins anew; the other way round it would be one whose checkpoints are gone."""
+    begin, seen = Checkpoints.begin, []
+
+    def look(self, step):
+        seen.append((step, [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]))
+        begin(self, step)
+
+    monkeypatch.setattr(Checkpoints, "begin", look)
+    runs.train(runs.tiny_run(data, steps=4, save_every=2), tmp_path / "run")
+    assert seen[0] == (2, [1])
+
+
+def test_metrics_that_are_no_file_are_refused_before_anything_is_written(config, folder, capsys):
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    before = sorted(folder.rglob("*"))
+    assert main(["train", str(config), "--run", str(folder)]) == 2
+    assert "metrics.jsonl is not a file: move it away" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
