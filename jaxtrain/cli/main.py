@@ -113,7 +113,7 @@ def command() -> int:
     streams = terminal.shield()
     code = _run_to_the_end(terminal.Interruption(streams.errors))
     sys.stdout.flush()
-    if (lost := streams.lost) and not code and not trains:  # whose result is its files
+    if (lost := streams.lost) and not code and not trains:  # training leaves its result in files
         print(f"jaxtrain: error: standard output: {lost.strerror}", file=sys.stderr)
         code = 2
     return code

@@ -1,4 +1,4 @@
-"""What libraries say to a user's file, told with the file and the place in it: one ValueError, whoever raised what."""
+"""Errors of libraries about a data file, raised again as one ValueError with the file, the place in it and a remedy."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
