@@ -257,7 +257,7 @@ def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
 def index_on(name: str) -> jax.Array | int:
     """Return which part of a logical axis a device has, inside `on_each_device`."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else _axes(name, mesh)
+    axes = () if mesh.empty else tuple(axis for axis in RULES[name] if axis in mesh.shape)  # all manual in there
     return jax.lax.axis_index(axes) if _product(axes, mesh) > 1 else 0
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import matrix
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
@@ -14,7 +15,7 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((B, L, D)).astype(np.float32)
 TABLE = RNG.standard_normal((W, D)).astype(np.float32)
 TARGETS = RNG.integers(0, W, (B, L)).astype(np.int32)
-HEAD = HeadConfig(("vocab", "embed"), "float32", None)
+HEAD = HeadConfig(matrix("vocab", "embed"), "float32", None)
 
 
 def _logits(softcap: float | None = None) -> np.ndarray:

@@ -30,7 +30,7 @@ def _block(params: dict) -> dict:
 
 def _as_matrices(x: np.ndarray, axes: Axes) -> np.ndarray:
     """Return [R, rows, columns]: the width on one side, everything else on the other."""
-    moved = np.moveaxis(np.asarray(x), names.indexvector("embed"), 1)
+    moved = np.moveaxis(np.asarray(x), axes.names.index("embed"), 1)
     return moved.reshape(*moved.shape[:2], -1)
 
 

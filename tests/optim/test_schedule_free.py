@@ -36,7 +36,7 @@ def test_points_and_averages_are_those_of_the_authors_package(case, decay):
 
 def test_the_first_iterate_weighs_nothing_where_its_rate_is_zero():
     optimizer = ScheduleFree(learning_rate=Constant(peak=1.0, warmup_steps=2), weight_decay=0.0)
-    tx, ones = optimizer.build(optimizer.learning_rate.build(10), {"w": ("width",)}), {"w": np.ones(1, np.float32)}
+    tx, ones = optimizer.build(optimizer.learning_rate.build(10), {"w": vector("width")}), {"w": np.ones(1, np.float32)}
     averages = follow(tx, {"w": np.zeros(1, np.float32)}, 3 * [ones], optimizer.evaluation_params)
     assert [float(average["w"][0]) for average in averages] == pytest.approx([0.0, -0.5, -1.3], abs=1e-6)
 
@@ -44,7 +44,7 @@ def test_the_first_iterate_weighs_nothing_where_its_rate_is_zero():
 def test_an_iterate_weighs_by_the_square_of_the_largest_rate_so_far():
     rates = jnp.array([1.0, 0.5, 2.0, 0.1])
     optimizer = ScheduleFree(learning_rate=RATES, weight_decay=0.0)
-    tx = optimizer.build(lambda count: rates[count], {"w": ("width",)})
+    tx = optimizer.build(lambda count: rates[count], {"w": vector("width")})
     gradients, largest = [{"w": np.full(1, g, np.float32)} for g in (1, -2, 3, 4)], np.array([1.0, 1.0, 2.0, 2.0])
     seen = follow(
         tx,

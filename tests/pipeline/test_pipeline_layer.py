@@ -147,7 +147,7 @@ def test_a_region_is_run_in_two_where_b_and_w_are():
         y, pull = jax.vjp(lambda weights, x: _with_region(weights, data, x), weights, x)
         return y, *pull(dy)
 
-    assert_close(_on_stages(found, weights, data, x, dy), _on_stages(desired, weights, data, x, dy), SAME_GRADIENT)
+    assert_close(_on_stages(found, weights, data, x, dy), _on_stages(desired, weights, data, x, dy), SAME_SUMS)
     assert counted[0] == [2, 2]
 
 

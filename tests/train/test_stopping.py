@@ -15,8 +15,16 @@ from jaxtrain.train.folder import SaveError
 from jaxtrain.train.stopping import SIGNALS, Stop
 
 
+@pytest.fixture
+def attached():
+    """The tests may have been started by `nohup`, under which a run ignores a hangup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_run_asked_to_stop_saves_and_goes_on_exactly(number, data, whole, tmp_path):
+def test_a_run_asked_to_stop_saves_and_goes_on_exactly(number, data, whole, attached, tmp_path):
     def look(run, state):
         if run.step == 4:
             os.kill(os.getpid(), number)
