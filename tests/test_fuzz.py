@@ -56,6 +56,8 @@ def test_what_comes_of_an_input_is_counted(fuzz, attempt, fault, sound, count):
 def test_numbers_that_python_rounds_away_are_noticed(fuzz, monkeypatch):
     for module in ("config_literal", "config_file"):
         monkeypatch.setattr(f"jaxtrain.cli.{module}.check_number", lambda written: None)
+    monkeypatch.setattr("jaxtrain.ranges.LEAST_FLOAT32", 0.0)  # which would refuse them, too
+    monkeypatch.setattr("jaxtrain.ranges.GREATEST_FLOAT32", float("inf"))
     assert counts(fuzz.run("override", cases=50, seed=0, seconds=60))["silent"] >= 3
 
 
