@@ -189,6 +189,7 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
         f"into {folder.path}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)

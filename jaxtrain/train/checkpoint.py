@@ -68,7 +68,7 @@ class Checkpoints:
         """
         try:
             distributed.by_first(lambda: stored.begin_saving(self.folder, step))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: on the other processes
             raise self._failed(step, error) from error
 
     def save(self, step: int, snapshot: Snapshot) -> None:

@@ -351,14 +351,14 @@ def test_a_save_that_cannot_begin_ends_at_once_and_leaves_no_thread_waiting(tmp_
         Checkpoints(tmp_path / "checkpoints") as checkpoints,
     ):
         checkpoints.save(1, _snapshot(1))
-    left = [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
-    assert [thread for thread in left if not _is_idle(thread)] == []
+    assert _waiting(before) == []
 
 
-def _is_idle(thread: threading.Thread) -> bool:
-    """Tell a worker of an executor that has no work, which Python ends at its exit, from one that waits for Orbax."""
-    frame = sys._current_frames().get(thread.ident)
-    return frame is None or frame.f_code.co_name == "_worker"
+def _waiting(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads begun since that keep the process from ending; not idle workers, which end with it."""
+    frames = sys._current_frames()
+    new = [thread for thread in set(threading.enumerate()) - before if not thread.daemon and thread.ident in frames]
+    return [thread for thread in new if frames[thread.ident].f_code.co_name != "_worker"]
 
 
 def test_a_folder_that_orbax_cannot_make_ends_the_save_at_once(tmp_path, monkeypatch):
@@ -368,7 +368,14 @@ def test_a_folder_that_orbax_cannot_make_ends_the_save_at_once(tmp_path, monkeyp
     before = set(threading.enumerate())
     with pytest.raises(SaveError, match="Not a directory"), Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, _snapshot(1))
-    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+    assert _waiting(before) == []
+
+
+def test_no_process_saves_where_the_first_cannot_begin_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr("jaxtrain.train.distributed.anywhere", lambda failed: True)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(SaveError, match="checkpoint 1 .* the first process"):
+        checkpoints.begin(1)
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
