@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -355,7 +356,17 @@ def test_a_save_that_cannot_begin_ends_at_once_and_leaves_no_thread_waiting(tmp_
 
 
 def _waiting(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Return the threads begun since that keep the process from ending; not idle workers, which end with it."""
+    """Return the threads begun since that still keep the process from ending, after a minute at most.
+
+    Idle workers end with the process. What Orbax has wait does so for 300 s, what it has end is gone at once.
+    """
+    end = time.monotonic() + 60
+    while (left := _at_work(before)) and time.monotonic() < end:
+        time.sleep(0.01)
+    return left
+
+
+def _at_work(before: set[threading.Thread]) -> list[threading.Thread]:
     frames = sys._current_frames()
     new = [thread for thread in set(threading.enumerate()) - before if not thread.daemon and thread.ident in frames]
     return [thread for thread in new if frames[thread.ident].f_code.co_name != "_worker"]
