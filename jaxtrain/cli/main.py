@@ -9,7 +9,6 @@ import argparse
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -124,10 +123,8 @@ def _run_to_the_end(interruption: terminal.Interruption) -> int:
     try:
         code = main()
     except (Exception, KeyboardInterrupt):
-        code = 1
         if not interruption.asked:
-            _peers().verdict()
-            traceback.print_exc()
+            raise
     if interruption.asked:
         code = terminal.INTERRUPTED
     if code:

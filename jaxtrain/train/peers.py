@@ -211,7 +211,20 @@ def watch(index: int, count: int, remedy: Callable[[], str]) -> Peers:
 
     _peers = Peers(index, count, end)
     atexit.register(_peers.leave, 0)  # before JAX's own, in which all wait for all
+    sys.excepthook = _failed(sys.excepthook)
     return _peers
+
+
+def _failed(say: Callable[..., object]) -> Callable[..., None]:
+    """What the interpreter does with an exception that nobody catches, in a process that has others."""
+
+    def hook(kind: type[BaseException], *error) -> None:
+        if issubclass(kind, Exception):
+            verdict()
+        say(kind, *error)
+        leave(1)
+
+    return hook
 
 
 def verdict() -> None:

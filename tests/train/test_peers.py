@@ -110,6 +110,17 @@ def test_a_failure_while_all_are_there_is_not_laid_on_others(three, monkeypatch)
     assert three[0].heard == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "order"), [(ValueError, ["verdict", "said", "left 1"]), (KeyboardInterrupt, ["said", "left 1"])]
+)
+def test_an_exception_that_nobody_catches_waits_for_a_verdict_and_not_for_the_others(kind, order, monkeypatch):
+    done = []
+    monkeypatch.setattr(peers, "verdict", lambda: done.append("verdict"))
+    monkeypatch.setattr(peers, "leave", lambda code: done.append(f"left {code}"))
+    peers._failed(lambda *error: done.append("said"))(kind, kind(), None)
+    assert done == order
+
+
 def test_a_stranger_is_turned_away_and_not_missed(three):
     [writer, *_] = three[0].peers._others.values()
     port = writer.get_extra_info("sockname")[1]
