@@ -31,7 +31,7 @@ TINY = {
 PROCESS = """\
 import os, signal, sys, time
 index, stopped = int(os.environ["JAX_PROCESS_ID"]), []
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, frame: stopped.append(signal.Signals(number).name))
 print("process", index, "of", os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRESS"], flush=True)
 if len(sys.argv) > 1:
@@ -100,13 +100,33 @@ def test_local_processes_train_one_run(tmp_path):
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):
     process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS, tmp_path / "waiting")
-    code, out, _ = finish(process)
+    code, out, errors = finish(process)
     assert code == 7
+    assert errors == ["launch_local: process 1 ended with exit code 7; the others are told to stop"]
     assert "saved after ['SIGTERM']" in out
     assert any("[process 1] process 1 of 2 127.0.0.1:" in line for line in out), out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_death_of_one_local_process_is_said_with_what_killed_it():
+    dies = "import os, signal; os.environ['JAX_PROCESS_ID'] == '1' and os.kill(os.getpid(), signal.SIGKILL)"
+    code, _, errors = finish(launch(*LOCAL, 2, sys.executable, "-c", dies))
+    assert code == 128 + signal.SIGKILL
+    assert errors == ["launch_local: process 1 was killed by signal 9 (Killed); the others are told to stop"]
+
+
+def test_local_processes_end_although_nobody_reads_what_they_say():
+    says_much = "for number in range(20000): print('a line of some length', number)"
+    process = subprocess.run(
+        ["bash", "-c", f"'{LOCAL[0]}' '{LOCAL[1]}' 2 '{LOCAL[0]}' -c \"{says_much}\" 2>/dev/null | head -1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_reaches_every_local_process_once(number):
     process = launch(*LOCAL, 2, sys.executable, "-c", PROCESS)
     begun = [process.stdout.readline(), process.stdout.readline()]

@@ -3,9 +3,12 @@
 Found out on TPU pods and under SLURM, or told by three environment variables.
 """
 
+import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -69,15 +72,37 @@ def _found_out() -> tuple[str, int, int, Sequence[int] | None]:
 def _join(address: str, count: int, index: int, devices: Sequence[int] | None, remedy: Callable[[], str]) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which is ours
     watched = peers.watch(index, count, remedy)
-    jax.distributed.initialize(
+    initialize = functools.partial(
+        jax.distributed.initialize,
         watched.relay(address) if index else address,
         num_processes=count,
         process_id=index,
         local_device_ids=devices,
-        initialization_timeout=ARRIVAL_SECONDS,
+        initialization_timeout=2 * ARRIVAL_SECONDS,  # when it aborts in native code
     )
+    try:
+        _in_thread(initialize, ARRIVAL_SECONDS)
+    except TimeoutError:
+        raise ValueError(
+            f"not all of {count} processes came to {address} in {ARRIVAL_SECONDS} s, this is process {index}: "
+            f"start all of them, the first at that address"
+        ) from None
     if not watched.meet(address, global_state.client):
         log.warning("not all processes can be watched: should one be lost, the others notice after 100 s")
+
+
+def _in_thread(function: Callable[[], None], seconds: float) -> None:
+    """Call a function that waits in native code, where Ctrl-C does not reach it, but reaches us."""
+    outcome: Future[None] = Future()
+
+    def call():
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    outcome.result(seconds)
 
 
 def _on_tpu_machine() -> bool:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import pytest
@@ -101,6 +103,20 @@ def test_a_cluster_that_jax_does_not_find_is_an_error(monkeypatch):
         distributed._found_out()
 
 
+def test_processes_that_do_not_come_are_an_error_and_not_waited_for_for_ever(monkeypatch):
+    watched = types.SimpleNamespace(relay=str)
+    over = threading.Event()
+    monkeypatch.setattr(peers, "watch", lambda index, count, remedy: watched)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: over.wait())
+    monkeypatch.setattr(distributed, "ARRIVAL_SECONDS", 0.01)
+    with pytest.raises(
+        ValueError, match="not all of 4 processes came to host:1234 in 0.01 s, this is process 3: start"
+    ):
+        distributed._join("host:1234", 4, 3, None, str)
+    over.set()
+
+
 def test_all_but_the_first_reach_it_through_a_relay_and_are_watched(monkeypatch):
     calls = []
 
@@ -116,7 +132,7 @@ def test_all_but_the_first_reach_it_through_a_relay_and_are_watched(monkeypatch)
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
     distributed._join("host:1234", 4, 3, None, str)
-    options = {"num_processes": 4, "process_id": 3, "local_device_ids": None, "initialization_timeout": 300}
+    options = {"num_processes": 4, "process_id": 3, "local_device_ids": None, "initialization_timeout": 600}
     assert calls == [
         ("jax_enable_preemption_service", False),
         (("relay to host:1234",), options),
