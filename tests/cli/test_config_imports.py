@@ -7,6 +7,8 @@ from toy.config import RunConfig
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_imports import Imports
+from jaxtrain.cli.config_text import render
+from jaxtrain.cli.main import main
 
 CODE = "RAN = True\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Lion:\n  b1: float = 0.5\n"
 CODE += "  def build(self): ...\n"
@@ -147,3 +149,25 @@ def test_installed_packages_are_imported_linked_ones_too(environment, name):
 
 def test_what_lies_beside_a_linked_package_is_not_installed(environment, folder):
     assert f"stray is code in the folder {folder / 'project'} {REMEDY}" in refused(write(folder, "import stray"))
+
+
+def test_a_run_names_its_modules_too_and_needs_the_folder_again(folder):
+    loaded = load(
+        write(folder, "import mine\nconfig.RunConfig.optimizer = @mine.Lion()"), root=RunConfig, import_from=["."]
+    )
+    (folder / "run").mkdir()
+    (folder / "run" / "config.gin").write_text(render(loaded.config))
+    del sys.modules["mine"]  # as in another process
+    assert REMEDY in refused("run")
+    assert render(load("run", root=RunConfig, import_from=["."]).config) == render(loaded.config)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "eval", "generate", "convert", "compile", "config show", "config diff", "tokenizer train"]
+    + ["schedule show", "schedule compare"],
+)
+def test_every_command_that_reads_a_configuration_has_the_flag(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert "--import-from FOLDER" in capsys.readouterr().out
