@@ -108,10 +108,10 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("jaxtrain.nn.mlp", "from jaxtrain.models.decoder import Decoder"),
+        ("jaxtrain.nn.feed_forward.mlp", "from jaxtrain.models.decoder import Decoder"),
         ("jaxtrain.data.store", "import jaxtrain.optim"),
         ("jaxtrain.train.step", "def f():\n    from jaxtrain.cli import main"),
-        ("jaxtrain.nn.mlp", "if TYPE_CHECKING:\n    from jaxtrain import train"),
+        ("jaxtrain.nn.feed_forward.mlp", "if TYPE_CHECKING:\n    from jaxtrain import train"),
         ("jaxtrain.models.decoder", "from jaxtrain_kernels.attention import api"),
         ("jaxtrain_kernels.attention.api", "from jaxtrain.shapes import Batch"),
         ("jaxtrain_kernels.attention.api", "import optax"),

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.models import presets
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.program import Program, Recipe
 

@@ -2,7 +2,7 @@
 
     from __gin__ import dynamic_registration
     from jaxtrain import config
-    from jaxtrain.nn import attention
+    from jaxtrain.nn.mixers import attention
 
     include "base.gin"
     width = 512                                     # a macro, used as %width

@@ -18,7 +18,8 @@ from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_lay
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
 from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
-from jaxtrain.nn.norm import NormConfig, RMSNormConfig
+from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, axes_of, dropout, fold_in
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none

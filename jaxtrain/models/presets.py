@@ -5,10 +5,12 @@ Sizes are those of the released checkpoints: Llama 2 (arXiv:2307.09288), Llama 3
 """
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import GatedMLPConfig, MLPConfig
-from jaxtrain.nn.norm import LayerNormConfig, OffsetRMSNormConfig, RMSNormConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.nn.rope import Llama3Scaling, RopeConfig
 
 

@@ -8,14 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
-from jaxtrain.nn.attention import AttentionConfig
-from jaxtrain.nn.delta_rule import DeltaRuleConfig
-from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import FeedForwardConfig
-from jaxtrain.nn.norm import NormConfig
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import TokenContext, dropout
-
-MixerConfig = AttentionConfig | LinearAttentionConfig | DeltaRuleConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

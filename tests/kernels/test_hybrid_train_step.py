@@ -8,12 +8,12 @@ from tiny import program_of
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.decay import ChannelDecay, StepDecay
-from jaxtrain.nn.delta_rule import DeltaRuleConfig
-from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import MLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.decay import ChannelDecay, StepDecay
+from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.remat import FullRemat, NoRemat, RematPolicy
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw_8bit import AdamW8bit

@@ -16,13 +16,13 @@ from jaxtrain.axes import Axes
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig, MixerConfig
-from jaxtrain.nn.decay import ChannelDecay, FixedDecay, NoDecay, StepDecay
-from jaxtrain.nn.delta_rule import DeltaRuleConfig
-from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.decay import ChannelDecay, FixedDecay, NoDecay, StepDecay
+from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.muon import takes
 from jaxtrain.shapes import Batch

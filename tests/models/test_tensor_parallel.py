@@ -17,9 +17,9 @@ from jax.sharding import NamedSharding
 
 from jaxtrain.mesh import MeshConfig, activation_spec, shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import FullRemat, NoRemat
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import KINDS, Collectives, collectives

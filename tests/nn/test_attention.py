@@ -10,9 +10,9 @@ from flax import nnx
 from tiny import packed_batch
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
-from jaxtrain.nn import attention
-from jaxtrain.nn.attention import AttentionConfig
-from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.mixers import attention
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.nn.rope import RopeConfig, rotate
 

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
-from jaxtrain.nn.mlp import GatedMLPConfig, MLPConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
 
 _erf = np.vectorize(math.erf)
 FORMULAS = {

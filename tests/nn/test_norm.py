@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tolerances import CLOSED_FORM, EXACT, assert_close
 
-from jaxtrain.nn.norm import LayerNormConfig, OffsetRMSNormConfig, RMSNormConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 
 WIDTH = 24
 

@@ -7,11 +7,13 @@ import re
 import pytest
 from tiny import DECODER
 
-from jaxtrain.nn.attention import AttentionConfig
-from jaxtrain.nn.delta_rule import DeltaRuleConfig
-from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import GatedMLPConfig, MLPConfig
-from jaxtrain.nn.norm import LayerNormConfig, OffsetRMSNormConfig, RMSNormConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig
 
 ATTENTION = AttentionConfig(heads=4, kv_heads=2, head_dim=8)

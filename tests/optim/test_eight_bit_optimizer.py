@@ -13,9 +13,9 @@ from tolerances import CLOSED_FORM, EXACT, assert_close
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
 from jaxtrain.optim.schedules import Constant

@@ -9,9 +9,9 @@ from tiny import program_of, variant
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import MLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine

@@ -19,11 +19,11 @@ from tolerances import EXACT, SAME_GRADIENT, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.delta_rule import DeltaRuleConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.remat import FullRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated, value_and_grad
 from jaxtrain.pipeline.keep import ChunkInput, LayerValues

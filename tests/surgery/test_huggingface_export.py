@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
-from jaxtrain.nn.linear_attention import LinearAttentionConfig
-from jaxtrain.nn.mlp import MLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, import_folder, open_folder
 
 

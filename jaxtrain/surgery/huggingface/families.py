@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
 from jaxtrain.surgery.huggingface.gpt2 import GPT2

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import MLPConfig
-from jaxtrain.nn.norm import LayerNormConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.surgery.huggingface.family import Family, write_activation
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, in_layers, inputs_first, side_by_side
 from jaxtrain.surgery.huggingface.settings import Settings

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.attention import AttentionConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.mlp import GatedMLPConfig
-from jaxtrain.nn.norm import OffsetRMSNormConfig, RMSNormConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern, write_activation, write_rope
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, heads_apart, in_layers, outputs_first
 from jaxtrain.surgery.huggingface.settings import Settings

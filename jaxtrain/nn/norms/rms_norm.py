@@ -1,7 +1,4 @@
-"""Root-mean-square and layer normalisation over the last axis, in float32.
-
-Zhang and Sennrich (2019), arXiv:1910.07467; Ba et al. (2016), arXiv:1607.06450.
-"""
+"""Root-mean-square normalisation over the last axis, in float32: Zhang and Sennrich (2019), arXiv:1910.07467."""
 
 from dataclasses import dataclass
 
@@ -10,12 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import constant
 from jaxtrain.ranges import check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RMSNormConfig:
+class RMSNormConfig(NormConfig):
     """x / sqrt(mean(x^2) + epsilon) * scale."""
 
     epsilon: float = 1e-6
@@ -31,7 +29,7 @@ class RMSNormConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OffsetRMSNormConfig:
+class OffsetRMSNormConfig(NormConfig):
     """x / sqrt(mean(x^2) + epsilon) * (1 + scale): weight decay pulls towards no scaling (Gemma)."""
 
     epsilon: float = 1e-6
@@ -56,40 +54,3 @@ class RMSNorm(nnx.Module):
         scale = self.scale[...].astype(jnp.float32) + self.offset
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
         return (x32 * inverse * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerNormConfig:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias."""
-
-    epsilon: float = 1e-5
-    bias: bool = True
-
-    def __post_init__(self):
-        check_not_negative(self, "epsilon")
-
-    def build(self, width: int) -> "LayerNorm":
-        return LayerNorm(self, width)
-
-    def parameter_count(self, width: int) -> int:
-        return width * (1 + self.bias)
-
-
-class LayerNorm(nnx.Module):
-    def __init__(self, config: LayerNormConfig, width: int):
-        self.config = config
-        self.scale = constant(1.0, (width,), ("width",))
-        if config.bias:
-            self.bias = constant(0.0, (width,), ("width",))
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.config.epsilon)
-        y = centred * inverse * jnp.expand_dims(self.scale[...], range(x.ndim - 1))
-        if self.config.bias:
-            y = y + jnp.expand_dims(self.bias[...], range(x.ndim - 1))
-        return y.astype(x.dtype)
-
-
-NormConfig = RMSNormConfig | OffsetRMSNormConfig | LayerNormConfig

@@ -1,7 +1,7 @@
 """Linear attention as a mixer: a state of fixed size that decays, in place of all keys and values.
 
 The decay's type makes it retention (`FixedDecay`), Mamba-2's (`StepDecay`) or gated linear attention
-(`ChannelDecay`); the recurrence is `jaxtrain_kernels.linear_attention`, the rest of the layer `nn/recurrent.py`.
+(`ChannelDecay`); the recurrence is `jaxtrain_kernels.linear_attention`, the rest of the layer `nn/mixers/recurrent.py`.
 Queries and keys have no feature map, and outputs no normaliser but the norm behind them. Order is known through the
 decay alone.
 """
@@ -16,10 +16,9 @@ from jaxtrain_kernels.chunks import check_chunk_size
 from jaxtrain_kernels.linear_attention import IMPLEMENTATIONS, linear_attention, recurrent_step
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.decay import ChannelDecay, DecayConfig
-from jaxtrain.nn.norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext
-from jaxtrain.nn.recurrent import (
+from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.mixers.decay import ChannelDecay, DecayConfig
+from jaxtrain.nn.mixers.recurrent import (
     RecurrentHeads,
     RecurrentShape,
     RecurrentState,
@@ -28,10 +27,12 @@ from jaxtrain.nn.recurrent import (
     is_written,
     mix_sequences,
 )
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LinearAttentionConfig:
+class LinearAttentionConfig(MixerConfig):
     """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
 
     heads: int

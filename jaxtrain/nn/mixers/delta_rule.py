@@ -2,7 +2,7 @@
 
 With `NoDecay` DeltaNet (Yang et al., 2024, arXiv:2406.06484), with `StepDecay` gated DeltaNet (Yang et al., 2024,
 arXiv:2412.06464), each without its short convolutions. The recurrence is `jaxtrain_kernels.delta_rule`, the rest of the
-layer `jaxtrain/nn/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
+layer `jaxtrain/nn/mixers/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
 """
 
 import functools
@@ -16,11 +16,10 @@ from jaxtrain_kernels.chunks import check_chunk_size
 from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_step
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.decay import NoDecay, ScalarDecayConfig
 from jaxtrain.nn.dense import dense
-from jaxtrain.nn.norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext, normal
-from jaxtrain.nn.recurrent import (
+from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.mixers.decay import NoDecay, ScalarDecayConfig
+from jaxtrain.nn.mixers.recurrent import (
     RecurrentHeads,
     RecurrentShape,
     RecurrentState,
@@ -29,10 +28,12 @@ from jaxtrain.nn.recurrent import (
     is_written,
     mix_sequences,
 )
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.param import TokenContext, normal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeltaRuleConfig:
+class DeltaRuleConfig(MixerConfig):
     """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
 
     heads: int

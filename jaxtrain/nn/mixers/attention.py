@@ -18,14 +18,15 @@ from jaxtyping import Array, Float
 
 from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.dense import dense
-from jaxtrain.nn.norm import RMSNormConfig
+from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionConfig:
+class AttentionConfig(MixerConfig):
     """`scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too.
 
     `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.

@@ -1,0 +1,1 @@
+"""Mixers along the length, a family a file."""

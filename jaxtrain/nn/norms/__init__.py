@@ -1,0 +1,1 @@
+"""Normalisations over the width, a family a file."""

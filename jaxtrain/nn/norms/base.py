@@ -1,0 +1,17 @@
+"""What a norm is."""
+
+from abc import ABC, abstractmethod
+
+from flax import nnx
+
+
+class NormConfig(ABC):
+    """A frozen dataclass that builds a normalisation of the last axis, `[..., width]` to the same shape and dtype."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def build(self, width: int) -> nnx.Module: ...
+
+    @abstractmethod
+    def parameter_count(self, width: int) -> int: ...
