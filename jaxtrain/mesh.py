@@ -321,6 +321,8 @@ def gather(params, axes, dtype):
 
     def one(own: Axes, w):
         to = np.dtype(dtype) if own.cast else w.dtype
+        if not jnp.issubdtype(to, jnp.floating):
+            return _place(_place(w, own.names, GATHERED[1:]), own.names, GATHERED)
         return _gather(_narrow_gradient(w, to), own.names, to)
 
     return jax.tree.map(one, axes, params)

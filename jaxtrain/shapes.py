@@ -15,6 +15,18 @@ from jaxtyping import Array, Float, Int
 ParamTree = dict  # nested dicts of arrays: the layout of checkpoints, surgery and optimizers
 
 
+class ModelState(NamedTuple):
+    """The arrays of a model, or the facts about them, in trees that follow its modules.
+
+    `params` are trained. No gradient reaches `frozen`: it has no moments and is replaced by surgery alone. `buffers`
+    are replaced without a gradient, by the model, once an optimizer step.
+    """
+
+    params: ParamTree
+    frozen: ParamTree = {}
+    buffers: ParamTree = {}
+
+
 class Batch(NamedTuple):
     """Packed token sequences. Leaves are numpy on the way in and sharded jax arrays in the step.
 

@@ -55,7 +55,12 @@ def environment(**changes):
 def launch(*command, **options):
     options = {"env": environment(), "stdin": subprocess.DEVNULL, "text": True} | options
     return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0, **options
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which tests under nohup inherit as ignored
+        **options,
     )
 
 

@@ -50,7 +50,7 @@ def variant(**changes) -> DecoderConfig:
 
 def random_params(config: DecoderConfig, seed: int = 0) -> ParamTree:
     """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each; nothing is compiled."""
-    _, shapes, axes = abstract_model(config)
+    _, (shapes, *_), (axes, *_) = abstract_model(config)
     random = np.random.default_rng(seed)
 
     def draw(path, own, leaf):

@@ -40,7 +40,7 @@ from jaxtrain.train.folder import RunFolder, SaveError, is_full
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.trained import trained_params
+from jaxtrain.train.trained import trained_model
 
 CARRIED = "huggingface"  # in the run folder
 TEMPLATES = "additional_chat_templates"  # a folder
@@ -265,12 +265,14 @@ def weights_of(
     if config and (weights or config.optimizer.averages):
         mesh = mesh_at_hand(config.mesh, model)
         run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
-        yield trained_params(folder, **run)
+        at, found = trained_model(folder, **run)
+        yield at, found.params
         return
     step = Checkpoints(folder.checkpoints).latest_sound()
     if step is None:
         raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    with open_params(folder.checkpoints / str(step), abstract_model(model)[1]) as params:
+    path = folder.checkpoints / str(step)
+    with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
         yield step, params
 
 

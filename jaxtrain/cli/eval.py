@@ -22,11 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     config, phase = finished.config, finished.config.phases[-1]
     check_evaluation(config.model, phase, jax.devices())
-    graph, _, _ = abstract_model(config.model)
+    graph = abstract_model(config.model).graph
     loss, tokens = evaluate(
         make_evaluation_step(graph, config.objective),
         config.objective,
-        finished.params,
+        finished.model,
         validation_rows(phase.data or config.data, sequence_length=phase.sequence_length),
         batch_size=phase.batch_size,
         batches=arguments.batches,

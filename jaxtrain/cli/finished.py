@@ -17,10 +17,10 @@ from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.mesh import MeshConfig, shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.trained import trained_params
+from jaxtrain.train.trained import trained_model
 
 
 class FinishedRun(NamedTuple):
@@ -28,7 +28,7 @@ class FinishedRun(NamedTuple):
     folder: RunFolder
     mesh: Mesh
     step: int
-    params: ParamTree
+    model: ModelState
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     keep_compilations()
     distributed.start()
     mesh = mesh_at_hand(config.mesh, config.model)
-    step, params = trained_params(
+    step, model = trained_model(
         folder,
         model=config.model,
         optimizer=config.optimizer,
@@ -56,7 +56,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
         mesh=mesh,
         weights=arguments.weights,
     )
-    return FinishedRun(config, folder, mesh, step, params)
+    return FinishedRun(config, folder, mesh, step, model)
 
 
 def say_what_is_read(folder: RunFolder, config: TrainConfig) -> None:

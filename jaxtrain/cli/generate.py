@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
-    graph, _, _ = abstract_model(finished.config.model)
+    graph = abstract_model(finished.config.model).graph
     with jax.set_mesh(finished.mesh):
         written = generate(
             graph,
-            finished.params,
+            finished.model,
             prompts,
             tokens=arguments.tokens,
             sampling=sampling,

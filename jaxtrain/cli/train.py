@@ -30,7 +30,7 @@ from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result, Trainer
 from jaxtrain.train.manifest import is_finished
-from jaxtrain.train.state import state_from_params
+from jaxtrain.train.state import state_of
 from jaxtrain.train.stopping import Stop
 
 
@@ -129,11 +129,11 @@ def check_same(folder: RunFolder, files: RunFiles, *, resume: bool, import_from:
 
 
 def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
-    """Return the shape and type of every leaf of the parameters, or of the whole training state."""
-    _, params, axes = abstract_model(config.model)
-    tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes, clip_norm=config.clip_norm)
-    state = jax.eval_shape(lambda params: state_from_params(params, tx), params)
-    leaves = jax.tree_util.tree_leaves_with_path(state if whole else params)
+    """Return the shape and type of every leaf of the model, or of the whole training state."""
+    _, model, axes = abstract_model(config.model)
+    tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=config.clip_norm)
+    state = jax.eval_shape(lambda model: state_of(model, tx), model)
+    leaves = jax.tree_util.tree_leaves_with_path(state if whole else model)
     return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 

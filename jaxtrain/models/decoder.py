@@ -5,8 +5,9 @@ neither the program nor its compile time grows with depth. The layout of the par
 unrolled. Nothing here knows of devices: `gather` and `constrain` carry logical names only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,13 @@ from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_lay
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
 from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
+from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext, axes_of, dropout, fold_in
+from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,18 +82,19 @@ class DecoderConfig:
         return 6.0 * (matrices + self.vocab_size * self.d_model) + mixing
 
 
-def context_of(batch: Batch, dropout_keys: Key[Array, " B"] | None) -> TokenContext:
+def context_of(batch: Batch, keys: Keys | None, taps: Container[str] = ()) -> TokenContext:
     """Return what layers know of the tokens of whole sequences."""
     return TokenContext(
         positions=batch.positions,
         segment_ids=batch.segment_ids,
         key_positions=batch.positions,
         key_segment_ids=batch.segment_ids,
-        dropout_keys=dropout_keys,
+        keys=keys,
+        taps=dict.fromkeys(taps),
     )
 
 
-class Pattern(nnx.Module):
+class Pattern(Layer):
     """The blocks of one repeat."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
@@ -99,11 +102,18 @@ class Pattern(nnx.Module):
             [b.build(config.d_model, norm=config.norm, dropout=config.dropout, rngs=rngs) for b in config.pattern]
         )
 
-    def __call__(self, x, context: TokenContext, states):
-        states = list(states)
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: tuple) -> Out:
+        """Run the blocks one after another. States are a tuple of theirs; counts and taps lie under their index."""
+        states, sums, taps = [], {}, {}
         for i, block in enumerate(self.blocks):
-            x, states[i] = block(x, context.in_layer(i), states[i])
-        return x, tuple(states)
+            x, own, sums[str(i)], seen = block(x, context.in_layer(i), state[i])
+            states.append(own)
+            taps |= {str(i): seen} if seen else {}
+        return Out(x, tuple(states), joined(**sums), taps)
+
+    def update_buffers(self, counts: Mapping[str, Any]) -> None:
+        for i, block in enumerate(self.blocks):
+            block.update_buffers(counts.get(str(i), {}))
 
 
 class Decoder(nnx.Module):
@@ -112,28 +122,32 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(c.vocab_size, c.d_model, rngs=rngs)
         if c.learned_positions:
             self.positions = Positions(c.max_length, c.d_model, rngs=rngs)
-        self.blocks = nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats))
+        self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
             self.output = Head(c.vocab_size, c.d_model, rngs=rngs)
 
-    def axes(self) -> dict:
-        """Return the facts about every parameter, as a tree like the parameters."""
-        return axes_of(self) | {"blocks": jax.tree.map(Axes.stacked, self.layer_axes())}
+    def axes(self) -> ModelState:
+        """Return the facts about every variable."""
+        stacked = {name: jax.tree.map(Axes.stacked, axes_of(stack)) for name, stack in self.stacks.items()}
+        return in_stacks(axes_of(self), stacked)
 
-    def __call__(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
+    def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
-        return self.head(self.hidden(batch, dropout_keys))
+        return self.head(self.hidden(batch, keys).y)
 
-    def hidden(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L D"]:
-        """Return what the head reads."""
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Container[str] = ()) -> Out:
+        """Return what the head reads, with the sums of all layers and the values asked for, stacked over repeats.
+
+        `taps` are names of values of a block: block_input, mixer_output, mlp_output.
+        """
         if batch.tokens.shape[1] > self.config.max_length:
             raise ValueError(
                 f"sequence of {batch.tokens.shape[1]} tokens: the model's max_length is {self.config.max_length}"
             )
-        context = context_of(batch, dropout_keys)
+        context = context_of(batch, keys, taps)
         x = self.embed(batch.tokens, context)
-        return self.run_blocks(x, context, self.no_states())[0]
+        return self.run_blocks(x, context, self.no_states())
 
     def no_states(self) -> tuple[None, ...]:
         return (None,) * len(self.config.pattern)
@@ -141,7 +155,7 @@ class Decoder(nnx.Module):
     def initial_states(self, batch: int, length: int):
         """Return empty decoding states for so many tokens, stacked over repeats."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.blocks.blocks)
+        one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.stacks["blocks"].blocks)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.config.repeats, *leaf.shape)), one)
 
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
@@ -151,41 +165,52 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(c.d_model**0.5, x.dtype)
         if c.learned_positions:
             x = x + self._look_up(self.positions.table, context.positions)
-        x = dropout(x, c.dropout, fold_in(context.dropout_keys, c.repeats), site=0)
+        x = dropout(x, c.dropout, fold_in(context.keys, c.repeats), site=0)
         return constrain(x, "batch", "residual_length", None)
 
-    def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states):
+    def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states) -> Out:
         """Run all repeats of the pattern; return the hidden states and the new decoding states."""
         c, axes, pattern = self.config, self.layer_axes(), self.pattern()
 
         def repeat(x, inputs):
-            layer, params, state = inputs
-            params = of_layer(stacked, layer) if in_stages else params
-            return pattern(gather(params, axes, c.compute_dtype), x, context.in_layer(layer), state)
+            layer, stored, state = inputs
+            stored = of_layer(stacked, layer) if in_stages else stored
+            y, *others = pattern(gather(stored, axes, c.compute_dtype), x, context.in_layer(layer), state)
+            return y, others
 
-        stacked = narrow_gradients(nnx.to_pure_dict(nnx.state(self.blocks)), axes, c.compute_dtype)
+        stacked = split(self.stacks["blocks"])[1]
+        stacked = stacked._replace(params=narrow_gradients(stacked.params, axes.params, c.compute_dtype))
         in_stages = axis_size("layers") > 1
         xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
-        return jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
+        y, (states, sums, taps) = jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
+        return Out(y, states, whole(sums), taps and {"blocks": taps})
 
-    def pattern(self) -> Callable:
-        """Return one repeat as a pure function of gathered parameters: (params, x, context, states) -> (x, states)."""
-        graph = nnx.graphdef(self.blocks)
-        return lambda params, x, context, states: nnx.merge(graph, params)(x, context, states)
+    def pattern(self) -> Callable[..., Out]:
+        """Return one repeat as a pure function of its gathered arrays: (model state, x, context, states) -> Out."""
+        graph, _ = split(self.stacks["blocks"])
+        return lambda own, x, context, states: merge(graph, own)(x, context, states)
 
-    def layer_axes(self) -> dict:
-        """Return the facts about the parameters of one repeat."""
-        return axes_of(self.blocks)
+    def layer_axes(self) -> ModelState:
+        """Return the facts about the variables of one repeat."""
+        return axes_of(self.stacks["blocks"])
+
+    def updated_buffers(self, counts: Mapping[str, Any]) -> ParamTree:
+        """Return the buffers as the layers replace them, from the counts of a whole step."""
+        graph, stacked = split(self.stacks["blocks"])
+
+        def one(own: ModelState, counts: Mapping[str, Any]) -> ParamTree:
+            pattern = merge(graph, own)
+            pattern.update_buffers(counts)
+            return split(pattern)[1].buffers
+
+        blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
+        return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers
 
     def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
         return logits_of(self._normed(x), self._head_table, self._head_config)
 
-    def cross_entropy(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> CrossEntropy:
-        """Return the cross-entropy of every token of whole sequences."""
-        return self.head_cross_entropy(self.hidden(batch, dropout_keys), batch.targets)
-
-    def head_cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
+    def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return the cross-entropy of every token from what the head reads."""
         return cross_entropy(
             self._normed(x), self._head_table, targets, self._head_config, tile=self.config.remat.vocab_tile
@@ -210,8 +235,31 @@ class Decoder(nnx.Module):
         return constrain(x, "wide_batch", "length", "embed")
 
 
-def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, ParamTree, dict]:
-    """Return a model's graph, the shapes of its parameters and the facts about them, computing nothing."""
+def whole(sums: Sums) -> Sums:
+    """Return the sums of a stack from those of its repeats: terms add up, counts stay `[repeats, ...]`."""
+    return Sums(
+        {name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts and {"blocks": sums.counts}
+    )
+
+
+def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
+    """Return a model's trees with other ones in place of its stacks; a collection that is empty stays so."""
+
+    def replaced(tree: ParamTree, *of_stacks: ParamTree) -> ParamTree:
+        found = {name: own for name, own in zip(stacks, of_stacks, strict=True) if own}
+        return tree | {"stacks": found} if found else tree
+
+    return ModelState(*map(replaced, model, *stacks.values()))
+
+
+class AbstractModel(NamedTuple):
+    """A model of which nothing is computed: its structure, the shapes of its arrays, and the facts about them."""
+
+    graph: nnx.GraphDef
+    shapes: ModelState
+    axes: ModelState
+
+
+def abstract_model(config: DecoderConfig) -> AbstractModel:
     model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
-    graph, params = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(params), model.axes()
+    return AbstractModel(*split(model), model.axes())

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
-from jaxtrain.nn.param import TokenContext
+from jaxtrain.nn.layer import TokenContext
+from jaxtrain.nn.param import merge
 from jaxtrain.ranges import LEAST_FLOAT32
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ class Sampling:
 
 def generate(
     graph: nnx.GraphDef,
-    params: ParamTree,
+    model: ModelState,
     prompts: Sequence[Sequence[int]],
     *,
     tokens: int,
@@ -78,7 +79,7 @@ def generate(
     Raises:
         ValueError: a prompt is empty, or prompt and continuation exceed the model's max_length.
     """
-    max_length = nnx.merge(graph, params).config.max_length
+    max_length = merge(graph, model).config.max_length
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")
@@ -93,7 +94,7 @@ def generate(
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
-    drawn = np.asarray(_generate(graph, params, padded, lengths, keys, tokens, sampling))
+    drawn = np.asarray(_generate(graph, model, padded, lengths, keys, tokens, sampling))
     return [_until(row.tolist(), stop_token) for row in drawn]
 
 
@@ -116,8 +117,8 @@ def _until(tokens: list[int], stop_token: int | None) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _generate(graph, params, prompts, lengths, keys, tokens: int, sampling: Sampling) -> Int[Array, "B T"]:
-    model: Decoder = nnx.merge(graph, params)
+def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sampling: Sampling) -> Int[Array, "B T"]:
+    model: Decoder = merge(graph, arrays)
     B, L = prompts.shape
     slots = L + tokens
     places = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
@@ -136,7 +137,7 @@ def _generate(graph, params, prompts, lengths, keys, tokens: int, sampling: Samp
             key_segment_ids=segment_ids,
             cache_index=start,
         )
-        return model.run_blocks(model.embed(chunk, context), context, states)
+        return model.run_blocks(model.embed(chunk, context), context, states)[:2]
 
     def draw(x_BD, t):
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)

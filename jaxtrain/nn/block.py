@@ -1,6 +1,8 @@
 """A residual block: a mixer over the length, then a feed-forward layer over the width, each behind a norm."""
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
@@ -9,9 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.layer import Layer, Out, TokenContext, dropout, joined
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
-from jaxtrain.nn.param import TokenContext, dropout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +36,7 @@ class BlockConfig:
         return self.mixer.parameter_count(d_model) + self.mlp.parameter_count(d_model) + norms
 
 
-class Block(nnx.Module):
+class Block(Layer):
     def __init__(self, config: BlockConfig, d_model: int, *, norm: NormConfig, dropout: float, rngs: nnx.Rngs):
         self.config = config
         self.dropout = dropout
@@ -46,15 +48,36 @@ class Block(nnx.Module):
             self.mixer_post_norm = norm.build(d_model)
             self.mlp_post_norm = norm.build(d_model)
 
-    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state=None) -> tuple[jax.Array, object]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state=None) -> Out:
         # The residual stream is split along the length over `tensor`; each layer gathers it and scatters its sum back.
-        x = checkpoint_name(x, "block_input")
+        seen = Taps(context.taps)
+        x = seen("block_input", x)
         h = constrain(self.mixer_norm(x), "batch", "length", None)
-        h, state = self.mixer(h, context, state)
-        h = constrain(checkpoint_name(h, "mixer_output"), "batch", "residual_length", None)
+        mixed = self.mixer(h, context, state)
+        h = constrain(seen("mixer_output", mixed.y), "batch", "residual_length", None)
         h = self.mixer_post_norm(h) if self.config.post_norm else h
-        x = x + dropout(h, self.dropout, context.dropout_keys, site=0)
+        x = x + dropout(h, self.dropout, context.keys, site=0)
         h = constrain(self.mlp_norm(x), "batch", "length", None)
-        h = constrain(checkpoint_name(self.mlp(h), "mlp_output"), "batch", "residual_length", None)
+        fed = self.mlp(h, context)
+        h = constrain(seen("mlp_output", fed.y), "batch", "residual_length", None)
         h = self.mlp_post_norm(h) if self.config.post_norm else h
-        return x + dropout(h, self.dropout, context.dropout_keys, site=1), state
+        x = x + dropout(h, self.dropout, context.keys, site=1)
+        return Out(x, mixed.state, joined(mixer=mixed.sums, mlp=fed.sums), seen.values)
+
+    def update_buffers(self, counts: Mapping[str, Any]) -> None:
+        self.mixer.update_buffers(counts.get("mixer", {}))
+        self.mlp.update_buffers(counts.get("mlp", {}))
+
+
+class Taps:
+    """Names values of a block, for remat policies, and keeps those that were asked for."""
+
+    def __init__(self, asked: Container[str]):
+        self.values: dict[str, jax.Array] = {}
+        self._asked = asked
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        x = checkpoint_name(x, name)
+        if name in self._asked:
+            self.values[name] = x
+        return x

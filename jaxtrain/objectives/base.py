@@ -9,19 +9,26 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import Decoder
+from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.shapes import Batch
 
 Sums = dict[str, Float[Array, ""]]  # by term, float32: added over microbatches, stages and devices
 
 
 class Terms(NamedTuple):
-    """Sums over the rows at hand. The loss adds the means of the `minimised`; the `reported` are shown beside it."""
+    """Sums over the rows at hand. The loss adds the means of the `minimised`; the `reported` are shown beside it.
+
+    `layers` are the sums of the layers that the objective ran. Their terms are added to the loss, too, each divided by
+    the real tokens of the batch.
+    """
 
     minimised: Sums
     reported: Sums
+    layers: LayerSums = LayerSums()
 
 
 class Objective(ABC):
@@ -38,7 +45,7 @@ class Objective(ABC):
         """Return what every term is divided by, summed over a batch. It reads the data and no model."""
 
     @abstractmethod
-    def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Terms:
+    def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
         """Return the sum of every term over the rows of a batch."""
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from jaxtrain.models.decoder import Decoder
+from jaxtrain.nn.layer import Keys
 from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.shapes import Batch
 
@@ -23,10 +23,11 @@ class NextToken(Objective):
     def weights(self, batch: Batch) -> Sums:
         return dict.fromkeys(("nll", "z_loss"), jnp.sum(batch.weights))
 
-    def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Terms:
-        nll_BL, log_z_BL = model.cross_entropy(batch, keys)
+    def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
+        hidden = model.hidden(batch, keys)
+        nll_BL, log_z_BL = model.cross_entropy(hidden.y, batch.targets)
         nll = jnp.sum(nll_BL * batch.weights)
         if not self.z_loss:
-            return Terms({"nll": nll}, {})
+            return Terms({"nll": nll}, {}, hidden.sums)
         z_loss = self.z_loss * jnp.sum(jnp.square(log_z_BL) * batch.weights)
-        return Terms({"nll": nll, "z_loss": z_loss}, {})
+        return Terms({"nll": nll, "z_loss": z_loss}, {}, hidden.sums)

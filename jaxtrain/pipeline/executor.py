@@ -29,19 +29,20 @@ from jaxtrain.mesh import gather, lay_out, narrow
 from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer, take_apart
 from jaxtrain.pipeline.slots import Tree, at
-from jaxtrain.pipeline.stage import Buffers, Chunks, Stage, empty_buffers
+from jaxtrain.pipeline.stage import Buffers, Chunks, Passed, Stage, empty_buffers
 from jaxtrain.pipeline.stages import Stacking, on_stages, update_on_stages
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, FromHead, TickProgram, Weight
+from jaxtrain.shapes import ModelState
 
 
 class Parts(NamedTuple):
     """What a pipeline needs of a model. `outer` are all parameters but those of the repeats."""
 
     embed: Callable  # (outer, data) -> x
-    layer: Callable  # (gathered weights of a repeat, (data, its index), x) -> x
+    layer: Callable  # (weights of a repeat, (data, its index, frozen, buffers), x) -> layer.Apply; all of it gathered
     head: Callable  # (outer, data, x) -> (contribution to the loss, what is summed over microbatches)
     outer_axes: dict
-    layer_axes: dict
+    layer_axes: ModelState
     compute_dtype: str
 
 
@@ -73,20 +74,32 @@ class Carry(NamedTuple):
     y: jax.Array | None
 
 
+class Result(NamedTuple):
+    """Sums over all microbatches, of the head and of each layer (`[repeats, ...]`), and the gradients of the loss."""
+
+    head: Tree
+    layers: Tree
+    outer_gradient: Tree
+    blocks_gradient: Tree
+
+
 def value_and_grad(
-    parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep, poison: bool = False
-) -> tuple[Tree, Tree, Tree]:
-    """Return the sums of the head over all microbatches, and the gradients of the loss to `outer` and `blocks`.
+    parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, *, keep: Keep, poison: bool = False
+) -> Result:
+    """Return the sums of a model and the gradients of its loss to the parameters.
 
     The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
     nothing are NaN, before they are written and after they were read for the last time.
     """
     loop = _Loop(parts, program, outer, blocks, data, keep, poison)
     (buffers, totals, _), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
-    return totals.sums, totals.outer_gradient, loop.unstack(buffers.weight_gradients)
+    gradient = loop.unstack(buffers.weight_gradients)
+    return Result(totals.sums, loop.unstack(buffers.sums), totals.outer_gradient, gradient)
 
 
-def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, *, keep: Keep) -> Buffers:
+def allocated(
+    parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, *, keep: Keep
+) -> Buffers:
     """Return the shapes of what the stages keep from tick to tick, those of all stages on the first axis."""
     return jax.eval_shape(
         lambda *trees: _Loop(parts, program, *trees, keep, False).start().buffers, outer, blocks, data
@@ -96,57 +109,64 @@ def allocated(parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, dat
 class _Loop:
     """The program and the model, and what a tick does with them."""
 
-    def __init__(self, parts: Parts, program: TickProgram, outer: Tree, blocks: Tree, data: Tree, keep: Keep, poison):
-        stacking = Stacking(placement=program.placement, repeats=len(jax.tree.leaves(blocks)[0]))
+    def __init__(
+        self, parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, keep: Keep, poison
+    ):
+        self.repeats = len(jax.tree.leaves(blocks)[0])
+        stacking = Stacking(placement=program.placement, repeats=self.repeats)
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
-        self.blocks = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), blocks)
         moved = narrow(blocks, parts.layer_axes, parts.compute_dtype) if stacking.moves else blocks
         self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
         tables = (program.forward, program.from_head, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
         self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
-        layer, *self.shapes = self._take_apart()
-        longest = stacking.wanted.shape[2]
-        self.stage = Stage(program, keep, layer, self._gather, parts.layer_axes, longest=longest, poison=poison)
+        layer, self.passed = self._take_apart()
+        self.chunks_shape = stacking.wanted.shape  # stages, held, longest
+        longest = self.chunks_shape[2]
+        self.stage = Stage(program, keep, layer, self._gather, parts.layer_axes.params, longest=longest, poison=poison)
 
-    def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> Tree:
-        """One layer's weights, whole along the axes over which they are stored in shards."""
+    def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> ModelState:
+        """One layer's arrays, whole along the axes over which they are stored in shards."""
         # The barrier keeps the gather from choosing a layout for the whole stack, which would be copied into it.
-        weights = jax.tree.map(jax.lax.optimization_barrier, at(chunks.weights, held, layer))
-        return gather(weights, self.parts.layer_axes, self.parts.compute_dtype)
+        own = jax.tree.map(jax.lax.optimization_barrier, at(chunks.layers, held, layer))
+        return gather(own, self.parts.layer_axes, self.parts.compute_dtype)
 
-    def _take_apart(self) -> tuple[Layer, Tree, Tree]:
-        """Trace the layer where it will run; also return the shapes of what it keeps and defers on one stage."""
+    def _take_apart(self) -> tuple[Layer, Passed]:
+        """Trace the layer where it will run; also return the shapes of what its units pass on, on one stage."""
         layers = []
 
         def look(chunks, shared):
             data, x = shared
-            weights, data = self._gather(chunks, 0, 0), (at(data, 0), chunks.starts[0])
+            own = self._gather(chunks, 0, 0)
+            weights, data = own.params, (at(data, 0), chunks.starts[0], own.frozen, own.buffers)
             layers.append(layer := take_apart(self.parts.layer, weights, data, x))
-            y, kept = layer.forward(weights, data, x)
-            return kept, layer.input_gradient(weights, data, kept, y)[1]
+            y, sums, kept = layer.forward(weights, data, x)
+            return Passed(kept, layer.input_gradient(weights, data, kept, y)[1], sums)
 
         shapes = jax.eval_shape(functools.partial(on_stages, look), self.chunks, (self.data, self.x))
-        return layers[0], *jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
+        return layers[0], jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
 
     # -- beginning and end --------------------------------------------------------------------------------------
 
     def start(self) -> Carry:
         """Return empty buffers and sums."""
-        empty = functools.partial(empty_buffers, self.program, self.stage.keep, self.chunks.weights, self.x)
-        buffers = empty(*self.shapes, poison=self.poison)
+        weights = self.chunks.layers.params
+        buffers = empty_buffers(self.program, self.stage.keep, weights, self.x, self.passed, poison=self.poison)
         _, sums = jax.eval_shape(self.parts.head, self.outer, at(self.data, 0), self.x)
         zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
         y = jnp.zeros((self.program.placement.stages, *self.x.shape), self.x.dtype) if self.program.late_head else None
         return Carry(buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer))), y)
 
-    def unstack(self, weight_gradients: Tree) -> Tree:
-        """Bring the gradients back to `[repeats, ...]`; copies of a weight are summed."""
-        stacked = jax.tree.map(lambda g, w: g.reshape(w.shape), weight_gradients, self.chunks.weights)
-        (gradients,) = jax.linear_transpose(self.stack, self.blocks)(stacked)
-        return gradients
+    def unstack(self, sums: Tree) -> Tree:
+        """Bring sums of each layer, gradients or others, back to `[repeats, ...]`; copies of a layer are added."""
+        if not jax.tree.leaves(sums):
+            return sums
+        stacked = jax.tree.map(lambda s: s.reshape(*self.chunks_shape, *s.shape[1:]), sums)
+        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct((self.repeats, *s.shape[1:]), s.dtype), sums)
+        (brought,) = jax.linear_transpose(self.stack, like)(stacked)
+        return brought
 
     def _lay_out(self, outer: Tree) -> Tree:
         return lay_out(outer, self.parts.outer_axes)

@@ -5,6 +5,9 @@ layer's input is kept; the rest (weights laid out for use, masks, rotary angles,
 the weights and the microbatch, so that no weight ever lies in an activation buffer. With a remat policy the layer keeps
 what the policy keeps, and the recomputation is part of B.
 
+What a layer adds to the loss itself (balance and z-losses) is a second result, whose cotangent is one in every B. Its
+sums come out of F alone, so that running a layer again counts nothing twice.
+
 The backward is one list of equations. Those that the input's gradient needs are B; those that only the weights' need
 are W (Qi et al., 2023, arXiv:2401.10241). Values that B computes and W reads are deferred, so W repeats no matrix
 product of B. What W can have from the kept values without one, it computes again rather than have it stored.
@@ -22,13 +25,14 @@ from jaxtrain.pipeline.equations import dependents, part, run, trace, variables
 from jaxtrain.pipeline.regions import divide_backward, divide_forward
 from jaxtrain.pipeline.slots import Arrays, Tree
 
-Apply = Callable[[Tree, Tree, jax.Array], jax.Array]  # (weights, data of the microbatch, x) -> y
+# (weights, data of the microbatch, x) -> ((y, what it adds to the loss, or None), sums)
+Apply = Callable[[Tree, Tree, jax.Array], tuple[tuple[jax.Array, jax.Array | None], Tree]]
 
 
 class Layer(NamedTuple):
     """The units of a layer. Lists of arrays pass between them: `kept` from F to B and W, `deferred` from B to its W."""
 
-    forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Arrays]]  # (weights, data, x) -> (y, kept)
+    forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree, Arrays]]  # (weights, data, x) -> (y, sums, kept)
     keep: Callable[[Tree, Tree, jax.Array], Arrays]  # (weights, data, x) -> kept, what F does for B alone
     backward: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Tree]]  # (.., kept, dy) -> (dx, dweights)
     input_gradient: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Arrays]]  # -> (dx, deferred)
@@ -46,7 +50,7 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
         dweights, dx = pull(weights, data, kept, dy)
         return dx, dweights
 
-    y, kept = forward(weights, data, x)
+    y, _, kept = forward(weights, data, x)
     arguments = weights, data, kept, y
     first, second = _split(divide_backward(trace(backward, *arguments), *arguments))
     structure = jax.tree.structure(weights)
@@ -66,27 +70,28 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
     structures = []
 
     def with_residuals(weights, data, x):
-        y, pull = jax.vjp(lambda weights, x: apply(weights, data, x), weights, x)
+        (y, loss), pull, sums = jax.vjp(lambda weights, x: apply(weights, data, x), weights, x, has_aux=True)
         residuals, structure = jax.tree.flatten(pull)
-        structures.append(structure)
-        return y, residuals
+        structures.append((structure, jax.tree.structure(sums), loss is not None))
+        return y, jax.tree.leaves(sums), residuals
 
     jaxpr = divide_forward(trace(with_residuals, weights, data, x), weights, data, x)
-    y, *residuals = jaxpr.outvars
+    (pulls, of_sums, adds_to_loss), (y, *others) = structures[0], jaxpr.outvars
+    sums, residuals = others[: of_sums.num_leaves], others[of_sums.num_leaves :]
     *others, source = jaxpr.invars
     kept = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
-    first, for_kept = part(jaxpr, jaxpr.invars, [y, *kept]), part(jaxpr, jaxpr.invars, kept)
+    first, for_kept = part(jaxpr, jaxpr.invars, [y, *sums, *kept]), part(jaxpr, jaxpr.invars, kept)
     again = part(jaxpr, [*others, *kept], residuals)
 
     def forward(weights, data, x):
         y, *values = run(first, weights, data, x)
-        return y, _slim(values)
+        return y, of_sums.unflatten(values[: len(sums)]), _slim(values[len(sums) :])
 
     def keep(weights, data, x):
         return _slim(run(for_kept, weights, data, x))
 
     def pull(weights, data, kept, dy):
-        return structures[0].unflatten(run(again, weights, data, kept))(dy)
+        return pulls.unflatten(run(again, weights, data, kept))((dy, jnp.float32(1) if adds_to_loss else None))
 
     return forward, keep, pull
 

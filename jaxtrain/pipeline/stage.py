@@ -18,6 +18,7 @@ from jaxtrain.pipeline.layer import Layer
 from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if
 from jaxtrain.pipeline.stages import shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
+from jaxtrain.shapes import ModelState
 
 
 class Buffers(NamedTuple):
@@ -33,22 +34,32 @@ class Buffers(NamedTuple):
     kept: Arrays  # [slots * longest, ...], or [slots, ...] where a chunk keeps its input alone
     deferred: tuple[Arrays, Arrays]  # [slots * longest, ...]: values kept that B passes on to W, and what B computed
     weight_gradients: Tree  # [held * longest, ...]
+    sums: Tree  # of the layers, [held * longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
 
 
 class Chunks(NamedTuple):
-    """The weights of a stage, the first layer of each chunk it holds, and how many layers that has."""
+    """The layers of a stage, the first one of each chunk it holds, and how many layers that has."""
 
-    weights: Tree
+    layers: ModelState
     starts: jax.Array
     lengths: jax.Array
 
 
+class Passed(NamedTuple):
+    """The shapes of what one layer's units pass on: from F to B, from B to W, and out of F."""
+
+    kept: Arrays
+    deferred: Arrays
+    sums: Tree
+
+
 def empty_buffers(
-    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, values: Arrays, deferred: Arrays, *, poison: bool
+    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, passed: "Passed", *, poison: bool
 ) -> Buffers:
     """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a layer's units pass on."""
+    values, deferred = passed.kept, passed.deferred
     stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
 
@@ -67,6 +78,7 @@ def empty_buffers(
         kept=each(slots.residuals * keep.rows(longest), keep.row(x, values)),
         deferred=each(slots.deferred * longest, (keep.passed_on(values), deferred)),
         weight_gradients=jax.tree.map(sums, weights),
+        sums=jax.tree.map(lambda s: jnp.zeros((stages * held * longest, *s.shape), s.dtype), passed.sums),
         from_previous=empty(payloads.next, x.shape, x.dtype),
         from_next=empty(payloads.previous, x.shape, x.dtype),
     )
@@ -103,13 +115,19 @@ class Stage:
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def layer(i, carry):
-            x, kept = carry
-            x, values = self.layer.forward(self.gather(chunks, row.held, i), (data, start + i), x)
-            return x, self.keep.write(kept, values, self._row(row.residual, i))
+            x, kept, sums = carry
+            x, added, values = self.layer.forward(*self._told(chunks, row.held, i, data, start), x)
+            kept = self.keep.write(kept, values, self._row(row.residual, i))
+            return x, kept, _add(sums, added, self._row(row.held, i))
 
         kept = self.keep.enter(buffers.kept, x, row.residual)
-        y, kept = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept))
-        return buffers._replace(kept=kept), y
+        y, kept, sums = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept, buffers.sums))
+        return buffers._replace(kept=kept, sums=sums), y
+
+    def _told(self, chunks: Chunks, held: jax.Array, i: jax.Array, data: Tree, start: jax.Array) -> tuple[Tree, Tree]:
+        """Return the weights of a layer, made whole, and all else it is told: what nothing is differentiated in."""
+        own = self.gather(chunks, held, i)
+        return own.params, (data, start + i, own.frozen, own.buffers)
 
     def _arrive(self, buffers: Buffers, row: Arrivals) -> Buffers:
         """Put what the neighbours sent into the mailboxes: an activation first, if it can be both."""
@@ -148,15 +166,15 @@ class Stage:
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
-            dx, dweights = self.layer.backward(weights, (data, start + i), values, dy)
-            return dx, self._add(sums, dweights, self._row(row.held, i))
+            told, values = self._told(chunks, row.held, i, data, start), at(kept, first + i)
+            dx, dweights = self.layer.backward(*told, values, dy)
+            return dx, self._add_gradient(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
             dy, (passed, deferred) = carry
             i = length - 1 - i
-            weights, values = self.gather(chunks, row.held, i), at(kept, first + i)
-            dx, made = self.layer.input_gradient(weights, (data, start + i), values, dy)
+            told, values = self._told(chunks, row.held, i, data, start), at(kept, first + i)
+            dx, made = self.layer.input_gradient(*told, values, dy)
             at_layer = self._row(row.deferred, i)
             return dx, (put_all(passed, self.keep.passed_on(values), at_layer), put_all(deferred, made, at_layer))
 
@@ -173,11 +191,11 @@ class Stage:
         length, start, x = _length(chunks, row), chunks.starts[row.held], x.reshape(shape)
 
         def arguments(i, x):
-            return self.gather(chunks, row.held, i), (data, start + i), x
+            return *self._told(chunks, row.held, i, data, start), x
 
         def layer(i, carry):
             x, kept = carry
-            x, values = self.layer.forward(*arguments(i, x))
+            x, _, values = self.layer.forward(*arguments(i, x))
             return x, put_all(kept, values, i)
 
         def last(i, carry):
@@ -197,12 +215,9 @@ class Stage:
 
         def layer(i, sums):
             passed, deferred = at(buffers.deferred, self._row(row.deferred, i))
-            weights, kept = (
-                self.gather(chunks, row.held, i),
-                self.keep.read(buffers.kept, self._row(row.residual, i), passed),
-            )
-            dweights = self.layer.weight_gradient(weights, (data, start + i), kept, deferred)
-            return self._add(sums, dweights, self._row(row.held, i))
+            kept = self.keep.read(buffers.kept, self._row(row.residual, i), passed)
+            dweights = self.layer.weight_gradient(*self._told(chunks, row.held, i, data, start), kept, deferred)
+            return self._add_gradient(sums, dweights, self._row(row.held, i))
 
         sums = jax.lax.fori_loop(0, _length(chunks, row), layer, buffers.weight_gradients)
         return self._clear(buffers._replace(weight_gradients=sums), kept=row.residual, deferred=row.deferred)
@@ -222,9 +237,8 @@ class Stage:
             from_next=exchange(payloads.previous, Target.PREVIOUS, -1, buffers.from_next),
         )
 
-    def _add(self, sums: Tree, dweights: Tree, row: jax.Array) -> Tree:
-        dweights = scatter_gradients(dweights, self.axes)
-        return jax.tree.map(lambda s, g: put(s, s[row] + g.astype(s.dtype), row), sums, dweights)
+    def _add_gradient(self, sums: Tree, dweights: Tree, row: jax.Array) -> Tree:
+        return _add(sums, scatter_gradients(dweights, self.axes), row)
 
     def _clear(self, buffers: Buffers, **slots) -> Buffers:
         """Poison slots that were read for the last time."""
@@ -243,6 +257,10 @@ class Stage:
             return jax.tree.map(clear, getattr(buffers, name))
 
         return buffers._replace(**{name: changed(name, slot) for name, slot in slots.items()})
+
+
+def _add(sums: Tree, added: Tree, row: jax.Array) -> Tree:
+    return jax.tree.map(lambda s, a: put(s, s[row] + a.astype(s.dtype), row), sums, added)
 
 
 def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:

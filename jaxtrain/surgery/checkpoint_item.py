@@ -21,6 +21,7 @@ import tensorstore
 
 from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ParamTree
+from jaxtrain.surgery.layouts import LAYOUT, as_now, as_saved
 from jaxtrain.surgery.lazy import Box, LazyLeaf, Rows
 
 LARGEST_CHUNK_BYTES, SMALLEST_CHUNK_BYTES = 1 << 26, 1 << 20  # of a file; a few of them are in memory at once
@@ -68,7 +69,7 @@ def write_params(step: Path, params: ParamTree) -> None:
         chunk = _chunk_bytes(params)
         args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(lambda leaf: _save_args(leaf, chunk), params))
         checkpointer.save(folder / step.name, args=ocp.args.Composite(params=args))
-    with open_params(step, params):
+    with open_params(step, params, layout=LAYOUT):
         pass  # it has all that a restore needs
 
 
@@ -114,8 +115,10 @@ class CheckpointLeaf(LazyLeaf):
 
 
 @contextlib.contextmanager
-def open_params(step: Path, target: ParamTree) -> Iterator[ParamTree]:
+def open_params(step: Path, target: ParamTree, *, layout: int) -> Iterator[ParamTree]:
     """Give the parameters of a checkpoint as CheckpointLeafs, in a tree like `target`, to read inside the `with`.
+
+    `layout` is that of the checkpoint.
 
     Raises:
         ValueError: the checkpoint lacks a parameter of `target`, or has it in another shape.
@@ -139,4 +142,4 @@ def open_params(step: Path, target: ParamTree) -> Iterator[ParamTree]:
 
     with plain_path(step.parent) as folder:
         item = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / step.name / 'params'}/"}}
-        yield jax.tree_util.tree_map_with_path(leaf, target)
+        yield as_now(jax.tree_util.tree_map_with_path(leaf, as_saved(target, layout)), target, layout)

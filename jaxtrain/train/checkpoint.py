@@ -1,7 +1,8 @@
 """The checkpoints of a run: Orbax, written in the background, checked before they count, and before they are used.
 
-A checkpoint has the items `params`, `progress` (optimizer state and counters), `data` (how far it was read) and one for
-each hook with a state, and a manifest. It takes its name when it is seen to have all that a restore needs; after that
+A checkpoint has the items `params`, `buffers` where the model has some, `progress` (optimizer state and counters),
+`data` (how far it was read) and one for each hook with a state, and a manifest. Frozen weights are written once, beside
+the checkpoints (frozen.py). A checkpoint takes its name when it is seen to have all that a restore needs; after that
 older ones are removed. Orbax's own CheckpointManager, which removes before that, is not used. What lies in the folder,
 and under which names: stored.py.
 """
@@ -16,10 +17,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxtrain.plain_path import plain_path
-from jaxtrain.shapes import ParamTree
-from jaxtrain.train import distributed, stored, stragglers
+from jaxtrain.shapes import ModelState, ParamTree
+from jaxtrain.surgery.layouts import as_now, as_saved
+from jaxtrain.train import distributed, frozen, stored, stragglers
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.manifest import write_manifest
+from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.state import TrainState
 
 # Made in the background, a folder that cannot be made has the threads that wait for it wait for 300 s.
@@ -81,7 +83,8 @@ class Checkpoints:
         stragglers.silence()
         trees = {
             "params": snapshot.state.params,
-            "progress": snapshot.state._replace(params={}),
+            "progress": _progress(snapshot.state),
+            **({"buffers": buffers} if (buffers := snapshot.state.model.buffers) else {}),
             **{_item(name): tree for name, tree in snapshot.hooks.items()},
         }
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -89,25 +92,49 @@ class Checkpoints:
         self.begin(step)
         with contextlib.ExitStack() as until_sealed:
             try:
-                path = until_sealed.enter_context(plain_path(self.folder)) / stored.saving_name(step)
+                folder = until_sealed.enter_context(plain_path(self.folder))
+                path, reference = folder / stored.saving_name(step), self._write_frozen(snapshot.state.model.frozen)
                 self._orbax.save(path, args=ocp.args.Composite(**items), force=True)
             except (OSError, ValueError) as error:
                 raise self._failed(step, error) from error
             shapes = {name: _shapes(tree) for name, tree in trees.items()}
-            arguments = (step, path, shapes, until_sealed.pop_all())
+            arguments = (step, path, shapes, reference, until_sealed.pop_all())
         self._sealing = threading.Thread(target=self._seal, args=arguments, name=f"seal-{step}")
         self._sealing.start()
 
-    def _seal(self, step: int, path: Path, shapes: dict[str, Shapes], until_sealed: contextlib.ExitStack) -> None:
+    def _write_frozen(self, tree: ParamTree) -> str | None:
+        """Return the name under which a frozen tree lies in the folder; write it first, if it is not there."""
+        if not tree:
+            return None
+        name = frozen.fingerprint(tree)
+        folder = self.folder / frozen.FOLDER
+        if not distributed.anywhere(not (folder / name).is_dir()):
+            return name
+        with plain_path(self.folder) as plain, ocp.StandardCheckpointer() as checkpointer:
+            saving = plain / frozen.FOLDER / f"{name}.saving"
+            checkpointer.save(saving / "tree", tree, force=True)
+            checkpointer.wait_until_finished()
+            distributed.by_first(lambda: frozen.finish(saving))
+        return name
+
+    def _seal(
+        self,
+        step: int,
+        path: Path,
+        shapes: dict[str, Shapes],
+        reference: str | None,
+        until_sealed: contextlib.ExitStack,
+    ) -> None:
         """Wait in the background until all is written; see that it is whole, and let it count."""
         try:
             with until_sealed:
                 self._orbax.wait_until_finished()
                 if jax.process_index() == 0:
                     _check_is_whole(path, shapes)
-                    write_manifest(path)
+                    write_manifest(path, frozen=reference)
                     stored.finish_saving(self.folder, step)
                     stored.prune(self.folder, self._retention.keeps)
+                    frozen.remove_unused(self.folder)
         except Exception as error:  # whatever it was, the step loop must hear of it
             self._failure = self._failed(step, error)
             self._failure.__cause__ = error
@@ -160,14 +187,32 @@ class Checkpoints:
         """Tell a checkpoint of a run from one of parameters alone, such as imported ones."""
         return (self.folder / str(step) / "progress").is_dir()
 
-    def restore_params(self, step: int, target: ParamTree) -> ParamTree:
-        """Return the parameters of a step in the layout of `target` (ShapeDtypeStructs with shardings)."""
-        return self._restore(step, "params", target)
+    def restore_model(self, step: int, target: ModelState) -> ModelState:
+        """Return the model of a step, laid out as `target` is (ShapeDtypeStructs with shardings)."""
+        return ModelState(
+            self._restore(step, "params", target.params),
+            self._restore_frozen(step, target.frozen),
+            self._restore(step, "buffers", target.buffers) if target.buffers else {},
+        )
 
     def restore_state(self, step: int, target: TrainState) -> TrainState:
-        """Return the training state of a step in the layout of `target`."""
-        params = self._restore(step, "params", target.params)
-        return self._restore(step, "progress", target._replace(params={}))._replace(params=params)
+        """Return the training state of a step, laid out as `target` is."""
+        model = self.restore_model(step, target.model)
+        return TrainState(model, **self._restore(step, "progress", _progress(target)))
+
+    def _restore_frozen(self, step: int, target: ParamTree) -> ParamTree:
+        name = read_manifest(self.folder / str(step)).frozen
+        if bool(name) != bool(target):
+            raise ValueError(
+                f"{self.folder / str(step)} has {'' if name else 'no '}frozen weights, and the model of the "
+                f"configuration has {'some' if target else 'none'}; go back to the configuration it was made with"
+            )
+        if not name:
+            return {}
+        with plain_path(self.folder) as folder, ocp.StandardCheckpointer() as checkpointer:
+            path = folder / frozen.FOLDER / name / "tree"
+            _check_fits(f"{self.folder / frozen.FOLDER / name}: its", _saved_shapes(path), _shapes(target))
+            return checkpointer.restore(path, target)
 
     def restore_hook(self, step: int, name: str, target: ParamTree) -> ParamTree | None:
         """Return a hook's state in the layout of `target`, or None if the step has none of that name."""
@@ -183,10 +228,16 @@ class Checkpoints:
 
     def _restore(self, step: int, item: str, target: ParamTree) -> ParamTree:
         with plain_path(self.folder) as folder:
-            path = folder / str(step)
-            _check_fits(f"{self.folder / str(step)}: its {item}", _saved_shapes(path / item), _shapes(target))
-            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-            return self._orbax.restore(path, args=args)[item]
+            path, layout = folder / str(step), read_manifest(self.folder / str(step)).layout
+            saved = as_saved(target, layout)
+            _check_fits(f"{self.folder / str(step)}: its {item}", _saved_shapes(path / item), _shapes(saved))
+            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(saved)})
+            return as_now(self._orbax.restore(path, args=args)[item], target, layout)
+
+
+def _progress(state: TrainState) -> dict:
+    """Return what a state holds besides its model."""
+    return {name: value for name, value in state._asdict().items() if name != "model"}
 
 
 def _check_is_whole(path: Path, shapes: dict[str, Shapes]) -> None:

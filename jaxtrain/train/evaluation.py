@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtrain.data import DataConfig, Rows, batches_of, open_rows
 from jaxtrain.data.store import TokenStore
 from jaxtrain.objectives.base import Objective, Sums, Terms
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.train.feed import Layout
 
 SEED = 0
@@ -36,9 +36,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    step: Callable[[ParamTree, Batch], tuple[Terms, Sums]],
+    step: Callable[[ModelState, Batch], tuple[Terms, Sums]],
     objective: Objective,
-    params: ParamTree,
+    model: ModelState,
     rows: Rows,
     *,
     batch_size: int,
@@ -50,7 +50,7 @@ def evaluate(
     iterator = batches_of(rows, batch_size=batch_size, rows=layout.rows)
     with jax.set_mesh(mesh):
         taken = itertools.islice(iterator, batches and min(batches, sys.maxsize))
-        parts = [step(params, layout.globalise(batch)) for batch in taken]
+        parts = [step(model, layout.globalise(batch)) for batch in taken]
     terms, weights = jax.tree.map(lambda *values: sum(map(float, values)), *parts)
     weight = weights[objective.evaluated]
     return Evaluation((terms.minimised | terms.reported)[objective.evaluated] / weight, weight)

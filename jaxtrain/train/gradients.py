@@ -12,33 +12,62 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
+from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.layer import Sums as LayerSums
+from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 
 Value = tuple[Float[Array, ""], Terms]
 
 
 class Loss(NamedTuple):
-    """The mean of an objective as a function of parameters; `weights` are what the whole batch is divided by."""
+    """The mean of an objective as a function of parameters.
+
+    `weights` are what the terms of the whole batch are divided by, and `real_tokens` those of layers.
+    """
 
     graph: nnx.GraphDef
     objective: Objective
     weights: Sums
+    real_tokens: Float[Array, ""]
+    frozen: ParamTree
+    buffers: ParamTree
 
-    def __call__(self, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None) -> Value:
+    @classmethod
+    def of_batch(cls, graph: nnx.GraphDef, objective: Objective, model: ModelState, batch: Batch) -> "Loss":
+        """Return the loss of a global batch: what it is divided by is summed here."""
+        return cls(graph, objective, objective.weights(batch), real_tokens(batch), model.frozen, model.buffers)
+
+    def __call__(self, params: ParamTree, batch: Batch, keys: Keys | None) -> Value:
         """Return what the rows of a batch contribute to the loss, and the sums of its terms."""
-        return self.of_model(nnx.merge(self.graph, params), batch, keys)
+        return self.of_model(self.model(params), batch, keys)
 
-    def of_model(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Value:
+    def model(self, params: ParamTree) -> Decoder:
+        return merge(self.graph, ModelState(params, self.frozen, self.buffers))
+
+    def of_model(self, model: Decoder, batch: Batch, keys: Keys | None) -> Value:
         terms = self.objective(model, batch, keys)
-        return sum(means(terms.minimised, self.weights).values()), terms
+        return sum(means(terms.minimised, self.weights).values()) + self.of_layers(terms.layers), terms
+
+    def of_layers(self, sums: LayerSums) -> Float[Array, ""] | int:
+        """Return what terms of layers contribute to the loss."""
+        return sum(self.layer_means(sums).values())
+
+    def layer_means(self, sums: LayerSums) -> Sums:
+        return {name: term / jnp.maximum(self.real_tokens, 1.0) for name, term in sums.terms.items()}
 
 
-Strategy = Callable[[Loss, ParamTree, Batch, Key[Array, " B"] | None], tuple[Value, ParamTree]]
+def real_tokens(batch: Batch) -> Float[Array, ""]:
+    """Return the number of tokens of a batch that are not padding."""
+    return jnp.sum(batch.segment_ids != 0, dtype=jnp.float32)
+
+
+Strategy = Callable[[Loss, ParamTree, Batch, Keys | None], tuple[Value, ParamTree]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +80,7 @@ class Accumulate:
         if self.microbatches < 1:
             raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
 
-    def __call__(
-        self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
-    ) -> tuple[Value, ParamTree]:
+    def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if self.microbatches == 1:
             return value_and_grad(params, batch, keys)
@@ -70,10 +97,12 @@ class Accumulate:
 def deal_out(tree, microbatches: int):
     """Cut the rows of a batch into microbatches: microbatch a of A takes rows a, a+A, ..., as `[A, B/A, ...]`.
 
-    So each device keeps the rows it has.
+    So each device keeps the rows it has. What has no rows, the key of the step, each of them gets.
     """
 
     def deal(x: Array) -> Array:
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, microbatches)
         rows = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
         return constrain(rows, None, "batch", *(None,) * (x.ndim - 1)) if rows.ndim == 3 else rows
 

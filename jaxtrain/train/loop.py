@@ -12,7 +12,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.optim.base import evaluation_params
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
 from jaxtrain.train.feed import Feed
@@ -27,7 +27,7 @@ from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
 from jaxtrain.train.start import find_start
-from jaxtrain.train.state import TrainState, create_state, state_from_params
+from jaxtrain.train.state import TrainState, create_state, state_of
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
 
@@ -200,9 +200,9 @@ class Trainer:
         elif checkpoints.has_progress(start):
             state = checkpoints.restore_state(start, target)
         else:  # parameters alone, such as imported ones
-            begin = functools.partial(state_from_params, tx=program.tx)
-            params = checkpoints.restore_params(start, target.params)
-            state = jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(params)
+            begin = functools.partial(state_of, tx=program.tx)
+            model = checkpoints.restore_model(start, target.model)
+            state = jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(model)
         self.step = int(state.step)
 
         def restore(name: str, shapes: ParamTree) -> ParamTree | None:
@@ -217,26 +217,26 @@ class Trainer:
     def is_last(self) -> bool:
         return self.step == self.total_steps
 
-    def evaluate(self, params: ParamTree, *, batches: int) -> Evaluation:
+    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
         phase = self._work.span.phase
         self._recorder.interrupted()
         return evaluate(
             self._evaluate,
             self.recipe.objective,
-            params,
+            model,
             self._work.validation(),
             batch_size=phase.batch_size,
             batches=batches,
             mesh=self._work.program.mesh,
         )
 
-    def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
+    def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self._work.data.tokenizer
         self._recorder.interrupted()
         ids = tokenizer.encode_prompt(prompt)
         [new] = generate(
             self.graph,
-            params,
+            model,
             [ids],
             tokens=tokens,
             sampling=Sampling(temperature=temperature),
@@ -268,9 +268,10 @@ class Trainer:
     def say(self, text: str) -> None:
         self._recorder.say(text)
 
-    def evaluation_params(self, state: TrainState) -> dict[str, ParamTree]:
+    def evaluation_models(self, state: TrainState) -> dict[str, ModelState]:
         plain = evaluation_params(self.recipe.optimizer, state.opt_state, state.params)
-        return {"": plain} | self._hooks.averages()
+        averages = {"": plain} | self._hooks.averages()
+        return {name: state.model._replace(params=params) for name, params in averages.items()}
 
 
 def _layout(tree):

@@ -1,7 +1,10 @@
-"""The manifest of a checkpoint: its name, and the size and CRC-32 of every file in it; written last.
+"""The manifest of a checkpoint: its name, its layout, and the size and CRC-32 of every file in it; written last.
 
 A checkpoint that does not match it is damaged: a file is missing, changed or one too many, or the folder was renamed.
 What the manifest lists is on the disk, and not only in the system's memory, by the time it is written.
+
+The layout is that of the trees in a checkpoint. Layout 1, before there were stacks with names and linears, had a
+manifest of its own: the files alone.
 """
 
 import json
@@ -9,7 +12,9 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+from jaxtrain.surgery.layouts import LAYOUT
 from jaxtrain.train.folder import flush_folder, write_whole
 
 MANIFEST = "manifest.json"
@@ -17,21 +22,29 @@ _READERS = 8
 Digest = list[int]  # size in bytes, CRC-32
 
 
-def write_manifest(folder: Path) -> None:
+class Manifest(NamedTuple):
+    """What a manifest says. `frozen` is the name of the frozen tree that the checkpoint refers to, if any."""
+
+    layout: int
+    frozen: str | None
+    files: dict[str, Digest]
+
+
+def write_manifest(folder: Path, *, frozen: str | None = None) -> None:
     """Declare a checkpoint finished, with the files it has now. `12` and `12.saving` are both the checkpoint 12."""
     files = _files(folder)
     with ThreadPoolExecutor(_READERS) as pool:
         digests = dict(zip(files, pool.map(_flushed_digest, files.values()), strict=True))
     for inner, _, _ in folder.walk():
         flush_folder(inner)
-    manifest = {"checkpoint": folder.name.split(".")[0], "files": digests}
+    manifest = {"checkpoint": folder.name.split(".")[0], "layout": LAYOUT, "frozen": frozen, "files": digests}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=0))
 
 
 def is_finished(folder: Path) -> bool:
     """Tell whether a checkpoint has a manifest of its own, which is not to say that it matches."""
     try:
-        return bool(_listed(folder))
+        return bool(read_manifest(folder).files)
     except ValueError:
         return False
 
@@ -39,7 +52,7 @@ def is_finished(folder: Path) -> bool:
 def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
     """Say what is wrong with a checkpoint's files, None if nothing is; read only the `part`-th of `parts` shares."""
     try:
-        listed, there = _listed(folder), _files(folder)
+        listed, there = read_manifest(folder).files, _files(folder)
     except ValueError as error:
         return str(error)
     except OSError as error:
@@ -51,15 +64,32 @@ def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
         return next(filter(None, faults), None)
 
 
-def _listed(folder: Path) -> dict[str, Digest]:
-    """Return what the manifest says of the files. Raises ValueError with what is wrong with it."""
+def check_layout(folder: Path) -> None:
+    """Raise ValueError where a checkpoint was written by a later version, in a layout that this one does not know."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return  # damaged: it has no layout
+    if manifest.layout > LAYOUT:
+        raise ValueError(
+            f"checkpoint {folder} has layout {manifest.layout}, of a later version of jaxtrain than this one, which "
+            f"reads layouts up to {LAYOUT}: use that version, or name another folder for the run"
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return what the manifest of a checkpoint says. Raises ValueError with what is wrong with it."""
     damaged = f"its file {MANIFEST} is damaged"
     try:
         match json.loads((folder / MANIFEST).read_bytes()):
-            case {"checkpoint": str(name), "files": {**files}} if files and all(map(_is_digest, files.values())):
+            case {"checkpoint": str(name), "layout": int(layout), "frozen": frozen, "files": {**files}} if _are_digests(
+                files
+            ):
                 if name != folder.name:
                     raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
-                return files
+                return Manifest(layout, frozen, files)
+            case {**files} if _are_digests(files):
+                return Manifest(1, None, files)
     except FileNotFoundError:
         raise ValueError(f"its file {MANIFEST} is missing") from None
     except OSError as error:
@@ -69,8 +99,8 @@ def _listed(folder: Path) -> dict[str, Digest]:
     raise ValueError(damaged)
 
 
-def _is_digest(value) -> bool:
-    return isinstance(value, list) and list(map(type, value)) == [int, int]
+def _are_digests(files: dict) -> bool:
+    return bool(files) and all(isinstance(d, list) and list(map(type, d)) == [int, int] for d in files.values())
 
 
 def _files(folder: Path) -> dict[str, Path]:

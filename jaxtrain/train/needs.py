@@ -90,9 +90,9 @@ def _averages(hooks: Sequence[Hook], model: DecoderConfig) -> list[Need]:
 
 
 def _optimizer_state(model: DecoderConfig, optimizer: Optimizer, clip_norm: float | None) -> Need:
-    _, params, axes = abstract_model(model)
-    tx = transformation(optimizer, optax.constant_schedule(0.0), axes, clip_norm=clip_norm)
-    return Need(_size(jax.eval_shape(tx.init, params)), "state of the optimizer")
+    _, shapes, axes = abstract_model(model)
+    tx = transformation(optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=clip_norm)
+    return Need(_size(jax.eval_shape(tx.init, shapes.params)), "state of the optimizer")
 
 
 def _decoding_states(hooks: Sequence[Hook], model: DecoderConfig) -> list[Need]:

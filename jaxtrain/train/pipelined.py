@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int
 
-from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
+from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, whole
 from jaxtrain.nn.cross_entropy import CrossEntropy
+from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.nn.remat import FullRemat
-from jaxtrain.pipeline.executor import Parts, value_and_grad
+from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
 from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
@@ -18,7 +18,7 @@ from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.stages import stages_of_mesh
 from jaxtrain.pipeline.table import Table
 from jaxtrain.planning.stage_costs import layer_costs
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.gradients import Loss, Value, deal_out
 
 
@@ -65,61 +65,80 @@ class Pipelined:
         """Return what one repeat of the pattern costs, with what remat has its backward run again."""
         return layer_costs(model, length, forward_again=isinstance(model.remat, FullRemat))
 
-    def __call__(
-        self, loss: Loss, params: ParamTree, batch: Batch, keys: Key[Array, " B"] | None
-    ) -> tuple[Value, ParamTree]:
-        outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
-        model = nnx.merge(loss.graph, params)
-        program = lower(*self.plan(stages_of_mesh(), model.config, batch.tokens.shape[1]))
-        data = deal_out((batch, keys), self.microbatches)
-        value, douter, dblocks = value_and_grad(
-            parts(loss, params), program, outer, params["blocks"], data, keep=self.keep
-        )
-        return value, {**douter, "blocks": dblocks}
+    def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
+        program = lower(*self.plan(stages_of_mesh(), loss.model(params).config, batch.tokens.shape[1]))
+        data = deal_out(Data(batch, keys, loss.real_tokens), self.microbatches)
+        found = value_and_grad(parts(loss, params), program, *taken_apart(loss, params), data, keep=self.keep)
+        return put_together(loss, found)
+
+
+class Data(NamedTuple):
+    """What the layers of a microbatch are told, besides their own arrays."""
+
+    batch: Batch
+    keys: Keys | None
+    real_tokens: Float[Array, ""]  # of the whole batch
+
+
+def taken_apart(loss: Loss, params: ParamTree) -> tuple[ParamTree, ModelState]:
+    """Return all parameters but those of the repeats, and the arrays of the repeats."""
+    outer = {name: leaf for name, leaf in params.items() if name != "stacks"}
+    trees = params, loss.frozen, loss.buffers
+    return outer, ModelState(*(tree.get("stacks", {}).get("blocks", {}) for tree in trees))
+
+
+def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
+    """Return value and gradient as other strategies do."""
+    value, terms = found.head
+    layers = whole(found.layers)
+    gradient = {**found.outer_gradient, "stacks": {"blocks": found.blocks_gradient}}
+    return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
 
 class _Headed(NamedTuple):
     """The model as an objective sees it once the blocks have run: all that is left is the head."""
 
     model: Decoder
-    hidden: Float[Array, "B L D"]
+    x: Float[Array, "B L D"]
 
-    def __call__(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
-        return self.model.head(self.hidden)
+    def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
+        return self.model.head(self.x)
 
-    def cross_entropy(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> CrossEntropy:
-        return self.model.head_cross_entropy(self.hidden, batch.targets)
+    def hidden(self, batch: Batch, keys: Keys | None = None) -> Out:
+        return Out(self.x)
+
+    def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
+        return self.model.cross_entropy(x, targets)
 
 
 def parts(loss: Loss, params: ParamTree) -> Parts:
     """Return the decoder of a loss in the parts that the executor runs."""
-    model = nnx.merge(loss.graph, params)
+    model = loss.model(params)
     config, pattern = model.config, model.pattern()
 
-    def with_outer(outer):
-        return nnx.merge(loss.graph, {**params, **outer})
+    def embed(outer, data: Data):
+        return loss.model(params | outer).embed(data.batch.tokens, context_of(data.batch, data.keys))
 
-    def embed(outer, data):
-        batch, keys = data
-        return with_outer(outer).embed(batch.tokens, context_of(batch, keys))
+    def repeat(x, own: ModelState, context: TokenContext):
+        y, _, sums, _ = pattern(own, x, context, model.no_states())
+        return y, sums
 
-    def repeat(x, weights, context):
-        return pattern(weights, x, context, model.no_states())[0]
+    def layer(weights, told, x):
+        data, index, frozen, buffers = told
+        context = context_of(data.batch, data.keys).in_layer(index)
+        y, sums = config.remat.wrap(repeat)(x, ModelState(weights, frozen, buffers), context)
+        added = loss._replace(real_tokens=data.real_tokens).of_layers(sums) if sums.terms else None
+        return (y, added), sums
 
-    def layer(weights, data, x):
-        (batch, keys), index = data
-        return config.remat.wrap(repeat)(x, weights, context_of(batch, keys).in_layer(index))
-
-    def head(outer, data, hidden):
-        batch, keys = data
-        value = loss.of_model(_Headed(with_outer(outer), hidden), batch, keys)
+    def head(outer, data: Data, x):
+        value = loss.of_model(_Headed(loss.model(params | outer), x), data.batch, data.keys)
         return value[0], value
 
     return Parts(
         embed=embed,
         layer=layer,
         head=head,
-        outer_axes={name: leaf for name, leaf in model.axes().items() if name != "blocks"},
+        outer_axes={name: leaf for name, leaf in model.axes().params.items() if name != "stacks"},
         layer_axes=model.layer_axes(),
         compute_dtype=config.compute_dtype,
     )

@@ -48,9 +48,9 @@ class Recipe:
         """Return the program of a phase on a mesh; nothing is computed or compiled."""
         graph, _, axes = abstract_model(self.model)
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
-        tx = transformation(self.optimizer, rate, axes, clip_norm=self.clip_norm)
+        tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
-        step = make_train_step(graph, self.objective, self.gradients, tx, rate, dropout=self.model.dropout > 0)
+        step = make_train_step(graph, self.objective, self.gradients, tx, rate)
         # Without a layout of its own the compiler might return the state in another one than a checkpoint restores.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
         return Program(span.phase, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))

@@ -5,24 +5,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
 from jaxtrain.mesh import shardings, splits_alike
-from jaxtrain.models.decoder import Decoder, DecoderConfig
-from jaxtrain.shapes import ParamTree
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.param import split
+from jaxtrain.shapes import ModelState, ParamTree
 
 
 class TrainState(NamedTuple):
     """What a step replaces. `skipped` counts steps with a non-finite loss or gradient, which changed nothing else."""
 
-    params: ParamTree
+    model: ModelState
     opt_state: optax.OptState
     step: Int[Array, ""]
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+
+    @property
+    def params(self) -> ParamTree:
+        return self.model.params
 
     @property
     def updates(self) -> Int[Array, ""]:
@@ -30,29 +34,27 @@ class TrainState(NamedTuple):
         return self.step - self.skipped
 
 
-def initial_params(config: DecoderConfig, key: Key[Array, ""]) -> ParamTree:
-    model: Decoder = config.build(key)
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+def initial_model(config: DecoderConfig, key: Key[Array, ""]) -> ModelState:
+    return split(config.build(key))[1]
 
 
-def state_from_params(params: ParamTree, tx: optax.GradientTransformation) -> TrainState:
+def state_of(model: ModelState, tx: optax.GradientTransformation) -> TrainState:
+    """Return the state of a model that no step has been made with."""
     counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each, or they could not all be donated
-    return TrainState(params, tx.init(params), *counters)
+    return TrainState(model, tx.init(model.params), *counters)
 
 
-def state_shardings(state: TrainState, axes: dict, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, axes: ModelState, mesh: Mesh) -> TrainState:
     """Return where every leaf of a state lies: moments as the parameter they belong to, all else on every device.
 
     A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small. One key
     further are the parts of a quantized moment: codes, and scales, which have as many axes in fewer, equal pieces and
     are split alike where the mesh divides them.
     """
-    params = shardings(axes, state.params, mesh)
+    model = shardings(axes, state.model, mesh)
     whole = NamedSharding(mesh, P())
-    shapes = jax.tree_util.tree_leaves_with_path(state.params)
-    known = {
-        path: (leaf.shape, sharding) for (path, leaf), sharding in zip(shapes, jax.tree.leaves(params), strict=True)
-    }
+    leaves = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(model.params), strict=True)
+    known = {path: (leaf.shape, found) for (path, leaf), found in leaves}
 
     def sharding(path, leaf):
         for start in range(len(path)):
@@ -64,14 +66,15 @@ def state_shardings(state: TrainState, axes: dict, mesh: Mesh) -> TrainState:
                 return part_found
         return whole
 
-    return jax.tree_util.tree_map_with_path(sharding, state)
+    others = jax.tree_util.tree_map_with_path(sharding, state._replace(model=()))
+    return others._replace(model=model)
 
 
 def _creator(config: DecoderConfig, tx: optax.GradientTransformation):
-    return lambda key: state_from_params(initial_params(config, key), tx)
+    return lambda key: state_of(initial_model(config, key), tx)
 
 
-def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes: dict, mesh: Mesh) -> TrainState:
+def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh) -> TrainState:
     """Return the shapes and the layout of a state, computing nothing."""
     state = jax.eval_shape(_creator(config, tx), jax.random.key(0))
     layout = state_shardings(state, axes, mesh)
@@ -79,7 +82,7 @@ def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes
 
 
 def create_state(
-    config: DecoderConfig, tx: optax.GradientTransformation, axes: dict, mesh: Mesh, key: Key[Array, ""]
+    config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh, key: Key[Array, ""]
 ) -> TrainState:
     """Initialise a state, each shard on its own device; the values do not depend on the mesh."""
     layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, axes, mesh))

@@ -1,15 +1,20 @@
 """The train step: one jitted, donated function from (state, batch) to (state, metrics)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.layer import Sums as LayerSums
+from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
-from jaxtrain.shapes import Batch
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.gradients import Loss, Strategy
 from jaxtrain.train.state import TrainState
 
@@ -17,9 +22,13 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
-def example_keys(key: Key[Array, ""], rows: int) -> Key[Array, " B"]:
-    """Return one dropout key a row of the global batch, the same however the rows are spread or cut."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+_STEP = np.uint32(2**32 - 1)  # no row has this number
+
+
+def step_keys(key: Key[Array, ""], rows: int) -> Keys:
+    """Return one key a row of the global batch, the same however the rows are spread or cut, and that of all rows."""
+    by_row = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+    return Keys(by_row, jax.random.fold_in(key, _STEP))
 
 
 def make_train_step(
@@ -28,37 +37,40 @@ def make_train_step(
     gradients: Strategy,
     tx: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-    *,
-    dropout: bool,
 ) -> TrainStep:
     """Return the step, to be jitted with the state donated.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
+    A step whose loss or gradient is not finite leaves the model and the optimizer as they were and is counted.
     """
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
-        keys = example_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0]) if dropout else None
-        weights = objective.weights(batch)
-        (loss, terms), gradient = gradients(Loss(graph, objective, weights), state.params, batch, keys)
+        keys = step_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0])
+        mean = Loss.of_batch(graph, objective, state.model, batch)
+        (loss, terms), gradient = gradients(mean, state.params, batch, keys)
         norm = optax.tree.norm(gradient)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old_params, old_state = _behind(gradient, (state.params, state.opt_state))
         updates, opt_state = tx.update(gradient, old_state, old_params)
         params = optax.apply_updates(old_params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (old_params, old_state)
+        buffers = updated_buffers(graph, state.model._replace(params=params), terms.layers.counts)
+        params, opt_state, buffers = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, buffers),
+            (old_params, old_state, state.model.buffers),
         )
         metrics = {
             "loss": loss,
-            **means(terms.minimised | terms.reported, weights),
+            **means(terms.minimised | terms.reported, mean.weights),
+            **mean.layer_means(terms.layers),
             "gradient_norm": norm,
             "learning_rate": learning_rate(state.updates),
-            "weight": weights[objective.evaluated],
+            "weight": mean.weights[objective.evaluated],
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
         skipped = state.skipped + jnp.where(finite, 0, 1)
-        return TrainState(params, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
+        model = ModelState(params, state.model.frozen, buffers)
+        return TrainState(model, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
 
     return train_step
 
@@ -72,10 +84,17 @@ def _behind(first, then):
     return jax.lax.optimization_barrier((first, then))[1]
 
 
-def make_evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[dict, Batch], tuple[Terms, Sums]]:
-    """Return the jitted `(params, batch) -> (terms, weights)` of an evaluation, sums both: no dropout."""
+def updated_buffers(graph: nnx.GraphDef, model: ModelState, counts: Mapping[str, Any]) -> ParamTree:
+    """Return the buffers of the next step, from the counts of this one and its new parameters."""
+    return merge(graph, model).updated_buffers(counts) if model.buffers else {}
 
-    def evaluate(params, batch):
-        return objective(nnx.merge(graph, params), batch, None), objective.weights(batch)
+
+def make_evaluation_step(
+    graph: nnx.GraphDef, objective: Objective
+) -> Callable[[ModelState, Batch], tuple[Terms, Sums]]:
+    """Return the jitted `(model, batch) -> (terms, weights)` of an evaluation, sums both: no noise."""
+
+    def evaluate(model, batch):
+        return objective(merge(graph, model), batch, None)._replace(layers=LayerSums()), objective.weights(batch)
 
     return jax.jit(evaluate)

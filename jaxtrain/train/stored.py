@@ -3,6 +3,7 @@
     12/             finished: it takes this name when all of it is on the disk, its manifest last
     15.saving/      being written, or left by a process that was killed: never finished, so it is removed
     10.removing/    no longer to be kept, on its way out
+    frozen/         frozen weights, which checkpoints refer to (frozen.py)
     doubtful-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
 
 A finished checkpoint is removed where Retention says so and a newer one was seen to be whole, and never otherwise;
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import jax
 
-from jaxtrain.train import distributed
+from jaxtrain.train import distributed, frozen
 from jaxtrain.train.folder import flush_folder, free_name
-from jaxtrain.train.manifest import fault, is_finished
+from jaxtrain.train.manifest import check_layout, fault, is_finished, read_manifest
 
 log = logging.getLogger(__name__)
 _FINISHED = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -49,7 +50,8 @@ def _left(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in there if path.is_dir() and path.name != frozen.FOLDER)
 
 
 def latest_sound(folder: Path) -> int | None:
@@ -57,13 +59,24 @@ def latest_sound(folder: Path) -> int | None:
     left = steps(folder)
     while (step := distributed.of_first(max(left, default=-1))) >= 0:
         path = folder / str(step)
-        found = fault(path, part=jax.process_index(), parts=jax.process_count())
+        check_layout(path)
+        found = _fault(path)
         if found:
             log.warning("checkpoint %s is refused: %s", path, found)
         if not distributed.anywhere(found is not None):
             return step
         left = [earlier for earlier in left if earlier < step]
     return None
+
+
+def _fault(path: Path) -> str | None:
+    """Say what is wrong with the files of a checkpoint, and with those it refers to, if anything is."""
+    share = {"part": jax.process_index(), "parts": jax.process_count()}
+    found = fault(path, **share)
+    if found or not (name := read_manifest(path).frozen):
+        return found
+    of_frozen = fault(path.parent / frozen.FOLDER / name, **share)
+    return of_frozen and f"of its frozen weights, {frozen.FOLDER}/{name}, {of_frozen}"
 
 
 def clear_after(folder: Path, step: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The parameters of a run folder, for evaluation, generation and export."""
+"""The model of a run folder, for evaluation, generation and export."""
 
 import jax
 import optax
@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
@@ -14,7 +14,7 @@ from jaxtrain.train.hooks.base import AVERAGING
 from jaxtrain.train.state import TrainState, abstract_state
 
 
-def trained_params(
+def trained_model(
     folder: RunFolder,
     *,
     model: DecoderConfig,
@@ -22,8 +22,8 @@ def trained_params(
     hooks: tuple[Hook, ...],
     mesh: Mesh,
     weights: str | None = None,
-) -> tuple[int, ParamTree]:
-    """Return the step of the latest sound checkpoint and its parameters, laid out over `mesh`.
+) -> tuple[int, ModelState]:
+    """Return the step of the latest sound checkpoint and its model, laid out over `mesh`.
 
     `weights` names a hook whose average to take ("ema", "lawa"); None takes the model's own.
 
@@ -38,19 +38,21 @@ def trained_params(
         if weights is not None and weights not in averages:
             raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
         _, _, axes = abstract_model(model)
-        tx = transformation(optimizer, optax.constant_schedule(0.0), axes, clip_norm=None)  # for its shapes alone
+        rate = optax.constant_schedule(0.0)  # the optimizer is asked for the shapes of its state alone
+        tx = transformation(optimizer, rate, axes.params, clip_norm=None)
         target = abstract_state(model, tx, axes, mesh)
         trained = checkpoints.has_progress(step)
         if weights is None and not (trained and optimizer.averages):
-            return step, checkpoints.restore_params(step, target.params)
+            return step, checkpoints.restore_model(step, target.model)
         state = checkpoints.restore_state(step, target) if trained else None
         if weights is None:
-            return step, evaluation_params(optimizer, state.opt_state, state.params)
+            params = evaluation_params(optimizer, state.opt_state, state.params)
+            return step, state.model._replace(params=params)
         own = _saved_state(checkpoints, step, averages[weights], state) if trained else None
     params = None if own is None else averages[weights].averaged_params(own)
     if params is None:
         raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")
-    return step, params
+    return step, state.model._replace(params=params)
 
 
 def _saved_state(checkpoints: Checkpoints, step: int, hook: Hook, state: TrainState) -> ParamTree | None:

@@ -66,7 +66,7 @@ def _optimizer(model: DecoderConfig) -> AdamW8bit:
 
 def _expected(model: DecoderConfig, forward: int) -> dict[str, int]:
     """Two of the four mixers are linear attention; the update runs once for every parameter with 8-bit moments."""
-    _, shapes, axes = abstract_model(model)
+    _, (shapes, *_), (axes, *_) = abstract_model(model)
     moments = jax.eval_shape(_optimizer(model).build(RATES.build(20), axes).init, shapes).m
     eight_bit = [m for m in jax.tree.leaves(moments, is_leaf=_is_eight_bit) if _is_eight_bit(m)]
     parts = {"forward": forward, "states": 1, "backward": 1}

@@ -13,6 +13,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models import generate as generation
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.shapes import ModelState
 
 GREEDY = Sampling(temperature=0.0)
 TOKENS = 6
@@ -26,7 +27,7 @@ def _prompts() -> list[list[int]]:
 def _generate(name: str, prompts, sampling=GREEDY, **options):
     config = PRESETS[name]
     graph, _, _ = abstract_model(config)
-    return generate(graph, random_params(config), prompts, tokens=TOKENS, sampling=sampling, **options)
+    return generate(graph, ModelState(random_params(config)), prompts, tokens=TOKENS, sampling=sampling, **options)
 
 
 def _likeliest_without_cache(name: str, sequences: list[list[int]]) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_every_process_can_read_all_that_is_drawn():
     prompts, lengths = np.ones((8, 4), np.int32), np.full(8, 4)
     with jax.set_mesh(MeshConfig().build()):
         keys = jax.random.split(jax.random.key(0), 8)
-        drawn = generation._generate(graph, random_params(DECODER), prompts, lengths, keys, 2, GREEDY)
+        drawn = generation._generate(graph, ModelState(random_params(DECODER)), prompts, lengths, keys, 2, GREEDY)
     assert drawn.sharding.is_fully_replicated
 
 

@@ -47,5 +47,5 @@ def test_a_preset_has_the_published_parameter_count(name):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_count_is_that_of_the_parameters_that_exist(name):
     config: DecoderConfig = BUILDERS[name]()
-    _, shapes, _ = abstract_model(config)
+    _, (shapes, *_), _ = abstract_model(config)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == config.parameter_count

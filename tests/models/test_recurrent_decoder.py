@@ -25,7 +25,7 @@ from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.muon import takes
-from jaxtrain.shapes import Batch
+from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.train.feed import Layout
 from jaxtrain.train.gradients import Loss
 
@@ -61,7 +61,7 @@ def test_generation_with_carried_states_is_generation_without(name):
     prompts = [random.integers(0, 64, size).tolist() for size in (19, 3)]
     graph, _, _ = abstract_model(config)
     params, greedy = random_params(config), Sampling(temperature=0.0)
-    continued = generate(graph, params, prompts, tokens=TOKENS, sampling=greedy, key=jax.random.key(0))
+    continued = generate(graph, ModelState(params), prompts, tokens=TOKENS, sampling=greedy, key=jax.random.key(0))
     sequences = [p + c for p, c in zip(prompts, continued, strict=True)]
     batch = packed_batch([[len(sequence)] for sequence in sequences], 19 + TOKENS, vocab_size=64)
     for row, sequence in zip(batch.tokens, sequences, strict=True):
@@ -74,7 +74,7 @@ def test_generation_with_carried_states_is_generation_without(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_parameters_are_counted_and_named_and_told_apart(name):
     config = DECODERS[name]
-    _, shapes, axes = abstract_model(config)
+    _, (shapes, *_), (axes, *_) = abstract_model(config)
     assert size_of(shapes) == config.parameter_count
     jax.tree.map(lambda own, leaf: _check_axes(own, leaf.shape), axes, shapes)
 
@@ -86,8 +86,8 @@ def _check_axes(axes: Axes, shape: tuple) -> None:
 
 
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
-    _, _, axes = abstract_model(_decoder(STEPPED, GATED))
-    step, channel = (axes["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
+    _, _, (axes, *_) = abstract_model(_decoder(STEPPED, GATED))
+    step, channel = (axes["stacks"]["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
     assert [step[name].decays for name in ("weight", "bias", "log_rate")] == [True, False, False]
     assert [channel[name].decays for name in ("down", "up", "bias")] == [True, True, False]
 
@@ -126,14 +126,14 @@ BATCH = training_batch(8, 32, vocab_size=64)
 
 def _loss_and_gradient(mesh_config: MeshConfig, devices, model: DecoderConfig) -> Callable[[Batch], tuple]:
     mesh = mesh_config.build(devices)
-    graph, shapes, axes = abstract_model(model)
+    graph, (shapes, *_), (axes, *_) = abstract_model(model)
     params = jax.tree.map(jax.device_put, random_params(model), shardings(axes, shapes, mesh))
     layout = Layout(8, 32, mesh)
 
     @jax.jit
     @jax.value_and_grad
     def run(params, batch):
-        return Loss(graph, NextToken(), NextToken().weights(batch))(params, batch, None)[0]
+        return Loss.of_batch(graph, NextToken(), ModelState(params), batch)(params, batch, None)[0]
 
     def of_batch(batch):
         with jax.set_mesh(mesh):
@@ -172,7 +172,8 @@ def test_the_bound_on_gradients_notices_one_sign_one_head_and_one_token(one_devi
     gradient, weights = one_device(BATCH)[1], BATCH.weights.copy()
     weights[0, np.flatnonzero(weights[0])[0]] = 0
     queries = [
-        mixer.get("heads", mixer)["query"] for mixer in (b["mixer"] for b in gradient["blocks"]["blocks"].values())
+        mixer.get("heads", mixer)["query"]
+        for mixer in (b["mixer"] for b in gradient["stacks"]["blocks"]["blocks"].values())
     ]
     faults = {
         "sign": (jax.tree.map(_with_one_sign_turned, gradient), gradient),

@@ -41,7 +41,7 @@ CONFIG = DecoderConfig(
 def _collectives(remat) -> Collectives:
     """Compile loss and gradient with all four chips along `tensor`."""
     mesh = MeshConfig(fsdp=1, tensor=4).build(devices_of("v5e:2x2"))
-    graph, shapes, axes = abstract_model(dataclasses.replace(CONFIG, remat=remat))
+    graph, (shapes, *_), (axes, *_) = abstract_model(dataclasses.replace(CONFIG, remat=remat))
     layout = shardings(axes, shapes, mesh)
     rows = NamedSharding(mesh, activation_spec(("batch", "length"), (ROWS, LENGTH), mesh))
     integers = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=rows)

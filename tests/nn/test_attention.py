@@ -10,10 +10,10 @@ from flax import nnx
 from tiny import packed_batch
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
+from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.mixers import attention
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext
 from jaxtrain.nn.rope import RopeConfig, rotate
 
 D, L = 12, 23
@@ -88,7 +88,7 @@ def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray
 @pytest.mark.parametrize("name", VARIANTS)
 def test_attention_is_its_formula(name):
     layer, x = _layer(VARIANTS[name]), _x()
-    y, state = nnx.jit(lambda layer, x: layer(x, _context()))(layer, x)
+    y, state, *_ = nnx.jit(lambda layer, x: layer(x, _context()))(layer, x)
     assert state is None
     documents = _batch().segment_ids > 0  # what padding sees is nobody's business
     assert_close(y[documents], _by_loops(VARIANTS[name], layer, x)[documents], CLOSED_FORM_LAYER)

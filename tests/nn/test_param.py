@@ -9,8 +9,9 @@ from tiny import PRESETS
 from tolerances import EXACT, assert_close
 
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.nn.param import TokenContext, constant, dropout, normal
-from jaxtrain.train.state import initial_params
+from jaxtrain.nn.layer import Keys, TokenContext, dropout
+from jaxtrain.nn.param import constant, normal
+from jaxtrain.train.state import initial_model
 
 
 @pytest.mark.parametrize("fan_in", [16, 1024])
@@ -23,11 +24,11 @@ def test_a_normal_parameter_has_variance_one_over_fan_in_and_no_value_past_two_d
 
 @pytest.fixture(scope="module")
 def llama3() -> dict:
-    return jax.jit(initial_params, static_argnums=0)(PRESETS["llama3"], jax.random.key(0))
+    return jax.jit(initial_model, static_argnums=0)(PRESETS["llama3"], jax.random.key(0)).params
 
 
 def test_every_matrix_of_a_decoder_starts_with_the_deviation_of_its_own_fan_in(llama3):
-    block = llama3["blocks"]["blocks"][0]
+    block = llama3["stacks"]["blocks"]["blocks"][0]
     D, F, HK = 64, 160, 64
     mixer = {"query": D, "key": D, "value": D, "output": HK}
     for layer, fan_ins in (("mixer", mixer), ("mlp", {"gate": D, "up": D, "down": F})):
@@ -39,13 +40,13 @@ def test_every_matrix_of_a_decoder_starts_with_the_deviation_of_its_own_fan_in(l
 
 
 def test_layers_of_a_stack_start_different(llama3):
-    query = llama3["blocks"]["blocks"][0]["mixer"]["query"].reshape(2, -1)
+    query = llama3["stacks"]["blocks"]["blocks"][0]["mixer"]["query"].reshape(2, -1)
     assert abs(np.corrcoef(query)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_axis_of_every_parameter_has_a_name(name):
-    _, shapes, axes = abstract_model(PRESETS[name])
+    _, (shapes, *_), (axes, *_) = abstract_model(PRESETS[name])
     jax.tree.map(lambda own, leaf: _check_names(own.names, leaf.shape), axes, shapes)
 
 
@@ -65,7 +66,8 @@ ROWS = 6
 
 @pytest.fixture
 def keys():
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(3), jnp.arange(ROWS))
+    rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(3), jnp.arange(ROWS))
+    return Keys(rows, jax.random.key(4))
 
 
 def test_dropout_without_keys_is_the_identity():
@@ -84,7 +86,7 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(keys, rate):
 def test_what_is_dropped_of_an_example_does_not_depend_on_its_neighbours(keys):
     x = jax.random.normal(jax.random.key(0), (ROWS, 20, 4))
     whole, order = dropout(x, 0.3, keys, site=1), np.array([4, 0, 5])
-    assert_close(dropout(x[order], 0.3, keys[order], site=1), whole[order], EXACT)
+    assert_close(dropout(x[order], 0.3, keys._replace(rows=keys.rows[order]), site=1), whole[order], EXACT)
 
 
 def test_examples_sites_and_layers_drop_different_elements(keys):
@@ -94,8 +96,8 @@ def test_examples_sites_and_layers_drop_different_elements(keys):
         return np.asarray(dropout(x, 0.5, keys, site)) == 0
 
     tokens = jnp.zeros((ROWS, 1), jnp.int32)
-    context = TokenContext(tokens, tokens, tokens, tokens, dropout_keys=keys)
-    layer0, layer1 = (masks(context.in_layer(i).dropout_keys, 0) for i in (0, 1))
+    context = TokenContext(tokens, tokens, tokens, tokens, keys=keys)
+    layer0, layer1 = (masks(context.in_layer(i).keys, 0) for i in (0, 1))
     pairs = [(masks(keys, 0)[0], masks(keys, 0)[1]), (masks(keys, 0), masks(keys, 1)), (layer0, layer1)]
     for one, other in pairs:
         assert abs((one == other).mean() - 0.5) < 0.13
@@ -103,4 +105,4 @@ def test_examples_sites_and_layers_drop_different_elements(keys):
 
 def test_a_context_without_keys_stays_without_them_in_a_layer():
     tokens = jnp.zeros((1, 1), jnp.int32)
-    assert TokenContext(tokens, tokens, tokens, tokens).in_layer(2).dropout_keys is None
+    assert TokenContext(tokens, tokens, tokens, tokens).in_layer(2).keys is None

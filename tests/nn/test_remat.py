@@ -1,7 +1,6 @@
 """Every remat policy computes the same; they differ in what is kept for the backward pass."""
 
 import jax
-import numpy as np
 import pytest
 from flax import nnx
 from tiny import bytes_of, random_params, training_batch, variant
@@ -10,10 +9,11 @@ from tolerances import SAME_GRADIENT, assert_close
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.remat import FullRemat, NoRemat, OffloadOutputs, SaveDots, SaveOutputs
 from jaxtrain.objectives.next_token import NextToken
+from jaxtrain.train.step import step_keys
 
 REPEATS = 3
 BATCH = training_batch(4, 16, vocab_size=64)
-KEYS = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(4))
+KEYS = step_keys(jax.random.key(0), 4)
 
 
 def _config(policy):

@@ -20,8 +20,9 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
+from jaxtrain.shapes import ModelState
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.state import TrainState, state_from_params, state_shardings
+from jaxtrain.train.state import TrainState, state_of, state_shardings
 
 RATES = Constant(peak=1e-2)
 MODEL = variant(
@@ -30,7 +31,7 @@ MODEL = variant(
     pattern=(BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=32), mlp=GatedMLPConfig(hidden=128)),),
 )
 MOMENTS = [AdamW8bit(learning_rate=RATES), AdamW8bit(learning_rate=RATES, moments=Float8Moments())]
-_, SHAPES, FACTS = abstract_model(MODEL)
+_, (SHAPES, *_), (FACTS, *_) = abstract_model(MODEL)
 MESH = MeshConfig(fsdp=2, tensor=2, data=2)
 
 
@@ -44,13 +45,13 @@ def _tree(seed: int, scale: float) -> dict:
 
 
 def _state(tx) -> TrainState:
-    return jax.jit(lambda params: state_from_params(params, tx))(_tree(0, 1.0))
+    return jax.jit(lambda params: state_of(ModelState(params), tx))(_tree(0, 1.0))
 
 
 def _step(tx):
     def step(state, gradients):
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        return state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        return state._replace(model=ModelState(optax.apply_updates(state.params, updates)), opt_state=opt_state)
 
     return step
 
@@ -70,7 +71,7 @@ def test_tables_and_small_tensors_keep_32_bits():
     state = jax.eval_shape(_transformation(MOMENTS[0]).init, SHAPES)
     moments = jax.tree_util.tree_leaves_with_path(state.m, is_leaf=lambda x: isinstance(x, QuantizedArray))
     elements = {  # of one layer
-        jax.tree_util.keystr(path): leaf.size // (MODEL.repeats if "blocks" in str(path[0]) else 1)
+        jax.tree_util.keystr(path): leaf.size // (MODEL.repeats if "stacks" in str(path[0]) else 1)
         for path, leaf in jax.tree_util.tree_leaves_with_path(SHAPES)
     }
     quantized = {jax.tree_util.keystr(path) for path, leaf in moments if isinstance(leaf, QuantizedArray)}
@@ -84,7 +85,7 @@ def test_tables_and_small_tensors_keep_32_bits():
 def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
     tx, mesh = _transformation(optimizer), MESH.build()
     state = _state(tx)
-    layout = state_shardings(state, FACTS, mesh)
+    layout = state_shardings(state, ModelState(FACTS), mesh)
     gradients = [_tree(1, 1e-2), _tree(2, 1e-3)]
     alone, step = state, jax.jit(_step(tx))
     for gradient in gradients:
@@ -107,14 +108,14 @@ def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
 def test_a_kernel_refuses_shards_that_hold_no_whole_blocks():
     tx, mesh = _transformation(AdamW8bit(learning_rate=RATES, implementation="xla")), MeshConfig(fsdp=8, data=1).build()
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="take the default implementation, or fewer devices"):
-        jax.eval_shape(_step(tx), jax.eval_shape(lambda params: state_from_params(params, tx), SHAPES), SHAPES)
+        jax.eval_shape(_step(tx), jax.eval_shape(lambda params: state_of(ModelState(params), tx), SHAPES), SHAPES)
 
 
 def test_scales_are_sharded_as_their_codes():
     mesh = MESH.build()
-    state = jax.eval_shape(lambda p: state_from_params(p, _transformation(MOMENTS[0])), SHAPES)
-    layout = state_shardings(state, FACTS, mesh).opt_state.m
-    query = layout["blocks"]["blocks"][0]["mixer"]["query"]
+    state = jax.eval_shape(lambda p: state_of(ModelState(p), _transformation(MOMENTS[0])), SHAPES)
+    layout = state_shardings(state, ModelState(FACTS), mesh).opt_state.m
+    query = layout["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]
     assert query.scales.spec == query.codes.spec == P("stage", "fsdp", "tensor", None), query.codes.spec
 
 
@@ -123,7 +124,7 @@ def test_state_is_restored_on_another_mesh(tmp_path):
     state = jax.jit(_step(tx))(_state(tx), _tree(1, 1e-2))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, Snapshot(state, {}, {}))
-    layout = state_shardings(state, FACTS, MESH.build())
+    layout = state_shardings(state, ModelState(FACTS), MESH.build())
     target = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_state(1, target)
@@ -133,7 +134,7 @@ def test_state_is_restored_on_another_mesh(tmp_path):
 
 def test_the_state_of_the_shipped_configuration_is_at_most_28_percent_of_adamw():
     config = load("configs/adam8bit_tiny.gin", []).config
-    _, shapes, axes = abstract_model(config.model)
+    _, (shapes, *_), (axes, *_) = abstract_model(config.model)
     eight, plain = (
         bytes_of(jax.eval_shape(optimizer.build(RATES.build(1), axes).init, shapes))
         for optimizer in (config.optimizer, AdamW(learning_rate=RATES))

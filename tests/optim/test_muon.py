@@ -56,9 +56,9 @@ def test_muon_orthogonalises_each_layers_matrix_as_a_whole(axes, shape):
 
 
 def test_muon_takes_the_matrices_of_blocks_and_leaves_the_rest_to_adam():
-    _, _, axes = abstract_model(variant())
+    _, _, (axes, *_) = abstract_model(variant())
     taken = jax.tree.map(takes, axes)
-    block = taken["blocks"]["blocks"][0]
+    block = taken["stacks"]["blocks"]["blocks"][0]
     assert all(block["mixer"].values()) and all(block["mlp"].values())
     assert not taken["embedding"]["table"] and not taken["output"]["kernel"]
     assert not block["mixer_norm"]["scale"]

@@ -31,7 +31,8 @@ from jaxtrain.optim.base import evaluation_params, transformation
 from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
-from jaxtrain.train.state import state_from_params, state_shardings
+from jaxtrain.shapes import ModelState
+from jaxtrain.train.state import state_of, state_shardings
 
 
 def _without_decay(optimizer):
@@ -92,10 +93,10 @@ def test_a_rate_of_zero_changes_nothing_and_divides_by_nothing(optimizer):
 @every([optimizer for optimizer in ALL if not isinstance(optimizer, AdamW8bit)])  # which has test_adamw_8bit.py
 def test_moments_are_sharded_as_their_parameters(optimizer):
     mesh = MeshConfig(fsdp=2, tensor=2, data=2).build()
-    _, shapes, axes = abstract_model(variant(d_model=128, vocab_size=256))
+    _, (shapes, *_), (axes, *_) = abstract_model(variant(d_model=128, vocab_size=256))
     tx = transformation(optimizer, RATES.build(100), axes, clip_norm=1.0)
-    state = jax.eval_shape(lambda params: state_from_params(params, tx), shapes)
-    layout = state_shardings(state, axes, mesh)
+    state = jax.eval_shape(lambda params: state_of(ModelState(params), tx), shapes)
+    layout = state_shardings(state, ModelState(axes), mesh)
     where = {path: (leaf.shape, sharding) for path, leaf, sharding in _leaves(shapes, shardings(axes, shapes, mesh))}
     moments = 0
     for path, leaf, sharding in _leaves(state.opt_state, layout.opt_state):

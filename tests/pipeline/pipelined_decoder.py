@@ -10,16 +10,17 @@ from tiny import random_params, training_batch
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.layer import Keys
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.executor import value_and_grad
 from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, Value, deal_out
-from jaxtrain.train.pipelined import Pipelined, parts
-from jaxtrain.train.step import example_keys
+from jaxtrain.train.pipelined import Data, Pipelined, parts, put_together, taken_apart
+from jaxtrain.train.step import step_keys
 
 LENGTH = 16
 EVERYTHING = LayerValues()
@@ -34,15 +35,15 @@ class Task(NamedTuple):
     loss: Loss
     params: ParamTree
     batch: Batch
-    keys: jax.Array | None
+    keys: Keys
 
 
 def task(config: DecoderConfig, rows: int) -> Task:
     params = jax.tree.map(jnp.asarray, random_params(config))
-    keys = example_keys(jax.random.key(3), rows) if config.dropout else None
+    keys = step_keys(jax.random.key(3), rows)
     batch = training_batch(rows, LENGTH, vocab_size=config.vocab_size)
     objective = NextToken(z_loss=1e-3)
-    return Task(Loss(abstract_model(config)[0], objective, objective.weights(batch)), params, batch, keys)
+    return Task(Loss.of_batch(abstract_model(config).graph, objective, ModelState(params), batch), params, batch, keys)
 
 
 @functools.cache
@@ -67,11 +68,9 @@ def pipelined(
     program = change(lower(*plan))
 
     def run(params, batch, keys):
-        outer = {name: leaf for name, leaf in params.items() if name != "blocks"}
-        data = deal_out((batch, keys), microbatches)
-        model = parts(loss, params), program, outer, params["blocks"]
-        value, *gradients = value_and_grad(*model, data, keep=keep, poison=True)
-        return Found(value, {**gradients[0], "blocks": gradients[1]})
+        data = deal_out(Data(batch, keys, loss.real_tokens), microbatches)
+        model = parts(loss, params), program, *taken_apart(loss, params)
+        return Found(*put_together(loss, value_and_grad(*model, data, keep=keep, poison=True)))
 
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]
     with jax.set_mesh(mesh.build(devices)):

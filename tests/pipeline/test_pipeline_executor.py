@@ -39,8 +39,9 @@ from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.pipeline.stages import Stacking
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.pipeline.ticks import pack
+from jaxtrain.shapes import ModelState
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.state import abstract_state, state_from_params
+from jaxtrain.train.state import abstract_state, state_of
 
 ROWS = 16
 UNEVEN = variant(repeats=10, dropout=0.1, tied_embeddings=True)
@@ -131,7 +132,7 @@ def _toy_parts() -> Parts:
         return data * outer
 
     def layer(weights, data, x):
-        return jnp.tanh(x @ weights)
+        return (jnp.tanh(x @ weights), None), {}
 
     def head(outer, data, x):
         loss = jnp.sum(x * outer)
@@ -142,7 +143,7 @@ def _toy_parts() -> Parts:
         layer,
         head,
         outer_axes=matrix(None, None, "width"),
-        layer_axes=matrix(None, None),
+        layer_axes=ModelState(matrix(None, None)),
         compute_dtype="float32",
     )
 
@@ -152,7 +153,7 @@ def test_the_executor_allocates_the_slots_of_the_program(case):
     """Those are the simulator's peak, and constant in the microbatches: test_pipeline_schedules.py."""
     stages, microbatches, longest = 4, 16, 2
     program = program_of(case.schedule, stages, microbatches)
-    outer, blocks = jnp.ones((1, 1, 4)), jnp.ones((program.placement.chunks + 1, 4, 4))
+    outer, blocks = jnp.ones((1, 1, 4)), ModelState(jnp.ones((program.placement.chunks + 1, 4, 4)))
     data, slots = jnp.ones((microbatches, 2, 3, 4)), program.slots
     with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
         for keep, rows in ((EVERYTHING, longest), (CHUNK_INPUT, 1)):
@@ -202,10 +203,10 @@ def test_a_checkpoint_restores_on_another_number_of_stages_and_on_none(repeats, 
     def laid_out(stages: int):
         return abstract_state(config, tx, axes, MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages]))
 
-    desired = jax.jit(lambda params: state_from_params(params, tx))(random_params(config))
+    desired = jax.jit(lambda params: state_of(ModelState(params), tx))(random_params(config))
     desired = jax.tree.map(lambda x: x + jnp.ones_like(x), desired)
     placed = jax.device_put(desired, jax.tree.map(lambda x: x.sharding, laid_out(4)))
-    leaf = placed.opt_state[0].mu["blocks"]["blocks"][0]["mlp"]["up"]
+    leaf = placed.opt_state[0].mu["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
     assert leaf.sharding.shard_shape(leaf.shape)[0] == (repeats // 4 if repeats % 4 == 0 else repeats)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, Snapshot(placed, {}, {}))

@@ -14,9 +14,10 @@ from jaxtrain.nn.remat import FullRemat, NoRemat, SaveDots
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.layer import take_apart
 from jaxtrain.pipeline.stages import on_stages
+from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Loss
-from jaxtrain.train.pipelined import parts
-from jaxtrain.train.step import example_keys
+from jaxtrain.train.pipelined import Data, parts
+from jaxtrain.train.step import step_keys
 
 ROWS, LENGTH = 4, 16
 SHAPE = (ROWS, LENGTH, 32)
@@ -31,10 +32,11 @@ def _layer(remat):
     """The decoder's layer, and arguments for it."""
     config = variant(dropout=0.1, remat=remat)
     params = jax.tree.map(jnp.asarray, random_params(config))
-    apply = parts(Loss(abstract_model(config)[0], NextToken(), {}), params).layer
-    weights = jax.tree.map(lambda leaf: leaf[1], params["blocks"])
-    data = (training_batch(ROWS, LENGTH, vocab_size=64), example_keys(jax.random.key(0), ROWS)), jnp.int32(1)
-    return apply, weights, data, jax.random.normal(jax.random.key(1), SHAPE)
+    batch = training_batch(ROWS, LENGTH, vocab_size=64)
+    loss = Loss.of_batch(abstract_model(config).graph, NextToken(), ModelState(params), batch)
+    weights = jax.tree.map(lambda leaf: leaf[1], params["stacks"]["blocks"])
+    data = Data(batch, step_keys(jax.random.key(0), ROWS), jnp.float32(1)), jnp.int32(1), {}, {}
+    return parts(loss, params).layer, weights, data, jax.random.normal(jax.random.key(1), SHAPE)
 
 
 def _taken_apart(remat):
@@ -44,7 +46,7 @@ def _taken_apart(remat):
     jax.eval_shape(lambda *arguments: found.append(take_apart(apply, *arguments)), *arguments)
     [layer] = found
     weights, data, _ = arguments
-    dy, kept = jax.eval_shape(layer.forward, *arguments)
+    dy, _, kept = jax.eval_shape(layer.forward, *arguments)
     _, deferred = jax.eval_shape(layer.input_gradient, weights, data, kept, dy)
     return layer, arguments, kept, dy, deferred
 
@@ -55,12 +57,12 @@ def test_units_compute_what_automatic_differentiation_does(remat):
     dy = jax.random.normal(jax.random.key(2), SHAPE)
 
     def desired(weights, x):
-        y, pull = jax.vjp(lambda weights, x: apply(weights, data, x), weights, x)
+        y, pull = jax.vjp(lambda weights, x: apply(weights, data, x)[0][0], weights, x)
         return y, *pull(dy)
 
     def found(weights, x):
         layer = take_apart(apply, weights, data, x)
-        y, kept = layer.forward(weights, data, x)
+        y, _, kept = layer.forward(weights, data, x)
         dx, dweights = layer.backward(weights, data, kept, dy)
         alone, deferred = layer.input_gradient(weights, data, kept, dy)
         return (y, dweights, dx), (y, layer.weight_gradient(weights, data, kept, deferred), alone)
@@ -107,7 +109,7 @@ def _with_region(weights, data, x):
         return jax.lax.psum(jnp.tanh(x @ up * scale[:, None]) @ (down * index), "tensor")
 
     specs = (P(None, "tensor"), P("tensor")), P("data"), P("data")
-    return x + jax.shard_map(own, in_specs=specs, out_specs=P("data"))(weights, scale, x)
+    return (x + jax.shard_map(own, in_specs=specs, out_specs=P("data"))(weights, scale, x), None), {}
 
 
 def _region_arguments():
@@ -130,7 +132,7 @@ def test_a_region_is_run_in_two_where_b_and_w_are():
 
     def found(weights, data, x, dy):
         layer = take_apart(_with_region, weights, data, x)
-        y, kept = layer.forward(weights, data, x)
+        y, _, kept = layer.forward(weights, data, x)
         dx, deferred = layer.input_gradient(weights, data, kept, dy)
         counted.append(
             [
@@ -144,7 +146,7 @@ def test_a_region_is_run_in_two_where_b_and_w_are():
         return y, layer.weight_gradient(weights, data, kept, deferred), dx
 
     def desired(weights, data, x, dy):
-        y, pull = jax.vjp(lambda weights, x: _with_region(weights, data, x), weights, x)
+        y, pull = jax.vjp(lambda weights, x: _with_region(weights, data, x)[0][0], weights, x)
         return y, *pull(dy)
 
     assert_close(_on_stages(found, weights, data, x, dy), _on_stages(desired, weights, data, x, dy), SAME_SUMS)
@@ -156,7 +158,7 @@ def test_no_weight_of_a_region_lies_in_a_buffer():
     shapes = []
 
     def look(weights, data, x):
-        kept = take_apart(_with_region, weights, data, x).forward(weights, data, x)[1]
+        kept = take_apart(_with_region, weights, data, x).forward(weights, data, x)[2]
         shapes.extend(value.shape for value in kept)
         return x
 

@@ -53,7 +53,7 @@ def most_above_now(action):
 
 def main(folder):
     config = llama(vocab_size=8000, d_model=512, layers=8, heads=8, kv_heads=8, hidden=1536, max_length=64)
-    _, shapes, _ = abstract_model(config)
+    _, (shapes, *_), _ = abstract_model(config)
     export_folder(config, jax.tree.map(lambda leaf: Ones(leaf.shape), shapes), folder / "given")
     _, leaves = open_folder(folder / "given")
     print(most_above_now(lambda: write_params(folder / "0", leaves)))

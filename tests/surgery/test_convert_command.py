@@ -49,7 +49,9 @@ def tiny_folder(tmp_path_factory):
     config = presets.qwen3_tiny()
     folder = tmp_path_factory.mktemp("tiny") / "qwen3"
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32), abstract_model(config)[1])
+    params = jax.tree.map(
+        lambda leaf: random.standard_normal(leaf.shape, np.float32), abstract_model(config).shapes.params
+    )
     export_folder(config, params, folder)
     return folder
 
@@ -68,7 +70,7 @@ def test_an_imported_run_has_a_configuration_and_a_sound_checkpoint(tiny_folder,
     assert config.data.tokenizer == ByteTokenizer()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest_sound() == 0
-    _, shapes, _ = abstract_model(config.model)
+    _, (shapes, *_), _ = abstract_model(config.model)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), shapes)
     table = checkpoints.restore_params(0, target)["embedding"]["table"]
@@ -218,7 +220,7 @@ def test_an_imported_run_trains_on_from_the_weights_and_goes_back(tiny_folder, t
     np.testing.assert_allclose(table, narrow["model.embed_tokens.weight"].astype(np.float32), atol=1e-5, rtol=0)
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.embed_tokens.weight"], table)
-    query = np.asarray(result.state.params["blocks"]["blocks"][0]["mixer"]["query"])[1].reshape(64, -1)
+    query = np.asarray(result.state.params["stacks"]["blocks"]["blocks"][0]["mixer"]["query"])[1].reshape(64, -1)
     np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.layers.1.self_attn.q_proj.weight"], query.T)
 
 

@@ -13,10 +13,11 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.shapes import ModelState
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout
 from jaxtrain.train.gradients import Accumulate, Strategy
-from jaxtrain.train.state import state_from_params, state_shardings
+from jaxtrain.train.state import state_of, state_shardings
 from jaxtrain.train.step import make_train_step
 
 STEPS, ROWS, LENGTH, DROPOUT = 20, 16, 16, 0.1
@@ -30,11 +31,11 @@ def losses(mesh_config: MeshConfig, *, dropout: float, gradients: Strategy = WHO
     config, mesh = variant(dropout=dropout), mesh_config.build(devices)
     graph, _, axes = abstract_model(config)
     rate = OPTIMIZER.learning_rate.build(STEPS)
-    tx = transformation(OPTIMIZER, rate, axes, clip_norm=1.0)
-    state = state_from_params(random_params(config), tx)
+    tx = transformation(OPTIMIZER, rate, axes.params, clip_norm=1.0)
+    state = state_of(ModelState(random_params(config)), tx)
     state = jax.tree.map(_spread, state, state_shardings(state, axes, mesh))
     layout = Layout(ROWS, LENGTH, mesh)
-    step = make_train_step(graph, NextToken(z_loss=1e-3), gradients, tx, rate, dropout=dropout > 0)
+    step = make_train_step(graph, NextToken(z_loss=1e-3), gradients, tx, rate)
     found = []
     with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0)

@@ -16,17 +16,18 @@ import pytest
 from runs import content, record_of_the_disk
 from tolerances import EXACT, assert_close
 
+from jaxtrain.shapes import ModelState
 from jaxtrain.train import manifest
 from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import write_manifest
-from jaxtrain.train.state import TrainState, state_from_params
+from jaxtrain.train.state import TrainState, state_of
 
 TX = optax.adam(1e-3)
 
 
 def _state(value: float, size: int = 256) -> TrainState:
-    return state_from_params({"w": jnp.full((8, size), value), "b": jnp.arange(8.0)}, TX)
+    return state_of(ModelState({"w": jnp.full((8, size), value), "b": jnp.arange(8.0)}), TX)
 
 
 def _snapshot(value: float) -> Snapshot:
@@ -152,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(harm
         assert f"checkpoint {folder / '3'} is kept as doubtful-3-1" in caplog.text
         assert content(folder / "doubtful-3-1") == left
         np.testing.assert_array_equal(
-            checkpoints.restore_params(2, _target(_state(0).params))["w"], _state(2).params["w"]
+            checkpoints.restore_model(2, _target(_state(0).model)).params["w"], _state(2).params["w"]
         )
 
 
@@ -231,7 +232,7 @@ def test_the_only_checkpoint_is_not_removed_before_the_next_is_finished(tmp_path
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         checkpoints.save(1, _snapshot(1))
 
-    def fail(folder):
+    def fail(folder, frozen):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jaxtrain.train.checkpoint.write_manifest", fail)
@@ -264,12 +265,12 @@ def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):
         for _ in range(5):
             params = step(params)
     assert_close(
-        Checkpoints(tmp_path).restore_params(1, _target(_state(0, 100_000).params)), _state(5, 100_000).params, EXACT
+        Checkpoints(tmp_path).restore_model(1, _target(_state(0, 100_000).model)), _state(5, 100_000).model, EXACT
     )
 
 
 def test_a_failed_save_is_heard_of_without_waiting_for_the_next(tmp_path, monkeypatch):
-    def fail(folder):
+    def fail(folder, frozen):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("jaxtrain.train.checkpoint.write_manifest", fail)
@@ -285,7 +286,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(folder):
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(ValueError, match=r"/3: its params w is \(8, 256\) where the configuration has \(8, 128\)"):
             checkpoints.restore_state(3, _target(_state(0, size=128)))
-        lion = state_from_params(_state(0).params, optax.lion(1e-3))
+        lion = state_of(_state(0).model, optax.lion(1e-3))
         with pytest.raises(
             ValueError, match=r"its progress opt_state.0.nu.b is \(8,\) where the configuration has none"
         ):
@@ -302,6 +303,8 @@ def test_the_manifest_tells_every_file_of_a_checkpoint(tmp_path):
     write_manifest(folder)
     assert json.loads((folder / "manifest.json").read_text()) == {
         "checkpoint": "12",
+        "layout": 2,
+        "frozen": None,
         "files": {"deep/file": [9, 0xCBF43926], "deep/manifest.json": [0, 0]},  # CRC-32's check value
     }
 

@@ -22,7 +22,7 @@ from jaxtrain.train.hooks.base import AVERAGING, StatelessHook
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import create_state
-from jaxtrain.train.trained import trained_params
+from jaxtrain.train.trained import trained_model
 
 EMA = ExponentialMovingAverage(decay=0.8)
 LAWA = LatestWeightAverage(every_steps=2, window=3)
@@ -61,7 +61,7 @@ def _mean(found: list, weights: list[float]):
 def _average(config, folder, name):
     mesh = config.mesh.build()
     parts = {"model": config.model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh}
-    return trained_params(RunFolder(folder), **parts, weights=name)[1]
+    return trained_model(RunFolder(folder), **parts, weights=name)[1].params
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_averages_go_on_across_a_phase_and_a_resume_inside_it(data, tmp_path):
 def state():
     config, mesh = variant(vocab_size=320), MeshConfig().build()
     _, _, axes = abstract_model(config)
-    tx = transformation(runs.OPTIMIZER, runs.OPTIMIZER.learning_rate.build(100), axes, clip_norm=1.0)
+    tx = transformation(runs.OPTIMIZER, runs.OPTIMIZER.learning_rate.build(100), axes.params, clip_norm=1.0)
     return create_state(config, tx, axes, mesh, jax.random.key(0))
 
 
@@ -190,8 +190,8 @@ def test_schedule_free_is_evaluated_with_its_average(data, tmp_path):
     seen = []
 
     def look(run, state):
-        own = run.evaluation_params(state)[""]
-        losses = [run.evaluate(params, batches=2) for params in (own, state.params)]
+        own = run.evaluation_models(state)[""]
+        losses = [run.evaluate(model, batches=2) for model in (own, state.model)]
         seen.append([found.loss for found in losses])
 
     optimizer = ScheduleFree(learning_rate=Constant(peak=3e-2))

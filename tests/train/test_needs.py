@@ -12,7 +12,7 @@ from jaxtrain.train import needs
 from jaxtrain.train.hooks import ExponentialMovingAverage, LatestWeightAverage, Sample
 from jaxtrain.train.needs import Need, Room, check_evaluation, check_run
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.state import initial_params
+from jaxtrain.train.state import initial_model
 
 PHASE = Phase(steps=2, batch_size=8, sequence_length=16)
 SAMPLE = Sample(every_steps=1, prompt="a", tokens=10**11)
@@ -60,7 +60,7 @@ def test_what_may_fit_is_not_refused():
 
 
 def test_parameters_and_optimizer_state_are_counted_exactly():
-    params = jax.eval_shape(lambda: initial_params(variant(), jax.random.key(0)))
+    params = jax.eval_shape(lambda: initial_model(variant(), jax.random.key(0)))
     assert needs.parameters(variant()).size == bytes_of(params)
     counts = 2  # of updates, and of steps of the schedule; int32
     assert needs._optimizer_state(variant(), runs.OPTIMIZER, 1.0).size == 2 * bytes_of(params) + 4 * counts

@@ -19,9 +19,10 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedules import Linear
+from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Accumulate, Loss
-from jaxtrain.train.state import create_state, state_from_params
-from jaxtrain.train.step import example_keys, make_train_step
+from jaxtrain.train.state import create_state, state_of
+from jaxtrain.train.step import make_train_step, step_keys
 
 ROWS, LENGTH = 8, 12
 OPTIMIZER = AdamW(learning_rate=Linear(peak=0.01, warmup_steps=4))
@@ -37,17 +38,17 @@ def _batch(seed: int = 0):
 
 
 def _tx(config=DECODER) -> optax.GradientTransformation:
-    return transformation(OPTIMIZER, RATE, abstract_model(config)[2], clip_norm=1.0)
+    return transformation(OPTIMIZER, RATE, abstract_model(config).axes.params, clip_norm=1.0)
 
 
 def _state(config=DECODER, tx=None):
-    return state_from_params(jax.tree.map(jnp.asarray, random_params(config)), tx or _tx(config))
+    return state_of(ModelState(jax.tree.map(jnp.asarray, random_params(config))), tx or _tx(config))
 
 
 def _step(config=DECODER, *, objective=NextToken(), microbatches: int = 1, tx=None):  # noqa: B008
     graph, _, _ = abstract_model(config)
     gradients = Accumulate(microbatches=microbatches)
-    return make_train_step(graph, objective, gradients, tx or _tx(config), RATE, dropout=config.dropout > 0)
+    return make_train_step(graph, objective, gradients, tx or _tx(config), RATE)
 
 
 def _value_and_gradient(microbatches: int):
@@ -57,8 +58,8 @@ def _value_and_gradient(microbatches: int):
     objective = NextToken(z_loss=0.01)
 
     def run(params, batch):
-        loss = Loss(graph, objective, objective.weights(batch))
-        return Accumulate(microbatches=microbatches)(loss, params, batch, example_keys(KEY, ROWS))
+        loss = Loss.of_batch(graph, objective, ModelState(params), batch)
+        return Accumulate(microbatches=microbatches)(loss, params, batch, step_keys(KEY, ROWS))
 
     return jax.jit(run)(random_params(config), _batch())
 
@@ -200,16 +201,19 @@ def test_bfloat16_loss_is_close_to_the_float32_loss():
     params = random_params(DECODER)
 
     def loss(config):
-        return Loss(abstract_model(config)[0], NextToken(), NextToken().weights(_batch()))(params, _batch(), None)[0]
+        return Loss.of_batch(abstract_model(config).graph, NextToken(), ModelState(params), _batch())(
+            params, _batch(), None
+        )[0]
 
     full, half = jax.jit(lambda: (loss(DECODER), loss(BF16)))()
     assert full != half
     assert float(half) == pytest.approx(float(full), rel=0.01)
 
 
-def test_dropout_keys_depend_on_the_row_alone():
-    assert_close(*(jax.random.key_data(example_keys(KEY, rows))[:4] for rows in (4, 8)), EXACT)
-    assert len({tuple(key) for key in np.asarray(jax.random.key_data(example_keys(KEY, 8)))}) == 8
+def test_the_key_of_a_row_depends_on_the_row_alone():
+    assert_close(*(jax.random.key_data(step_keys(KEY, rows).rows)[:4] for rows in (4, 8)), EXACT)
+    rows, shared = map(jax.random.key_data, step_keys(KEY, 8))
+    assert len({tuple(key) for key in [*np.asarray(rows), np.asarray(shared)]}) == 9
 
 
 def test_a_microbatch_count_below_one_is_refused():
@@ -235,7 +239,7 @@ def created():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", keep_text)
-        state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES)[2], mesh, jax.random.key(0))
+        state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES).axes, mesh, jax.random.key(0))
     (text,) = texts
     return state, text
 
@@ -245,7 +249,7 @@ def test_every_matrix_is_created_in_shards(created):
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         if leaf.size > 200:
             assert leaf.size >= 2 * np.prod(leaf.sharding.shard_shape(leaf.shape)), path
-            of_a_layer = leaf.shape[1:] if path[0].key == "blocks" else leaf.shape
+            of_a_layer = leaf.shape[1:] if path[0].key == "stacks" else leaf.shape
             whole = rf"[\[,]{','.join(map(str, of_a_layer))}\]"
             assert not re.search(whole, text), f"{jax.tree_util.keystr(path)} is whole on a device"
 
@@ -259,5 +263,5 @@ def test_moments_are_created_where_their_parameters_are(created):
 
 def test_values_at_creation_do_not_depend_on_the_mesh(created):
     alone = MeshConfig().build(jax.devices()[:1])
-    state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES)[2], alone, jax.random.key(0))
+    state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES).axes, alone, jax.random.key(0))
     assert_close(created[0], state, EXACT._replace(absolute=1e-7))

@@ -4,14 +4,19 @@ from abc import ABC, abstractmethod
 
 from flax import nnx
 
+from jaxtrain.nn.layer import Layer
+
 
 class FeedForwardConfig(ABC):
-    """A frozen dataclass that builds a layer over the width, token by token: `[batch, length, d_model]` to the same."""
+    """A frozen dataclass that builds a layer over the width, token by token.
+
+    The layer is called with `x [batch, length, d_model]` and a `TokenContext`.
+    """
 
     __slots__ = ()
 
     @abstractmethod
-    def build(self, d_model: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...
 
     @abstractmethod
     def matrix_count(self, d_model: int) -> int:

@@ -10,6 +10,7 @@ from jaxtrain.mesh import constrain
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one
 
@@ -35,7 +36,7 @@ class GatedMLPConfig(FeedForwardConfig):
         return self.matrix_count(d_model)
 
 
-class GatedMLP(nnx.Module):
+class GatedMLP(Layer):
     def __init__(self, config: GatedMLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         hidden = config.hidden
@@ -43,10 +44,10 @@ class GatedMLP(nnx.Module):
         self.up = normal(rngs.params(), (d_model, hidden), ("embed", "mlp"), fan_in=d_model)
         self.down = normal(rngs.params(), (hidden, d_model), ("mlp", "embed"), fan_in=hidden)
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         gate_BLF, up_BLF = _used_together(dense(x, self.gate[...]), dense(x, self.up[...]))
         h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
-        return dense(h_BLF, self.down[...])
+        return Out(dense(h_BLF, self.down[...]))
 
 
 @jax.custom_vjp

@@ -9,6 +9,7 @@ from jaxtrain.mesh import constrain
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.param import constant, normal
 from jaxtrain.ranges import check_at_least_one
 
@@ -35,7 +36,7 @@ class MLPConfig(FeedForwardConfig):
         return self.matrix_count(d_model) + self.bias * (self.hidden + d_model)
 
 
-class MLP(nnx.Module):
+class MLP(Layer):
     def __init__(self, config: MLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         hidden = config.hidden
@@ -45,10 +46,10 @@ class MLP(nnx.Module):
             self.up_bias = constant(0.0, (hidden,), ("mlp",))
             self.down_bias = constant(0.0, (d_model,), ("width",))
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         h_BLF = dense(x, self.up[...])
         if self.config.bias:
             h_BLF = h_BLF + self.up_bias[...].astype(x.dtype)[None, None]
         h_BLF = constrain(ACTIVATIONS[self.config.activation](h_BLF), "batch", "length", "mlp")
         y = dense(h_BLF, self.down[...])
-        return y + self.down_bias[...].astype(x.dtype)[None, None] if self.config.bias else y
+        return Out(y + self.down_bias[...].astype(x.dtype)[None, None] if self.config.bias else y)

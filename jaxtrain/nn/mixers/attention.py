@@ -18,9 +18,10 @@ from jaxtyping import Array, Float
 
 from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.dense import dense
+from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext, constant, normal
+from jaxtrain.nn.param import constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
 
@@ -80,7 +81,7 @@ class KVCache(NamedTuple):
     values: Float[Array, "B S J K"]
 
 
-class Attention(nnx.Module):
+class Attention(Layer):
     def __init__(self, config: AttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         H, J, K = c.heads, c.kv_heads, c.head_dim
@@ -102,9 +103,7 @@ class Attention(nnx.Module):
         shape = (batch, length, self.config.kv_heads, self.config.head_dim)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def __call__(
-        self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | None = None
-    ) -> tuple[Float[Array, "B L D"], KVCache | None]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | None = None) -> Out:
         """Attend. With a state, the L new tokens are written at `context.cache_index` and see all that is cached."""
         c = self.config
         q_BLHK = dense(x, self.query[...])
@@ -136,7 +135,7 @@ class Attention(nnx.Module):
             y_BLHK = attend_to_cache(q_BLHK, state, context, c)
         y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # for its gradient, which this lays out alike
         y = dense(y_BLHK, self.output[...], inputs=2)
-        return (y + self.output_bias[...].astype(x.dtype)[None, None] if c.bias else y), state
+        return Out(y + self.output_bias[...].astype(x.dtype)[None, None] if c.bias else y, state)
 
 
 def repeat(x: Float[Array, "B L J K"], config: AttentionConfig) -> Float[Array, "B L H K"]:

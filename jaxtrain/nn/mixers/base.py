@@ -4,19 +4,21 @@ from abc import ABC, abstractmethod
 
 from flax import nnx
 
+from jaxtrain.nn.layer import Layer
+
 
 class MixerConfig(ABC):
     """A frozen dataclass that builds a mixer along the length.
 
-    The module is called with `x [batch, length, d_model]`, a `TokenContext` and a decoding state or None, and returns
-    what it adds to the residual stream, and the new state. Its `initial_state(batch, length, dtype)` is an empty one.
+    The layer is called with `x [batch, length, d_model]`, a `TokenContext` and a decoding state or None. Its
+    `initial_state(batch, length, dtype)` is an empty one.
     """
 
     __slots__ = ()
     heads: int  # which the tensor axis divides
 
     @abstractmethod
-    def build(self, d_model: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...
 
     @abstractmethod
     def matrix_count(self, d_model: int) -> int:

@@ -17,6 +17,7 @@ from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_s
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.dense import dense
+from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import NoDecay, ScalarDecayConfig
 from jaxtrain.nn.mixers.recurrent import (
@@ -29,7 +30,7 @@ from jaxtrain.nn.mixers.recurrent import (
     mix_sequences,
 )
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext, normal
+from jaxtrain.nn.param import normal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +73,7 @@ class DeltaRuleConfig(MixerConfig):
         return 6.0 * (self.shape.products() + looked_up)
 
 
-class DeltaRule(nnx.Module):
+class DeltaRule(Layer):
     def __init__(self, config: DeltaRuleConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
@@ -83,9 +84,7 @@ class DeltaRule(nnx.Module):
         """Return the state before the first token; its size does not depend on the length."""
         return self.heads.initial_state(batch)
 
-    def __call__(
-        self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
-    ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None) -> Out:
         """Mix along the length. With a state, the L new tokens continue it, one document a row."""
         c = self.config
         q, k, v = self.heads.project(x)
@@ -98,7 +97,7 @@ class DeltaRule(nnx.Module):
         else:
             beta = jnp.where(is_written(context, beta), beta, 0)
             y, state = advance(mix, recurrent_step, state, q, k, v, beta, held_by_padding(log_decay, context))
-        return self.heads.finish(y, x), state
+        return Out(self.heads.finish(y, x), state)
 
 
 def unit_length(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:

@@ -16,6 +16,7 @@ from jaxtrain_kernels.chunks import check_chunk_size
 from jaxtrain_kernels.linear_attention import IMPLEMENTATIONS, linear_attention, recurrent_step
 from jaxtyping import Array, Float
 
+from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import ChannelDecay, DecayConfig
 from jaxtrain.nn.mixers.recurrent import (
@@ -28,7 +29,6 @@ from jaxtrain.nn.mixers.recurrent import (
     mix_sequences,
 )
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class LinearAttentionConfig(MixerConfig):
         return 6.0 * self.shape.products()
 
 
-class LinearAttention(nnx.Module):
+class LinearAttention(Layer):
     def __init__(self, config: LinearAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
@@ -78,9 +78,7 @@ class LinearAttention(nnx.Module):
         """Return the state before the first token; its size does not depend on the length."""
         return self.heads.initial_state(batch)
 
-    def __call__(
-        self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None
-    ) -> tuple[Float[Array, "B L D"], RecurrentState | None]:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None) -> Out:
         """Mix along the length. With a state, the L new tokens continue it, one document a row."""
         c = self.config
         q, k, v = self.heads.project(x)
@@ -91,4 +89,4 @@ class LinearAttention(nnx.Module):
         else:
             k = jnp.where(is_written(context, k), k, 0)
             y, state = advance(mix, recurrent_step, state, q, k, v, held_by_padding(log_decay, context))
-        return self.heads.finish(y, x), state
+        return Out(self.heads.finish(y, x), state)

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from jaxtrain.mesh import axis_size, constrain, on_each_device
 from jaxtrain.nn.dense import dense
+from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import TokenContext, normal
+from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one
 
 

@@ -75,5 +75,7 @@ def in_layers(
     for layer in range(config.layers):
         repeat, position = divmod(layer, len(config.pattern))
         for tensor in block_tensors(config, config.pattern[position]):
-            parts = tuple(Part(("blocks", "blocks", position, *part.path), part.view) for part in tensor.parts)
+            parts = tuple(
+                Part(("stacks", "blocks", "blocks", position, *part.path), part.view) for part in tensor.parts
+            )
             yield Tensor(f"{prefix}{layer}.{tensor.name}", tensor.shape, parts, repeat)

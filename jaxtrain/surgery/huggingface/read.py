@@ -62,7 +62,7 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     config, leaves = open_folder(folder)
     if mesh is None:
         return config, jax.tree.map(lambda leaf: jax.device_put(leaf.read()).block_until_ready(), leaves)
-    _, _, axes = abstract_model(config)
+    axes = abstract_model(config).axes.params
 
     def place(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, leaf.read, dtype=leaf.dtype).block_until_ready()

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Protocol
 
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.train.evaluation import Evaluation
 from jaxtrain.train.state import TrainState
 
@@ -15,10 +15,10 @@ class RunView(Protocol):
     step: int
     is_last: bool
 
-    def evaluate(self, params: ParamTree, *, batches: int) -> Evaluation:
+    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
         """Evaluate over the first batches of validation, or all there are."""
 
-    def sample(self, params: ParamTree, prompt: str, *, tokens: int, temperature: float) -> str:
+    def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""
 
     def save(self, state: TrainState) -> None:
@@ -30,8 +30,8 @@ class RunView(Protocol):
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
 
-    def evaluation_params(self, state: TrainState) -> dict[str, ParamTree]:
-        """Return the parameters worth evaluating: the model's own under "", averages under their hook's name."""
+    def evaluation_models(self, state: TrainState) -> dict[str, ModelState]:
+        """Return the models worth evaluating: the one in training under "", with averages under their hook's name."""
 
 
 class Hook(Protocol):

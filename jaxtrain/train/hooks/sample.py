@@ -31,7 +31,7 @@ class Sample(StatelessHook):
 
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
-            params = list(run.evaluation_params(state).values())[0]
-            text = run.sample(params, self.prompt, tokens=self.tokens, temperature=self.temperature)
+            model = list(run.evaluation_models(state).values())[0]
+            text = run.sample(model, self.prompt, tokens=self.tokens, temperature=self.temperature)
             run.say(f"step {run.step}: sample\n{text}\n")
         return state, own

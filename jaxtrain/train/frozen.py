@@ -1,0 +1,79 @@
+"""Frozen trees in a run folder: each is written once, under a fingerprint of its values, and checkpoints refer to it.
+
+checkpoints/frozen/0f3a.../    an Orbax item and a manifest, as a checkpoint is
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.shapes import ParamTree
+from jaxtrain.train.folder import flush_folder
+from jaxtrain.train.manifest import read_manifest, write_manifest
+
+FOLDER = "frozen"
+_SEEDS = (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)
+log = logging.getLogger(__name__)
+
+
+def fingerprint(tree: ParamTree) -> str:
+    """Return a name for the paths, shapes, types and bits of a tree, whatever its layout on devices; "" for no leaves.
+
+    Two trees that differ by accident have the same name with a probability of 2^-128.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        return ""
+    sums = jax.device_get(jax.jit(lambda leaves: [_sums(leaf) for leaf in leaves])([leaf for _, leaf in leaves]))
+    facts = [
+        [jax.tree_util.keystr(path), list(leaf.shape), leaf.dtype.name, own.tolist()]
+        for (path, leaf), own in zip(leaves, sums, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _sums(x: jax.Array) -> jax.Array:
+    """Return four sums, modulo 2^32, of a hash of every element and its place. No order of adding changes them."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    bits = x.astype(jnp.uint32)
+    return jnp.stack([jnp.sum(_mixed(bits ^ _mixed(place + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3 (Appleby, 2011): every bit of the result depends on every bit of `x`."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def finish(saving: Path) -> None:
+    """Declare a tree written, and give it its name."""
+    write_manifest(saving)
+    saving.rename(saving.with_suffix(""))
+    flush_folder(saving.parent)
+
+
+def remove_unused(checkpoints: Path) -> None:
+    """Remove the trees that no checkpoint of a folder refers to; none while one of them cannot be asked."""
+    folder = checkpoints / FOLDER
+    if not folder.is_dir():
+        return
+    try:
+        used = {read_manifest(path).frozen for path in checkpoints.iterdir() if path.is_dir() and path != folder}
+    except ValueError:
+        return
+    for tree in folder.iterdir():
+        if tree.name not in used:
+            log.info("frozen weights %s are no longer referred to", tree)
+            shutil.rmtree(tree, ignore_errors=True)
