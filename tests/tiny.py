@@ -11,7 +11,7 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.program import Program, Recipe
 
 PRESETS = {
@@ -50,7 +50,12 @@ def variant(**changes) -> DecoderConfig:
 
 def random_params(config: DecoderConfig, seed: int = 0) -> ParamTree:
     """Return parameters where no norm scale is 1 and no bias is 0, so that a test sees each; nothing is compiled."""
-    _, (shapes, *_), (axes, *_) = abstract_model(config)
+    return random_model(config, seed).params
+
+
+def random_model(config: DecoderConfig, seed: int = 0) -> ModelState:
+    """Return such parameters, and frozen weights and buffers like them."""
+    _, shapes, axes = abstract_model(config)
     random = np.random.default_rng(seed)
 
     def draw(path, own, leaf):

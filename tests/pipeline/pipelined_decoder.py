@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from tiny import random_params, training_batch
+from tiny import random_model, training_batch
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
@@ -17,7 +17,7 @@ from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
-from jaxtrain.shapes import Batch, ModelState, ParamTree
+from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, Value, deal_out
 from jaxtrain.train.pipelined import Data, Pipelined, parts, put_together, taken_apart
 from jaxtrain.train.step import step_keys
@@ -39,11 +39,11 @@ class Task(NamedTuple):
 
 
 def task(config: DecoderConfig, rows: int) -> Task:
-    params = jax.tree.map(jnp.asarray, random_params(config))
+    model = jax.tree.map(jnp.asarray, random_model(config))
     keys = step_keys(jax.random.key(3), rows)
     batch = training_batch(rows, LENGTH, vocab_size=config.vocab_size)
     objective = NextToken(z_loss=1e-3)
-    return Task(Loss.of_batch(abstract_model(config).graph, objective, ModelState(params), batch), params, batch, keys)
+    return Task(Loss.of_batch(abstract_model(config).graph, objective, model, batch), model.params, batch, keys)
 
 
 @functools.cache
