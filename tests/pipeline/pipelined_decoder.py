@@ -18,7 +18,7 @@ from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, Value, deal_out
-from jaxtrain.train.pipelined import Pipelined, parts
+from jaxtrain.train.gradients.pipelined import Pipelined, parts
 from jaxtrain.train.step import example_keys
 
 LENGTH = 16

@@ -15,7 +15,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.layer import take_apart
 from jaxtrain.pipeline.stages import on_stages
 from jaxtrain.train.gradients import Loss
-from jaxtrain.train.pipelined import parts
+from jaxtrain.train.gradients.pipelined import parts
 from jaxtrain.train.step import example_keys
 
 ROWS, LENGTH = 4, 16

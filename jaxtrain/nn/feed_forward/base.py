@@ -1,11 +1,13 @@
 """What a feed-forward layer is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from flax import nnx
 
+from jaxtrain.technique import Technique
 
-class FeedForwardConfig(ABC):
+
+class FeedForwardConfig(Technique):
     """A frozen dataclass that builds a layer over the width, token by token: `[batch, length, d_model]` to the same."""
 
     __slots__ = ()
