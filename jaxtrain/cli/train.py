@@ -34,7 +34,7 @@ from jaxtrain.train.stopping import Stop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, or the folder of a run")
+    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
     parser.add_argument("--run", metavar="FOLDER", help="the run folder; runs/<name of the file> by default")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on in the folder although its configuration differs")
