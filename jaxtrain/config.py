@@ -18,15 +18,14 @@ from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.hooks import Hook, Sample
+from jaxtrain.train.gradients import Accumulate, Strategy
+from jaxtrain.train.hooks import Hook
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
-from jaxtrain.train.metrics import TensorBoard, Writer
 from jaxtrain.train.needs import check_run
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
-from jaxtrain.train.pipelined import Pipelined
 from jaxtrain.train.program import Recipe
+from jaxtrain.train.writers import TensorBoard, Writer
 
 DIMENSIONS = {"layers": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
 
@@ -42,7 +41,7 @@ class TrainConfig:
     objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()
     hooks: tuple[Hook, ...] = ()
-    gradients: Accumulate | Pipelined = Accumulate()
+    gradients: Strategy = Accumulate()
     clip_norm: float | None = 1.0
     seed: int = 0
     max_skipped_steps: int = 10
@@ -77,9 +76,10 @@ class TrainConfig:
                     f"set model.vocab_size to at least {vocab_size}"
                 )
         self._check_learning_rates()
+        data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
-            if isinstance(hook, Sample):
-                self._check_sample(f"hooks[{index}]", hook)
+            for each in data:
+                hook.check(f"hooks[{index}]", self.model, each.tokenizer)
 
     def _check_learning_rates(self) -> None:
         """Find now what would otherwise end the run when a phase is entered."""
@@ -89,18 +89,6 @@ class TrainConfig:
                 learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
             except ValueError as error:
                 raise ValueError(f"{where}.learning_rate: {error}") from error
-
-    def _check_sample(self, where: str, hook: Sample) -> None:
-        """Find now what would otherwise end the run when the first sample is due."""
-        for data in dict.fromkeys(phase.data or self.data for phase in self.phases):
-            prompt = len(data.tokenizer.encode_prompt(hook.prompt))
-            if not prompt:
-                raise ValueError(f"{where}.prompt={hook.prompt!r}: give at least one token to continue from")
-            if prompt + hook.tokens > self.model.max_length:
-                raise ValueError(
-                    f"{where}.tokens={hook.tokens} after a prompt of {prompt} exceed "
-                    f"model.max_length={self.model.max_length}: shorten them or raise max_length"
-                )
 
     def _check_memory(self, devices: Sequence[jax.Device]) -> None:
         check_run(
@@ -119,7 +107,7 @@ class TrainConfig:
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
-            self._check_stages(sizes["stage"])
+            self.gradients.check(sizes["stage"], self.model)
             for position, block in enumerate(self.model.pattern):
                 if block.mixer.heads % sizes["tensor"]:
                     raise ValueError(
@@ -141,15 +129,6 @@ class TrainConfig:
                 text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, so devices along {whole} hold the same"
                 lines[f"{text} of it: parameters, gradients and moments; nearest that is split {near}"] = None
         return list(lines)
-
-    def _check_stages(self, stages: int) -> None:
-        if isinstance(self.gradients, Pipelined):
-            self.gradients.check(stages, self.model)
-        elif stages > 1:
-            raise ValueError(
-                f"mesh.stage={stages} needs a pipeline: set gradients to Pipelined(microbatches=...), "
-                f"or leave mesh.stage at 1"
-            )
 
     def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:
         shards = 1
@@ -178,7 +157,7 @@ class TrainConfig:
 
     def _can_run(self, microbatches: int, stages: int) -> bool:
         try:
-            replace(self, gradients=replace(self.gradients, microbatches=microbatches))._check_stages(stages)
+            replace(self.gradients, microbatches=microbatches).check(stages, self.model)
         except ValueError:
             return False
         return True

@@ -64,7 +64,7 @@ def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> No
     from jaxtrain.pipeline.lower import lower
     from jaxtrain.pipeline.simulator import simulate_ticks
     from jaxtrain.train.gradients import Accumulate
-    from jaxtrain.train.pipelined import Pipelined
+    from jaxtrain.train.gradients.pipelined import Pipelined
 
     count = MICROBATCHES_A_STAGE * stages
     plain = compiled(Accumulate(microbatches=count), 1, layers, count)

@@ -13,8 +13,10 @@ from pathlib import Path
 from jaxtrain.cli.config_file import load
 from jaxtrain.config import TrainConfig
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.adamw_8bit import AdamW8bit, DynamicMoments, Float8Moments
+from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.moments.dynamic import DynamicMoments
+from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.metrics import read_metrics
 

@@ -64,8 +64,8 @@ def temporaries(schedule, microbatches: int, topology: str) -> int:
     from jaxtrain.optim.schedules import Cosine
     from jaxtrain.planning.memory import memory
     from jaxtrain.planning.topology import devices_of
+    from jaxtrain.train.gradients.pipelined import Pipelined
     from jaxtrain.train.phases import Phase
-    from jaxtrain.train.pipelined import Pipelined
     from jaxtrain.train.program import Recipe
 
     recipe = Recipe(

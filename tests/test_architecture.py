@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (  # a unit imports from the levels before its own
-    {"jaxtrain_kernels", "axes", "shapes", "ranges", "paths", "plain_path"},
+    {"jaxtrain_kernels", "axes", "shapes", "ranges", "paths", "plain_path", "technique"},
     {"mesh"},
     {"nn"},
     {"models"},

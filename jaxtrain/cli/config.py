@@ -13,11 +13,11 @@ from jaxtrain.cli.kept_files import RunFiles, differences
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="show|diff")
     listing = actions.add_parser("show", help="print every key with its value and where that came from")
-    listing.add_argument("file", help="a .gin file or a run folder")
+    listing.add_argument("file", help="a .gin or .py file, or a run folder")
     add_set_argument(listing)
     comparison = actions.add_parser("diff", help="print the keys in which two configurations differ")
-    comparison.add_argument("left", metavar="A", help="a .gin file or a run folder")
-    comparison.add_argument("right", metavar="B", help="a .gin file or a run folder; --set changes this one")
+    comparison.add_argument("left", metavar="A", help="a .gin or .py file, or a run folder")
+    comparison.add_argument("right", metavar="B", help="a .gin or .py file, or a run folder; --set changes this one")
     add_set_argument(comparison)
 
 

@@ -1,4 +1,4 @@
-"""Configuration files: gin text to a tree of frozen dataclasses, and `--set` on top of it.
+"""Configuration files: gin text, or Python, to a tree of frozen dataclasses, and `--set` on top of it.
 
     from __gin__ import dynamic_registration
     from jaxtrain import config
@@ -35,8 +35,9 @@ from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsing, shorten, tokens
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
+from jaxtrain.cli.config_python import python_tree
 from jaxtrain.cli.config_symbols import Delegate, Symbols
-from jaxtrain.cli.config_tree import build
+from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.config_types import nearest
 from jaxtrain.cli.neighbours import folders_beside
 
@@ -56,7 +57,7 @@ def load[T](
     root: type[T] | None = None,
     import_from: Sequence[str | Path] = (),
 ) -> LoadedConfig[T]:
-    """Read a .gin file, or the config.gin of a run folder, and apply `path=value` overrides.
+    """Read a .gin file, a Python file (config_python.py) or the config.gin of a run, and apply `path=value` overrides.
 
     What is read names Python modules, and importing them runs them: those of installed packages, those that are
     imported already, and those in the folders `import_from`. Of what they hold, nothing is called but a dataclass or a
@@ -72,11 +73,12 @@ def load[T](
     path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
     if root is None:
         from jaxtrain.config import TrainConfig as root  # here, since it imports all that a run may consist of
-    bindings, imports = Bindings(), Imports(import_from)
-    _read(path, bindings, imports, ())
-    with bounded(str(path)):
-        tree = bindings.tree(root, str(path))
-    resolve(tree)
+    if path.suffix == ".py":
+        imports = Imports([*import_from, path.parent])
+        tree = python_tree(path, root, imports)
+    else:
+        imports = Imports(import_from)
+        tree = _gin_tree(path, root, imports)
     for override in overrides:
         apply_override(tree, override, imports)
     check_copies(tree)
@@ -84,11 +86,20 @@ def load[T](
     return LoadedConfig(config=build(tree, origins), origins=origins)
 
 
+def _gin_tree(path: Path, root: type, imports: Imports) -> Node:
+    bindings = Bindings()
+    _read(path, bindings, imports, ())
+    with bounded(str(path)):
+        tree = bindings.tree(root, str(path))
+    resolve(tree)
+    return tree
+
+
 def _find(path: Path, folders: Sequence[Path]) -> Path:
     for folder in folders:
         if (folder / path).is_file():
             return folder / path
-    there = [file.name for folder in folders for file in (folder / path).parent.glob("*.gin")]
+    there = [file.name for folder in folders for file in (folder / path).parent.glob(f"*{path.suffix or '.gin'}")]
     if not path.suffix:
         wanted, there = "configuration file and no run", there + folders_beside(path)
     else:

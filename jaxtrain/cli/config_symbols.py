@@ -8,6 +8,7 @@ from types import ModuleType
 
 from gin import config_parser as gin
 
+from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_target import check_target
 from jaxtrain.cli.config_types import label, nearest
@@ -58,7 +59,7 @@ class Symbols:
             return
         if not self._dynamic:
             raise ValueError("write `from __gin__ import dynamic_registration` above the first import")
-        module = self._imports.module(statement.module, beside=self._folder)
+        module = config_moved.module(self._imports, statement.module, beside=self._folder)
         whole = statement.is_from or statement.alias
         self._modules[statement.bound_name()] = module if whole else sys.modules[statement.bound_name()]
 
@@ -71,6 +72,8 @@ class Symbols:
         above = self._modules[first].__name__
         for name in rest:
             own = vars(target) if isinstance(target, ModuleType | type) else {}
+            if name not in own and (now := config_moved.MOVED.get(f"{above}.{name}")):
+                own = vars(self._imports.module(now))
             if name not in own:
                 public = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
                 raise ValueError(f"{selector}: {above} has no {name!r}{nearest(name, public)}")

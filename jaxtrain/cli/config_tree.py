@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
+from jaxtrain.technique import lacking
 
 DEFAULT = "default"
 
@@ -84,7 +85,7 @@ def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:
 
 def plant(value: object, origin: str) -> Tree:
     """The tree of a value that exists: a dataclass, a tuple, or a leaf."""
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         children = {name: plant(getattr(value, name), origin) for name in config_fields(type(value))}
         return Node(cls=type(value), children=children, origin=origin)
     if isinstance(value, tuple | list):
@@ -116,13 +117,15 @@ def build(tree: Tree, origins: dict[str, str], path: str = "") -> object:
 
 
 def _build_node(node: Node, origins: dict[str, str], path: str) -> object:
+    where = f"{_at(node.origin)}{path} ({label(node.cls)})" if path else f"{_at(node.origin)}{label(node.cls)}"
+    for name, base in lacking(node.cls):
+        raise ValueError(f"{where} lacks `{name}`, which {base.__module__}.{base.__name__} asks of it: write it")
     hints = get_type_hints(node.cls)
     values = {name: _build_field(node, hints[name], origins, path, name) for name in config_fields(node.cls)}
     try:
         return node.cls(**values)
     except ValueError as error:
-        where = f"{path} ({label(node.cls)})" if path else label(node.cls)
-        raise ValueError(f"{_at(node.origin)}{where}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, name: str) -> object:

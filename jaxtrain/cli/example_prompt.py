@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from jaxtrain.config import TrainConfig
 from jaxtrain.data.split import documents_of
 from jaxtrain.data.store import open_store
-from jaxtrain.train.hooks import Evaluate, Sample
+from jaxtrain.train.hooks import Sample
 
 DOCUMENTS, TOKENS = 20, 5000  # that are looked at, and of each
 OPENING = 30  # characters that the first words are taken from
@@ -27,7 +27,7 @@ def example_prompt(config: TrainConfig) -> str:
 
 def _texts(config: TrainConfig) -> Iterator[str]:
     data = config.phases[-1].data or config.data
-    split = "validation" if any(isinstance(hook, Evaluate) for hook in config.hooks) else "train"
+    split = "validation" if any(hook.validation_batches for hook in config.hooks) else "train"
     store = open_store(data.sources[0], data.tokenizer)
     documents = documents_of(store, split=split, validation_fraction=data.validation_fraction)
     for start, length in zip(documents.starts[:DOCUMENTS], documents.lengths, strict=False):

@@ -31,22 +31,17 @@ class KeptFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
-    """A configuration with the content of the files that it names, each by the path of its key."""
+    """A configuration with the content of the files that it names, each by the path of its key, and its config.gin."""
 
     config: Any
     files: dict[str, KeptFile]
+    text: str
 
     @classmethod
     def of(cls, config: object) -> "RunFiles":
-        """Read the files. Raises OSError where one cannot be read."""
-        named = marked(plant(config, ""), FilePath)
-        return cls(config=config, files={at: _read(Path(leaf.value)) for at, leaf in named})
-
-    @property
-    def recorded(self) -> dict[str, str]:
-        """What the config.gin of a run has at the keys that name files."""
-        globs = {at: _from_root(leaf.value) for at, leaf in marked(plant(self.config, ""), Glob)}
-        return globs | {at: f"{HERE}{FILES}/{file.name}" for at, file in self.files.items()}
+        """Read the files. Raises OSError where one cannot be read, ValueError where no config.gin could be written."""
+        files = {at: _read(Path(leaf.value)) for at, leaf in marked(plant(config, ""), FilePath)}
+        return cls(config=config, files=files, text=render(config, _recorded(config, files)))
 
     def write(self, folder: RunFolder) -> None:
         """Write the copies that the folder lacks, and then config.gin."""
@@ -60,7 +55,7 @@ class RunFiles:
                 origins[file.name] = file.origin
         if origins:
             write_whole(folder.files / ORIGINS, json.dumps(origins, indent=1).encode())
-        folder.write_config(render(self.config, self.recorded))
+        folder.write_config(self.text)
 
     def from_copies(self, folder: RunFolder) -> Any:
         """Return the configuration with the run's copies in place of the files."""
@@ -84,7 +79,7 @@ class RunFiles:
 
 def differences(left: RunFiles, right: RunFiles) -> list[Difference]:
     """Return the keys in which two configurations differ; files of one content are the same, wherever they lie."""
-    a, b = (dict(entries(side.config)) | side.recorded for side in (left, right))
+    a, b = (dict(entries(side.config)) | _recorded(side.config, side.files) for side in (left, right))
     return [change for change in diff(left.config, right.config) if a.get(change.path) != b.get(change.path)]
 
 
@@ -111,6 +106,12 @@ def read_origins(folder: RunFolder) -> dict[str, str]:
         return {}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); remove it: it tells where the run's files were read") from error
+
+
+def _recorded(config: object, files: dict[str, KeptFile]) -> dict[str, str]:
+    """Return what the config.gin of a run has at the keys that name files."""
+    globs = {at: _from_root(leaf.value) for at, leaf in marked(plant(config, ""), Glob)}
+    return globs | {at: f"{HERE}{FILES}/{file.name}" for at, file in files.items()}
 
 
 def _read(path: Path) -> KeptFile:

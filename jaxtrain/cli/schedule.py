@@ -69,7 +69,7 @@ def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> N
     costs = parser.add_mutually_exclusive_group()
     help = "time of F, B and W on a whole stage, and of a transfer; default 1,1,1,0"
     costs.add_argument("--costs", type=_costs, metavar="F,B,W[,TRANSFER]", help=help)
-    help = "take the costs from the FLOPs of this configuration's model: a .gin file, or the folder of a run"
+    help = "take the costs from the FLOPs of this configuration's model: a .gin or .py file, or the folder of a run"
     costs.add_argument("--model", metavar="CONFIG", help=help)
     add_import_argument(parser)
 

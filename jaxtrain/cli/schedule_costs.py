@@ -34,7 +34,7 @@ def of_stage(costs: Costs) -> Priced:
 
 def of_model(path: str, import_from: Sequence[str] = ()) -> Priced:
     """The FLOPs of a configuration's layers at its longest sequences, in forwards of a layer, as a run counts them."""
-    from jaxtrain.train.pipelined import Pipelined  # JAX takes a second to import
+    from jaxtrain.train.gradients.pipelined import Pipelined  # JAX takes a second to import
 
     config = load(path, import_from=import_from).config
     given = config.gradients if isinstance(config.gradients, Pipelined) else Pipelined(microbatches=1)

@@ -22,7 +22,7 @@ _SMALLEST_VOCABULARY = 257  # every byte, and the end of a document
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = parser.add_subparsers(required=True, metavar="ACTION").add_parser("train", help="learn a vocabulary")
-    train.add_argument("config", nargs="?", help="a .gin file, whose data is read")
+    train.add_argument("config", nargs="?", help="a .gin or .py file, whose data is read")
     train.add_argument("--text", metavar="GLOB", help="text files to read, instead of a configuration's data")
     train.add_argument(
         "--vocab-size", type=int, required=True, help="tokens, the bytes and the end of document included"

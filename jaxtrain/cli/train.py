@@ -27,7 +27,6 @@ from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
-from jaxtrain.train.hooks import Evaluate
 from jaxtrain.train.loop import NonFiniteError, Result, Trainer
 from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.state import state_of
@@ -35,7 +34,7 @@ from jaxtrain.train.stopping import Stop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, or the folder of a run")
+    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
     parser.add_argument("--run", metavar="FOLDER", help="the run folder; runs/<name of the file> by default")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on in the folder although its configuration differs")
@@ -147,21 +146,21 @@ def check_steps(config: TrainConfig) -> None:
 def prepare_data(config: TrainConfig, console: Console) -> float | None:
     """Tokenise what is not tokenised yet; return the loss of a bigram model where one can be counted."""
     console.print("preparing data ...", style="dim")
-    evaluation = next((hook for hook in config.hooks if isinstance(hook, Evaluate)), None)
+    validation = max((hook.validation_batches for hook in config.hooks), default=0)
     for phase in config.phases:
-        for split in ("train", "validation") if evaluation else ("train",):
+        for split in ("train", "validation") if validation else ("train",):
             data, length = phase.data or config.data, phase.sequence_length
             open_rows(data, split=split, sequence_length=length, seed=config.seed)
     phase = config.phases[-1]  # whose validation loss the run ends with
     data = phase.data or config.data
-    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or evaluation is None:
+    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not validation:
         return None
     return bigram_loss(
         data,
         batch_size=phase.batch_size,
         sequence_length=phase.sequence_length,
         seed=SEED,
-        num_batches=evaluation.batches,
+        num_batches=validation,
     )
 
 

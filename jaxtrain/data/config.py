@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from jaxtrain.data.mixture import Mixture
 from jaxtrain.data.packing import BestFit, Packing
-from jaxtrain.data.sources.base import Source
+from jaxtrain.data.sources.base import Source, Text
 from jaxtrain.data.tokenizers import ByteTokenizer, Tokenizer
 
 
@@ -12,7 +11,7 @@ from jaxtrain.data.tokenizers import ByteTokenizer, Tokenizer
 class DataConfig:
     """A source or a mixture, its share held out for validation, its tokenizer and its packing."""
 
-    source: Source | Mixture
+    source: Text
     validation_fraction: float = 0.05
     tokenizer: Tokenizer = ByteTokenizer()
     packing: Packing = BestFit()
@@ -24,6 +23,4 @@ class DataConfig:
     @property
     def sources(self) -> tuple[Source, ...]:
         """The single source, or those of the mixture."""
-        if isinstance(self.source, Mixture):
-            return tuple(part.source for part in self.source.sources)
-        return (self.source,)
+        return self.source.parts

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxtrain.data.config import DataConfig
-from jaxtrain.data.mixture import Interleaving, Mixture, by_weight
 from jaxtrain.data.source_rows import SourceRows
+from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
 from jaxtrain.data.store import TokenStore, open_store
 from jaxtrain.shapes import Batch
@@ -96,14 +96,9 @@ def open_rows(
 
 def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
     """Return all that decides the rows of a split but the text itself, so not where that lies."""
-    mixture = config.source
-    if isinstance(mixture, Mixture):
-        shares = f"weights {[part.weight for part in mixture.sources]}, temperature {mixture.temperature}"
-    else:
-        shares = "one source"
     return (
-        f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, {shares}, "
-        f"validation_fraction={config.validation_fraction}"
+        f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, "
+        f"{config.source.describe_shares()}, validation_fraction={config.validation_fraction}"
     )
 
 
@@ -121,8 +116,6 @@ def _source_rows(
 
 def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length: int) -> np.ndarray:
     """Turn shares of tokens into shares of rows: a source whose rows carry more padding needs more of them."""
-    if not isinstance(config.source, Mixture):
-        return np.ones(1)
     shares = config.source.token_shares([source.tokens_per_epoch for source in sources])
     tokens_per_row = np.array([source.tokens_per_epoch / source.rows_per_epoch for source in sources])
     return shares / tokens_per_row

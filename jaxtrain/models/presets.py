@@ -11,7 +11,7 @@ from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
-from jaxtrain.nn.rope import Llama3Scaling, RopeConfig
+from jaxtrain.nn.rope import Llama3Scaling, RopeConfig, RopeScaling
 
 
 def llama(
@@ -24,7 +24,7 @@ def llama(
     hidden: int,
     max_length: int,
     theta: float = 10_000.0,
-    scaling: Llama3Scaling | None = None,
+    scaling: RopeScaling | None = None,
     window: int | None = None,
 ) -> DecoderConfig:
     """Return a decoder of the Llama shape at any size: gated SiLU, RMSNorm, rotary positions, untied head."""

@@ -5,7 +5,7 @@ whole batch before anything is differentiated, so that every part of a batch (a 
 contribution to the mean, contributions add up exactly, and a loss mask does not change the share of another term.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.shapes import Batch
+from jaxtrain.technique import Technique
 
 Sums = dict[str, Float[Array, ""]]  # by term, float32: added over microbatches, stages and devices
 
@@ -31,7 +32,7 @@ class Terms(NamedTuple):
     layers: LayerSums = LayerSums()
 
 
-class Objective(ABC):
+class Objective(Technique):
     """A frozen dataclass that gives the terms of a batch and what each is divided by.
 
     Evaluation reports the mean of the term `evaluated`, in nats a token.

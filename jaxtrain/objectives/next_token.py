@@ -1,6 +1,7 @@
 """Next-token cross-entropy, with the z-loss of PaLM (Chowdhery et al., 2022, arXiv:2204.02311, section 5)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -15,6 +16,7 @@ class NextToken(Objective):
     """The mean over loss tokens of -log p(target) + z_loss * log(Z)^2, float32, in nats."""
 
     z_loss: float = 0.0
+    paper: ClassVar[str] = "arXiv:2204.02311"
 
     def __post_init__(self):
         if self.z_loss < 0:

@@ -5,6 +5,7 @@ head_dim), which factors whatever the head dimension.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import optax
@@ -27,6 +28,7 @@ class Adafactor(Optimizer):
     decay_rate: float = 0.8
     clipping_threshold: float = 1.0
     weight_decay: float = 0.0
+    paper: ClassVar[str] = "arXiv:1804.04235"
 
     def __post_init__(self):
         check_positive(self, "decay_rate", "clipping_threshold")

@@ -1,6 +1,7 @@
 """AdamW. Loshchilov and Hutter (2019), arXiv:1711.05101."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import optax
 
@@ -19,6 +20,7 @@ class AdamW(Optimizer):
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    paper: ClassVar[str] = "arXiv:1711.05101"
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")

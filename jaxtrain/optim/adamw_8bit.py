@@ -12,27 +12,22 @@ result is the same and only scales travel.
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtrain_kernels.adamw_8bit import IMPLEMENTATIONS, adamw_8bit
 from jaxtrain_kernels.adamw_8bit import AdamW as Rule
-from jaxtrain_kernels.block_quant import (
-    Blocks,
-    DynamicMap,
-    Float8E4M3,
-    Format,
-    QuantizedArray,
-    quantize,
-)
+from jaxtrain_kernels.block_quant import Blocks, Format, QuantizedArray, quantize
 from jaxtrain_kernels.choice import check_named
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import STACK, Axes, Kind
 from jaxtrain.mesh import on_each_shard
 from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.moments.base import Moments
+from jaxtrain.optim.moments.dynamic import DynamicMoments
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 
@@ -41,24 +36,6 @@ BLOCK_ELEMENTS = 256
 BLOCK_WIDTH = 32
 
 Moment = QuantizedArray | Array
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DynamicMoments:
-    """Moments in the 8-bit dynamic map, the second without a sign."""
-
-    @property
-    def formats(self) -> tuple[Format, Format]:
-        return DynamicMap(), DynamicMap(signed=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Float8Moments:
-    """Moments in FP8 e4m3 with the range of each block expanded to that of the format; one exponent a block more."""
-
-    @property
-    def formats(self) -> tuple[Format, Format]:
-        return Float8E4M3(), Float8E4M3()
 
 
 class AdamW8bitState(NamedTuple):
@@ -81,8 +58,9 @@ class AdamW8bit(Optimizer):
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    moments: DynamicMoments | Float8Moments = DynamicMoments()
+    moments: Moments = DynamicMoments()
     implementation: str | None = None
+    paper: ClassVar[str] = "arXiv:2110.02861"
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")

@@ -1,14 +1,15 @@
 """What every optimizer is, and how one is put behind the clipping of gradients."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import optax
 
 from jaxtrain.optim.schedules import Schedule
+from jaxtrain.technique import Technique
 
 
-class Optimizer(ABC):
+class Optimizer(Technique):
     """A frozen dataclass that builds an optax transformation. A subclass has the field `learning_rate`.
 
     `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled and falls on

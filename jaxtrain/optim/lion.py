@@ -1,6 +1,7 @@
 """Lion, the sign of an interpolated momentum. Chen et al. (2023), arXiv:2302.06675."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import optax
 
@@ -18,6 +19,7 @@ class Lion(Optimizer):
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 1.0
+    paper: ClassVar[str] = "arXiv:2302.06675"
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")

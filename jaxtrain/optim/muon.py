@@ -9,6 +9,7 @@ float32, the reference's in bfloat16.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ class Muon(Optimizer):
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 0.1
+    paper: ClassVar[str] = "kellerjordan.github.io/posts/muon"
 
     def __post_init__(self):
         check_decay(self, "momentum", "b1", "b2")

@@ -28,6 +28,7 @@ class ScheduleFree(Optimizer):
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     averages: ClassVar[bool] = True
+    paper: ClassVar[str] = "arXiv:2405.15682"
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")

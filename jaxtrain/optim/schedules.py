@@ -4,16 +4,18 @@ Every one warms up linearly from 0 over `warmup_steps`, and spans the steps of t
 longer than the run is refused.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 import optax
 
 from jaxtrain.ranges import check_not_negative, check_share
+from jaxtrain.technique import Technique
 
 
-class Schedule(ABC):
+class Schedule(Technique):
     """A frozen dataclass that builds a learning rate. A subclass has the fields `peak` and `warmup_steps`."""
 
     __slots__ = ()
@@ -45,6 +47,7 @@ class Constant(Schedule):
 
     peak: float
     warmup_steps: int = 0
+    paper: ClassVar[str] = "common practice"
 
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")
@@ -60,6 +63,7 @@ class Cosine(Schedule):
     peak: float
     warmup_steps: int = 0
     final_ratio: float = 0.1
+    paper: ClassVar[str] = "arXiv:1608.03983"
 
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")
@@ -76,6 +80,7 @@ class Linear(Schedule):
     peak: float
     warmup_steps: int = 0
     final_ratio: float = 0.0
+    paper: ClassVar[str] = "common practice"
 
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")
@@ -96,6 +101,7 @@ class WarmupStableDecay(Schedule):
     decay_steps: int
     warmup_steps: int = 0
     final_ratio: float = 0.0
+    paper: ClassVar[str] = "arXiv:2404.06395"
 
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps", "decay_steps")
@@ -118,6 +124,7 @@ class InverseSquareRoot(Schedule):
 
     peak: float
     warmup_steps: int = 1
+    paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
         check_not_negative(self, "peak", "warmup_steps")

@@ -17,10 +17,10 @@ from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
 from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
-from jaxtrain.train.hooks import Checkpoint, Hook
+from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.lock import RunLock
-from jaxtrain.train.metrics import Metrics, Numbers, Writer
+from jaxtrain.train.metrics import Metrics
 from jaxtrain.train.phases import Span, remaining
 from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.program import Program, Recipe
@@ -30,6 +30,7 @@ from jaxtrain.train.start import find_start
 from jaxtrain.train.state import TrainState, create_state, state_of
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
+from jaxtrain.train.writers.base import Numbers, Writer
 
 
 class NonFiniteError(RuntimeError):
@@ -73,7 +74,7 @@ class Trainer:
 
     def __post_init__(self):
         self.step, self.total_steps = 0, self.recipe.total_steps
-        self._saving_hooks = [hook for hook in self.hooks if isinstance(hook, Checkpoint)]
+        self._saving = [hook.saving for hook in self.hooks if hook.saving]
         self.graph, _, self.axes = abstract_model(self.recipe.model)
         self._key = jax.random.key(self.seed)
         self._dropout_key = jax.random.fold_in(self._key, 1)
@@ -94,12 +95,12 @@ class Trainer:
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a run that begins; change nothing. Raises as it does."""
-        first_save = min((hook.every_steps for hook in self._saving_hooks), default=1)
+        first_save = min((saving.every_steps for saving in self._saving), default=1)
         return find_start(self.folder, first_save=min(first_save, self.total_steps))
 
     def train_from(self, start: int | None) -> Result:
         """Run the phases from where `find_start` says, with the lock held since."""
-        retention = next((hook.retention for hook in self._saving_hooks), Retention())
+        retention = next((saving.retention for saving in self._saving), Retention())
         with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
             self._checkpoints.clear_after(start)
             self._saved = start

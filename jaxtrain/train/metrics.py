@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if asked."""
+"""Where the numbers of a run go: metrics.jsonl always, and whatever writers are asked for."""
 
 import contextlib
 import json
@@ -6,27 +6,15 @@ import logging
 import math
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TextIO
+from typing import NamedTuple, TextIO
 
 from jaxtrain.train.folder import SaveError, free_name, saving, write_whole
+from jaxtrain.train.writers.base import Numbers, Sink, Writer
 
 METRICS = "metrics.jsonl"
-Numbers = dict[str, float]
 log = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    def write(self, step: int, numbers: Numbers) -> None: ...
-
-    def flush(self) -> None:
-        """See to it that what was written survives the process and the machine."""
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -115,76 +103,8 @@ def _say_what_is_left_out(path: Path, found: ParsedMetrics) -> None:
         log.warning("%s: left out line %s, which is not the record of a step", path, shown)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorBoard:
-    """Event files in the run folder's `tensorboard`."""
-
-    def open(self, folder: Path, *, from_step: int) -> Sink:
-        return _TensorBoardSink(folder / "tensorboard", from_step)
-
-
-class _TensorBoardSink:
-    """Writes events itself: the threads of tensorboardX's SummaryWriter block for ever when the disk is full."""
-
-    def __init__(self, folder: Path, from_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._summary = Event, Summary
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{uuid.uuid4().hex[:8]}")
-        # Tells TensorBoard to forget what an earlier process wrote for these steps.
-        self._writer.write_event(Event(step=from_step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, numbers: Numbers) -> None:
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsAndBiases:
-    """A run of Weights & Biases named after the run folder. Needs the extra `wandb`."""
-
-    project: str
-
-    def open(self, folder: Path, *, from_step: int) -> Sink:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("WeightsAndBiases needs the package wandb: install jaxtrain[wandb]") from error
-        known = folder / "wandb_id.txt"  # so that a resumed run goes on in the same place
-        if not known.exists():
-            write_whole(known, uuid.uuid4().hex)
-        run = wandb.init(project=self.project, name=folder.name, dir=str(folder), id=known.read_text(), resume="allow")
-        return _WeightsAndBiasesSink(run)
-
-
-class _WeightsAndBiasesSink:
-    def __init__(self, run):
-        self._run = run
-
-    def write(self, step: int, numbers: Numbers) -> None:
-        self._run.log(numbers, step=step)
-
-    def flush(self) -> None:
-        """Leave it to the service's own process."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 def _raise(failure: SaveError) -> None:
     raise failure
-
-
-Writer = TensorBoard | WeightsAndBiases
 
 
 class Metrics:

@@ -17,7 +17,7 @@ import optax
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.shapes import Batch
-from jaxtrain.train.hooks import Hook, Sample
+from jaxtrain.train.hooks import Hook
 from jaxtrain.train.phases import Phase
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -100,9 +100,9 @@ def _decoding_states(hooks: Sequence[Hook], model: DecoderConfig) -> list[Need]:
         return jax.eval_shape(lambda: model.build(jax.random.key(0)).initial_states(1, tokens))
 
     return [
-        Need(_size(states(hook.tokens)), f"decoding states (hooks[{index}].tokens={hook.tokens})")
+        Need(_size(states(hook.decoded_tokens)), f"decoding states of {hook.decoded_tokens:,} tokens (hooks[{index}])")
         for index, hook in enumerate(hooks)
-        if isinstance(hook, Sample)
+        if hook.decoded_tokens
     ]
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.metrics import Metrics, Numbers
+from jaxtrain.train.metrics import Metrics
 from jaxtrain.train.progress import Display, Speed, model_flops_utilization
+from jaxtrain.train.writers.base import Numbers
 
 
 class _Pending(NamedTuple):

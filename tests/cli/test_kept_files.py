@@ -28,8 +28,8 @@ from jaxtrain.paths import FilePath
 from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.gradients.pipelined import Pipelined
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.pipelined import Pipelined
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtrain.data import DataConfig, Mixture, TextFiles, Weighted, open_rows
-from jaxtrain.data.mixture import Interleaving, by_weight
+from jaxtrain.data.sources.mixture import Interleaving, by_weight
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
 SHARES = st.lists(st.integers(1, 50), min_size=1, max_size=6).map(tuple)

@@ -17,7 +17,8 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
+from jaxtrain.optim.adamw_8bit import AdamW8bit
+from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.shapes import ModelState

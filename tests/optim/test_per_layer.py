@@ -10,7 +10,8 @@ from tiny import matrix, vector
 from tolerances import EXACT, assert_close
 
 from jaxtrain.axes import Axes
-from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
+from jaxtrain.optim.adamw_8bit import AdamW8bit
+from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.per_layer import per_layer
 
 # Matrices large enough to be factored and quantized, and vectors; two stacks of different length, and one table.

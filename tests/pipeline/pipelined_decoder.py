@@ -19,7 +19,7 @@ from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.gradients import Accumulate, Loss, Value, deal_out
-from jaxtrain.train.pipelined import Data, Pipelined, parts, put_together, taken_apart
+from jaxtrain.train.gradients.pipelined import Data, Pipelined, parts, put_together, taken_apart
 from jaxtrain.train.step import step_keys
 
 LENGTH = 16

@@ -23,8 +23,8 @@ from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.hlo import parse
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of
+from jaxtrain.train.gradients.pipelined import Pipelined
 from jaxtrain.train.phases import Phase
-from jaxtrain.train.pipelined import Pipelined
 from jaxtrain.train.program import Recipe
 
 # Large enough for the buffers to lie in main memory: small ones the compiler puts into the core's own, uncounted.

@@ -5,7 +5,7 @@ import pytest
 from jaxtrain.cli.config_file import load
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
-from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.gradients.pipelined import Pipelined
 
 ON_TWO_STAGES = ["mesh.stage=2", "gradients=@Pipelined(microbatches=4)"]
 

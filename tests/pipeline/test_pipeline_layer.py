@@ -16,7 +16,7 @@ from jaxtrain.pipeline.layer import take_apart
 from jaxtrain.pipeline.stages import on_stages
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Loss
-from jaxtrain.train.pipelined import Data, parts
+from jaxtrain.train.gradients.pipelined import Data, parts
 from jaxtrain.train.step import step_keys
 
 ROWS, LENGTH = 4, 16

@@ -27,7 +27,7 @@ from jaxtrain.pipeline.simulator import Costs, Link, check_memory, peak_activati
 from jaxtrain.pipeline.table import Unit
 from jaxtrain.pipeline.validation import validate
 from jaxtrain.planning.stage_costs import layer_costs
-from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.gradients.pipelined import Pipelined
 
 costs = st.builds(
     Costs,

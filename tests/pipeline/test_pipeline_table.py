@@ -9,7 +9,7 @@ from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.table import Table, backward, forward, fused, of_stages, weight
 from jaxtrain.pipeline.validation import validate
-from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.gradients.pipelined import Pipelined
 
 TEXT = """\
 # two stages, two microbatches

@@ -20,7 +20,7 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks import Checkpoint
-from jaxtrain.train.hooks.base import SAVING, StatelessHook
+from jaxtrain.train.hooks.base import SAVING, Hook
 from jaxtrain.train.loop import Result
 from jaxtrain.train.metrics import read_metrics
 from jaxtrain.train.phases import Phase
@@ -106,7 +106,7 @@ class Crash(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class CrashAfter(StatelessHook):
+class CrashAfter(Hook):
     """Ends a run in this process the hard way, after a step and its checkpoint."""
 
     step: int
@@ -123,7 +123,7 @@ class CrashAfter(StatelessHook):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Watch(StatelessHook):
+class Watch(Hook):
     """Calls a function with the run and the state after every step."""
 
     look: Callable

@@ -18,7 +18,8 @@ from jaxtrain.cli.main import main
 from jaxtrain.cli.train import begin, prepare_data
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError
-from jaxtrain.train.metrics import TensorBoard, read_metrics
+from jaxtrain.train.metrics import read_metrics
+from jaxtrain.train.writers import TensorBoard
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage
-from jaxtrain.train.hooks.base import AVERAGING, StatelessHook
+from jaxtrain.train.hooks.base import AVERAGING, Hook
 from jaxtrain.train.manifest import write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import create_state
@@ -29,7 +29,7 @@ LAWA = LatestWeightAverage(every_steps=2, window=3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Record(StatelessHook):
+class Record(Hook):
     """Keeps the parameters that a run enters with, and those after every step."""
 
     found: list

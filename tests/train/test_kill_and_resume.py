@@ -13,7 +13,7 @@ from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.main import main
 from jaxtrain.train.hooks import Checkpoint, ExponentialMovingAverage
-from jaxtrain.train.metrics import TensorBoard
+from jaxtrain.train.writers import TensorBoard
 
 STEPS = 100_000  # more than any machine makes until it is stopped
 

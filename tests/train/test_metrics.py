@@ -13,7 +13,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxtrain.train.evaluation import perplexity
 from jaxtrain.train.folder import RunFolder, SaveError
-from jaxtrain.train.metrics import Metrics, TensorBoard, WeightsAndBiases, read_metrics
+from jaxtrain.train.metrics import Metrics, read_metrics
+from jaxtrain.train.writers import TensorBoard, WeightsAndBiases
 
 
 def _write(folder: Path, steps: range, *, from_step: int, writers: tuple = ()) -> Metrics:

@@ -39,7 +39,7 @@ def check(*, model=None, phase=PHASE, hooks=(), microbatches=1):
             {"hooks": (LatestWeightAverage(every_steps=1, window=10**9),)},
             "1,000,000,000 weights in the averages of hooks[0]",
         ),
-        ({"hooks": (SAMPLE,)}, "25.6 TB for decoding states (hooks[0].tokens=100000000000)"),
+        ({"hooks": (SAMPLE,)}, "25.6 TB for decoding states of 100,000,000,000 tokens (hooks[0])"),
         ({"phase": dataclasses.replace(PHASE, batch_size=8 * 10**12)}, "(phases[1].batch_size=8000000000000, sequence"),
         (
             {"phase": dataclasses.replace(PHASE, sequence_length=10**12)},

@@ -22,7 +22,7 @@ from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
 from jaxtrain.train.gradients import Accumulate
-from jaxtrain.train.pipelined import Pipelined
+from jaxtrain.train.gradients.pipelined import Pipelined
 
 
 @functools.cache

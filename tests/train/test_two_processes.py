@@ -12,7 +12,7 @@ from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.main import main
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage, Sample
-from jaxtrain.train.metrics import TensorBoard
+from jaxtrain.train.writers import TensorBoard
 
 STEPS = 100_000  # more than any machine makes until it is stopped
 # What the CPU's collectives print; their threads write the pieces of a line between one another's.

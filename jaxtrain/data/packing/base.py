@@ -6,10 +6,12 @@ the token at a cut is the last target of one piece and the first input of the ne
 piece, every slot that is not padding bears loss, and no piece asks for a token of another document.
 """
 
-import abc
+from abc import abstractmethod
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxtrain.technique import Technique
 
 
 class Plan(NamedTuple):
@@ -30,12 +32,12 @@ class Plan(NamedTuple):
         return self.document[pieces], self.start[pieces], self.length[pieces]
 
 
-class Packing(abc.ABC):
+class Packing(Technique):
     """A way to fill rows. Subclasses are frozen dataclasses of plain fields, one file each."""
 
     __slots__ = ()
 
-    @abc.abstractmethod
+    @abstractmethod
     def plan(self, lengths: np.ndarray, *, row_length: int, rng: np.random.Generator) -> Plan:
         """Return one epoch of rows in random order. The number of rows depends on the lengths only, not on `rng`."""
 

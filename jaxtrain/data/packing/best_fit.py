@@ -10,6 +10,7 @@ piece lies. The lengths of the pieces never change, so neither does the number o
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from jaxtrain.data.packing.base import Packing, Plan, shuffled_rows
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BestFit(Packing):
     """No document that fits in a row is cut; padding is next to nothing where short documents abound."""
+
+    paper: ClassVar[str] = "arXiv:2404.10830"
 
     def plan(self, lengths: np.ndarray, *, row_length: int, rng: np.random.Generator) -> Plan:
         document, start, length = _pieces(lengths, row_length, rng)

@@ -9,6 +9,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
@@ -23,6 +24,7 @@ class ArrayRecord(Source):
     """Every record of every file that matches `glob`. A key is file:record, from 0."""
 
     glob: Glob
+    paper: ClassVar[str] = "github.com/google/array_record"
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):

@@ -1,8 +1,12 @@
 """What a source of text is: a finite, ordered stream of named documents."""
 
-import abc
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.technique import Technique
 
 
 class Document(NamedTuple):
@@ -12,15 +16,44 @@ class Document(NamedTuple):
     text: str
 
 
-class Source(abc.ABC):
-    """Text to train on. Subclasses are frozen dataclasses of plain fields, one file each."""
+class Text(Technique):
+    """What `data.source` takes: a source, or a mixture of sources."""
 
     __slots__ = ()
 
-    @abc.abstractmethod
+    @property
+    @abstractmethod
+    def parts(self) -> tuple["Source", ...]:
+        """The sources that it consists of."""
+
+    @abstractmethod
+    def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
+        """Return each source's share of the tokens, given how many tokens each one has; the sum is 1."""
+
+    @abstractmethod
+    def describe_shares(self) -> str:
+        """Return all that decides the shares but the sources themselves."""
+
+
+class Source(Text):
+    """A finite, ordered stream of named documents. Subclasses are frozen dataclasses of plain fields, one file each."""
+
+    __slots__ = ()
+
+    @property
+    def parts(self) -> tuple["Source", ...]:
+        return (self,)
+
+    def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
+        return np.ones(1)
+
+    def describe_shares(self) -> str:
+        return "one source"
+
+    @abstractmethod
     def documents(self) -> Iterator[Document]:
         """Yield every document once, in an order that depends on nothing but the source."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that determines the documents: digests of what they are made of, not sizes and times."""

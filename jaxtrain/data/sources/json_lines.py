@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
@@ -16,6 +17,7 @@ class JsonLines(Source):
 
     glob: Glob
     field: str = "text"
+    paper: ClassVar[str] = "jsonlines.org"
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.base import Document, Source
@@ -17,6 +18,7 @@ class Parquet(Source):
 
     glob: Glob
     column: str = "text"
+    paper: ClassVar[str] = "parquet.apache.org"
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):

@@ -10,6 +10,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.sources.digests import local_digests
@@ -21,6 +22,8 @@ _LEFT_OUT_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "t
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLibrary(Source):
     """One document a file, in the order of their relative paths. Files that are not UTF-8 are passed over."""
+
+    paper: ClassVar[str] = "docs.python.org/3/library"
 
     def documents(self) -> Iterator[Document]:
         root = _root()

@@ -1,18 +1,20 @@
 """What a tokenizer is: text to ids and back, and the ids that begin and end a document."""
 
-import abc
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxtrain.technique import Technique
 
-class Tokenizer(abc.ABC):
+
+class Tokenizer(Technique):
     """Text to ids and back. Subclasses are frozen dataclasses of plain fields, one file each."""
 
     __slots__ = ()
 
     @property
-    @abc.abstractmethod
+    @abstractmethod
     def vocab_size(self) -> int:
         """Number of ids, special ones included: every id is below it."""
 
@@ -22,19 +24,19 @@ class Tokenizer(abc.ABC):
         return ()
 
     @property
-    @abc.abstractmethod
+    @abstractmethod
     def end_of_document_id(self) -> int:
         """The id appended to every document; a generated one ends the text."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the int32 ids of each text. Nothing is added, and text that spells a special token stays text."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text. Special ids and ids the tokenizer lacks are dropped; broken UTF-8 becomes U+FFFD."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def identity(self) -> str:
         """Return a text that changes whenever any encoding could, of texts and of documents."""
 

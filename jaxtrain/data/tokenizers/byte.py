@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class ByteTokenizer(Tokenizer):
     >>> ByteTokenizer().encode("né").tolist()
     [110, 195, 169]
     """
+
+    paper: ClassVar[str] = "common practice"
 
     @property
     def vocab_size(self) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class HuggingFaceTokenizer(Tokenizer):
     path: FilePath
     end_of_document: str = "<|endoftext|>"
     begin_of_document: bool | str = True
+    paper: ClassVar[str] = "github.com/huggingface/tokenizers"
 
     @property
     def vocab_size(self) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import sentencepiece
@@ -25,6 +26,7 @@ class SentencePiece(Tokenizer):
 
     path: FilePath
     begin_of_document: bool = False
+    paper: ClassVar[str] = "arXiv:1808.06226"
 
     @property
     def vocab_size(self) -> int:

@@ -1,13 +1,14 @@
 """What a feed-forward layer is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from flax import nnx
 
 from jaxtrain.nn.layer import Layer
+from jaxtrain.technique import Technique
 
 
-class FeedForwardConfig(ABC):
+class FeedForwardConfig(Technique):
     """A frozen dataclass that builds a layer over the width, token by token.
 
     The layer is called with `x [batch, length, d_model]` and a `TokenContext`.

@@ -1,6 +1,7 @@
 """Gated feed-forward layers: Shazeer (2020), arXiv:2002.05202."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 from flax import nnx
@@ -21,6 +22,7 @@ class GatedMLPConfig(FeedForwardConfig):
 
     hidden: int
     activation: str = "silu"
+    paper: ClassVar[str] = "arXiv:2002.05202"
 
     def __post_init__(self):
         check_at_least_one(self, "hidden")

@@ -1,6 +1,7 @@
 """The plain feed-forward layer of two matrices: Vaswani et al. (2017), arXiv:1706.03762."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -21,6 +22,7 @@ class MLPConfig(FeedForwardConfig):
     hidden: int
     activation: str = "gelu_tanh"
     bias: bool = False
+    paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
         check_at_least_one(self, "hidden")

@@ -7,7 +7,7 @@ train with it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
-from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
@@ -37,12 +37,13 @@ class AttentionConfig(MixerConfig):
     kv_heads: int
     head_dim: int
     rope: RopeConfig | None = RopeConfig()
-    qk_norm: RMSNormConfig | None = None
+    qk_norm: NormConfig | None = None
     bias: bool = False
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
     implementation: str | None = None
+    paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
         check_at_least_one(self, "heads", "kv_heads", "head_dim")

@@ -1,13 +1,14 @@
 """What a mixer is: what lets the tokens of a sequence see one another."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from flax import nnx
 
 from jaxtrain.nn.layer import Layer
+from jaxtrain.technique import Technique
 
 
-class MixerConfig(ABC):
+class MixerConfig(Technique):
     """A frozen dataclass that builds a mixer along the length.
 
     The layer is called with `x [batch, length, d_model]`, a `TokenContext` and a decoding state or None. Its

@@ -7,6 +7,7 @@ layer `jaxtrain/nn/mixers/recurrent.py`. Queries and keys go through SiLU and ar
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from jaxtrain.nn.mixers.recurrent import (
     is_written,
     mix_sequences,
 )
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import normal
 
@@ -42,9 +44,10 @@ class DeltaRuleConfig(MixerConfig):
     head_dim: int
     value_dim: int
     decay: ScalarDecayConfig = NoDecay()
-    norm: RMSNormConfig = RMSNormConfig()
+    norm: NormConfig = RMSNormConfig()
     chunk_size: int = 64
     implementation: str | None = None
+    paper: ClassVar[str] = "arXiv:2406.06484"
 
     def __post_init__(self):
         self.shape.check()

@@ -8,6 +8,7 @@ decay alone.
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -28,6 +29,7 @@ from jaxtrain.nn.mixers.recurrent import (
     is_written,
     mix_sequences,
 )
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 
 
@@ -40,9 +42,10 @@ class LinearAttentionConfig(MixerConfig):
     head_dim: int
     value_dim: int
     decay: DecayConfig = ChannelDecay()
-    norm: RMSNormConfig = RMSNormConfig()
+    norm: NormConfig = RMSNormConfig()
     chunk_size: int = 64
     implementation: str | None = None
+    paper: ClassVar[str] = "arXiv:2006.16236"
 
     def __post_init__(self):
         self.shape.check()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxtrain.mesh import axis_size, constrain, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.layer import TokenContext
-from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one
 
@@ -51,7 +51,7 @@ class RecurrentState(NamedTuple):
 class RecurrentHeads(nnx.Module):
     """The projections."""
 
-    def __init__(self, shape: RecurrentShape, d_model: int, norm: RMSNormConfig, *, rngs: nnx.Rngs):
+    def __init__(self, shape: RecurrentShape, d_model: int, norm: NormConfig, *, rngs: nnx.Rngs):
         H, J, K, V = self.shape = shape
         self.query = normal(rngs.params(), (d_model, H, K), ("embed", "heads", "head_dim"), fan_in=d_model)
         self.key = normal(rngs.params(), (d_model, J, K), ("embed", "kv_heads", "head_dim"), fan_in=d_model)

@@ -1,11 +1,13 @@
 """What a norm is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from flax import nnx
 
+from jaxtrain.technique import Technique
 
-class NormConfig(ABC):
+
+class NormConfig(Technique):
     """A frozen dataclass that builds a normalisation of the last axis, `[..., width]` to the same shape and dtype."""
 
     __slots__ = ()

@@ -1,6 +1,7 @@
 """Layer normalisation over the last axis, in float32: Ba et al. (2016), arXiv:1607.06450."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ class LayerNormConfig(NormConfig):
 
     epsilon: float = 1e-5
     bias: bool = True
+    paper: ClassVar[str] = "arXiv:1607.06450"
 
     def __post_init__(self):
         check_not_negative(self, "epsilon")

@@ -1,6 +1,7 @@
 """Root-mean-square normalisation over the last axis, in float32: Zhang and Sennrich (2019), arXiv:1910.07467."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ class RMSNormConfig(NormConfig):
     """x / sqrt(mean(x^2) + epsilon) * scale."""
 
     epsilon: float = 1e-6
+    paper: ClassVar[str] = "arXiv:1910.07467"
 
     def __post_init__(self):
         check_not_negative(self, "epsilon")
@@ -33,6 +35,7 @@ class OffsetRMSNormConfig(NormConfig):
     """x / sqrt(mean(x^2) + epsilon) * (1 + scale): weight decay pulls towards no scaling (Gemma)."""
 
     epsilon: float = 1e-6
+    paper: ClassVar[str] = "arXiv:2403.08295"
 
     def __post_init__(self):
         check_not_negative(self, "epsilon")

@@ -1,14 +1,15 @@
 """What every schedule is, and the two rules about microbatches that several share."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Self
 
 from jaxtrain.pipeline.placement import nearest, require_room
 from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Table
+from jaxtrain.technique import Technique
 
 
-class Schedule(ABC):
+class Schedule(Technique):
     """A frozen dataclass of parameters that writes the table for a number of stages and microbatches."""
 
     __slots__ = ()

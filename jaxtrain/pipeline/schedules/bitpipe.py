@@ -5,6 +5,7 @@ paper's eager all-reduce of a chunk's two gradients while others still run; here
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import by_age
 from jaxtrain.pipeline.placement import bidirectional, v_shape
@@ -15,6 +16,8 @@ from jaxtrain.pipeline.table import Table
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BitPipe(Schedule):
     """Bubble (p-2)/(3N+p-2) of all time for N = p microbatches and B twice F; two weight copies."""
+
+    paper: ClassVar[str] = "arXiv:2410.19367"
 
     def table(self, stages: int, microbatches: int) -> Table:
         placement = bidirectional(v_shape(stages))

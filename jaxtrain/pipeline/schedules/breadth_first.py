@@ -6,6 +6,7 @@ each, so what is left of it is a bubble as small as the interleaved schedule's.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.placement import loop, require_positive
 from jaxtrain.pipeline.schedules.base import Schedule, require_at_least
@@ -17,6 +18,7 @@ class BreadthFirst(Schedule):
     """Bubble (p-1)/(vm+p-1) of all time; activations of all m microbatches."""
 
     chunks_per_stage: int = 2
+    paper: ClassVar[str] = "arXiv:2211.05953"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, chunks_per_stage=self.chunks_per_stage, microbatches=microbatches)

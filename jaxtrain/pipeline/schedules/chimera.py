@@ -6,6 +6,7 @@ enter as soon as there is room. Each weight's gradient is the sum over its two c
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import by_age
 from jaxtrain.pipeline.placement import bidirectional, loop
@@ -16,6 +17,8 @@ from jaxtrain.pipeline.table import Table
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chimera(Schedule):
     """Bubble (p-2)/(3N/2+p-2) of all time for N = p microbatches and B twice F; two weight copies."""
+
+    paper: ClassVar[str] = "arXiv:2107.06925"
 
     def table(self, stages: int, microbatches: int) -> Table:
         placement = bidirectional(loop(stages))

@@ -8,6 +8,7 @@ behind the other. Some backwards of the start and the end are split, their W in 
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.placement import require_positive, v_shape
 from jaxtrain.pipeline.schedules.base import Schedule, require_at_least
@@ -17,6 +18,8 @@ from jaxtrain.pipeline.table import Action, Table, backward, forward, fused, of_
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DualPipeV(Schedule):
     """Peak 2p+1 chunks on a stage; needs two microbatches a stage."""
+
+    paper: ClassVar[str] = "arXiv:2412.19437"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages)

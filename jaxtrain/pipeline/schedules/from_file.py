@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtrain.paths import FilePath
 from jaxtrain.pipeline.schedules.base import Schedule
@@ -14,6 +15,7 @@ class FromFile(Schedule):
     """The table as it stands, for its own number of stages and microbatches; `path` from the working directory."""
 
     path: FilePath
+    paper: ClassVar[str] = "a table written by hand"
 
     def load(self) -> Table:
         """Return the table, whatever its size."""

@@ -5,6 +5,7 @@ from list scheduling, the oldest microbatch first, which also covers more microb
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import by_age
 from jaxtrain.pipeline.placement import require_positive, wave
@@ -17,6 +18,7 @@ class Hanayo(Schedule):
     """More waves, smaller chunks and bubble, and 2w(p-1) transfers of a microbatch's forward."""
 
     waves: int = 2
+    paper: ClassVar[str] = "arXiv:2308.15762"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(microbatches=microbatches)

@@ -1,6 +1,7 @@
 """Interleaved 1F1B: several chunks a stage in a loop. Narayanan et al. (2021), arXiv:2104.04473."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import interleaved_row
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -14,6 +15,7 @@ class Interleaved(Schedule):
     """Bubble (p-1)/(vm+p-1) of all time; peak (v+1)p-1 chunks on stage 0. One chunk a stage is 1F1B."""
 
     chunks_per_stage: int = 2
+    paper: ClassVar[str] = "arXiv:2104.04473"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, chunks_per_stage=self.chunks_per_stage)

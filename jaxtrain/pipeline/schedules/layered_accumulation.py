@@ -5,6 +5,7 @@ bubble shrinks from p-1 stages' time to p-1 layers' time, for that many times mo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.breadth_first import BreadthFirst
@@ -16,6 +17,7 @@ class LayeredAccumulation(Schedule):
     """With `chunks_per_stage` = L/p, for L layers, chunks of one layer: the forwards take m L/p + p-1 layer times."""
 
     chunks_per_stage: int = 4
+    paper: ClassVar[str] = "arXiv:2106.02679"
 
     def table(self, stages: int, microbatches: int) -> Table:
         return BreadthFirst(chunks_per_stage=self.chunks_per_stage).table(stages, microbatches)

@@ -4,6 +4,7 @@ PipeDream's own form has no flush and keeps several versions of the weights; tha
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import one_forward_one_backward
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -14,6 +15,8 @@ from jaxtrain.pipeline.table import Table, forward, fused, of_stages
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneFOneB(Schedule):
     """GPipe's bubble with at most p - stage activations. In one compiled loop take `PairedOneFOneB` instead."""
+
+    paper: ClassVar[str] = "arXiv:1806.03377"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, microbatches=microbatches)

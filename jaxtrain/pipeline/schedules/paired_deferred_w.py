@@ -10,6 +10,7 @@ where the undivided paired schedule loses (p-1)(F+B+W)/v. Peak ((v+2)p-2)/v stag
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import grouped
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -22,6 +23,7 @@ class PairedDeferredW(Schedule):
     """Meant for tick mode with two W slots a tick."""
 
     chunks_per_stage: int = 2
+    paper: ClassVar[str] = "of this project, after arXiv:2401.10241"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, chunks_per_stage=self.chunks_per_stage, microbatches=microbatches)

@@ -6,6 +6,7 @@ which is what separate programs would lose.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
@@ -18,6 +19,7 @@ class PairedInterleaved(Schedule):
     """Bubble (p-1)/(vm+p-1) of all time in tick mode, too; peak ((v+1)p-1)/v stages' activations."""
 
     chunks_per_stage: int = 2
+    paper: ClassVar[str] = "of this project, in the order of arXiv:2104.04473"
 
     def table(self, stages: int, microbatches: int) -> Table:
         if self.chunks_per_stage == 1:

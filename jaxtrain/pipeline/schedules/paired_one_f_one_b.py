@@ -7,6 +7,7 @@ any ratio of F to B.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import interleaved_row
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -17,6 +18,8 @@ from jaxtrain.pipeline.table import Table, of_stages
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedOneFOneB(Schedule):
     """Bubble (p-1)/(m+p-1) of all time in tick mode, too; peak 2p-1."""
+
+    paper: ClassVar[str] = "of this project, after arXiv:1806.03377"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, microbatches=microbatches)

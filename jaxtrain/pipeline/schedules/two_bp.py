@@ -6,7 +6,7 @@ one a microbatch. What they read stays in memory until then: the cost is activat
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
@@ -19,6 +19,7 @@ class TwoBP(Schedule):
     """The given schedule's F and B in its order, then all W."""
 
     schedule: Schedule = field(default_factory=OneFOneB)
+    paper: ClassVar[str] = "arXiv:2405.18047"
 
     def tuned(self, costs: Costs) -> Self:
         return replace(self, schedule=self.schedule.tuned(costs))

@@ -4,6 +4,7 @@ Stage s puts its W off by s microbatches, so that every stage keeps p activation
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import split_row
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -14,6 +15,8 @@ from jaxtrain.pipeline.table import Table, of_stages
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZBH1(Schedule):
     """Bubble (p-1)/(3m+p-1) of all time at F = B = W; peak p."""
+
+    paper: ClassVar[str] = "arXiv:2401.10241"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, microbatches=microbatches)

@@ -6,6 +6,7 @@ undoing the optimizer update where a global check fails; that is left out here.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtrain.pipeline.orders import split_row
 from jaxtrain.pipeline.placement import loop, require_positive
@@ -16,6 +17,8 @@ from jaxtrain.pipeline.table import Table, of_stages
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZBH2(Schedule):
     """No idle unit inside a stage's own span at F = B = W and m >= 2p-1; peak 2p-1."""
+
+    paper: ClassVar[str] = "arXiv:2401.10241"
 
     def table(self, stages: int, microbatches: int) -> Table:
         require_positive(stages=stages, microbatches=microbatches)

@@ -8,7 +8,7 @@ one of equals. The paper's integer program is left out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from jaxtrain.pipeline.list_scheduling import reorder
 from jaxtrain.pipeline.orders import split_row
@@ -30,6 +30,7 @@ class ZBSearch(Schedule):
     weight: float | None = None
     transfer: float | None = None
     memory_limit: int = 0
+    paper: ClassVar[str] = "arXiv:2401.10241"
 
     def __post_init__(self) -> None:
         if self.memory_limit < 0:

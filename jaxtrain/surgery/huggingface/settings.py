@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig
+from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig, RopeScaling
 from jaxtrain.surgery.huggingface.harmless import HARMLESS, NEUTRAL
 
 ACTIVATIONS = {  # theirs: ours
@@ -125,7 +125,7 @@ def _agreed(what: str, said: Mapping[str, Any], default: Any) -> Any:
     return first
 
 
-def _scaling(key: str, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
+def _scaling(key: str, rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = _rope_type(key, rope)
     needed = {name: _of(rope, name) for name in ROPE_NUMBERS[kind]}
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *needed}

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train.hooks.base import AVERAGING, RunView, check_interval
+from jaxtrain.train.hooks.base import AVERAGING, Hook, RunView, check_interval
 from jaxtrain.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExponentialMovingAverage:
+class ExponentialMovingAverage(Hook):
     """a <- decay a + (1 - decay) w after every step, in float32, starting from the initial weights.
 
     Polyak and Juditsky (1992); in the form of Tarvainen and Valpola (2017), arXiv:1703.01780, eq. 1.
@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
     decay: float = 0.999
     order: ClassVar[int] = AVERAGING
     copies: ClassVar[int] = 1
-    on_host: ClassVar[bool] = False
+    paper: ClassVar[str] = "arXiv:1703.01780"
 
     def __post_init__(self):
         if not 0 <= self.decay < 1:
@@ -43,7 +43,7 @@ class ExponentialMovingAverage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LatestWeightAverage:
+class LatestWeightAverage(Hook):
     """The mean of the weights at the last `window` multiples of `every_steps`, kept in host memory.
 
     Kaddour (2022), arXiv:2209.14981.
@@ -53,6 +53,7 @@ class LatestWeightAverage:
     window: int = 6
     order: ClassVar[int] = AVERAGING
     on_host: ClassVar[bool] = True
+    paper: ClassVar[str] = "arXiv:2209.14981"
 
     def __post_init__(self):
         check_interval(self)

@@ -1,8 +1,13 @@
 """The contract of a hook, and what a hook may ask of the run it is in."""
 
-from typing import ClassVar, Protocol
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple, Protocol
 
+from jaxtrain.data.tokenizers.base import Tokenizer
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import ModelState, ParamTree
+from jaxtrain.technique import Technique
+from jaxtrain.train.checkpoint import Retention
 from jaxtrain.train.evaluation import Evaluation
 from jaxtrain.train.state import TrainState
 
@@ -34,43 +39,46 @@ class RunView(Protocol):
         """Return the models worth evaluating: the one in training under "", with averages under their hook's name."""
 
 
-class Hook(Protocol):
-    """A frozen configuration with these methods. Every process makes the same decisions.
+class Saving(NamedTuple):
+    """When a hook saves, and what is kept of what it saved."""
+
+    every_steps: int
+    retention: Retention
+
+
+class Hook(Technique):
+    """A frozen dataclass that is called after every step on the host. Every process makes the same decisions.
 
     `name` is unique in a run and labels the hook's state in checkpoints; `order` is one of the constants above.
+    `copies` counts the copies of the parameters in its state, `on_host` tells where that lies, `decoded_tokens` and
+    `validation_batches` what it asks of the run, `saving` when it saves.
     """
 
-    order: ClassVar[int]
-    on_host: ClassVar[bool]  # where its state lies
+    __slots__ = ()
+    order: ClassVar[int] = LOOKING
+    copies: ClassVar[int] = 0
+    on_host: ClassVar[bool] = False
+    decoded_tokens: ClassVar[int] = 0
+    validation_batches: ClassVar[int] = 0
+    saving: ClassVar[Saving | None] = None
 
     @property
-    def copies(self) -> int:
-        """Return how many copies of the parameters its state holds."""
-
-    @property
+    @abstractmethod
     def name(self) -> str: ...
 
-    def initial_state(self, state: TrainState) -> ParamTree:
-        """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
-
+    @abstractmethod
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         """Look at, or replace, the training state; return it and the hook's own new state."""
 
-    def averaged_params(self, own: ParamTree) -> ParamTree | None:
-        """Return parameters to evaluate and export in place of the model's, if the hook makes any."""
-
-
-class StatelessHook:
-    """What hooks without state share."""
-
-    __slots__ = ()
-    copies: ClassVar[int] = 0
-    on_host: ClassVar[bool] = False
+    def check(self, where: str, model: DecoderConfig, tokenizer: Tokenizer) -> None:
+        """Raise ValueError for what would otherwise end the run when the hook is due; its key is `where`."""
 
     def initial_state(self, state: TrainState) -> ParamTree:
+        """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
         return {}
 
     def averaged_params(self, own: ParamTree) -> ParamTree | None:
+        """Return parameters to evaluate and export in place of the model's, if the hook makes any."""
         return None
 
 

@@ -5,18 +5,19 @@ from typing import ClassVar
 
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Retention
-from jaxtrain.train.hooks.base import SAVING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.hooks.base import SAVING, Hook, RunView, Saving, check_interval, due
 from jaxtrain.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint(StatelessHook):
+class Checkpoint(Hook):
     """Save every so many steps; keep the last few, and those at multiples of `keep_every_steps` for good."""
 
     every_steps: int
     keep_last: int = 2
     keep_every_steps: int | None = None
     order: ClassVar[int] = SAVING
+    paper: ClassVar[str] = "common practice"
 
     def __post_init__(self):
         check_interval(self)
@@ -30,8 +31,9 @@ class Checkpoint(StatelessHook):
         return "checkpoint"
 
     @property
-    def retention(self) -> Retention:
-        return Retention(keep_last=self.keep_last, keep_every_steps=self.keep_every_steps)
+    def saving(self) -> Saving:
+        kept = Retention(keep_last=self.keep_last, keep_every_steps=self.keep_every_steps)
+        return Saving(self.every_steps, kept)
 
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train.hooks.base import LOOKING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluate(StatelessHook):
+class Evaluate(Hook):
     """Mean loss in nats a token over the first `batches` batches of validation, the same ones every time."""
 
     every_steps: int
     batches: int = 20
-    order: ClassVar[int] = LOOKING
+    paper: ClassVar[str] = "common practice"
 
     def __post_init__(self):
         check_interval(self)
@@ -24,6 +24,10 @@ class Evaluate(StatelessHook):
     @property
     def name(self) -> str:
         return "evaluate"
+
+    @property
+    def validation_batches(self) -> int:
+        return self.batches
 
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):

@@ -3,21 +3,23 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtrain.data.tokenizers.base import Tokenizer
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.models.generate import Sampling
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train.hooks.base import LOOKING, RunView, StatelessHook, check_interval, due
+from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample(StatelessHook):
+class Sample(Hook):
     """Continue a prompt every so many steps and at the end."""
 
     every_steps: int
     prompt: str
     tokens: int = 200
     temperature: float = 0.8
-    order: ClassVar[int] = LOOKING
+    paper: ClassVar[str] = "common practice"
 
     def __post_init__(self):
         check_interval(self)
@@ -28,6 +30,20 @@ class Sample(StatelessHook):
     @property
     def name(self) -> str:
         return "sample"
+
+    @property
+    def decoded_tokens(self) -> int:
+        return self.tokens
+
+    def check(self, where: str, model: DecoderConfig, tokenizer: Tokenizer) -> None:
+        prompt = len(tokenizer.encode_prompt(self.prompt))
+        if not prompt:
+            raise ValueError(f"{where}.prompt={self.prompt!r}: give at least one token to continue from")
+        if prompt + self.tokens > model.max_length:
+            raise ValueError(
+                f"{where}.tokens={self.tokens} after a prompt of {prompt} exceed model.max_length={model.max_length}: "
+                f"shorten them or raise max_length"
+            )
 
     def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):

@@ -1,10 +1,11 @@
-"""How fast the state of a recurrent mixer forgets: one type for each kind of log-decay.
+"""The log-decays: none, fixed, one a head and step, one a key channel and step.
 
 Left out: decays that differ from layer to layer (lightning attention's slopes), and Mamba-2's step size on what is
 written; the values' projection can learn the latter.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.dense import dense
+from jaxtrain.nn.mixers.decay.base import DecayConfig, ScalarDecayConfig
 from jaxtrain.nn.param import constant, normal, vector
 from jaxtrain.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NoDecay:
+class NoDecay(ScalarDecayConfig):
     """Nothing is forgotten."""
+
+    paper: ClassVar[str] = "arXiv:2006.16236"
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_NoDecay":
         return _NoDecay()
@@ -37,8 +41,10 @@ class _NoDecay(nnx.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FixedDecay:
+class FixedDecay(ScalarDecayConfig):
     """One number a head, not trained: 1 - 2^(-5 - head). Retention, Sun et al. (2023), arXiv:2307.08621."""
+
+    paper: ClassVar[str] = "arXiv:2307.08621"
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_FixedDecay":
         return _FixedDecay(heads)
@@ -59,8 +65,10 @@ class _FixedDecay(nnx.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepDecay:
+class StepDecay(ScalarDecayConfig):
     """One number a head and step: -rate softplus(x w + bias). Mamba-2, Dao and Gu (2024), arXiv:2405.21060."""
+
+    paper: ClassVar[str] = "arXiv:2405.21060"
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_StepDecay":
         return _StepDecay(d_model, heads, rngs=rngs)
@@ -84,7 +92,7 @@ class _StepDecay(nnx.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChannelDecay:
+class ChannelDecay(DecayConfig):
     """One number a key channel and step: log sigmoid(x down up + bias) / temperature.
 
     Gated linear attention, Yang et al. (2023), arXiv:2312.06635, section 4.4.
@@ -92,6 +100,7 @@ class ChannelDecay:
 
     rank: int = 16
     temperature: float = 16.0
+    paper: ClassVar[str] = "arXiv:2312.06635"
 
     def __post_init__(self):
         if self.rank < 1:
@@ -118,7 +127,3 @@ class _ChannelDecay(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J K"]:
         logits = dense(dense(x, self.down[...]), self.up[...]).astype(jnp.float32)
         return jax.nn.log_sigmoid(logits + self.bias[...].astype(jnp.float32)[None, None]) / self.temperature
-
-
-ScalarDecayConfig = NoDecay | FixedDecay | StepDecay
-DecayConfig = ScalarDecayConfig | ChannelDecay

@@ -9,10 +9,12 @@ Grain's own mix is not used: it rounds weights to hundredths of the smallest and
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from jaxtrain.data.sources.base import Source
+from jaxtrain.data.sources.base import Source, Text
 
 _RESOLUTION = 2**30
 
@@ -30,11 +32,12 @@ class Weighted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Mixture:
+class Mixture(Text):
     """Several sources, each shuffled and repeated by itself."""
 
     sources: tuple[Weighted, ...]
     temperature: float = 1.0
+    paper: ClassVar[str] = "arXiv:2410.04579"
 
     def __post_init__(self):
         given = [part.weight is not None for part in self.sources]
@@ -47,8 +50,14 @@ class Mixture:
         if all(given) and self.temperature != 1:
             raise ValueError(f"temperature={self.temperature} has no effect on given weights. Leave out one of them.")
 
-    def token_shares(self, token_counts: list[int]) -> np.ndarray:
-        """Return each source's share of the tokens, given how many tokens each one has; the sum is 1."""
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        return tuple(part.source for part in self.sources)
+
+    def describe_shares(self) -> str:
+        return f"weights {[part.weight for part in self.sources]}, temperature {self.temperature}"
+
+    def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
         if self.sources[0].weight is not None:
             weights = np.array([part.weight for part in self.sources], np.float64)
         else:

@@ -1,16 +1,15 @@
 """Pipeline parallelism as a gradient strategy: the decoder in parts, run by a schedule over the stages of the mesh."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, whole
 from jaxtrain.nn.cross_entropy import CrossEntropy
 from jaxtrain.nn.layer import Keys, Out, TokenContext
-from jaxtrain.nn.remat import FullRemat
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
-from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
+from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
@@ -19,7 +18,7 @@ from jaxtrain.pipeline.stages import stages_of_mesh
 from jaxtrain.pipeline.table import Table
 from jaxtrain.planning.stage_costs import layer_costs
 from jaxtrain.shapes import Batch, ModelState, ParamTree
-from jaxtrain.train.gradients import Loss, Value, deal_out
+from jaxtrain.train.gradients.base import Loss, Strategy, Value, deal_out
 
 
 class Plan(NamedTuple):
@@ -30,12 +29,13 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pipelined:
+class Pipelined(Strategy):
     """Run `microbatches` equal parts of the batch through the stages of the mesh, in the order of a schedule."""
 
     microbatches: int
     schedule: Schedule = PairedInterleaved()
     keep: Keep = LayerValues()
+    paper: ClassVar[str] = "arXiv:1811.06965"
 
     def __post_init__(self):
         if self.microbatches < 1:
@@ -55,7 +55,7 @@ class Pipelined:
 
     def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
         """Return the schedule's table for a model, and what its actions cost at this length."""
-        layer, again = self.layer_costs(model, length), isinstance(self.keep, ChunkInput)
+        layer, again = self.layer_costs(model, length), self.keep.runs_again
         schedule = self.schedule.tuned(layer.of_layers(model.repeats / stages, again=again))
         table = schedule.write(stages, self.microbatches)
         chunks = [len(layers) for layers in table.placement.layers(model.repeats)]
@@ -63,7 +63,7 @@ class Pipelined:
 
     def layer_costs(self, model: DecoderConfig, length: int) -> Costs:
         """Return what one repeat of the pattern costs, with what remat has its backward run again."""
-        return layer_costs(model, length, forward_again=isinstance(model.remat, FullRemat))
+        return layer_costs(model, length, forward_again=model.remat.recomputes)
 
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
         program = lower(*self.plan(stages_of_mesh(), loss.model(params).config, batch.tokens.shape[1]))

@@ -5,8 +5,7 @@ the batch is divided by the weights of the whole batch, so the contributions of 
 batch was cut. The loss is a function of the parameters; a strategy that takes the model apart finds its graph in it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import abstractmethod
 from typing import NamedTuple
 
 import jax
@@ -15,12 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
-from jaxtrain.models.decoder import Decoder
+from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
+from jaxtrain.technique import Technique
 
 Value = tuple[Float[Array, ""], Terms]
 
@@ -67,31 +67,23 @@ def real_tokens(batch: Batch) -> Float[Array, ""]:
     return jnp.sum(batch.segment_ids != 0, dtype=jnp.float32)
 
 
-Strategy = Callable[[Loss, ParamTree, Batch, Keys | None], tuple[Value, ParamTree]]
+class Strategy(Technique):
+    """How the gradient of a global batch is computed. A subclass has the field `microbatches`."""
 
+    __slots__ = ()
+    microbatches: int  # in which the rows of a device are cut
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accumulate:
-    """Add the gradients of `microbatches` equal parts of the batch, one after another; 1 takes it whole."""
-
-    microbatches: int = 1
-
-    def __post_init__(self):
-        if self.microbatches < 1:
-            raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
-
+    @abstractmethod
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        if self.microbatches == 1:
-            return value_and_grad(params, batch, keys)
+        """Return ((loss, sums of its terms), gradient) of a batch, as `jax.value_and_grad` does."""
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
-
-        parts = deal_out((batch, keys), self.microbatches)
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, *first))
-        return jax.lax.scan(add, zeros, parts)[0]
+    def check(self, stages: int, model: DecoderConfig) -> None:
+        """Raise ValueError where so many pipeline stages cannot run the model; without a pipeline there is one."""
+        if stages > 1:
+            raise ValueError(
+                f"mesh.stage={stages} needs a pipeline: set gradients to Pipelined(microbatches=...), "
+                f"or leave mesh.stage at 1"
+            )
 
 
 def deal_out(tree, microbatches: int):

@@ -1,0 +1,49 @@
+"""Where the classes are now that config.gin files of earlier versions name in other modules."""
+
+from pathlib import Path
+from types import ModuleType
+
+from jaxtrain.cli.config_imports import Imports, NoModuleError
+
+_PLACES = {  # module that had them: (module where they are, their names)
+    "jaxtrain.data.mixture": [("jaxtrain.data.sources.mixture", "Mixture Weighted")],
+    "jaxtrain.nn.attention": [("jaxtrain.nn.mixers.attention", "AttentionConfig")],
+    "jaxtrain.nn.decay": [("jaxtrain.nn.mixers.decay", "NoDecay FixedDecay StepDecay ChannelDecay")],
+    "jaxtrain.nn.delta_rule": [("jaxtrain.nn.mixers.delta_rule", "DeltaRuleConfig")],
+    "jaxtrain.nn.linear_attention": [("jaxtrain.nn.mixers.linear_attention", "LinearAttentionConfig")],
+    "jaxtrain.nn.mlp": [
+        ("jaxtrain.nn.feed_forward.mlp", "MLPConfig"),
+        ("jaxtrain.nn.feed_forward.gated_mlp", "GatedMLPConfig"),
+    ],
+    "jaxtrain.nn.norm": [
+        ("jaxtrain.nn.norms.layer_norm", "LayerNormConfig"),
+        ("jaxtrain.nn.norms.rms_norm", "RMSNormConfig OffsetRMSNormConfig"),
+    ],
+    "jaxtrain.optim.adamw_8bit": [
+        ("jaxtrain.optim.moments.dynamic", "DynamicMoments"),
+        ("jaxtrain.optim.moments.float8", "Float8Moments"),
+    ],
+    "jaxtrain.optim.optimizers": [
+        ("jaxtrain.optim.adafactor", "Adafactor"),
+        ("jaxtrain.optim.adamw", "AdamW"),
+        ("jaxtrain.optim.lion", "Lion"),
+        ("jaxtrain.optim.muon", "Muon"),
+        ("jaxtrain.optim.schedule_free", "ScheduleFree"),
+    ],
+    "jaxtrain.train.metrics": [("jaxtrain.train.writers", "TensorBoard WeightsAndBiases")],
+    "jaxtrain.train.pipelined": [("jaxtrain.train.gradients.pipelined", "Pipelined")],
+}
+
+MOVED = {
+    f"{before}.{name}": now for before, places in _PLACES.items() for now, names in places for name in names.split()
+}
+
+
+def module(imports: Imports, name: str, *, beside: Path) -> ModuleType:
+    """Import a module; of one that is gone, and whose classes are elsewhere now, return an empty one."""
+    try:
+        return imports.module(name, beside=beside)
+    except NoModuleError:
+        if name not in _PLACES:
+            raise
+        return ModuleType(name)

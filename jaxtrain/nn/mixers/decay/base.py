@@ -1,0 +1,33 @@
+"""How fast the state of a recurrent mixer forgets: one type for each kind of log-decay."""
+
+from abc import abstractmethod
+
+from flax import nnx
+
+from jaxtrain.technique import Technique
+
+
+class DecayConfig(Technique):
+    """A frozen dataclass that builds the log-decay of a recurrent mixer.
+
+    The module is called with `x [batch, length, d_model]` and returns log-decays that are never positive, float32, by
+    head, by step and head, or by step, head and key channel; or None where nothing is forgotten.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
+
+    @abstractmethod
+    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
+        """Return the parameters that multiply every token."""
+
+    @abstractmethod
+    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int: ...
+
+
+class ScalarDecayConfig(DecayConfig):
+    """A log-decay that all key channels of a head share."""
+
+    __slots__ = ()

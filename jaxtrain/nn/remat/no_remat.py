@@ -1,0 +1,17 @@
+"""No remat."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtrain.nn.remat.base import RematPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoRemat(RematPolicy):
+    """Keep everything."""
+
+    paper: ClassVar[str] = "common practice"
+
+    def wrap(self, body: Callable) -> Callable:
+        return body

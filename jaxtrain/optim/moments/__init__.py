@@ -1,0 +1,1 @@
+"""How 8-bit optimizers keep their moments, one way a file."""

@@ -1,0 +1,17 @@
+"""What the moments of an 8-bit optimizer are kept in."""
+
+from abc import abstractmethod
+
+from jaxtrain_kernels.block_quant import Format
+
+from jaxtrain.technique import Technique
+
+
+class Moments(Technique):
+    """The formats of the first and the second moment of an 8-bit optimizer."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def formats(self) -> tuple[Format, Format]: ...

@@ -1,0 +1,36 @@
+"""What all that a configuration chooses by its type has in common: an optimizer, a mixer, a hook, a source.
+
+Every kind has an abstract base class, a subclass of `Technique`, in the `base.py` of its folder. A key of a
+configuration takes any final subclass of its base, wherever that is written. Nothing lists the classes there are.
+"""
+
+import inspect
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import ClassVar
+
+
+class Technique(ABC):  # noqa: B024  # each kind has its own abstract methods
+    """A frozen dataclass that a configuration key takes by its base class. `paper` names where it is from."""
+
+    __slots__ = ()
+    paper: ClassVar[str] = ""
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        kinds = [f"{base.__module__}.{base.__name__}" for base in cls.__mro__ if Technique in base.__bases__]
+        if len(kinds) > 1:
+            raise TypeError(f"{cls.__name__} has {len(kinds)} bases, {' and '.join(kinds)}: write a class for each")
+
+
+def lacking(cls: type) -> Iterator[tuple[str, type]]:
+    """Yield every method and field that the bases of a class declare and it does not have, with the base."""
+    given = {name for base in cls.__mro__ for name in vars(base)} - getattr(cls, "__abstractmethods__", frozenset())
+    given |= {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+    for base in cls.__mro__:
+        if issubclass(base, Technique):
+            abstract = [name for name, value in vars(base).items() if getattr(value, "__isabstractmethod__", False)]
+            for name in [*inspect.get_annotations(base), *abstract]:
+                if name not in given:
+                    yield name, base

@@ -1,0 +1,7 @@
+"""Writers, one a file. A new one is a frozen dataclass that is a `Writer`."""
+
+from jaxtrain.train.writers.base import Writer
+from jaxtrain.train.writers.tensor_board import TensorBoard
+from jaxtrain.train.writers.weights_and_biases import WeightsAndBiases
+
+__all__ = ["TensorBoard", "WeightsAndBiases", "Writer"]
