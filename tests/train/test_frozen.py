@@ -1,0 +1,85 @@
+"""Frozen weights on disk: written once, referred to by checkpoints, checked before use, removed with the last of them."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from runs import content
+from tolerances import EXACT, assert_close
+
+from jaxtrain.shapes import ModelState
+from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
+from jaxtrain.train.frozen import fingerprint
+from jaxtrain.train.manifest import read_manifest
+from jaxtrain.train.state import TrainState, state_of
+
+TX = optax.adam(1e-3)
+
+
+def _state(value: float, base: float = 0.0) -> TrainState:
+    model = ModelState({"w": jnp.full((8,), value)}, {"base": jnp.arange(16.0) + base}, {"load": jnp.full((4,), value)})
+    return state_of(model, TX)
+
+
+def _target(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _save(checkpoints: Checkpoints, step: int, base: float = 0.0) -> None:
+    checkpoints.save(step, Snapshot(_state(step, base), {}, {}))
+
+
+def test_many_checkpoints_write_a_frozen_tree_once(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=3)) as checkpoints:
+        _save(checkpoints, 1)
+        checkpoints.check(wait=True)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
+        for step in range(2, 11):
+            _save(checkpoints, step)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == [fingerprint(_state(0).model.frozen)]
+    restored = Checkpoints(tmp_path).restore_state(10, _target(_state(0)))
+    assert_close(restored, _state(10), EXACT)
+
+
+def test_a_tree_goes_with_the_last_checkpoint_that_refers_to_it(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=2)) as checkpoints:
+        _save(checkpoints, 1, base=1.0)
+        _save(checkpoints, 2, base=2.0)
+        checkpoints.check(wait=True)
+        assert len(list((tmp_path / "frozen").iterdir())) == 2
+        _save(checkpoints, 3, base=2.0)
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == [read_manifest(tmp_path / "3").frozen]
+
+
+def test_one_that_is_set_aside_keeps_what_it_refers_to(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
+        _save(checkpoints, 1, base=1.0)
+        checkpoints.check(wait=True)
+        (tmp_path / "1").rename(tmp_path / "doubtful-1-1")
+        _save(checkpoints, 2, base=2.0)
+    assert len(list((tmp_path / "frozen").iterdir())) == 2
+
+
+def test_a_checkpoint_whose_frozen_weights_are_damaged_is_refused(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        _save(checkpoints, 1, base=1.0)
+        _save(checkpoints, 2, base=2.0)
+    name = read_manifest(tmp_path / "2").frozen
+    file = max((tmp_path / "frozen" / name).rglob("d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    before = content(tmp_path)
+    assert Checkpoints(tmp_path).latest_sound() == 1
+    assert f"of its frozen weights, frozen/{name}, its file tree/" in caplog.text and "is damaged" in caplog.text
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(True, False), (False, True)])
+def test_a_model_without_frozen_weights_does_not_take_those_of_one_with_them(saved, wanted, tmp_path):
+    def state(frozen: bool) -> TrainState:
+        return _state(1) if frozen else state_of(_state(1).model._replace(frozen={}), TX)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, Snapshot(state(saved), {}, {}))
+    with pytest.raises(ValueError, match="frozen weights, and the model of the configuration has"):
+        Checkpoints(tmp_path).restore_state(1, _target(state(wanted)))
