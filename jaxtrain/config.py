@@ -1,7 +1,7 @@
 """The configuration of a run: everything it needs, checked across its parts before anything is computed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
-from jaxtrain.train.needs import check_run
+from jaxtrain.train.needs import Room, check_run, room_of
 from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
@@ -90,7 +90,8 @@ class TrainConfig:
             except ValueError as error:
                 raise ValueError(f"{where}.learning_rate: {error}") from error
 
-    def _check_memory(self, devices: Sequence[jax.Device]) -> None:
+    def check_memory(self, room: Room) -> None:
+        """Raise ValueError where the run cannot fit."""
         check_run(
             model=self.model,
             optimizer=self.optimizer,
@@ -98,7 +99,7 @@ class TrainConfig:
             phases=self.phases,
             hooks=self.hooks,
             microbatches=self.gradients.microbatches,
-            devices=devices,
+            room=room,
         )
 
     def check_devices(self, devices: int) -> None:
@@ -186,7 +187,7 @@ class TrainConfig:
         `lock` is that of the folder, where the caller holds it already.
         """
         used = jax.devices() if devices is None else devices
-        self._check_memory(used)
+        self.check_memory(room_of(used))
         try:
             self.check_devices(len(used))
         except MisfitError as error:

@@ -8,6 +8,7 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of, stay_on_cpu
+from jaxtrain.train.needs import most_room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     stay_on_cpu()
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     devices = devices_of(arguments.topology)
+    config.check_memory(most_room(len(devices)))  # sizes beyond that abort compilers, or they do not end
     config.check_devices(len(devices))
     for remark in config.remarks(len(devices)):
         print(f"note: {remark}")

@@ -5,9 +5,11 @@ states and logits of a microbatch, decoding states of a sample. All of it is com
 the memory there is: what is refused here fits under no mesh. `jaxtrain compile` counts exactly, for one mesh.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from jaxtrain.train.hooks import Hook
 from jaxtrain.train.phases import Phase
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _BYTES = 4  # of a parameter, a logit, and every field of a batch's tokens
 
 
@@ -47,10 +50,9 @@ def check_run(
     phases: Sequence[Phase],
     hooks: Sequence[Hook],
     microbatches: int,
-    devices: Sequence[jax.Device],
+    room: Room,
 ) -> None:
     """Raise ValueError, naming what is needed and what there is, where a run cannot fit."""
-    room = _room(devices)
     lasting = [parameters(model), *_averages(hooks, model)]
     _check(lasting, room)  # also that there are few enough of them to be counted further
     lasting += [_optimizer_state(model, optimizer, clip_norm), *_decoding_states(hooks, model)]
@@ -60,7 +62,7 @@ def check_run(
 
 def check_evaluation(model: DecoderConfig, phase: Phase, devices: Sequence[jax.Device]) -> None:
     """Raise ValueError where a trained model and a batch of a phase cannot fit."""
-    _check([parameters(model), *batch(phase, "phases[-1]", model, 1)], _room(devices))
+    _check([parameters(model), *batch(phase, "phases[-1]", model, 1)], room_of(devices))
 
 
 def parameters(model: DecoderConfig) -> Need:
@@ -110,11 +112,26 @@ def _size(tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _room(devices: Sequence[jax.Device]) -> Room:
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def most_room(devices: int) -> Room:
+    """Return more memory than so many devices have, and their machines, of any kind there is."""
+    return Room(hosts=10**18, devices=devices * 10**12)
+
+
+def room_of(devices: Sequence[jax.Device]) -> Room:
+    """Return the memory of these devices and of the machines they are in."""
+    host = _memory_of_this_machine()
     local = [device for device in devices if device.process_index == jax.process_index()]
     of_one = (local[0].memory_stats() or {}).get("bytes_limit", 0) if local else 0
     return Room(host * jax.process_count(), of_one * len(devices))
+
+
+def _memory_of_this_machine() -> int:
+    """Return the bytes there are, or those that the container at hand may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
 
 
 def _check(needs: list[Need], room: Room) -> None:

@@ -1,4 +1,4 @@
-"""Frozen weights on disk: written once, referred to by checkpoints, checked before use, removed with the last of them."""
+"""Frozen weights on disk: written once, referred to by checkpoints, checked, and removed with the last of them."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ from tiny import bytes_of, variant
 from jaxtrain.nn.remat import FullRemat
 from jaxtrain.train import needs
 from jaxtrain.train.hooks import ExponentialMovingAverage, LatestWeightAverage, Sample
-from jaxtrain.train.needs import Need, Room, check_evaluation, check_run
+from jaxtrain.train.needs import Need, Room, check_evaluation, check_run, most_room, room_of
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
 
@@ -18,7 +18,7 @@ PHASE = Phase(steps=2, batch_size=8, sequence_length=16)
 SAMPLE = Sample(every_steps=1, prompt="a", tokens=10**11)
 
 
-def check(*, model=None, phase=PHASE, hooks=(), microbatches=1):
+def check(*, model=None, phase=PHASE, hooks=(), microbatches=1, room=None):
     check_run(
         model=model or variant(),
         optimizer=runs.OPTIMIZER,
@@ -26,7 +26,7 @@ def check(*, model=None, phase=PHASE, hooks=(), microbatches=1):
         phases=(PHASE, phase),
         hooks=hooks,
         microbatches=microbatches,
-        devices=jax.devices(),
+        room=room or room_of(jax.devices()),
     )
 
 
@@ -53,6 +53,29 @@ def test_what_cannot_fit_is_refused_with_what_it_would_need(case, said):
     ) as error:
         check(**case)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"model": variant(d_model=2 * 10**9)},
+        {"model": variant(vocab_size=10**18)},
+        {"phase": dataclasses.replace(PHASE, batch_size=8 * 10**15)},
+    ],
+)
+def test_what_no_devices_have_is_not_compiled_either(case):
+    with pytest.raises(ValueError, match=r"^this needs \S+ .B of memory or more, and the devices have 4 TB: "):
+        check(**case, room=most_room(4))
+
+
+def test_a_container_has_the_memory_that_it_may_use(tmp_path, monkeypatch):
+    limit, none = tmp_path / "memory.max", tmp_path / "unlimited"
+    limit.write_text("1000\n")
+    none.write_text("max\n")
+    monkeypatch.setattr(needs, "_LIMITS", (tmp_path / "absent", none))
+    assert room_of(jax.devices()).hosts > 1000
+    monkeypatch.setattr(needs, "_LIMITS", (none, limit))
+    assert room_of(jax.devices()).hosts == 1000
 
 
 def test_what_may_fit_is_not_refused():
