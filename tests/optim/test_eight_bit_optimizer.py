@@ -114,7 +114,7 @@ def test_scales_are_sharded_as_their_codes():
     mesh = MESH.build()
     state = jax.eval_shape(lambda p: state_from_params(p, _transformation(MOMENTS[0])), SHAPES)
     layout = state_shardings(state, FACTS, mesh).opt_state.m
-    query = layout["blocks"]["blocks"][0]["mixer"]["query"]
+    query = layout["blocks"]["blocks"][0]["mixer"]["query"]["kernel"]
     assert query.scales.spec == query.codes.spec == P("stage", "fsdp", "tensor", None), query.codes.spec
 
 

@@ -12,10 +12,3 @@ class FeedForwardConfig(ABC):
 
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
-
-    @abstractmethod
-    def matrix_count(self, d_model: int) -> int:
-        """Return the parameters that multiply every token."""
-
-    @abstractmethod
-    def parameter_count(self, d_model: int) -> int: ...

@@ -12,6 +12,3 @@ class NormConfig(ABC):
 
     @abstractmethod
     def build(self, width: int) -> nnx.Module: ...
-
-    @abstractmethod
-    def parameter_count(self, width: int) -> int: ...
