@@ -5,6 +5,7 @@ neither the program nor its compile time grows with depth. The layout of the par
 unrolled. Nothing here knows of devices: `gather` and `constrain` carry logical names only.
 """
 
+import functools
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.axes import Axes
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
+from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
-from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
+from jaxtrain.nn.embed import Embedding, Positions, look_up
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
@@ -39,6 +43,7 @@ class DecoderConfig:
     max_length: int
     norm: NormConfig = RMSNormConfig()
     tied_embeddings: bool = False
+    head: LinearConfig = Dense()  # where it is not tied to the embeddings
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
     logit_softcap: float | None = None
@@ -56,6 +61,8 @@ class DecoderConfig:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
         check_positive_or_none(self, "logit_softcap")
+        if self.tied_embeddings and self.head != Dense():
+            raise ValueError(f"head={self.head}: with tied_embeddings=True the embeddings are the head; remove one")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
         return Decoder(self, rngs=nnx.Rngs(key))
@@ -66,9 +73,7 @@ class DecoderConfig:
 
     @property
     def parameter_count(self) -> int:
-        blocks = sum(block.parameter_count(self.d_model, self.norm) for block in self.pattern)
-        tables = self.vocab_size * (1 if self.tied_embeddings else 2) + self.learned_positions * self.max_length
-        return self.repeats * blocks + tables * self.d_model + self.norm.parameter_count(self.d_model)
+        return _counts(self).parameters
 
     def flops_per_token(self, length: int) -> float:
         """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
@@ -77,9 +82,10 @@ class DecoderConfig:
         attention 12 a head dimension for every key a query sees. Counted in Kaplan et al. (2020), arXiv:2001.08361,
         section 2.1, with causal attention at its true half.
         """
-        matrices = self.repeats * sum(block.matrix_count(self.d_model) for block in self.pattern)
+        tied_head = self.tied_embeddings * self.vocab_size * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
-        return 6.0 * (matrices + self.vocab_size * self.d_model) + mixing
+        found = _counts(self)
+        return 6.0 * (found.multiplying + tied_head) + 4.0 * found.frozen_multiplying + mixing
 
 
 def context_of(batch: Batch, keys: Keys | None, taps: Container[str] = ()) -> TokenContext:
@@ -125,7 +131,8 @@ class Decoder(nnx.Module):
         self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
-            self.output = Head(c.vocab_size, c.d_model, rngs=rngs)
+            width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
+            self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
@@ -221,11 +228,11 @@ class Decoder(nnx.Module):
 
     @property
     def _head_table(self) -> jax.Array:
-        return (self.embedding.table if self.config.tied_embeddings else self.output.kernel)[...]
+        return self.embedding.table[...] if self.config.tied_embeddings else self.output.dense()
 
     @property
     def _head_config(self) -> HeadConfig:
-        axes = (self.embedding.table if self.config.tied_embeddings else self.output.kernel).axes
+        axes = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)
         return HeadConfig(axes, self.config.compute_dtype, self.config.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -258,6 +265,12 @@ class AbstractModel(NamedTuple):
     graph: nnx.GraphDef
     shapes: ModelState
     axes: ModelState
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(config: DecoderConfig) -> Counts:
+    _, shapes, axes = abstract_model(config)
+    return counts(shapes, axes)
 
 
 def abstract_model(config: DecoderConfig) -> AbstractModel:

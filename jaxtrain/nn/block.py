@@ -27,14 +27,6 @@ class BlockConfig:
     def build(self, d_model: int, *, norm: NormConfig, dropout: float, rngs: nnx.Rngs) -> "Block":
         return Block(self, d_model, norm=norm, dropout=dropout, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        """Return the parameters that multiply every token."""
-        return self.mixer.matrix_count(d_model) + self.mlp.matrix_count(d_model)
-
-    def parameter_count(self, d_model: int, norm: NormConfig) -> int:
-        norms = (4 if self.post_norm else 2) * norm.parameter_count(d_model)
-        return self.mixer.parameter_count(d_model) + self.mlp.parameter_count(d_model) + norms
-
 
 class Block(Layer):
     def __init__(self, config: BlockConfig, d_model: int, *, norm: NormConfig, dropout: float, rngs: nnx.Rngs):

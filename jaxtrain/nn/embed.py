@@ -26,13 +26,6 @@ class Positions(nnx.Module):
         self.table = normal(rngs.params(), shape, names, fan_in=d_model, kind=Kind.TABLE)
 
 
-class Head(nnx.Module):
-    """Logits of a vocabulary from the model width."""
-
-    def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
-        self.kernel = normal(rngs.params(), (vocab_size, d_model), ("vocab", "embed"), fan_in=d_model)
-
-
 def look_up(table: Float[Array, "W D"], ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     return jnp.take(table, ids, axis=0, mode="clip")
 

@@ -1,6 +1,7 @@
 """What F, B and W of a model's layers cost, by their FLOPs: for the simulator, and for how ticks are packed."""
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.counts import counts
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.pipeline.simulator import Costs
 
 
@@ -10,7 +11,8 @@ def layer_costs(model: DecoderConfig, length: int, *, forward_again: bool = Fals
     A product with weights costs as much in B and in W as in F. What mixes along the length has no weights: it costs
     twice as much in B and nothing in W. With `forward_again` B also runs the forward of a layer that kept no values.
     """
-    products = 2.0 * sum(block.matrix_count(model.d_model) for block in model.pattern)
+    _, params, axes = abstract_model(model)
+    products = 2.0 * counts(params["blocks"], axes["blocks"]).multiplying / model.repeats
     mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
     return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=products / forward)

@@ -1,16 +1,29 @@
 """Trees of parameters as earlier layouts of checkpoints have them.
 
-Layout 1: the one stack lies beside the other parameters as `blocks`, where today it is `stacks/blocks`; and what a
-training state holds besides its parameters has an empty place for them.
+Layout 1: layers owned matrices where they own linears today (`query` for `query/kernel`, `query_bias` for `query/bias`);
+the one stack lay beside the other parameters as `blocks`, where it is `stacks/blocks` today; and what a training state
+holds besides its parameters had an empty place for them.
 """
 
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxtrain.shapes import ParamTree
 
 LAYOUT = 2  # of what is written today
+Path = tuple[str | int, ...]
+
+_LINEARS = {
+    "mixer": ("query", "key", "value", "output", "beta"),
+    "heads": ("query", "key", "value", "gate", "output"),  # of recurrent mixers
+    "decay": ("down", "up"),
+    "mlp": ("gate", "up", "down"),
+}
+_KERNELS = {(layer, name, "kernel"): (layer, name) for layer, names in _LINEARS.items() for name in names}
+_BIASES = {(layer, name, "bias"): (layer, f"{name}_bias") for layer, names in _LINEARS.items() for name in names}
+_LAYOUT_1 = _KERNELS | _BIASES | {("decay", "step", "kernel"): ("decay", "weight")}
 
 
 def as_saved(tree: Any, layout: int) -> Any:
@@ -34,4 +47,12 @@ def _is_model(tree: Any) -> bool:
 
 
 def _in_layout_1(params: ParamTree) -> ParamTree:
-    return {name: tree for name, tree in params.items() if name != "stacks"} | params["stacks"]
+    return unflatten_dict({_path_in_layout_1(path): leaf for path, leaf in flatten_dict(params).items()})
+
+
+def _path_in_layout_1(path: Path) -> Path:
+    path = path[1:] if path[0] == "stacks" else path
+    for i in range(len(path) - 2):
+        if found := _LAYOUT_1.get(path[i : i + 3]):
+            return (*path[:i], *found, *path[i + 3 :])
+    return path

@@ -88,8 +88,8 @@ def _check_axes(axes: Axes, shape: tuple) -> None:
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():
     _, _, (axes, *_) = abstract_model(_decoder(STEPPED, GATED))
     step, channel = (axes["stacks"]["blocks"]["blocks"][place]["mixer"]["decay"] for place in (0, 1))
-    assert [step[name].decays for name in ("weight", "bias", "log_rate")] == [True, False, False]
-    assert [channel[name].decays for name in ("down", "up", "bias")] == [True, True, False]
+    assert step["step"]["kernel"].decays and not step["bias"].decays and not step["log_rate"].decays
+    assert channel["down"]["kernel"].decays and channel["up"]["kernel"].decays and not channel["bias"].decays
 
 
 @pytest.mark.parametrize("mixer", [GATED, STEPPED], ids=["channel", "step"])
@@ -172,7 +172,7 @@ def test_the_bound_on_gradients_notices_one_sign_one_head_and_one_token(one_devi
     gradient, weights = one_device(BATCH)[1], BATCH.weights.copy()
     weights[0, np.flatnonzero(weights[0])[0]] = 0
     queries = [
-        mixer.get("heads", mixer)["query"]
+        mixer.get("heads", mixer)["query"]["kernel"]
         for mixer in (b["mixer"] for b in gradient["stacks"]["blocks"]["blocks"].values())
     ]
     faults = {

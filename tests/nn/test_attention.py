@@ -61,10 +61,10 @@ def _rms(x: np.ndarray, config: RMSNormConfig, scale: np.ndarray) -> np.ndarray:
 
 def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray) -> np.ndarray:
     params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
-    w = {name: np.asarray(p, np.float64) for name, p in params.items() if not isinstance(p, dict)}
-    q, k, v = (np.einsum("bld,dhk->blhk", x, w[name]) for name in ("query", "key", "value"))
+    w = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    q, k, v = (np.einsum("bld,dhk->blhk", x, w[name]["kernel"]) for name in ("query", "key", "value"))
     if config.bias:
-        q, k, v = q + w["query_bias"], k + w["key_bias"], v + w["value_bias"]
+        q, k, v = q + w["query"]["bias"], k + w["key"]["bias"], v + w["value"]["bias"]
     if config.qk_norm:
         q = _rms(q, config.qk_norm, np.asarray(params["query_norm"]["scale"], np.float64))
         k = _rms(k, config.qk_norm, np.asarray(params["key_norm"]["scale"], np.float64))
@@ -81,8 +81,8 @@ def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray
             scores = [config.softcap * math.tanh(score / config.softcap) for score in scores]
         total = sum(math.exp(score) for score in scores)
         y[b, i, h] = sum(math.exp(score) / total * v[b, s, j] for score, s in zip(scores, seen, strict=True))
-    out = np.einsum("blhk,hkd->bld", y, w["output"])
-    return out + w["output_bias"] if config.bias else out
+    out = np.einsum("blhk,hkd->bld", y, w["output"]["kernel"])
+    return out + w["output"]["bias"] if config.bias else out
 
 
 @pytest.mark.parametrize("name", VARIANTS)

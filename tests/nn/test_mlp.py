@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,17 +26,18 @@ def x():
     return np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
 
 
-def _arrays(layer: nnx.Module) -> dict[str, np.ndarray]:
-    return {name: np.asarray(p, np.float64) for name, p in nnx.to_pure_dict(nnx.state(layer, nnx.Param)).items()}
+def _arrays(layer: nnx.Module) -> dict:
+    return jax.tree.map(lambda p: np.asarray(p, np.float64), nnx.to_pure_dict(nnx.state(layer, nnx.Param)))
 
 
 @pytest.mark.parametrize("activation", FORMULAS)
 def test_plain_feed_forward_is_its_formula(x, activation):
     layer = MLPConfig(hidden=12, activation=activation, bias=True).build(8, rngs=nnx.Rngs(0))
-    layer.up_bias[...] = jnp.linspace(-1, 1, 12)
-    layer.down_bias[...] = jnp.linspace(2, 3, 8)
+    layer.up.bias[...] = jnp.linspace(-1, 1, 12)
+    layer.down.bias[...] = jnp.linspace(2, 3, 8)
     w = _arrays(layer)
-    desired = FORMULAS[activation](x @ w["up"] + w["up_bias"]) @ w["down"] + w["down_bias"]
+    hidden = FORMULAS[activation](x @ w["up"]["kernel"] + w["up"]["bias"])
+    desired = hidden @ w["down"]["kernel"] + w["down"]["bias"]
     assert_close(layer(x, None).y, desired, CLOSED_FORM_LAYER)
 
 
@@ -43,7 +45,8 @@ def test_plain_feed_forward_is_its_formula(x, activation):
 def test_gated_feed_forward_is_its_formula(x, activation):
     layer = GatedMLPConfig(hidden=12, activation=activation).build(8, rngs=nnx.Rngs(0))
     w = _arrays(layer)
-    desired = (FORMULAS[activation](x @ w["gate"]) * (x @ w["up"])) @ w["down"]
+    hidden = FORMULAS[activation](x @ w["gate"]["kernel"]) * (x @ w["up"]["kernel"])
+    desired = hidden @ w["down"]["kernel"]
     assert_close(layer(x, None).y, desired, CLOSED_FORM_LAYER)
 
 

@@ -33,14 +33,14 @@ def test_every_matrix_of_a_decoder_starts_with_the_deviation_of_its_own_fan_in(l
     mixer = {"query": D, "key": D, "value": D, "output": HK}
     for layer, fan_ins in (("mixer", mixer), ("mlp", {"gate": D, "up": D, "down": F})):
         for name, fan_in in fan_ins.items():
-            assert np.std(block[layer][name]) == pytest.approx(fan_in**-0.5, rel=0.05), name
+            assert np.std(block[layer][name]["kernel"]) == pytest.approx(fan_in**-0.5, rel=0.05), name
     for table in (llama3["embedding"]["table"], llama3["output"]["kernel"]):
         assert np.std(table) == pytest.approx(D**-0.5, rel=0.05)
     assert_close(block["mixer_norm"]["scale"], np.ones((2, D), np.float32), EXACT)
 
 
 def test_layers_of_a_stack_start_different(llama3):
-    query = llama3["stacks"]["blocks"]["blocks"][0]["mixer"]["query"].reshape(2, -1)
+    query = llama3["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]["kernel"].reshape(2, -1)
     assert abs(np.corrcoef(query)[0, 1]) < 0.1
 
 

@@ -116,7 +116,7 @@ def test_scales_are_sharded_as_their_codes():
     mesh = MESH.build()
     state = jax.eval_shape(lambda p: state_of(ModelState(p), _transformation(MOMENTS[0])), SHAPES)
     layout = state_shardings(state, ModelState(FACTS), mesh).opt_state.m
-    query = layout["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]
+    query = layout["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]["kernel"]
     assert query.scales.spec == query.codes.spec == P("stage", "fsdp", "tensor", None), query.codes.spec
 
 

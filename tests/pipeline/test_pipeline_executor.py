@@ -206,7 +206,7 @@ def test_a_checkpoint_restores_on_another_number_of_stages_and_on_none(repeats, 
     desired = jax.jit(lambda params: state_of(ModelState(params), tx))(random_params(config))
     desired = jax.tree.map(lambda x: x + jnp.ones_like(x), desired)
     placed = jax.device_put(desired, jax.tree.map(lambda x: x.sharding, laid_out(4)))
-    leaf = placed.opt_state[0].mu["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
+    leaf = placed.opt_state[0].mu["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]["kernel"]
     assert leaf.sharding.shard_shape(leaf.shape)[0] == (repeats // 4 if repeats % 4 == 0 else repeats)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, Snapshot(placed, {}, {}))

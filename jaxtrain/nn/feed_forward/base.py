@@ -18,10 +18,3 @@ class FeedForwardConfig(Technique):
 
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...
-
-    @abstractmethod
-    def matrix_count(self, d_model: int) -> int:
-        """Return the parameters that multiply every token."""
-
-    @abstractmethod
-    def parameter_count(self, d_model: int) -> int: ...

@@ -8,11 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
-from jaxtrain.nn.param import normal
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.ranges import check_at_least_one
 
 
@@ -22,6 +22,7 @@ class GatedMLPConfig(FeedForwardConfig):
 
     hidden: int
     activation: str = "silu"
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2002.05202"
 
     def __post_init__(self):
@@ -31,25 +32,19 @@ class GatedMLPConfig(FeedForwardConfig):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "GatedMLP":
         return GatedMLP(self, d_model, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        return 3 * d_model * self.hidden
-
-    def parameter_count(self, d_model: int) -> int:
-        return self.matrix_count(d_model)
-
 
 class GatedMLP(Layer):
     def __init__(self, config: GatedMLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
-        hidden = config.hidden
-        self.gate = normal(rngs.params(), (d_model, hidden), ("embed", "mlp"), fan_in=d_model)
-        self.up = normal(rngs.params(), (d_model, hidden), ("embed", "mlp"), fan_in=d_model)
-        self.down = normal(rngs.params(), (hidden, d_model), ("mlp", "embed"), fan_in=hidden)
+        width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
+        self.gate = config.linear.build(width, hidden, rngs=rngs)
+        self.up = config.linear.build(width, hidden, rngs=rngs)
+        self.down = config.linear.build(hidden, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
-        gate_BLF, up_BLF = _used_together(dense(x, self.gate[...]), dense(x, self.up[...]))
+        gate_BLF, up_BLF = _used_together(self.gate(x), self.up(x))
         h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
-        return Out(dense(h_BLF, self.down[...]))
+        return Out(self.down(h_BLF))
 
 
 @jax.custom_vjp

@@ -7,11 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import constrain
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
-from jaxtrain.nn.param import constant, normal
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.ranges import check_at_least_one
 
 
@@ -22,6 +22,7 @@ class MLPConfig(FeedForwardConfig):
     hidden: int
     activation: str = "gelu_tanh"
     bias: bool = False
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
@@ -31,27 +32,14 @@ class MLPConfig(FeedForwardConfig):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "MLP":
         return MLP(self, d_model, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        return 2 * d_model * self.hidden
-
-    def parameter_count(self, d_model: int) -> int:
-        return self.matrix_count(d_model) + self.bias * (self.hidden + d_model)
-
 
 class MLP(Layer):
     def __init__(self, config: MLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
-        hidden = config.hidden
-        self.up = normal(rngs.params(), (d_model, hidden), ("embed", "mlp"), fan_in=d_model)
-        self.down = normal(rngs.params(), (hidden, d_model), ("mlp", "embed"), fan_in=hidden)
-        if config.bias:
-            self.up_bias = constant(0.0, (hidden,), ("mlp",))
-            self.down_bias = constant(0.0, (d_model,), ("width",))
+        width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
+        self.up = config.linear.build(width, hidden, bias=config.bias, rngs=rngs)
+        self.down = config.linear.build(hidden, width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
-        h_BLF = dense(x, self.up[...])
-        if self.config.bias:
-            h_BLF = h_BLF + self.up_bias[...].astype(x.dtype)[None, None]
-        h_BLF = constrain(ACTIVATIONS[self.config.activation](h_BLF), "batch", "length", "mlp")
-        y = dense(h_BLF, self.down[...])
-        return Out(y + self.down_bias[...].astype(x.dtype)[None, None] if self.config.bias else y)
+        h_BLF = constrain(ACTIVATIONS[self.config.activation](self.up(x)), "batch", "length", "mlp")
+        return Out(self.down(h_BLF))

@@ -17,11 +17,11 @@ from jaxtrain_kernels.flash_attention import IMPLEMENTATIONS, Blocks, flash_atte
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
-from jaxtrain.nn.param import constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
 
@@ -43,6 +43,7 @@ class AttentionConfig(MixerConfig):
     softcap: float | None = None
     scale: float | None = None
     implementation: str | None = None
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
@@ -58,14 +59,6 @@ class AttentionConfig(MixerConfig):
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, d_model, rngs=rngs)
-
-    def matrix_count(self, d_model: int) -> int:
-        return 2 * d_model * self.head_dim * (self.heads + self.kv_heads)
-
-    def parameter_count(self, d_model: int) -> int:
-        norms = 2 * self.qk_norm.parameter_count(self.head_dim) if self.qk_norm else 0
-        biases = self.head_dim * (self.heads + 2 * self.kv_heads) + d_model if self.bias else 0
-        return self.matrix_count(d_model) + norms + biases
 
     def mean_keys(self, length: int) -> float:
         """Return the mean number of keys that a query of a sequence of this length sees."""
@@ -85,19 +78,15 @@ class KVCache(NamedTuple):
 class Attention(Layer):
     def __init__(self, config: AttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        H, J, K = c.heads, c.kv_heads, c.head_dim
-        self.query = normal(rngs.params(), (d_model, H, K), ("embed", "heads", "head_dim"), fan_in=d_model)
-        self.key = normal(rngs.params(), (d_model, J, K), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
-        self.value = normal(rngs.params(), (d_model, J, K), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
-        self.output = normal(rngs.params(), (H, K, d_model), ("heads", "head_dim", "embed"), fan_in=H * K)
-        if c.bias:
-            self.query_bias = constant(0.0, (H, K), ("heads", "head_dim"))
-            self.key_bias = constant(0.0, (J, K), ("kv_heads", "head_dim"))
-            self.value_bias = constant(0.0, (J, K), ("kv_heads", "head_dim"))
-            self.output_bias = constant(0.0, (d_model,), ("width",))
+        width, channels = ((d_model, "embed"),), (c.head_dim, "head_dim")
+        heads, kv_heads = ((c.heads, "heads"), channels), ((c.kv_heads, "kv_heads"), channels)
+        self.query = c.linear.build(width, heads, bias=c.bias, rngs=rngs)
+        self.key = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.value = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.output = c.linear.build(heads, width, bias=c.bias, rngs=rngs)
         if c.qk_norm:
-            self.query_norm = c.qk_norm.build(K)
-            self.key_norm = c.qk_norm.build(K)
+            self.query_norm = c.qk_norm.build(c.head_dim)
+            self.key_norm = c.qk_norm.build(c.head_dim)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
         """Return an empty cache for so many tokens."""
@@ -107,13 +96,7 @@ class Attention(Layer):
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | None = None) -> Out:
         """Attend. With a state, the L new tokens are written at `context.cache_index` and see all that is cached."""
         c = self.config
-        q_BLHK = dense(x, self.query[...])
-        k_BLJK = dense(x, self.key[...])
-        v_BLJK = dense(x, self.value[...])
-        if c.bias:
-            q_BLHK = q_BLHK + self.query_bias[...].astype(x.dtype)[None, None]
-            k_BLJK = k_BLJK + self.key_bias[...].astype(x.dtype)[None, None]
-            v_BLJK = v_BLJK + self.value_bias[...].astype(x.dtype)[None, None]
+        q_BLHK, k_BLJK, v_BLJK = self.query(x), self.key(x), self.value(x)
         if c.qk_norm:
             q_BLHK, k_BLJK = self.query_norm(q_BLHK), self.key_norm(k_BLJK)
         if c.rope:
@@ -135,8 +118,7 @@ class Attention(Layer):
             )
             y_BLHK = attend_to_cache(q_BLHK, state, context, c)
         y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # for its gradient, which this lays out alike
-        y = dense(y_BLHK, self.output[...], inputs=2)
-        return Out(y + self.output_bias[...].astype(x.dtype)[None, None] if c.bias else y, state)
+        return Out(self.output(y_BLHK), state)
 
 
 def repeat(x: Float[Array, "B L J K"], config: AttentionConfig) -> Float[Array, "B L H K"]:

@@ -22,12 +22,5 @@ class MixerConfig(Technique):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...
 
     @abstractmethod
-    def matrix_count(self, d_model: int) -> int:
-        """Return the parameters that multiply every token."""
-
-    @abstractmethod
-    def parameter_count(self, d_model: int) -> int: ...
-
-    @abstractmethod
     def mixing_flops(self, length: int) -> float:
         """Return the operations of a token's mixing in sequences of this length, forward and backward."""

@@ -17,8 +17,9 @@ from jaxtrain_kernels.chunks import check_chunk_size
 from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_step
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import NoDecay, ScalarDecayConfig
 from jaxtrain.nn.mixers.recurrent import (
@@ -32,7 +33,6 @@ from jaxtrain.nn.mixers.recurrent import (
 )
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import normal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,7 @@ class DeltaRuleConfig(MixerConfig):
     norm: NormConfig = RMSNormConfig()
     chunk_size: int = 64
     implementation: str | None = None
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2406.06484"
 
     def __post_init__(self):
@@ -61,15 +62,6 @@ class DeltaRuleConfig(MixerConfig):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "DeltaRule":
         return DeltaRule(self, d_model, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        decay = self.decay.matrix_count(d_model, self.kv_heads, self.head_dim)
-        return self.shape.matrix_count(d_model) + d_model * self.kv_heads + decay
-
-    def parameter_count(self, d_model: int) -> int:
-        decay = self.decay.parameter_count(d_model, self.kv_heads, self.head_dim)
-        projections = self.shape.matrix_count(d_model) + d_model * self.kv_heads
-        return projections + decay + self.norm.parameter_count(self.value_dim)
-
     def mixing_flops(self, length: int) -> float:
         """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
         looked_up = self.kv_heads * self.head_dim * self.value_dim  # what the key held before
@@ -79,8 +71,8 @@ class DeltaRuleConfig(MixerConfig):
 class DeltaRule(Layer):
     def __init__(self, config: DeltaRuleConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
-        self.beta = normal(rngs.params(), (d_model, c.kv_heads), ("embed", "kv_heads"), fan_in=d_model)
+        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
+        self.beta = c.linear.build(((d_model, "embed"),), ((c.kv_heads, "kv_heads"),), rngs=rngs)
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:
@@ -92,7 +84,7 @@ class DeltaRule(Layer):
         c = self.config
         q, k, v = self.heads.project(x)
         q, k = unit_length(jax.nn.silu(q)), unit_length(jax.nn.silu(k))
-        beta = jax.nn.sigmoid(dense(x, self.beta[...]).astype(jnp.float32))
+        beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
         log_decay = self.decay(x)
         mix = functools.partial(delta_rule, chunk_size=c.chunk_size)
         if state is None:

@@ -18,6 +18,8 @@ from jaxtrain_kernels.linear_attention import IMPLEMENTATIONS, linear_attention,
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import ChannelDecay, DecayConfig
 from jaxtrain.nn.mixers.recurrent import (
@@ -45,6 +47,7 @@ class LinearAttentionConfig(MixerConfig):
     norm: NormConfig = RMSNormConfig()
     chunk_size: int = 64
     implementation: str | None = None
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2006.16236"
 
     def __post_init__(self):
@@ -59,13 +62,6 @@ class LinearAttentionConfig(MixerConfig):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "LinearAttention":
         return LinearAttention(self, d_model, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        return self.shape.matrix_count(d_model) + self.decay.matrix_count(d_model, self.kv_heads, self.head_dim)
-
-    def parameter_count(self, d_model: int) -> int:
-        decay = self.decay.parameter_count(d_model, self.kv_heads, self.head_dim)
-        return self.shape.matrix_count(d_model) + decay + self.norm.parameter_count(self.value_dim)
-
     def mixing_flops(self, length: int) -> float:
         """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
         return 6.0 * self.shape.products()
@@ -74,7 +70,7 @@ class LinearAttentionConfig(MixerConfig):
 class LinearAttention(Layer):
     def __init__(self, config: LinearAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.heads = RecurrentHeads(c.shape, d_model, c.norm, rngs=rngs)
+        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:

@@ -14,10 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.mesh import axis_size, constrain, on_each_device
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.layer import TokenContext
+from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.norms.base import NormConfig
-from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one
 
 
@@ -31,11 +30,6 @@ class RecurrentShape(NamedTuple):
         check_at_least_one(self, *self._fields)
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
-
-    def matrix_count(self, d_model: int) -> int:
-        """Return the parameters of queries, keys, values, output gate and output."""
-        H, J, K, V = self
-        return d_model * (H * K + J * K + J * V + 2 * H * V)
 
     def products(self) -> int:
         """Return the multiplications of one step of a linear-attention state: it is written, and each head reads."""
@@ -51,14 +45,16 @@ class RecurrentState(NamedTuple):
 class RecurrentHeads(nnx.Module):
     """The projections."""
 
-    def __init__(self, shape: RecurrentShape, d_model: int, norm: NormConfig, *, rngs: nnx.Rngs):
-        H, J, K, V = self.shape = shape
-        self.query = normal(rngs.params(), (d_model, H, K), ("embed", "heads", "head_dim"), fan_in=d_model)
-        self.key = normal(rngs.params(), (d_model, J, K), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
-        self.value = normal(rngs.params(), (d_model, J, V), ("embed", "kv_heads", "head_dim"), fan_in=d_model)
-        self.gate = normal(rngs.params(), (d_model, H, V), ("embed", "heads", "head_dim"), fan_in=d_model)
-        self.output = normal(rngs.params(), (H, V, d_model), ("heads", "head_dim", "embed"), fan_in=H * V)
-        self.norm = norm.build(V)
+    def __init__(self, shape: RecurrentShape, d_model: int, *, norm: NormConfig, linear: LinearConfig, rngs: nnx.Rngs):
+        self.shape = shape
+        width, heads, kv_heads = (d_model, "embed"), (shape.heads, "heads"), (shape.kv_heads, "kv_heads")
+        channels, values = (shape.head_dim, "head_dim"), (shape.value_dim, "head_dim")
+        self.query = linear.build((width,), (heads, channels), rngs=rngs)
+        self.key = linear.build((width,), (kv_heads, channels), rngs=rngs)
+        self.value = linear.build((width,), (kv_heads, values), rngs=rngs)
+        self.gate = linear.build((width,), (heads, values), rngs=rngs)
+        self.output = linear.build((heads, values), (width,), rngs=rngs)
+        self.norm = norm.build(shape.value_dim)
 
     def initial_state(self, batch: int) -> RecurrentState:
         _, J, K, V = self.shape
@@ -66,12 +62,12 @@ class RecurrentHeads(nnx.Module):
 
     def project(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values."""
-        return dense(x, self.query[...]), dense(x, self.key[...]), dense(x, self.value[...])
+        return self.query(x), self.key(x), self.value(x)
 
     def finish(self, y: Float[Array, "B L H V"], x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Return what the heads' outputs add to the residual stream."""
-        y = self.norm(y) * jax.nn.silu(dense(x, self.gate[...]))
-        return dense(constrain(y, "batch", "length", "heads", None), self.output[...], inputs=2)
+        y = self.norm(y) * jax.nn.silu(self.gate(x))
+        return self.output(constrain(y, "batch", "length", "heads", None))
 
 
 def mix_sequences(

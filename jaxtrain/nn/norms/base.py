@@ -14,6 +14,3 @@ class NormConfig(Technique):
 
     @abstractmethod
     def build(self, width: int) -> nnx.Module: ...
-
-    @abstractmethod
-    def parameter_count(self, width: int) -> int: ...

@@ -27,9 +27,6 @@ class LayerNormConfig(NormConfig):
     def build(self, width: int) -> "LayerNorm":
         return LayerNorm(self, width)
 
-    def parameter_count(self, width: int) -> int:
-        return width * (1 + self.bias)
-
 
 class LayerNorm(nnx.Module):
     def __init__(self, config: LayerNormConfig, width: int):

@@ -26,9 +26,6 @@ class RMSNormConfig(NormConfig):
     def build(self, width: int) -> "RMSNorm":
         return RMSNorm(width, epsilon=self.epsilon, offset=0.0)
 
-    def parameter_count(self, width: int) -> int:
-        return width
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OffsetRMSNormConfig(NormConfig):
@@ -42,9 +39,6 @@ class OffsetRMSNormConfig(NormConfig):
 
     def build(self, width: int) -> "RMSNorm":
         return RMSNorm(width, epsilon=self.epsilon, offset=1.0)
-
-    def parameter_count(self, width: int) -> int:
-        return width
 
 
 class RMSNorm(nnx.Module):

@@ -9,7 +9,7 @@ from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.surgery.huggingface.family import Family, write_activation
-from jaxtrain.surgery.huggingface.layout import Tensor, as_is, in_layers, inputs_first, side_by_side
+from jaxtrain.surgery.huggingface.layout import Tensor, as_is, conv1d, conv1d_of, in_layers
 from jaxtrain.surgery.huggingface.settings import Settings
 
 DEFAULTS = {
@@ -89,18 +89,13 @@ class GPT2(Family):
 
 def _block_tensors(config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
     D, F, H = (config.d_model,), (block.mlp.hidden,), (block.mixer.heads, block.mixer.head_dim)
-    qkv = [("mixer", name) for name in ("query", "key", "value")]
     return [
         *_norm("ln_1", config.d_model, "mixer_norm"),
-        side_by_side("attn.c_attn.weight", D, H, *qkv),
-        side_by_side("attn.c_attn.bias", (), H, *((mixer, f"{name}_bias") for mixer, name in qkv)),
-        inputs_first("attn.c_proj.weight", H, D, "mixer", "output"),
-        as_is("attn.c_proj.bias", D, "mixer", "output_bias"),
+        *conv1d_of("attn.c_attn", D, H, ("mixer", "query"), ("mixer", "key"), ("mixer", "value")),
+        *conv1d("attn.c_proj", H, D, "mixer", "output"),
         *_norm("ln_2", config.d_model, "mlp_norm"),
-        inputs_first("mlp.c_fc.weight", D, F, "mlp", "up"),
-        as_is("mlp.c_fc.bias", F, "mlp", "up_bias"),
-        inputs_first("mlp.c_proj.weight", F, D, "mlp", "down"),
-        as_is("mlp.c_proj.bias", D, "mlp", "down_bias"),
+        *conv1d("mlp.c_fc", D, F, "mlp", "up"),
+        *conv1d("mlp.c_proj", F, D, "mlp", "down"),
     ]
 
 

@@ -35,29 +35,39 @@ class Tensor(NamedTuple):
 
 
 def as_is(name: str, shape: Axes, *path: str | int) -> Tensor:
-    """A tensor that is a parameter as it stands: tables and norms."""
+    """A tensor that is a parameter as it stands: tables, norms, and the head, which keeps its outputs first too."""
     return Tensor(name, shape, (Part(path, lambda w: w),))
 
 
-def heads_apart(name: str, shape: Axes, *path: str | int) -> Tensor:
-    """A vector whose axis is several of ours: biases."""
-    return Tensor(name, (math.prod(shape),), (Part(path, lambda w: w.reshape(shape)),))
-
-
-def outputs_first(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> Tensor:
-    """The matrix of a `torch.nn.Linear`."""
+def torch_linear(name: str, inputs: Axes, outputs: Axes, *path: str | int, bias: bool = False) -> list[Tensor]:
+    """A linear as a `torch.nn.Linear`."""
     order = (*range(len(outputs), len(outputs) + len(inputs)), *range(len(outputs)))
-    part = Part(path, lambda w: w.reshape(*outputs, *inputs).transpose(order))
-    return Tensor(name, (math.prod(outputs), math.prod(inputs)), (part,))
+    kernel = Part((*path, "kernel"), lambda w: w.reshape(*outputs, *inputs).transpose(order))
+    weight = Tensor(f"{name}.weight", (math.prod(outputs), math.prod(inputs)), (kernel,))
+    return [weight, _bias(name, outputs, *path)] if bias else [weight]
 
 
-def inputs_first(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> Tensor:
-    """The matrix of GPT-2's `Conv1D`."""
-    part = Part(path, lambda w: w.reshape(*inputs, *outputs))
-    return Tensor(name, (math.prod(inputs), math.prod(outputs)), (part,))
+def conv1d(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> list[Tensor]:
+    """A linear as GPT-2's `Conv1D`, which has a bias."""
+    kernel = Part((*path, "kernel"), lambda w: w.reshape(*inputs, *outputs))
+    weight = Tensor(f"{name}.weight", (math.prod(inputs), math.prod(outputs)), (kernel,))
+    return [weight, _bias(name, outputs, *path)]
 
 
-def side_by_side(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> Tensor:
+def _bias(name: str, outputs: Axes, *path: str | int) -> Tensor:
+    """A vector whose axis may be several of ours."""
+    return Tensor(f"{name}.bias", (math.prod(outputs),), (Part((*path, "bias"), lambda w: w.reshape(outputs)),))
+
+
+def conv1d_of(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> list[Tensor]:
+    """Linears from the same inputs as one `Conv1D`, their outputs side by side."""
+    return [
+        _side_by_side(f"{name}.weight", inputs, outputs, *((*path, "kernel") for path in paths)),
+        _side_by_side(f"{name}.bias", (), outputs, *((*path, "bias") for path in paths)),
+    ]
+
+
+def _side_by_side(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> Tensor:
     """Parameters of one shape next to each other along the outputs; inputs () for biases."""
     count, before = len(paths), (slice(None),) * len(inputs)
 

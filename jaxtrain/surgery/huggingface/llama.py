@@ -14,7 +14,7 @@ from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern, write_activation, write_rope
-from jaxtrain.surgery.huggingface.layout import Tensor, as_is, heads_apart, in_layers, outputs_first
+from jaxtrain.surgery.huggingface.layout import Tensor, as_is, in_layers, torch_linear
 from jaxtrain.surgery.huggingface.settings import Settings
 
 Windows = tuple[int | None, ...]  # of every layer
@@ -128,13 +128,13 @@ class LlamaShaped(Family):
         D, F, mixer = (config.d_model,), (block.mlp.hidden,), block.mixer
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
         tensors = [
-            outputs_first("self_attn.q_proj.weight", D, H, "mixer", "query"),
-            outputs_first("self_attn.k_proj.weight", D, J, "mixer", "key"),
-            outputs_first("self_attn.v_proj.weight", D, J, "mixer", "value"),
-            outputs_first("self_attn.o_proj.weight", H, D, "mixer", "output"),
-            outputs_first("mlp.gate_proj.weight", D, F, "mlp", "gate"),
-            outputs_first("mlp.up_proj.weight", D, F, "mlp", "up"),
-            outputs_first("mlp.down_proj.weight", F, D, "mlp", "down"),
+            *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias=mixer.bias),
+            *torch_linear("self_attn.k_proj", D, J, "mixer", "key", bias=mixer.bias),
+            *torch_linear("self_attn.v_proj", D, J, "mixer", "value", bias=mixer.bias),
+            *torch_linear("self_attn.o_proj", H, D, "mixer", "output", bias=mixer.bias),
+            *torch_linear("mlp.gate_proj", D, F, "mlp", "gate"),
+            *torch_linear("mlp.up_proj", D, F, "mlp", "up"),
+            *torch_linear("mlp.down_proj", F, D, "mlp", "down"),
         ]
         norms = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"}
         if self.gemma:
@@ -145,9 +145,6 @@ class LlamaShaped(Family):
                 "post_feedforward_layernorm": "mlp_post_norm",
             }
         tensors += [as_is(f"{theirs}.weight", D, ours, "scale") for theirs, ours in norms.items()]
-        if mixer.bias:
-            biases = {"q": ("query_bias", H), "k": ("key_bias", J), "v": ("value_bias", J), "o": ("output_bias", D)}
-            tensors += [heads_apart(f"self_attn.{x}_proj.bias", n, "mixer", ours) for x, (ours, n) in biases.items()]
         if mixer.qk_norm:
             K = (mixer.head_dim,)
             tensors.append(as_is("self_attn.q_norm.weight", K, "mixer", "query_norm", "scale"))

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.dense import dense
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.decay.base import DecayConfig, ScalarDecayConfig
-from jaxtrain.nn.param import constant, normal, vector
+from jaxtrain.nn.param import constant, vector
 from jaxtrain.ranges import check_positive
 
 
@@ -27,12 +28,6 @@ class NoDecay(ScalarDecayConfig):
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_NoDecay":
         return _NoDecay()
-
-    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return 0
-
-    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return 0
 
 
 class _NoDecay(nnx.Module):
@@ -49,12 +44,6 @@ class FixedDecay(ScalarDecayConfig):
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_FixedDecay":
         return _FixedDecay(heads)
 
-    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return 0
-
-    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return 0
-
 
 class _FixedDecay(nnx.Module):
     def __init__(self, heads: int):
@@ -68,26 +57,21 @@ class _FixedDecay(nnx.Module):
 class StepDecay(ScalarDecayConfig):
     """One number a head and step: -rate softplus(x w + bias). Mamba-2, Dao and Gu (2024), arXiv:2405.21060."""
 
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2405.21060"
 
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_StepDecay":
-        return _StepDecay(d_model, heads, rngs=rngs)
-
-    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return d_model * heads
-
-    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return (d_model + 2) * heads
+        return _StepDecay(self.linear, d_model, heads, rngs=rngs)
 
 
 class _StepDecay(nnx.Module):
-    def __init__(self, d_model: int, heads: int, *, rngs: nnx.Rngs):
-        self.weight = normal(rngs.params(), (d_model, heads), ("embed", "kv_heads"), fan_in=d_model)
+    def __init__(self, linear: LinearConfig, d_model: int, heads: int, *, rngs: nnx.Rngs):
+        self.step = linear.build(((d_model, "embed"),), ((heads, "kv_heads"),), rngs=rngs)
         self.bias = constant(-4.6, (heads,), ("kv_heads",))  # steps of 0.01 at first
         self.log_rate = vector(jnp.log(jnp.linspace(1.0, 16.0, heads)), ("kv_heads",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J"]:
-        steps = jax.nn.softplus(dense(x, self.weight[...]).astype(jnp.float32) + self.bias[...][None, None])
+        steps = jax.nn.softplus(self.step(x).astype(jnp.float32) + self.bias[...][None, None])
         return -jnp.exp(self.log_rate[...])[None, None] * steps
 
 
@@ -100,6 +84,7 @@ class ChannelDecay(DecayConfig):
 
     rank: int = 16
     temperature: float = 16.0
+    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2312.06635"
 
     def __post_init__(self):
@@ -110,20 +95,14 @@ class ChannelDecay(DecayConfig):
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "_ChannelDecay":
         return _ChannelDecay(self, d_model, heads, head_dim, rngs=rngs)
 
-    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return self.rank * (d_model + heads * head_dim)
-
-    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        return self.matrix_count(d_model, heads, head_dim) + heads * head_dim
-
 
 class _ChannelDecay(nnx.Module):
     def __init__(self, config: ChannelDecay, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs):
-        self.temperature, rank = config.temperature, config.rank
-        self.down = normal(rngs.params(), (d_model, rank), ("embed", "rank"), fan_in=d_model)
-        self.up = normal(rngs.params(), (rank, heads, head_dim), ("rank", "kv_heads", "head_dim"), fan_in=rank)
+        self.temperature, rank = config.temperature, ((config.rank, "rank"),)
+        self.down = config.linear.build(((d_model, "embed"),), rank, rngs=rngs)
+        self.up = config.linear.build(rank, ((heads, "kv_heads"), (head_dim, "head_dim")), rngs=rngs)
         self.bias = constant(0.0, (heads, head_dim), ("kv_heads", "head_dim"))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J K"]:
-        logits = dense(dense(x, self.down[...]), self.up[...]).astype(jnp.float32)
+        logits = self.up(self.down(x)).astype(jnp.float32)
         return jax.nn.log_sigmoid(logits + self.bias[...].astype(jnp.float32)[None, None]) / self.temperature

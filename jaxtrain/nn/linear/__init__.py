@@ -1,0 +1,1 @@
+"""Linears, the weights that layers own, a kind a file."""

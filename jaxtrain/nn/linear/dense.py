@@ -1,0 +1,55 @@
+"""The plain linear: one matrix."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtrain.mesh import axis_size
+from jaxtrain.nn.linear.base import Linear, LinearConfig, Side, bias_of
+from jaxtrain.nn.param import normal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dense(LinearConfig):
+    """x kernel + bias, with a kernel of variance 1/inputs."""
+
+    paper: ClassVar[str] = "common practice"
+
+    def build(
+        self, inputs: Side, outputs: Side, *, bias: bool = False, outputs_first: bool = False, rngs: nnx.Rngs
+    ) -> "_Dense":
+        return _Dense(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=rngs)
+
+
+class _Dense(Linear):
+    def __init__(self, inputs: Side, outputs: Side, *, bias: bool, outputs_first: bool, rngs: nnx.Rngs):
+        self.inputs, self.outputs_first = len(inputs), outputs_first
+        sizes, names = zip(*((*outputs, *inputs) if outputs_first else (*inputs, *outputs)), strict=True)
+        self.kernel = normal(rngs.params(), sizes, names, fan_in=math.prod(size for size, _ in inputs))
+        self.bias = bias_of(outputs) if bias else None
+
+    def __call__(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
+        y = multiply(x, self.kernel[...], inputs=self.inputs, outputs_first=self.outputs_first)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+
+    def dense(self) -> Float[Array, "..."]:
+        return self.kernel[...]
+
+
+def multiply(
+    x: Float[Array, "B L ..."], w: Float[Array, "..."], *, inputs: int = 1, outputs_first: bool = False
+) -> Float[Array, "B L ..."]:
+    """Multiply the last `inputs` axes of every token with the first `inputs` axes of a matrix, or with its last.
+
+    Tokens are laid out as the rows of one matrix, so that the product and both its gradients are plain matrix
+    products: with batch and length apart, XLA for CPU needs half as long again. A length split over devices stays.
+    """
+    fan_in, outputs = math.prod(x.shape[2:]), w.shape[:-inputs] if outputs_first else w.shape[inputs:]
+    matrix = w.reshape(-1, fan_in) if outputs_first else w.reshape(fan_in, -1)
+    rows = x.reshape(*x.shape[:2], fan_in) if axis_size("length") > 1 else x.reshape(-1, fan_in)
+    y = jax.lax.dot_general(rows, matrix, (((rows.ndim - 1,), (int(outputs_first),)), ((), ())))
+    return y.reshape(*x.shape[:2], *outputs)

@@ -1,0 +1,156 @@
+"""Every linear is the matrix that it stands for, with its bias: values, gradients, facts, and on a mesh.
+
+A new kind adds a line to CASES.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tolerances import SAME_SUMS, assert_close
+
+from jaxtrain.axes import Axes, Kind
+from jaxtrain.cli.config_types import subclasses
+from jaxtrain.mesh import MeshConfig, constrain, gather, shardings
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.param import axes_of
+
+CASES = [Dense()]
+
+WIDTH, HIDDEN = (16, "embed"), (24, "mlp")
+HEADS = (4, "heads"), (6, "head_dim")
+VOCAB = (40, "vocab")
+SHAPES = {
+    "up": ((WIDTH,), (HIDDEN,), False),
+    "down": ((HIDDEN,), (WIDTH,), False),
+    "to heads": ((WIDTH,), HEADS, False),
+    "from heads": (HEADS, (WIDTH,), False),
+    "head": ((WIDTH,), (VOCAB,), True),
+}
+ROWS, LENGTH = 8, 4
+every_linear = pytest.mark.parametrize("config", CASES, ids=repr)
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def test_every_linear_has_a_case_and_says_what_it_is():
+    kinds = {kind for kind in subclasses(LinearConfig).values() if kind.__module__.startswith("jaxtrain.")}
+    assert kinds == {type(case) for case in CASES}
+    assert all(kind.paper and kind.__doc__ for kind in kinds)
+
+
+def _built(config: LinearConfig, shape: tuple, *, bias: bool) -> nnx.Module:
+    """Return the linear with no bias 0, so that a test sees it."""
+    inputs, outputs, outputs_first = shape
+    module = config.build(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=nnx.Rngs(0))
+    if bias:
+        module.bias[...] = jnp.asarray(_noise(module.bias.shape, 1))
+    return module
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _sizes(side: tuple) -> tuple[int, ...]:
+    return tuple(size for size, _ in side)
+
+
+def _x(shape: tuple) -> np.ndarray:
+    return _noise((ROWS, LENGTH, *_sizes(shape[0])), 2)
+
+
+def _by_its_matrix(module, x: jax.Array, shape: tuple) -> jax.Array:
+    """Return x @ dense() + bias, the definition."""
+    inputs, outputs, outputs_first = shape
+    rows, columns = int(np.prod(_sizes(inputs))), int(np.prod(_sizes(outputs)))
+    matrix = module.dense().reshape(columns, rows).T if outputs_first else module.dense().reshape(rows, columns)
+    y = (x.reshape(-1, rows) @ matrix).reshape(ROWS, LENGTH, *_sizes(outputs))
+    return y + module.bias[...][None, None]
+
+
+@every_linear
+@every_shape
+def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(config, shape):
+    graph, params = nnx.split(_built(config, shape, bias=True), nnx.Param)
+    weight = _noise((ROWS, LENGTH, *_sizes(shape[1])), 3)
+
+    def loss(params, x, product):
+        y = product(nnx.merge(graph, params), x)
+        return jnp.sum(weight * y), y
+
+    def value_and_gradient(product):
+        both = jax.value_and_grad(lambda params, x: loss(params, x, product), argnums=(0, 1), has_aux=True)
+        return jax.jit(both)(params, _x(shape))
+
+    (_, y), gradient = value_and_gradient(lambda module, x: module(x))
+    (_, desired), desired_gradient = value_and_gradient(lambda module, x: _by_its_matrix(module, x, shape))
+    assert_close(y, desired, SAME_SUMS)
+    assert_close(gradient, desired_gradient, SAME_SUMS)
+
+
+@every_linear
+@every_shape
+def test_the_matrix_has_the_axes_asked_for_and_the_deviation_of_its_fan_in(config, shape):
+    inputs, outputs, outputs_first = shape
+    module = _built(config, shape, bias=False)
+    matrix = module.dense()
+    assert module.bias is None
+    assert matrix.shape == _sizes((*outputs, *inputs) if outputs_first else (*inputs, *outputs))
+    assert np.std(matrix) == pytest.approx(np.prod(_sizes(inputs)) ** -0.5, rel=0.1)
+
+
+@every_linear
+@every_shape
+def test_every_variable_says_what_it_is(config, shape):
+    module = _built(config, shape, bias=True)
+    for variable in jax.tree.leaves(nnx.state(module), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+        assert isinstance(variable.axes, Axes) and len(variable.axes.names) == variable.ndim
+    assert module.bias.axes.kind is Kind.VECTOR and "embed" not in module.bias.axes.names
+
+
+@every_linear
+@every_shape
+def test_a_gather_casts_it_but_for_its_bias_and_the_product_is_in_the_dtype_of_the_activations(config, shape):
+    graph, params = nnx.split(_built(config, shape, bias=True), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    axes = axes_of(nnx.merge(graph, params))
+
+    def ready(params, x):
+        module = nnx.merge(graph, gather(params, axes, "bfloat16"))
+        return module.dense(), module.bias[...], module(x)
+
+    matrix, bias, y = jax.eval_shape(ready, params, jax.ShapeDtypeStruct(_x(shape).shape, jnp.bfloat16))
+    assert (matrix.dtype, bias.dtype, y.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+
+
+@every_linear
+def test_it_is_the_same_over_a_mesh(config):
+    """In shards over `fsdp`, gathered for use, heads and feed-forward channels over `tensor`."""
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    graphs, params, axes = {}, {}, {}
+    for name, shape in SHAPES.items():
+        module = _built(config, shape, bias=True)
+        graphs[name], state = nnx.split(module, nnx.Param)
+        params[name], axes[name] = nnx.to_pure_dict(state), axes_of(module)
+
+    def one(name, params):
+        x = constrain(_x(SHAPES[name]), "batch", *[None] * (len(SHAPES[name][0]) + 1))
+        y = nnx.merge(graphs[name], gather(params, axes[name], "float32"))(x)
+        names = ("width" if axis == "embed" else axis for _, axis in SHAPES[name][1])
+        return constrain(y, "batch", None, *names)
+
+    def loss(params):
+        y = {name: one(name, own) for name, own in params.items()}
+        return sum(jnp.mean(jnp.square(own)) for own in y.values()), y
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (_, desired), desired_gradient = jax.jit(step)(params)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings(axes, params, mesh))
+        (_, y), gradient = jax.jit(step)(placed)
+    assert_close(y, desired, SAME_SUMS)
+    assert_close(gradient, desired_gradient, SAME_SUMS)
+    laid_out = jax.tree.map(lambda own, w: own.sharding.is_equivalent_to(w.sharding, w.ndim), gradient, placed)
+    assert all(jax.tree.leaves(laid_out)), laid_out
