@@ -12,9 +12,9 @@ from tiny import DECODER, variant
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
+from jaxtrain.nn.linear.dense import Dense, multiply
 from jaxtrain.nn.param import Buffer, Frozen, normal
 
 SPEED = 0.05  # at which thresholds move
@@ -30,30 +30,25 @@ class CountedConfig(FeedForwardConfig):
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Counted":
         return Counted(self, d_model, rngs=rngs)
 
-    def matrix_count(self, d_model: int) -> int:
-        return d_model * (2 * self.hidden + d_model)
-
-    def parameter_count(self, d_model: int) -> int:
-        return 2 * d_model * self.hidden
-
 
 class Counted(Layer):
     """Its loss is the square of what the units see. Thresholds follow how often units were alive."""
 
     def __init__(self, config: CountedConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.up = normal(rngs.params(), (d_model, config.hidden), ("embed", "mlp"), fan_in=d_model)
-        self.down = normal(rngs.params(), (config.hidden, d_model), ("mlp", "embed"), fan_in=config.hidden)
+        width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
+        self.up = Dense().build(width, hidden, rngs=rngs)
+        self.down = Dense().build(hidden, width, rngs=rngs)
         base = normal(rngs.params(), (d_model, d_model), ("embed", None), fan_in=d_model)
         self.base = Frozen(base[...], axes=base.axes)
         self.threshold = Buffer(jnp.zeros(config.hidden), axes=Axes(("mlp",), Kind.VECTOR, cast=False))
 
     def __call__(self, x: jax.Array, context: TokenContext) -> Out:
-        h = dense(x, self.up[...]) - self.threshold[...].astype(x.dtype)[None, None]
+        h = self.up(x) - self.threshold[...].astype(x.dtype)[None, None]
         real = context.real[..., None]
         z_loss = self.config.z_loss * jnp.sum(real * jnp.square(h.astype(jnp.float32)))
         alive = jnp.sum(real * (h > 0), axis=(0, 1))
-        y = dense(jax.nn.relu(h), self.down[...]) + dense(x, self.base[...])
+        y = self.down(jax.nn.relu(h)) + multiply(x, self.base[...])
         return Out(y, sums=Sums({"hidden_z": z_loss}, {"alive": alive, "tokens": jnp.sum(real)}))
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Trees of parameters as earlier layouts of checkpoints have them.
 
-Layout 1: layers owned matrices where they own linears today (`query` for `query/kernel`, `query_bias` for `query/bias`);
-the one stack lay beside the other parameters as `blocks`, where it is `stacks/blocks` today; and what a training state
-holds besides its parameters had an empty place for them.
+Layout 1: layers owned matrices where they own linears today (`query` for `query/kernel`, `query_bias` for
+`query/bias`); the one stack lay beside the other parameters as `blocks`, where it is `stacks/blocks` today; and what a
+training state holds besides its parameters had an empty place for them.
 """
 
 from typing import Any

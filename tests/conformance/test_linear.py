@@ -15,7 +15,7 @@ from jaxtrain.cli.config_types import subclasses
 from jaxtrain.mesh import MeshConfig, constrain, gather, shardings
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.param import axes_of
+from jaxtrain.nn.param import axes_of, merge, split
 
 CASES = [Dense()]
 
@@ -73,16 +73,16 @@ def _by_its_matrix(module, x: jax.Array, shape: tuple) -> jax.Array:
 @every_linear
 @every_shape
 def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(config, shape):
-    graph, params = nnx.split(_built(config, shape, bias=True), nnx.Param)
+    graph, model = split(_built(config, shape, bias=True))
     weight = _noise((ROWS, LENGTH, *_sizes(shape[1])), 3)
 
     def loss(params, x, product):
-        y = product(nnx.merge(graph, params), x)
+        y = product(merge(graph, model._replace(params=params)), x)
         return jnp.sum(weight * y), y
 
     def value_and_gradient(product):
         both = jax.value_and_grad(lambda params, x: loss(params, x, product), argnums=(0, 1), has_aux=True)
-        return jax.jit(both)(params, _x(shape))
+        return jax.jit(both)(model.params, _x(shape))
 
     (_, y), gradient = value_and_gradient(lambda module, x: module(x))
     (_, desired), desired_gradient = value_and_gradient(lambda module, x: _by_its_matrix(module, x, shape))
@@ -113,43 +113,47 @@ def test_every_variable_says_what_it_is(config, shape):
 @every_linear
 @every_shape
 def test_a_gather_casts_it_but_for_its_bias_and_the_product_is_in_the_dtype_of_the_activations(config, shape):
-    graph, params = nnx.split(_built(config, shape, bias=True), nnx.Param)
-    params = nnx.to_pure_dict(params)
-    axes = axes_of(nnx.merge(graph, params))
+    graph, model = split(_built(config, shape, bias=True))
+    axes = axes_of(merge(graph, model))
 
-    def ready(params, x):
-        module = nnx.merge(graph, gather(params, axes, "bfloat16"))
+    def ready(model, x):
+        module = merge(graph, gather(model, axes, "bfloat16"))
         return module.dense(), module.bias[...], module(x)
 
-    matrix, bias, y = jax.eval_shape(ready, params, jax.ShapeDtypeStruct(_x(shape).shape, jnp.bfloat16))
+    matrix, bias, y = jax.eval_shape(ready, model, jax.ShapeDtypeStruct(_x(shape).shape, jnp.bfloat16))
     assert (matrix.dtype, bias.dtype, y.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+
+
+def _params(models: dict) -> dict:
+    return {name: model.params for name, model in models.items()}
 
 
 @every_linear
 def test_it_is_the_same_over_a_mesh(config):
     """In shards over `fsdp`, gathered for use, heads and feed-forward channels over `tensor`."""
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
-    graphs, params, axes = {}, {}, {}
+    graphs, models, axes = {}, {}, {}
     for name, shape in SHAPES.items():
         module = _built(config, shape, bias=True)
-        graphs[name], state = nnx.split(module, nnx.Param)
-        params[name], axes[name] = nnx.to_pure_dict(state), axes_of(module)
+        graphs[name], models[name] = split(module)
+        axes[name] = axes_of(module)
 
-    def one(name, params):
+    def one(name, model):
         x = constrain(_x(SHAPES[name]), "batch", *[None] * (len(SHAPES[name][0]) + 1))
-        y = nnx.merge(graphs[name], gather(params, axes[name], "float32"))(x)
+        y = merge(graphs[name], gather(model, axes[name], "float32"))(x)
         names = ("width" if axis == "embed" else axis for _, axis in SHAPES[name][1])
         return constrain(y, "batch", None, *names)
 
-    def loss(params):
-        y = {name: one(name, own) for name, own in params.items()}
+    def loss(params, models):
+        y = {name: one(name, own._replace(params=params[name])) for name, own in models.items()}
         return sum(jnp.mean(jnp.square(own)) for own in y.values()), y
 
     step = jax.value_and_grad(loss, has_aux=True)
-    (_, desired), desired_gradient = jax.jit(step)(params)
+    (_, desired), desired_gradient = jax.jit(step)(_params(models), models)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, shardings(axes, params, mesh))
-        (_, y), gradient = jax.jit(step)(placed)
+        models = jax.device_put(models, shardings(axes, models, mesh))
+        placed = _params(models)
+        (_, y), gradient = jax.jit(step)(placed, models)
     assert_close(y, desired, SAME_SUMS)
     assert_close(gradient, desired_gradient, SAME_SUMS)
     laid_out = jax.tree.map(lambda own, w: own.sharding.is_equivalent_to(w.sharding, w.ndim), gradient, placed)

@@ -220,9 +220,8 @@ def test_an_imported_run_trains_on_from_the_weights_and_goes_back(tiny_folder, t
     np.testing.assert_allclose(table, narrow["model.embed_tokens.weight"].astype(np.float32), atol=1e-5, rtol=0)
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.embed_tokens.weight"], table)
-    query = np.asarray(result.state.params["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]["kernel"])[1].reshape(
-        64, -1
-    )
+    mixer = result.state.params["stacks"]["blocks"]["blocks"][0]["mixer"]
+    query = np.asarray(mixer["query"]["kernel"])[1].reshape(64, -1)
     np.testing.assert_array_equal(goldens.tensors(tmp_path / "back")["model.layers.1.self_attn.q_proj.weight"], query.T)
 
 

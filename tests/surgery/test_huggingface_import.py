@@ -86,9 +86,8 @@ def test_every_device_is_given_its_shard_alone():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     _, whole = imported("llama")
     _, params = import_folder(goldens.GOLDENS / "llama", mesh)
-    query = params["stacks"]["blocks"]["blocks"][0]["mixer"]["query"][
-        "kernel"
-    ]  # [R, D, H, K]: fsdp splits D, tensor splits H
+    mixer = params["stacks"]["blocks"]["blocks"][0]["mixer"]
+    query = mixer["query"]["kernel"]  # [R, D, H, K]: fsdp splits D, tensor splits H
     assert {shard.data.shape for shard in query.addressable_shards} == {(2, 16, 2, 12)}
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 

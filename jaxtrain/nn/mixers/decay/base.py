@@ -19,13 +19,6 @@ class DecayConfig(Technique):
     @abstractmethod
     def build(self, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
 
-    @abstractmethod
-    def matrix_count(self, d_model: int, heads: int, head_dim: int) -> int:
-        """Return the parameters that multiply every token."""
-
-    @abstractmethod
-    def parameter_count(self, d_model: int, heads: int, head_dim: int) -> int: ...
-
 
 class ScalarDecayConfig(DecayConfig):
     """A log-decay that all key channels of a head share."""
