@@ -259,6 +259,11 @@ def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
     return ModelState(*map(replaced, model, *stacks.values()))
 
 
+def of_stack(model: ModelState, name: str) -> ModelState:
+    """Return the trees of one stack."""
+    return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
+
+
 class AbstractModel(NamedTuple):
     """A model of which nothing is computed: its structure, the shapes of its arrays, and the facts about them."""
 

@@ -1,7 +1,7 @@
 """What F, B and W of a model's layers cost, by their FLOPs: for the simulator, and for how ticks are packed."""
 
 from jaxtrain.models.counts import counts
-from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model, of_stack
 from jaxtrain.pipeline.simulator import Costs
 
 
@@ -11,8 +11,8 @@ def layer_costs(model: DecoderConfig, length: int, *, forward_again: bool = Fals
     A product with weights costs as much in B and in W as in F. What mixes along the length has no weights: it costs
     twice as much in B and nothing in W. With `forward_again` B also runs the forward of a layer that kept no values.
     """
-    _, params, axes = abstract_model(model)
-    products = 2.0 * counts(params["blocks"], axes["blocks"]).multiplying / model.repeats
+    _, shapes, axes = abstract_model(model)
+    products = 2.0 * counts(of_stack(shapes, "blocks"), of_stack(axes, "blocks")).multiplying / model.repeats
     mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
     return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=products / forward)

@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, whole
+from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, of_stack, whole
 from jaxtrain.nn.cross_entropy import CrossEntropy
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
@@ -83,8 +83,7 @@ class Data(NamedTuple):
 def taken_apart(loss: Loss, params: ParamTree) -> tuple[ParamTree, ModelState]:
     """Return all parameters but those of the repeats, and the arrays of the repeats."""
     outer = {name: leaf for name, leaf in params.items() if name != "stacks"}
-    trees = params, loss.frozen, loss.buffers
-    return outer, ModelState(*(tree.get("stacks", {}).get("blocks", {}) for tree in trees))
+    return outer, of_stack(ModelState(params, loss.frozen, loss.buffers), "blocks")
 
 
 def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
