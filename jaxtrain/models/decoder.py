@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 from jaxtrain.axes import Axes
 from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
-from jaxtrain.nn.embed import Embedding, Head, Positions, look_up
+from jaxtrain.nn.embed import Embedding, Output, Positions, look_up
+from jaxtrain.nn.head import Head
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, axes_of, dropout, fold_in
@@ -28,7 +28,11 @@ from jaxtrain.shapes import Batch, ParamTree
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
+
+    A loss computes the logits of at most `vocab_tile` words a device at a time. Those of a larger vocabulary are never
+    kept but computed again in the backward pass, which costs a product with the head.
+    """
 
     vocab_size: int
     d_model: int
@@ -43,6 +47,7 @@ class DecoderConfig:
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
+    vocab_tile: int = 16_384
     scan: bool = True
 
     def __post_init__(self):
@@ -52,7 +57,7 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_tile")
         check_positive_or_none(self, "logit_softcap")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
@@ -115,7 +120,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats))
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
-            self.output = Head(c.vocab_size, c.d_model, rngs=rngs)
+            self.output = Output(c.vocab_size, c.d_model, rngs=rngs)
 
     def axes(self) -> dict:
         """Return the facts about every parameter, as a tree like the parameters."""
@@ -123,7 +128,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
-        return self.head(self.hidden(batch, dropout_keys))
+        return self.head.logits(self.hidden(batch, dropout_keys))
 
     def hidden(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> Float[Array, "B L D"]:
         """Return what the head reads."""
@@ -177,31 +182,12 @@ class Decoder(nnx.Module):
         """Return the facts about the parameters of one repeat."""
         return axes_of(self.blocks)
 
-    def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
-        """Return float32 logits."""
-        return logits_of(self._normed(x), self._head_table, self._head_config)
-
-    def cross_entropy(self, batch: Batch, dropout_keys: Key[Array, " B"] | None = None) -> CrossEntropy:
-        """Return the cross-entropy of every token of whole sequences."""
-        return self.head_cross_entropy(self.hidden(batch, dropout_keys), batch.targets)
-
-    def head_cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
-        """Return the cross-entropy of every token from what the head reads."""
-        return cross_entropy(
-            self._normed(x), self._head_table, targets, self._head_config, tile=self.config.remat.vocab_tile
-        )
-
-    def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return constrain(self.final_norm(x), "batch", "length", None)
-
     @property
-    def _head_table(self) -> jax.Array:
-        return (self.embedding.table if self.config.tied_embeddings else self.output.kernel)[...]
-
-    @property
-    def _head_config(self) -> HeadConfig:
-        axes = (self.embedding.table if self.config.tied_embeddings else self.output.kernel).axes
-        return HeadConfig(axes, self.config.compute_dtype, self.config.logit_softcap)
+    def head(self) -> Head:
+        """Return what makes logits or cross-entropies of hidden states."""
+        c = self.config
+        table = self.embedding.table if c.tied_embeddings else self.output.kernel
+        return Head(self.final_norm, table, c.compute_dtype, c.logit_softcap, c.vocab_tile)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less

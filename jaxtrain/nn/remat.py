@@ -22,7 +22,6 @@ def _to_host(*names: str):
 class NoRemat:
     """Keep everything."""
 
-    vocab_tile: ClassVar[None] = None
     offload: ClassVar[bool] = False
 
     def wrap(self, body: Callable) -> Callable:
@@ -33,7 +32,6 @@ class _Policy:
     """A checkpointed body; blocks run inside a scan, which already keeps the compiler from undoing the remat."""
 
     __slots__ = ()
-    vocab_tile: ClassVar[int | None] = None
     offload: ClassVar[bool] = False  # whether anything waits in host memory
 
     def policy(self):
@@ -45,17 +43,9 @@ class _Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullRemat(_Policy):
-    """Keep only the input of each block; with `offload`, in host memory.
+    """Keep only the input of each block; with `offload`, in host memory."""
 
-    With `vocab_tile`, logits are not kept either: they exist for so many rows of the head at a time.
-    """
-
-    vocab_tile: int | None = None
     offload: bool = False
-
-    def __post_init__(self):
-        if self.vocab_tile is not None and self.vocab_tile < 1:
-            raise ValueError(f"vocab_tile={self.vocab_tile}: must be at least 1, or None for the whole vocabulary")
 
     def policy(self):
         return _to_host("block_input") if self.offload else policies.nothing_saveable

@@ -24,7 +24,7 @@ class NextToken(Objective):
         return dict.fromkeys(("nll", "z_loss"), jnp.sum(batch.weights))
 
     def __call__(self, model: Decoder, batch: Batch, keys: Key[Array, " B"] | None) -> Terms:
-        nll_BL, log_z_BL = model.cross_entropy(batch, keys)
+        nll_BL, log_z_BL = model.head.cross_entropy(model.hidden(batch, keys), batch.targets)
         nll = jnp.sum(nll_BL * batch.weights)
         if not self.z_loss:
             return Terms({"nll": nll}, {})

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of
-from jaxtrain.nn.cross_entropy import CrossEntropy
+from jaxtrain.nn.head import Head
 from jaxtrain.nn.remat import FullRemat
 from jaxtrain.pipeline.executor import Parts, value_and_grad
 from jaxtrain.pipeline.keep import ChunkInput, Keep, LayerValues
@@ -78,17 +78,21 @@ class Pipelined:
         return value, {**douter, "blocks": dblocks}
 
 
-class _Headed(NamedTuple):
-    """The model as an objective sees it once the blocks have run: all that is left is the head."""
+class _BlocksHaveRun(NamedTuple):
+    """The model as an objective sees it once the blocks have run: `x` is what the head reads."""
 
     model: Decoder
-    hidden: Float[Array, "B L D"]
+    x: Float[Array, "B L D"]
 
     def __call__(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> Float[Array, "B L W"]:
-        return self.model.head(self.hidden)
+        return self.head.logits(self.x)
 
-    def cross_entropy(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> CrossEntropy:
-        return self.model.head_cross_entropy(self.hidden, batch.targets)
+    def hidden(self, batch: Batch, keys: Key[Array, " B"] | None = None) -> Float[Array, "B L D"]:
+        return self.x
+
+    @property
+    def head(self) -> Head:
+        return self.model.head
 
 
 def parts(loss: Loss, params: ParamTree) -> Parts:
@@ -112,7 +116,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
 
     def head(outer, data, hidden):
         batch, keys = data
-        value = loss.of_model(_Headed(with_outer(outer), hidden), batch, keys)
+        value = loss.of_model(_BlocksHaveRun(with_outer(outer), hidden), batch, keys)
         return value[0], value
 
     return Parts(
