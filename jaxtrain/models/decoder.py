@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
         """Return what makes logits or cross-entropies of hidden states."""
         c = self.config
         table = self.embedding.table if c.tied_embeddings else self.output.kernel
-        return Head(self.final_norm, table, c.compute_dtype, c.logit_softcap, c.vocab_tile)
+        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap, c.vocab_tile)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less

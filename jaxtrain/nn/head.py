@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flax import nnx
 from jaxtrain_kernels.cross_entropy import CrossEntropy, cross_entropy, logits_of, project
 from jaxtyping import Array, Float, Int
 
@@ -19,25 +18,25 @@ class Head(NamedTuple):
     """
 
     norm: Callable
-    table: nnx.Param
+    table: Float[Array, "W D"]  # as it is stored, in shards
+    axes: Axes  # the facts about it
     dtype: str
     softcap: float | None
     tile: int
 
     def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
-        return logits_of(self._normed(x), self.table[...], self._project, self.softcap)
+        return logits_of(self._normed(x), self.table, self._project, self.softcap)
 
     def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return -log softmax(logits)[target] and log-sum-exp(logits) of every token, float32."""
-        table = self.table[...]
         return cross_entropy(
             self._normed(x),
-            narrow_gradients(table, self.table.axes, self.dtype),
+            narrow_gradients(self.table, self.axes, self.dtype),
             targets,
             softcap=self.softcap,
             tile=self.tile,
-            shards=axis_size("vocab", len(table)),
+            shards=axis_size("vocab", len(self.table)),
             project=self._project,
         )
 
@@ -46,7 +45,7 @@ class Head(NamedTuple):
 
     @property
     def _project(self) -> Callable:
-        return functools.partial(_project, self.table.axes, self.dtype)
+        return functools.partial(_project, self.axes, self.dtype)
 
 
 def _project(axes: Axes, dtype: str, x: Float[Array, "B L D"], rows: Float[Array, "C D"]) -> Float[Array, "B L C"]:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from tiny import matrix
 from tolerances import CLOSED_FORM_LAYER, SAME_SUMS, assert_close
 
@@ -20,8 +19,7 @@ TARGETS = RNG.integers(0, W, (B, L)).astype(np.int32)
 
 def _head(table=TABLE, *, tile: int = W, softcap: float | None = None, dtype: str = "float32") -> Head:
     """Return a head whose norm is none."""
-    table = nnx.Param(jnp.asarray(table), axes=matrix("vocab", "embed"))
-    return Head(lambda x: x, table, dtype, softcap, tile)
+    return Head(lambda x: x, jnp.asarray(table), matrix("vocab", "embed"), dtype, softcap, tile)
 
 
 def _logits(softcap: float | None = None) -> np.ndarray:
