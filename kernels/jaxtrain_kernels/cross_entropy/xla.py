@@ -5,13 +5,14 @@ but the whole log-sum-exp: with p = exp(z - log_z),
 
     dz = (dnll + dlog_z) p - dnll [target]
 
-which the derivative of a tile's logits takes to x and to the tile of the head. The gradient of x is summed over tiles in
-float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation does the rest.
+which the derivative of a tile's logits takes to x and to the tile of the head. The gradient of x is summed over tiles
+in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation does the rest.
 
-The compiler may have split the rows of the head over devices in `shards` equal parts: then a tile is a run of rows of
-every part, so that no device waits for another's. Inside a shard_map the head may be this device's part of a vocabulary
-that is split over `axis_name`: then the log-sum-exp is combined by one maximum and two sums of a number a token, and the
-gradient of x by a sum over the axis.
+The compiler may have split the rows of the head over devices, in `shards` equal parts. Then a tile takes a run of rows
+of every part, so that all devices work on every tile.
+
+Inside a shard_map the head may be this device's part of a vocabulary that is split over `axis_name`. Then the
+log-sum-exp is combined by one maximum and two sums of a number a token, and the gradient of x by a sum over the axis.
 """
 
 import functools
