@@ -1,8 +1,8 @@
 """Head matmul and softmax cross-entropy in one, over tiles of the vocabulary: the logits are never held.
 
-Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. Two numbers a
-token are the result, of which losses are made: the z-loss of Chowdhery et al. (2022, PaLM), arXiv:2204.02311, section 5,
-is z_loss * log_z^2. There are no kernels yet: on every device XLA.
+Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. The result is two
+numbers a token, of which a caller makes its loss: weights, and the z-loss of Chowdhery et al. (2022, PaLM),
+arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: on every device XLA.
 """
 
 import jax.numpy as jnp
@@ -33,9 +33,9 @@ def cross_entropy(
 ) -> CrossEntropy:
     """Return nll = -log softmax(z)[target] and log_z = log sum exp z, z = softcap * tanh(x head^T / softcap).
 
-    Logits exist for at most `tile` rows of the head at once; a head of no more rows keeps them for its backward. Results
-    are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has logit 0: give its token
-    no weight.
+    Logits exist for at most `tile` rows of the head at once; a head of no more rows keeps them for its backward.
+    Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has logit 0: give
+    its token no weight.
 
         nll, log_z = cross_entropy(x, head, targets)
         loss = jnp.sum(weights * (nll + z_loss * log_z**2))
