@@ -123,10 +123,13 @@ def batch_shards(mesh: Mesh) -> int:
     return _product(RULES["batch"], mesh)
 
 
-def axis_size(name: str) -> int:
-    """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh."""
+def axis_size(name: str, size: int = 0) -> int:
+    """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh.
+
+    Where the devices do not divide its `size`, it may be split over fewer of them.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else _product(_axes(name, mesh), mesh)
+    return 1 if mesh.empty else _product(_dividing(name, size, _axes(name, mesh), mesh), mesh)
 
 
 def _product(axes: tuple[str, ...], mesh) -> int:

@@ -41,6 +41,9 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
+# Keys that earlier versions wrote into the config.gin of every run, and what is to be done about them.
+MOVED = {"remat.FullRemat.vocab_tile": "take the line out, or give the number to decoder.DecoderConfig.vocab_tile"}
+
 
 class Slot(NamedTuple):
     """Where a value is to go: its path, and the annotation that it must fit."""
@@ -62,7 +65,9 @@ def config_fields(cls: type) -> dict[str, Field]:
 def check_field(cls: type, name: str) -> None:
     """Raise ValueError with the nearest field of `cls` where it has none of that name."""
     if name not in config_fields(cls):
-        raise ValueError(f"{label(cls)} has no key {name!r}{nearest(name, config_fields(cls))}")
+        remedy = MOVED.get(f"{label(cls)}.{name}")
+        found = f"; it has moved: {remedy}" if remedy else nearest(name, config_fields(cls))
+        raise ValueError(f"{label(cls)} has no key {name!r}{found}")
 
 
 def join(path: str, key: str | int) -> str:

@@ -101,13 +101,14 @@ def _one_line(text: str) -> str:
 def command() -> int:
     """Run `main` as a process of its own.
 
-    Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings.
-    Before a training, start again with KEEP_MEMORY where the user has chosen nothing else.
+    Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings. A
+    training is then started again with KEEP_MEMORY, unless the user has chosen something else.
     """
-    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+    on_cpu = sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS)
+    if on_cpu:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     trains = sys.argv[1:2] == ["train"]
-    if trains and sys.platform == "linux" and not os.environ.keys() & KEEP_MEMORY.keys():
+    if trains and on_cpu and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     streams = terminal.shield()

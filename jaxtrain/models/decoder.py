@@ -19,8 +19,8 @@ from jaxtrain.axes import Axes, Kind
 from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.cross_entropy import CrossEntropy, HeadConfig, cross_entropy, logits_of
 from jaxtrain.nn.embed import Embedding, Positions, look_up
+from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
@@ -34,7 +34,11 @@ from jaxtrain.shapes import Batch, ModelState, ParamTree
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed (`compute_dtype`, `remat`, `scan`), which changes no parameter."""
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
+
+    A loss computes the logits of at most `vocab_tile` words a device at a time. Those of a larger vocabulary are never
+    kept but computed again in the backward pass, which costs a product with the head.
+    """
 
     vocab_size: int
     d_model: int
@@ -50,6 +54,7 @@ class DecoderConfig:
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
+    vocab_tile: int = 16_384
     scan: bool = True
 
     def __post_init__(self):
@@ -59,7 +64,7 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_tile")
         check_positive_or_none(self, "logit_softcap")
         if self.tied_embeddings and self.head != Dense():
             raise ValueError(f"head={self.head}: with tied_embeddings=True the embeddings are the head; remove one")
@@ -141,7 +146,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
-        return self.head(self.hidden(batch, keys).y)
+        return self.head.logits(self.hidden(batch, keys).y)
 
     def hidden(self, batch: Batch, keys: Keys | None = None, taps: Container[str] = ()) -> Out:
         """Return what the head reads, with the sums of all layers and the values asked for, stacked over repeats.
@@ -213,27 +218,13 @@ class Decoder(nnx.Module):
         blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
         return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers
 
-    def head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
-        """Return float32 logits."""
-        return logits_of(self._normed(x), self._head_table, self._head_config)
-
-    def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
-        """Return the cross-entropy of every token from what the head reads."""
-        return cross_entropy(
-            self._normed(x), self._head_table, targets, self._head_config, tile=self.config.remat.vocab_tile
-        )
-
-    def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return constrain(self.final_norm(x), "batch", "length", None)
-
     @property
-    def _head_table(self) -> jax.Array:
-        return self.embedding.table[...] if self.config.tied_embeddings else self.output.dense()
-
-    @property
-    def _head_config(self) -> HeadConfig:
-        axes = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)
-        return HeadConfig(axes, self.config.compute_dtype, self.config.logit_softcap)
+    def head(self) -> Head:
+        """Return what makes logits or cross-entropies of hidden states."""
+        c = self.config
+        table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
+        axes = Axes(("vocab", "embed"), Kind.TABLE if c.tied_embeddings else Kind.MATRIX, cast=True)
+        return Head(self.final_norm, table, axes, c.compute_dtype, c.logit_softcap, c.vocab_tile)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less

@@ -141,7 +141,7 @@ def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sa
 
     def draw(x_BD, t):
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
-        return sampling.draw(model.head(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)
+        return sampling.draw(model.head.logits(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)
 
     hidden, states = step(prompts, model.initial_states(B, slots), jnp.zeros((), jnp.int32))
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]

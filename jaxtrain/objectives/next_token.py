@@ -27,7 +27,7 @@ class NextToken(Objective):
 
     def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
         hidden = model.hidden(batch, keys)
-        nll_BL, log_z_BL = model.cross_entropy(hidden.y, batch.targets)
+        nll_BL, log_z_BL = model.head.cross_entropy(hidden.y, batch.targets)
         nll = jnp.sum(nll_BL * batch.weights)
         if not self.z_loss:
             return Terms({"nll": nll}, {}, hidden.sums)

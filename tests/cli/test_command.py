@@ -30,15 +30,29 @@ def _type(monkeypatch, *words: str) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "bin/jaxtrain", *words])
 
 
+def _has(monkeypatch, device: str) -> None:
+    """Have the machine one file below /dev."""
+    monkeypatch.setattr(Path, "glob", lambda folder, name: [device] if (folder / device).match(f"/dev/{name}") else [])
+
+
 def test_training_starts_again_as_it_was_called_with_memory_kept(started, monkeypatch):
     _type(monkeypatch, "train", "a.gin")
+    _has(monkeypatch, "vfio/vfio")
     main.command()
     arguments = [sys.executable, "-X", "dev", "bin/jaxtrain", "train", "a.gin"]
     assert started == [(sys.executable, arguments, main.KEEP_MEMORY["GLIBC_TUNABLES"])]
 
 
+@pytest.mark.parametrize("device", ["nvidia0", "accel0", "vfio/0", "kfd"])
+def test_training_on_an_accelerator_starts_at_once(started, monkeypatch, device):
+    _type(monkeypatch, "train", "a.gin")
+    _has(monkeypatch, device)
+    assert main.command() == 0 and not started
+
+
 def test_what_the_user_chose_for_glibc_stays(started, monkeypatch):
     _type(monkeypatch, "train", "a.gin")
+    _has(monkeypatch, "vfio/vfio")
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     assert main.command() == 0 and not started
 
@@ -51,7 +65,7 @@ def test_other_commands_run_at_once(started, monkeypatch):
 @pytest.mark.parametrize(("device", "platforms"), [("nvidia0", None), ("vfio/0", None), ("vfio/vfio", "cpu")])
 def test_jax_is_told_where_no_accelerator_can_be_reached(started, monkeypatch, device, platforms):
     _type(monkeypatch, "plot", "runs/a")
-    monkeypatch.setattr(Path, "glob", lambda folder, name: [device] if (folder / device).match(f"/dev/{name}") else [])
+    _has(monkeypatch, device)
     main.command()
     assert os.environ.get("JAX_PLATFORMS") == platforms
 

@@ -88,7 +88,7 @@ def test_cross_entropy_split_by_the_compiler_is_that_of_one_device():
     targets = random.integers(0, 64, 16).astype(np.int32)
 
     def loss(x, head):
-        return cross_entropy(x, head, targets, jnp.ones(16), z_loss=1e-3, tile=16)
+        return cross_entropy(x, head, targets, tile=16)
 
     desired = _gradient(loss, [x, head])
     assert_close(_gradient(loss, _laid_out([x, head], [P("rows"), P("heads")])), desired, SAME_GRADIENT)

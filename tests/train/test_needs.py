@@ -7,7 +7,6 @@ import pytest
 import runs
 from tiny import bytes_of, variant
 
-from jaxtrain.nn.remat import FullRemat
 from jaxtrain.train import needs
 from jaxtrain.train.hooks import ExponentialMovingAverage, LatestWeightAverage, Sample
 from jaxtrain.train.needs import Need, Room, check_evaluation, check_run, most_room, room_of
@@ -90,7 +89,7 @@ def test_parameters_and_optimizer_state_are_counted_exactly():
 
 
 def test_microbatches_and_tiles_of_the_vocabulary_need_less():
-    whole, tiled = variant(vocab_size=64), variant(vocab_size=64, remat=FullRemat(vocab_tile=16))
+    whole, tiled = variant(vocab_size=64), variant(vocab_size=64, vocab_tile=16)
     hidden, logits = 8 * 16 * 32 * 4, 8 * 16 * 64 * 4
     assert needs.batch(PHASE, "phases[0]", whole, 1)[1].size == hidden + logits
     assert needs.batch(PHASE, "phases[0]", whole, 4)[1].size == (hidden + logits) // 4

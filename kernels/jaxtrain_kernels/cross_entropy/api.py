@@ -1,7 +1,8 @@
 """Head matmul and softmax cross-entropy in one, over tiles of the vocabulary: the logits are never held.
 
-Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out; the z-loss is
-that of Chowdhery et al. (2022, PaLM), arXiv:2204.02311, section 5. There are no kernels yet: on every device XLA.
+Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. The result is two
+numbers a token, of which a caller makes its loss: weights, and the z-loss of Chowdhery et al. (2022, PaLM),
+arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: on every device XLA.
 """
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.cross_entropy import reference, xla
-from jaxtrain_kernels.cross_entropy.reference import LossSums
+from jaxtrain_kernels.cross_entropy.logits import Project
+from jaxtrain_kernels.cross_entropy.reference import CrossEntropy
 
 IMPLEMENTATIONS = (
     Implementation(name="xla", run=xla.cross_entropy),
@@ -21,36 +23,44 @@ def cross_entropy(
     x: Float[Array, "*tokens D"],
     head: Float[Array, "W D"],
     targets: Int[Array, "*tokens"],
-    weights: Float[Array, "*tokens"],
     *,
-    z_loss: float = 0.0,
     softcap: float | None = None,
     tile: int = 2048,
+    shards: int = 1,
     axis_name: str | None = None,
+    project: Project | None = None,
     implementation: str | None = None,
-) -> LossSums:
-    """Return sum of weight * (-log softmax(z)[target] + z_loss * lse(z)^2), z = softcap * tanh(x head^T / softcap).
+) -> CrossEntropy:
+    """Return nll = -log softmax(z)[target] and log_z = log sum exp z, z = softcap * tanh(x head^T / softcap).
 
-    Beside it the sum without the z-loss, which carries no gradient. Logits and sums are float32. Gradients flow to x,
-    head and weights. A token with weight 0 does not count, and may have any target, such as -100; a target outside the
-    vocabulary has logit 0. Inside a shard_map, `axis_name` says that `head` is this device's part of a vocabulary split
-    evenly over that axis; targets stay indices into the whole, and every device has the same result.
+    Logits exist for at most `tile` rows of the head at once; a head of no more rows keeps them for its backward.
+    Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has logit 0: give
+    its token no weight.
 
-        loss, nll = cross_entropy(x, head, targets, weights, z_loss=1e-4)
+        nll, log_z = cross_entropy(x, head, targets)
+        loss = jnp.sum(weights * (nll + z_loss * log_z**2))
+
+    A vocabulary split over devices: by the compiler into `shards` equal parts, of each of which a tile is then at most
+    `tile` rows; or inside a shard_map, where `axis_name` says that `head` is this device's part of a vocabulary split
+    evenly over that axis. Targets stay indices into the whole, and every device has the same result. `project(x, rows)`
+    takes the place of x rows^T for rows of the head that are stored in another form; its derivative is automatic.
 
     Raises:
         ValueError: shapes do not fit, targets are no integers, or a number is out of its range.
         NotImplementedError: no implementation, or not the one named, takes the call; each with its reasons.
     """
-    if x.shape[:-1] != targets.shape or targets.shape != weights.shape or x.shape[-1:] != head.shape[1:]:
+    if x.shape[:-1] != targets.shape or x.shape[-1:] != head.shape[1:]:
         raise ValueError(
-            f"x {x.shape}, head {head.shape}, targets {targets.shape}, weights {weights.shape}: give x as [..., D], "
-            f"head as [W, D], and a target and a weight a token"
+            f"x {x.shape}, head {head.shape}, targets {targets.shape}: give x as [..., D], head as [W, D], "
+            f"and a target a token"
         )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets of dtype {targets.dtype}: give integers")
-    if tile < 1 or z_loss < 0 or (softcap is not None and softcap <= 0):
-        raise ValueError(f"{tile=}, {z_loss=}, {softcap=}: tile is at least 1, z_loss not negative, softcap positive")
-    arguments = (x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), weights.reshape(-1).astype(jnp.float32))
-    options = {"z_loss": z_loss, "softcap": softcap, "tile": tile, "axis_name": axis_name}
-    return choose("cross_entropy", IMPLEMENTATIONS, implementation, *arguments, **options).run(*arguments, **options)
+    if tile < 1 or (softcap is not None and softcap <= 0):
+        raise ValueError(f"{tile=}, {softcap=}: tile is at least 1, softcap positive")
+    if shards < 1 or head.shape[0] % shards:
+        raise ValueError(f"{shards=}: must divide the {head.shape[0]} rows of the head")
+    options = {"softcap": softcap, "tile": tile, "shards": shards, "axis_name": axis_name, "project": project}
+    return choose("cross_entropy", IMPLEMENTATIONS, implementation, x, head, targets, **options).run(
+        x, head, targets, **options
+    )

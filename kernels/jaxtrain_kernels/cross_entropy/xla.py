@@ -1,135 +1,156 @@
 """The portable form: a scan over tiles of the vocabulary, backward by computing each tile's logits again.
 
-The forward keeps a running maximum and sum of exponentials a token (Milakov and Gimelshein, 2018, arXiv:1805.02867).
-The backward needs nothing but log-sum-exp: with p = exp(z - lse) and c = weight * (1 + 2 z_loss lse),
+The forward adds the log-sum-exp of one tile after another and finds the logit of the target. The backward needs nothing
+but the whole log-sum-exp: with p = exp(z - log_z),
 
-    dz = c p - weight [target]      (times 1 - (z / cap)^2 with a soft cap)      dx = dz W      dW = dz^T x
+    dz = (dnll + dlog_z) p - dnll [target]
 
-dz is rounded to the dtype of x before it is multiplied, as is dx after the sum over tiles in float32. Inside a
-shard_map the head may be split by vocabulary over an axis: then the log-sum-exp is combined by one maximum and two
-sums of a number a token, and dx by a sum over the axis.
+which the derivative of a tile's logits takes to x and to the tile of the head. The gradient of x is summed over tiles
+in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation does the rest.
+
+The compiler may have split the rows of the head over devices, in `shards` equal parts. Then a tile takes a run of rows
+of every part, so that all devices work on every tile.
+
+Inside a shard_map the head may be this device's part of a vocabulary that is split over `axis_name`. Then the
+log-sum-exp is combined by one maximum and two sums of a number a token, and the gradient of x by a sum over the axis.
 """
 
 import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxtrain_kernels.cross_entropy.reference import LossSums
+from jaxtrain_kernels.cross_entropy import logits
+from jaxtrain_kernels.cross_entropy.logits import Project, logits_of
+from jaxtrain_kernels.cross_entropy.reference import CrossEntropy
 from jaxtrain_kernels.varying import vary, varying
 
-LOWEST = -1e30  # stands in for the logit of a word that is not there: its exponential is 0, and no infinities meet
+LOWEST = -1e30  # the logit of a row that does not count: its exponential is 0, and no infinities meet
+NO_WORD = np.iinfo(np.int32).min  # the index of such a row, which is no target's
 
 
 def cross_entropy(
-    x: Float[Array, "T D"],
+    x: Float[Array, "*tokens D"],
     head: Float[Array, "W D"],
-    targets: Int[Array, " T"],
-    weights: Float[Array, " T"],
+    targets: Int[Array, "*tokens"],
     *,
-    z_loss: float,
     softcap: float | None,
     tile: int,
+    shards: int,
     axis_name: str | None,
-) -> LossSums:
-    """Return the sums; see api.cross_entropy."""
+    project: Project | None,
+) -> CrossEntropy:
+    """Return the cross-entropy; see api.cross_entropy."""
+    of_rows = functools.partial(logits_of, project=project or logits.project, softcap=softcap)
+    cut = Cut(shards, head.shape[0] // shards, tile_count(head.shape[0] // shards, tile))
     # Made to vary alike over the other axes of a mesh, so that their gradients are summed over those by pcast's rule.
-    arrays = (x, head, targets, weights)
-    others = frozenset().union(*map(varying, arrays)) - {axis_name}
-    x, head, targets, weights = vary(others, *arrays)
-    return _sums(x, head, targets, weights, z_loss, softcap, min(tile, head.shape[0]), axis_name)
+    others = frozenset().union(*map(varying, (x, head, targets))) - {axis_name}
+    x, head, targets = vary(others, x, head, targets)
+    if cut.count == 1 and axis_name is None:
+        log_z, at_target = _log_z_and_target(of_rows(x, head), targets, cut.words(jnp.int32(0), x.ndim))
+        return CrossEntropy(log_z - at_target, log_z)
+    if axis_name is not None:
+        targets = targets - jax.lax.axis_index(axis_name) * head.shape[0]
+    return _tiled(x, cut.split(head), targets, of_rows, cut, axis_name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _sums(x, head, targets, weights, z_loss, softcap, tile, axis_name):
-    return _forward(x, head, targets, weights, z_loss, softcap, tile, axis_name)[0]
+class Cut(NamedTuple):
+    """`shards` parts of a vocabulary, of `own` rows each, cut into `count` tiles of as many rows of every part."""
+
+    shards: int
+    own: int
+    count: int
+
+    @property
+    def rows(self) -> int:
+        return -(-self.own // self.count)
+
+    @property
+    def missing(self) -> int:
+        return self.count * self.rows - self.own
+
+    def split(self, head: Float[Array, "W D"]) -> Float[Array, "N C D"]:
+        """Return the tiles; the last is filled up with rows that do not count."""
+        parts = head.reshape(self.shards, self.own, -1)
+        if self.missing:
+            parts = jnp.concatenate([parts, parts[:, : self.missing]], axis=1)
+        tiles = jnp.moveaxis(parts.reshape(self.shards, self.count, self.rows, -1), 1, 0)
+        return tiles.reshape(self.count, self.shards * self.rows, -1)
+
+    def words(self, tile: Int[Array, ""], rank: int) -> Int[Array, "*ones C"]:
+        """Return which word every row of a tile is of, as an array of that rank."""
+        row = (tile * self.rows + jnp.arange(self.rows))[None]
+        words = jnp.arange(self.shards)[:, None] * self.own + row
+        words = jnp.where(row < self.own, words, NO_WORD) if self.missing else words
+        return words.reshape(*(1,) * (rank - 1), -1)
+
+    def masked(self, z: Float[Array, "*tokens C"], words: Int[Array, "*ones C"]) -> Float[Array, "*tokens C"]:
+        """Return the logits of a tile, the lowest for rows that do not count."""
+        return jnp.where(words != NO_WORD, z, LOWEST) if self.missing else z
 
 
-def _forward(x, head, targets, weights, z_loss, softcap, tile, axis_name):
-    """Return the sums, and what the backward needs."""
-    tiles, starts, own = _tiles(head, tile), _starts(head, tile), _rows_of(targets, head, axis_name)
+def tile_count(rows: int, most: int) -> int:
+    """Return the number of tiles of at most so many rows: as few as can be, or up to twice as many of equal size."""
+    fewest = math.ceil(rows / most)
+    return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), fewest)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _tiled(x, tiles, targets, of_rows, cut, axis_name):
+    return _forward(x, tiles, targets, of_rows, cut, axis_name)[0]
+
+
+def _forward(x, tiles, targets, of_rows: Callable, cut: Cut, axis_name):
+    """Return the cross-entropy, and what the backward needs."""
 
     def step(carry, inputs):
-        greatest, total, at_target = carry
-        part, start = inputs
-        z = _logits(x, part, start, head.shape[0], softcap)
-        new = jnp.maximum(greatest, jnp.max(z, axis=-1))
-        total = total * jnp.exp(greatest - new) + jnp.sum(jnp.exp(z - new[:, None]), axis=-1)
-        return (new, total, at_target + jnp.sum(jnp.where(_is_target(own, start, tile), z, 0.0), axis=-1)), None
+        tile, index = inputs
+        words = cut.words(index, x.ndim)
+        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, tile), words), targets, words)
+        return (jnp.logaddexp(carry[0], log_z), carry[1] + at_target), None
 
-    like = _like(x, head, own)
-    empty = (jnp.full(x.shape[:1], LOWEST) + like, like, like)
-    (greatest, total, at_target), _ = jax.lax.scan(step, empty, (tiles, starts))
+    zeros = _zeros(targets.shape, x, tiles, targets)
+    (log_z, at_target), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros), (tiles, jnp.arange(cut.count)))
     if axis_name is not None:
-        here = greatest
-        greatest = jax.lax.pmax(here, axis_name)
-        total = jax.lax.psum(total * jnp.exp(here - greatest), axis_name)
+        greatest = jax.lax.pmax(log_z, axis_name)
+        log_z = greatest + jnp.log(jax.lax.psum(jnp.exp(log_z - greatest), axis_name))
         at_target = jax.lax.psum(at_target, axis_name)
-    lse = greatest + jnp.log(total)
-    nll = jnp.sum(weights * (lse - at_target))
-    loss = nll + z_loss * jnp.sum(weights * jnp.square(lse))
-    return LossSums(loss, nll), (x, head, targets, weights, lse, at_target)
+    return CrossEntropy(log_z - at_target, log_z), (x, tiles, targets, log_z)
 
 
-def _backward(z_loss, softcap, tile, axis_name, residuals, cotangents):
-    x, head, targets, weights, lse, at_target = residuals
-    tiles, starts, own = _tiles(head, tile), _starts(head, tile), _rows_of(targets, head, axis_name)
-    weight = weights * cotangents.loss
-    share = weight * (1.0 + 2.0 * z_loss * lse)
+def _backward(of_rows, cut, axis_name, residuals, cotangents):
+    x, tiles, targets, log_z = residuals
+    (x,) = vary(varying(tiles), x)  # its gradient is summed over `axis_name` below
+    dnll, dlog_z = (cotangent[..., None] for cotangent in cotangents)
 
     def step(dx, inputs):
-        part, start = inputs
-        z = _logits(x, part, start, head.shape[0], softcap)
-        dz = share[:, None] * jnp.exp(z - lse[:, None]) - jnp.where(_is_target(own, start, tile), weight[:, None], 0.0)
-        if softcap is not None:
-            dz = dz * (1.0 - jnp.square(jnp.maximum(z, -softcap) / softcap))
-        dz = dz.astype(x.dtype)
-        dx = dx + jnp.einsum("TW,WD->TD", dz, part, preferred_element_type=jnp.float32)
-        return dx, jnp.einsum("TW,TD->WD", dz, x, preferred_element_type=jnp.float32).astype(head.dtype)
+        tile, index = inputs
+        words = cut.words(index, x.ndim)
+        z, derivative = jax.vjp(of_rows, x, tile)
+        p = jnp.exp(cut.masked(z, words) - log_z[..., None])
+        own, dtile = derivative((dnll + dlog_z) * p - jnp.where(targets[..., None] == words, dnll, 0.0))
+        return dx + own.astype(jnp.float32), dtile
 
-    like = _like(x, head, own)
-    dx, dtiles = jax.lax.scan(step, jnp.zeros(x.shape, jnp.float32) + like[:, None], (tiles, starts))
-    dhead = dtiles.reshape(-1, head.shape[1])[: head.shape[0]]
+    dx, dtiles = jax.lax.scan(step, _zeros(x.shape, x, tiles, targets), (tiles, jnp.arange(cut.count)))
     if axis_name is not None:
         dx = jax.lax.psum(dx, axis_name)
-    dweights = cotangents.loss * (lse - at_target + z_loss * jnp.square(lse))
-    return dx.astype(x.dtype), dhead, np.zeros(targets.shape, jax.dtypes.float0), dweights.astype(weights.dtype)
+    return dx.astype(x.dtype), dtiles, np.zeros(targets.shape, jax.dtypes.float0)
 
 
-_sums.defvjp(_forward, _backward)
+_tiled.defvjp(_forward, _backward)
 
 
-def _tiles(head: Float[Array, "W D"], tile: int) -> Float[Array, "N C D"]:
-    missing = -head.shape[0] % tile
-    whole = jnp.pad(head, ((0, missing), (0, 0))) if missing else head
-    return whole.reshape(-1, tile, head.shape[1])
+def _log_z_and_target(z: Float[Array, "*tokens C"], targets: Int[Array, "*tokens"], words: Int[Array, "*ones C"]):
+    """Return the log-sum-exp of the logits, and the target's logit, 0 where it is not among them."""
+    # A sum over the vocabulary, not a gather from it: every device reads only its own part of a split vocabulary.
+    return jax.nn.logsumexp(z, axis=-1), jnp.sum(jnp.where(targets[..., None] == words, z, 0.0), axis=-1)
 
 
-def _starts(head: Float[Array, "W D"], tile: int) -> Int[Array, " N"]:
-    return jnp.arange(0, head.shape[0], tile, dtype=jnp.int32)
-
-
-def _rows_of(targets: Int[Array, " T"], head: Float[Array, "W D"], axis_name: str | None) -> Int[Array, " T"]:
-    """Return the targets as rows of this part of the head, -1 for those of other parts."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * head.shape[0]
-    own = targets - first
-    return jnp.where(own < head.shape[0], own, -1)  # or it would be found in the padding of the last tile
-
-
-def _logits(x, part, start, words: int, softcap: float | None) -> Float[Array, "T C"]:
-    z = jnp.einsum("TD,CD->TC", x, part, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        z = softcap * jnp.tanh(z / softcap)
-    there = start + jnp.arange(part.shape[0]) < words
-    return jnp.where(there[None], z, LOWEST)
-
-
-def _is_target(own: Int[Array, " T"], start: Int[Array, ""], tile: int) -> Array:
-    return own[:, None] == start + jnp.arange(tile)[None]
-
-
-def _like(x: Array, head: Array, own: Array) -> Float[Array, " T"]:
-    """Return zeros, one a token, that vary over the mesh axes that the tokens or the head do: what a scan carries."""
-    return (jnp.sum(x[:, :0], axis=1) + jnp.sum(head[:0]) + 0 * own).astype(jnp.float32)
+def _zeros(shape: tuple[int, ...], *like: Array) -> Float[Array, "..."]:
+    """Return zeros that vary over the mesh axes that any of the arrays varies over: what a scan carries."""
+    return vary(frozenset().union(*map(varying, like)), jnp.zeros(shape, jnp.float32))[0]
