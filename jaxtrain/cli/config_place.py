@@ -49,7 +49,7 @@ def _named_by_class(root: Node, keys: list[str]) -> str | None:
     if not classes:
         return None
     name, below = keys[classes[-1]], keys[classes[-1] + 1 :]
-    places = [_below(at, node, below) for at, node in _nodes(root, "") if node.cls.__name__ == name]
+    places = [_below(at, node, below) for at, node in nodes(root, "") if node.cls.__name__ == name]
     here = f"here {' or '.join(places)}" if places else "such as model.d_model"
     return f"in {ORIGIN} a key is its place in the tree, {here}; see jaxtrain config show"
 
@@ -60,7 +60,7 @@ def _below(at: str, node: Node, keys: list[str]) -> str:
     return functools.reduce(join, (int(key) if _is_index(key) else key for key in first + keys[1:]), at)
 
 
-def _nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
+def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
     """Every node of a tree, with its path."""
     match tree:
         case Leaf():
@@ -71,7 +71,7 @@ def _nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
         case Items(children=children):
             entries = enumerate(children)
     for key, child in entries:
-        yield from _nodes(child, join(at, key))
+        yield from nodes(child, join(at, key))
 
 
 def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, object]:

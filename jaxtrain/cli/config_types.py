@@ -47,6 +47,15 @@ def convert(value: object, hint: object) -> object:
     return value
 
 
+def fits(value: object, hint: object) -> bool:
+    """Whether `convert` takes a value."""
+    try:
+        convert(value, hint)
+    except TypeError:
+        return False
+    return True
+
+
 def _convert_union(value: object, options: tuple) -> object:
     for option in sorted(options, key=lambda option: option is not type(value)):  # 1 stays an int in `float | int`
         try:

@@ -9,6 +9,7 @@ jaxtrain schedule compare GPipe "Hanayo(waves=1)" --stages 4 --microbatches 8 --
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -100,7 +101,7 @@ def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> No
         if path and path.suffix != ending:
             flag = f"--{ending[1:]} {path}"
             raise ValueError(f"{flag}: the picture's name must end in {ending}; nearest {path.with_suffix(ending)}")
-    schedule = _schedule(arguments.schedule)
+    schedule = _schedule(arguments.schedule, arguments.import_from)
     table, costs = priced.plan(schedule, *_size(arguments, schedule))
     if arguments.memory_limit is not None:
         check_memory(table, arguments.memory_limit)
@@ -122,18 +123,18 @@ def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> No
 def _compare(console: Console, arguments: argparse.Namespace, priced: Priced) -> None:
     stages, microbatches = arguments.stages, arguments.microbatches
     require_positive(stages=stages, microbatches=microbatches)
-    schedules = {text: _schedule(text) for text in arguments.schedules}
+    schedules = {text: _schedule(text, arguments.import_from) for text in arguments.schedules}
     schedules = schedules or {name: schedule() for name, schedule in all_schedules().items()}
     print_comparison(console, schedules, stages, microbatches, priced, arguments.memory_limit)
 
 
-def _schedule(text: str) -> Schedule:
+def _schedule(text: str, import_from: Sequence[str]) -> Schedule:
     path = Path(text)
     if path.is_file():
         return FromFile(path=text)
     if path.suffix and "(" not in text:
         raise ValueError(f"{path}: there is no such table file, and no schedule of that name")
-    return parse(text)
+    return parse(text, import_from)
 
 
 def _size(arguments: argparse.Namespace, schedule: Schedule) -> tuple[int, int]:

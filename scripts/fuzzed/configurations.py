@@ -125,6 +125,8 @@ def _not_in_force(override: str, loaded: LoadedConfig) -> str | None:
     value = _at(loaded.config, key)
     if text.lstrip("([ ").startswith("@"):
         return None if _is_called(text, value) else f"the key holds {value!r}"
+    if is_dataclass(value):
+        return None if _is_schedule(ast.parse(text, mode="eval").body, text, value) else f"the key holds {value!r}"
     heard = says(text, value) if literal(text) is not ABSENT and not isinstance(value, str) else None
     heard = heard if heard is not None else value in (text, _text_of(text))
     return None if heard else f"the key holds {value!r}"
@@ -171,7 +173,7 @@ def schedules(random: Random, folder: Path) -> Iterator[Case]:
 def _schedule(text: str, *, sound: bool = False) -> Case:
     def fault(schedule: object) -> str | None:
         try:
-            expression = ast.parse(text.strip(), mode="eval").body
+            expression = ast.parse(text.replace("@", "").strip(), mode="eval").body
         except (SyntaxError, ValueError):
             return f"read as {schedule!r}"
         return None if _is_schedule(expression, text, schedule) else f"read as {schedule!r}"
@@ -181,14 +183,14 @@ def _schedule(text: str, *, sound: bool = False) -> Case:
 
 def _is_schedule(expression: ast.expr, text: str, value: object) -> bool:
     match expression:
-        case ast.Call() | ast.Name():
+        case ast.Call() | ast.Name() | ast.Attribute():
             name = expression.func if isinstance(expression, ast.Call) else expression
             given = expression.keywords if isinstance(expression, ast.Call) else []
             own = is_dataclass(value) and {field.name: getattr(value, field.name) for field in fields(value)}
-            return ast.unparse(name) == type(value).__name__ and all(
+            return ast.unparse(name).rpartition(".")[2] == type(value).__name__ and all(
                 _is_schedule(keyword.value, text, own[keyword.arg]) for keyword in given
             )
-    return says(ast.get_source_segment(text.strip(), expression), value)
+    return says(ast.get_source_segment(text.replace("@", "").strip(), expression), value)
 
 
 def _short(text: str) -> str:

@@ -49,6 +49,10 @@ CHANGES = {
     "phases=[@Phase(steps=1)]": {"phases": (Phase(steps=1),)},
     "optimizer=@Adam()": {"optimizer": Adam()},
     "optimizer=@Lion()": {"optimizer": Lion()},
+    "optimizer=@Lion": {"optimizer": Lion()},
+    "optimizer=Lion": {"optimizer": Lion()},
+    "optimizer=Lion(b1=0.95, schedule=Constant)": {"optimizer": Lion(b1=0.95)},
+    "name=Lion": {"name": "Lion"},
     "optimizer=@lion.Lion(b1=0.95)": {"optimizer": Lion(b1=0.95)},
     "optimizer=@toy.optim.lion.Lion(schedule=@Constant(value=1))": {"optimizer": Lion(schedule=Constant(value=1.0))},
     "optimizer.schedule.value=1e-4": {"optimizer": Adam(schedule=Constant(value=1e-4))},
@@ -115,7 +119,8 @@ ERRORS = {
     "optimizer=@Lion(**{'b1': 1})": "--set optimizer=@Lion(**{'b1': 1}): **{'b1': 1} cannot be read; write "
     "@Name(key=value, ...)",
     "optimizer=@Lion(": "--set optimizer=@Lion(: cannot be read; write @Name(key=value, ...)",
-    "optimizer=@Lion": "--set: optimizer='Lion' must be Optimizer, not str",
+    "optimizer=@Lion(b1=1, b1=2)": "--set optimizer=@Lion(b1=1, b1=2): "
+    "lion.Lion has two values for 'b1'; remove one of them",
     "model.norm=@AttentionConfig(heads=2)": "--set model.norm=@AttentionConfig(heads=2): "
     "model.norm=@layers.AttentionConfig() must be NormConfig",
     "model.norm=@NormConfig(kind=batch)": "--set: model.norm.kind='batch' must be Literal['rms', 'layer'], not str",

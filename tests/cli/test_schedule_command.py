@@ -99,7 +99,7 @@ def test_compare_uses_the_given_costs(capsys):
         (["show", "GPipe", *SIZE, "--costs", "1,1,1,1e30"], "the shortest action takes 0 of .* too little to be drawn"),
         (["compare", "--stages", "0", "--microbatches", "8"], "stages=0 must be at least 1; nearest 1"),
         (["compare", "--stages", "4", "--microbatches", "-1"], "microbatches=-1 must be at least 1; nearest 1"),
-        (["compare", "GPip", *SIZE], "there is no schedule `GPip`; did you mean `GPipe`"),
+        (["compare", "GPip", *SIZE], "there is no class 'GPip'; the nearest valid name is 'GPipe'"),
         (
             ["compare", "Chimera", "BitPipe", "--stages", "3", "--microbatches", "4"],
             "Chimera: stages=3.*; nor does any of",

@@ -28,7 +28,9 @@ from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig(MixerConfig):
-    """`scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too.
+    """Grouped-query attention with rotary positions.
+
+    `scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too.
 
     `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
     """

@@ -37,7 +37,10 @@ from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaRuleConfig(MixerConfig):
-    """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
+    """The delta rule: a state of fixed size in which what a key held is replaced.
+
+    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    """
 
     heads: int
     kv_heads: int

@@ -37,7 +37,10 @@ from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearAttentionConfig(MixerConfig):
-    """`implementation` names a kernel that is not the default for the device yet; it runs over whole sequences."""
+    """Linear attention: a state of fixed size that decays, in place of all keys and values.
+
+    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    """
 
     heads: int
     kv_heads: int

@@ -1,0 +1,99 @@
+"""A value in a line of text, objects with their parameters among it: of `--set`, and of `schedule show`.
+
+    1e-3    gs://bucket/a    @Lion()    @jaxtrain.optim.lion.Lion(b1=0.95)    (@Phase(steps=1), @Phase(steps=2))
+
+A value is a Python literal, and a string where it is none. `@Name(key=value)` is an object: a short name is looked up
+in the modules beside the classes that the key has now or is annotated with, a full one anywhere. Where the key takes
+objects and no text, the mark and empty brackets may be left out: `TwoBP(schedule=ZBH1)`.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from typing import NamedTuple
+
+from jaxtrain.cli.config_imports import Imports
+from jaxtrain.cli.config_literal import check_text, expression, parsing
+from jaxtrain.cli.config_target import check_fits, find_target
+from jaxtrain.cli.config_tree import Leaf, Slot, Tree, check_field, new_node, plant, sequence
+from jaxtrain.cli.config_types import classes_in, fits, label
+
+
+class Reader(NamedTuple):
+    """Reads values; `imports` is what they may import, `origin` where they are said to come from."""
+
+    imports: Imports
+    origin: str
+
+    def read(self, text: str, slot: Slot, near: list[type]) -> Tree:
+        """Return the tree of a value. `near` are classes beside which short names are looked up.
+
+        Raises:
+            ValueError: it cannot be read, or what it calls is not known to make what the key takes.
+        """
+        if re.match(r"[\s(\[]*@", text):
+            return self._plant(_unmarked(text), slot, near)
+        try:
+            syntax = expression(text)
+        except SyntaxError:
+            if text[:1] in ("'", '"'):
+                raise ValueError("begins with a quote and is no string; see to its quotes and backslashes") from None
+            return Leaf(value=text, origin=self.origin)
+        if _is_object(syntax, slot):
+            return self._plant(syntax, slot, near)
+        try:
+            return plant(ast.literal_eval(syntax), self.origin)
+        except (ValueError, TypeError):
+            return Leaf(value=text, origin=self.origin)  # the type check refuses it where the leaf is no string
+
+    def _plant(self, syntax: ast.expr, slot: Slot, near: list[type]) -> Tree:
+        match syntax:
+            case ast.Call(func=name, args=[], keywords=keywords):
+                return self._plant_object(ast.unparse(name), keywords, slot, near)
+            case ast.Name() | ast.Attribute() if _is_object(syntax, slot):
+                return self._plant_object(ast.unparse(syntax), [], slot, near)
+            case ast.Tuple() | ast.List():
+                items = [self._plant(item, slot.item(i), near) for i, item in enumerate(syntax.elts)]
+                return sequence(items, self.origin)
+            case ast.Name(id=word):
+                return Leaf(value=word, origin=self.origin)
+        try:
+            return plant(ast.literal_eval(syntax), self.origin)
+        except (ValueError, TypeError):
+            raise ValueError(f"{ast.unparse(syntax)} is neither a literal nor @Name(key=value, ...)") from None
+
+    def _plant_object(self, name: str, keywords: list[ast.keyword], slot: Slot, near: list[type]) -> Tree:
+        target = find_target(name, near, self.imports)
+        check_fits(target, slot)
+        if not isinstance(target, type):
+            if keywords:
+                raise ValueError(f"{label(target)} is a function; it takes no keys")
+            return plant(target(), self.origin)
+        given: dict[str, Tree] = {}
+        for keyword in keywords:
+            if keyword.arg is None:
+                raise ValueError(f"**{ast.unparse(keyword.value)} cannot be read; write @Name(key=value, ...)")
+            check_field(target, keyword.arg)
+            if keyword.arg in given:
+                raise ValueError(f"{label(target)} has two values for {keyword.arg!r}; remove one of them")
+            below = slot.field(target, keyword.arg)
+            given[keyword.arg] = self._plant(keyword.value, below, classes_in(below.hint))
+        return new_node(target, given, self.origin)
+
+
+def _is_object(syntax: ast.expr, slot: Slot) -> bool:
+    """Whether a text without a mark is an object: it has the form of one, and its key takes objects and no text."""
+    named = isinstance(syntax, ast.Call | ast.Name | ast.Attribute)
+    return named and bool(classes_in(slot.hint)) and not fits("", slot.hint)
+
+
+def _unmarked(text: str) -> ast.expr:
+    """The syntax of `@Name(key=value)`, the marks left out."""
+    check_text(text)
+    try:
+        with parsing():
+            marked = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string != "@"]
+        return expression(tokenize.untokenize(marked))
+    except (SyntaxError, tokenize.TokenError):
+        raise ValueError("cannot be read; write @Name(key=value, ...)") from None

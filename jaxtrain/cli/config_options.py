@@ -1,0 +1,111 @@
+"""What a key of a configuration takes: the classes that there are of its base, or its type and default.
+
+Read from the annotations alone: a key below an open one, such as `optimizer.b1`, is found in every class that has it.
+"""
+
+import inspect
+import re
+from dataclasses import MISSING, Field, is_dataclass
+from typing import NamedTuple, get_type_hints
+
+from jaxtrain.cli.config_tree import config_fields, join
+from jaxtrain.cli.config_types import classes_in, describe, describe_hint, label, nearest, subclasses
+from jaxtrain.technique import Technique
+
+
+class Key(NamedTuple):
+    """A key as one class has it."""
+
+    cls: type
+    name: str
+    hint: object
+    field: Field
+
+    @property
+    def default(self) -> str:
+        if self.field.default is not MISSING:
+            return describe(self.field.default)
+        return "required" if self.field.default_factory is MISSING else describe(self.field.default_factory())
+
+    @property
+    def classes(self) -> list[type]:
+        return options(self.hint)
+
+
+def options(hint: object) -> list[type]:
+    """The dataclasses that an annotation takes: of an abstract base class those that are beside it, or known."""
+    found: dict[type, None] = {}
+    for cls in classes_in(hint):
+        if inspect.isabstract(cls):
+            found |= dict.fromkeys(option for _, option in sorted(subclasses(cls).items()))
+        elif is_dataclass(cls):
+            found[cls] = None
+    return list(found)
+
+
+def keys_of(cls: type) -> list[Key]:
+    hints = get_type_hints(cls)
+    return [Key(cls, name, hints[name], field) for name, field in config_fields(cls).items()]
+
+
+def find_keys(root: type, path: str) -> list[Key]:
+    """Return the keys at a path, one for every class that has it; indices of tuples may be left out.
+
+    Raises:
+        ValueError: there is no such path, with the nearest name.
+    """
+    names, classes, at = re.sub(r"\[[0-9]+\]|\.[0-9]+(?=\.|$)", "", path).split("."), [root], ""
+    for name in names:
+        known = [key for cls in classes for key in keys_of(cls)]
+        found = [key for key in known if key.name == name]
+        if not found and not known:
+            raise ValueError(f"{at} takes plain values, there is no {name!r} below it")
+        if not found:
+            where = f"{at} has" if at else f"{label(root)} has"
+            raise ValueError(f"{where} no key {name!r}{nearest(name, [key.name for key in known])}")
+        at, classes = join(at, name), list(dict.fromkeys(cls for key in found for cls in key.classes))
+    return found
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's docstring, if that was written; dataclasses without one are given another."""
+    line = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return "" if line.startswith(f"{cls.__name__}(") else line
+
+
+def paper(cls: type) -> str:
+    return cls.paper if issubclass(cls, Technique) else ""
+
+
+def describe_options(path: str | None) -> str:
+    """Say what the key at a path takes, or without one what keys a configuration has."""
+    from jaxtrain.config import TrainConfig  # here, since it imports all that a run may consist of
+
+    if path is None:
+        return "\n".join(_key_rows(keys_of(TrainConfig), ""))
+    found = find_keys(TrainConfig, path)
+    classes = list(dict.fromkeys(cls for key in found for cls in key.classes))
+    lines = _key_rows(found, path)
+    lines += ["", *_columns([(f"@{label(cls)}()", cls.__module__, summary(cls), paper(cls)) for cls in classes])]
+    if len(classes) == 1:
+        lines += ["", *_key_rows(keys_of(classes[0]), path)]
+    return "\n".join(lines).rstrip()
+
+
+def _key_rows(keys: list[Key], path: str) -> list[str]:
+    """A line a key: the key as the class has it, its type, and its default."""
+    return _columns([(f"{label(key.cls)}.{key.name}", _base(key.hint), key.default) for key in keys])
+
+
+def _base(hint: object) -> str:
+    """An annotation in one word: an abstract base class by its name, not by the classes it stands for."""
+    bases = [cls for cls in classes_in(hint) if inspect.isabstract(cls)]
+    if not bases:
+        return describe_hint(hint)
+    text = str(hint) if not isinstance(hint, type) else hint.__name__
+    return re.sub(r"[\w.]+\.(\w+)", r"\1", text)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,0 +1,72 @@
+"""`jaxtrain config options`, and the list of techniques: made from the classes, never kept by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxtrain.cli import techniques
+from jaxtrain.cli.config_options import paper, summary
+from jaxtrain.cli.config_types import subclasses
+from jaxtrain.cli.main import main
+from jaxtrain.technique import Technique, lacking
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(capsys, *words: str) -> list[list[str]]:
+    assert main(["config", "options", *words]) == 0
+    return [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if line]
+
+
+def test_a_key_that_takes_a_base_lists_its_classes_with_docstring_and_paper(capsys):
+    found = {row[0]: row[2] for row in rows(capsys, "optimizer")}
+    assert found["config.TrainConfig.optimizer"] == "required"
+    assert found["@lion.Lion()"].startswith("Half the state of AdamW.")
+    assert found["@lion.Lion()"].endswith(" arXiv:2302.06675")
+
+
+@pytest.mark.parametrize("key", ["model.pattern.mixer", "model.pattern[0].mixer", "model.pattern.0.mixer"])
+def test_indices_may_be_left_out(key, capsys):
+    names = [row[0] for row in rows(capsys, key)]
+    assert names[0] == "block.BlockConfig.mixer" and "@attention.AttentionConfig()" in names
+
+
+def test_a_key_below_an_open_one_is_that_of_every_class_that_has_it(capsys):
+    found = {row[0]: row[1:] for row in rows(capsys, "gradients.schedule.chunks_per_stage")}
+    assert found["interleaved.Interleaved.chunks_per_stage"] == ["int", "2"] and len(found) > 2
+
+
+def test_a_plain_key_has_type_and_default_and_without_a_key_all_are_listed(capsys):
+    assert rows(capsys, "clip_norm") == [["config.TrainConfig.clip_norm", "float", "| None  1.0"]]
+    assert "config.TrainConfig.gradients" in [row[0] for row in rows(capsys)]
+    assert "mesh.MeshConfig.fsdp" in [row[0] for row in rows(capsys, "mesh")]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model.patern", "model has no key 'patern'; the nearest valid name is 'pattern'"),
+        ("optimiser", "config.TrainConfig has no key 'optimiser'; the nearest valid name is 'optimizer'"),
+        ("seed.x", "seed takes plain values, there is no 'x' below it"),
+        ("", "config.TrainConfig has no key ''; the nearest valid name is "),
+    ],
+)
+def test_a_key_that_is_none_is_refused_with_the_nearest(key, message, capsys):
+    assert main(["config", "options", key]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_technique_says_what_it_does_and_where_it_is_from():
+    techniques.text()  # which imports all of them
+    silent = [
+        cls.__name__
+        for base in techniques._bases(Technique)
+        for cls in subclasses(base).values()
+        if cls.__module__.startswith("jaxtrain.") and not (summary(cls) and paper(cls)) or list(lacking(cls))
+    ]
+    assert not silent
+
+
+def test_the_list_of_techniques_is_that_of_the_classes():
+    path = ROOT / "docs" / "techniques.md"
+    assert path.read_text() == techniques.text(), "python -m jaxtrain.cli.techniques > docs/techniques.md"
