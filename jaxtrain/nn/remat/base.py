@@ -21,7 +21,6 @@ class RematPolicy(Technique):
     """
 
     __slots__ = ()
-    vocab_tile: ClassVar[int | None] = None
     offload: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, of_stack, whole
-from jaxtrain.nn.cross_entropy import CrossEntropy
+from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
 from jaxtrain.pipeline.keep import Keep, LayerValues
@@ -94,20 +94,21 @@ def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
     return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
 
-class _Headed(NamedTuple):
-    """The model as an objective sees it once the blocks have run: all that is left is the head."""
+class _BlocksHaveRun(NamedTuple):
+    """The model as an objective sees it once the blocks have run: `x` is what the head reads."""
 
     model: Decoder
     x: Float[Array, "B L D"]
 
     def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
-        return self.model.head(self.x)
+        return self.head.logits(self.x)
 
     def hidden(self, batch: Batch, keys: Keys | None = None) -> Out:
         return Out(self.x)
 
-    def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
-        return self.model.cross_entropy(x, targets)
+    @property
+    def head(self) -> Head:
+        return self.model.head
 
 
 def parts(loss: Loss, params: ParamTree) -> Parts:
@@ -130,7 +131,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
         return (y, added), sums
 
     def head(outer, data: Data, x):
-        value = loss.of_model(_Headed(loss.model(params | outer), x), data.batch, data.keys)
+        value = loss.of_model(_BlocksHaveRun(loss.model(params | outer), x), data.batch, data.keys)
         return value[0], value
 
     return Parts(
