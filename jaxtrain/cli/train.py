@@ -27,8 +27,9 @@ from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError, saving
-from jaxtrain.train.loop import NonFiniteError, Result, Trainer
+from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
+from jaxtrain.train.run import NonFiniteError
 from jaxtrain.train.state import state_of
 from jaxtrain.train.stopping import Stop
 

@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from jaxtrain.data import DataConfig, Rows
+from jaxtrain.data import DataConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.optim.base import evaluation_params
 from jaxtrain.shapes import ModelState, ParamTree
-from jaxtrain.train.checkpoint import Checkpoints, Retention, Snapshot
-from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
+from jaxtrain.train.checkpoint import Checkpoints, Retention
+from jaxtrain.train.evaluation import validation_rows
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
+from jaxtrain.train.hooks.base import Saving
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.metrics import Metrics
@@ -26,15 +24,12 @@ from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
+from jaxtrain.train.run import Run, RunningPhase
 from jaxtrain.train.start import find_start
 from jaxtrain.train.state import TrainState, create_state, state_of
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
 from jaxtrain.train.writers.base import Numbers, Writer
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 class Result(NamedTuple):
@@ -46,19 +41,9 @@ class Result(NamedTuple):
     numbers: Numbers  # the last of everything measured
 
 
-class Work(NamedTuple):
-    """A phase set up on its mesh."""
-
-    span: Span
-    data: DataConfig
-    feed: Feed
-    validation: Callable[[], Rows]
-    program: Program
-
-
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What a run is made of; `train` runs it. Also the view of the run that its hooks have (hooks.base.RunView)."""
+    """What a run is made of; `train` runs it."""
 
     recipe: Recipe
     data: DataConfig
@@ -71,16 +56,6 @@ class Trainer:
     lock: RunLock
     devices: list[jax.Device] | None = None
     profile_steps: int = 0
-
-    def __post_init__(self):
-        self.step, self.total_steps = 0, self.recipe.total_steps
-        self._saving = [hook.saving for hook in self.hooks if hook.saving]
-        self.graph, _, self.axes = abstract_model(self.recipe.model)
-        self._key = jax.random.key(self.seed)
-        self._dropout_key = jax.random.fold_in(self._key, 1)
-        self._evaluate = make_evaluation_step(self.graph, self.recipe.objective)
-
-    # -- the run ------------------------------------------------------------------------------------------------
 
     def train(self) -> Result:
         """Run all phases, from the newest sound checkpoint if there is one.
@@ -96,91 +71,78 @@ class Trainer:
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a run that begins; change nothing. Raises as it does."""
         first_save = min((saving.every_steps for saving in self._saving), default=1)
-        return find_start(self.folder, first_save=min(first_save, self.total_steps))
+        return find_start(self.folder, first_save=min(first_save, self.recipe.total_steps))
+
+    @property
+    def _saving(self) -> list[Saving]:
+        return [hook.saving for hook in self.hooks if hook.saving]
 
     def train_from(self, start: int | None) -> Result:
         """Run the phases from where `find_start` says, with the lock held since."""
         retention = next((saving.retention for saving in self._saving), Retention())
-        with Checkpoints(self.folder.checkpoints, retention) as self._checkpoints:
-            self._checkpoints.clear_after(start)
-            self._saved = start
-            self._taken = {} if start is None else self._checkpoints.restore_data(start)
-            self._hooks, state, self._stop = HookStates(self.hooks), None, Stop()
-            with self._open_recorder(start) as self._recorder, self._open_profiler() as self._profiler, self._stop:
+        graph, _, axes = abstract_model(self.recipe.model)
+        evaluation_step = make_evaluation_step(graph, self.recipe.objective)
+        state, hooks, stop, saved = None, HookStates(self.hooks), Stop(), start
+        with Checkpoints(self.folder.checkpoints, retention) as checkpoints:
+            checkpoints.clear_after(start)
+            taken = {} if start is None else checkpoints.restore_data(start)
+            profiler = Profiler(self.folder.profile, self.profile_steps)
+            with self._recorder(start, stop) as recorder, profiler, stop:
                 for span in remaining(self.recipe.phases, start or 0):
-                    self._work = self._set_up(span)
-                    state = self._enter(state, start)
-                    state = self._run_phase(state)
-                    if self.step < span.end:
+                    phase = self._phase(span, taken, recorder)
+                    state = self._enter(phase.program, axes, state, start, checkpoints)
+                    hooks.enter(state, functools.partial(_restore_hook, checkpoints, start))
+                    run = Run(
+                        recipe=self.recipe,
+                        graph=graph,
+                        evaluation_step=evaluation_step,
+                        phase=phase,
+                        recorder=recorder,
+                        checkpoints=checkpoints,
+                        hooks=hooks,
+                        stop=stop,
+                        folder=self.folder,
+                        taken=taken,
+                        key=jax.random.key(self.seed),
+                        max_skipped_steps=self.max_skipped_steps,
+                        step=int(state.step),
+                        saved=saved,
+                    )
+                    state = make_steps(run, state, profiler)
+                    saved = run.saved
+                    if run.step < span.end:
                         break
-            with self._stop.reporting():
-                self._checkpoints.check(wait=True)
-            self._stop.settle()
-        return Result(state, self.step, self.step >= self.total_steps, self._recorder.latest)
+            with stop.reporting():
+                checkpoints.check(wait=True)
+            stop.settle()
+        return Result(state, run.step, run.step >= self.recipe.total_steps, recorder.latest)
 
-    def _run_phase(self, state: TrainState) -> TrainState:
-        """Make the steps of the phase at hand, or those until the run is asked to stop, and then save."""
-        work = self._work
-        span, feed = work.span, work.feed
-        with jax.set_mesh(work.program.mesh):
-            while self.step < span.end and not self._stop.decided():
-                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    state, measured = work.program.step(state, next(feed), self._dropout_key)
-                self.step += 1
-                self._finish_step()  # the one before: meanwhile the devices work on this one
-                self._recorder.begin(self.step, measured)
-                state = self._hooks.after_step(self, state)
-                self._profiler.step_done(state)
-                with self._stop.reporting():
-                    self._checkpoints.check()
-            self._finish_step()
-            if self.step < span.end:
-                self.save(state)
-        return state
-
-    def _finish_step(self) -> None:
-        """Wait for the step that is being recorded, if one is; write what it measured and check it."""
-        if (finished := self._recorder.finish()) is None:
-            return
-        step, numbers = finished
-        in_a_row = int(numbers["skipped_in_a_row"])
-        if in_a_row >= self.max_skipped_steps:
-            raise NonFiniteError(
-                f"step {step}: loss or gradient not finite in {in_a_row} steps in a row; the parameters are those of "
-                f"step {step - in_a_row}. The last such step saw {self._work.feed.describe(ago=self.step - step)}"
-            )
-
-    # -- setting up ---------------------------------------------------------------------------------------------
-
-    def _open_recorder(self, start: int | None) -> Recorder:
-        writes = jax.process_index() == 0
+    def _recorder(self, start: int | None, stop: Stop) -> Recorder:
+        writes, total_steps = jax.process_index() == 0, self.recipe.total_steps
         if writes:
-            with self._stop.reporting():
+            with stop.reporting():
                 self.folder.cut_samples(step=start or 0)
-        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=self._stop.report)
-        recorder = Recorder(metrics, display(self.total_steps, start=start or 0, shown=writes))
-        if start is not None and start >= self.total_steps:
-            recorder.say(f"the run has made its {self.total_steps} steps: nothing is left to do")
+        metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=stop.report)
+        recorder = Recorder(metrics, display(total_steps, start=start or 0, shown=writes))
+        if start is not None and start >= total_steps:
+            recorder.say(f"the run has made its {total_steps} steps: nothing is left to do")
         elif start:
             recorder.say(f"going on from the checkpoint of step {start}")
         return recorder
 
-    def _open_profiler(self) -> Profiler:
-        return Profiler(self.folder.profile, self.profile_steps)
-
-    def _set_up(self, span: Span) -> Work:
+    def _phase(self, span: Span, taken: dict, recorder: Recorder) -> RunningPhase:
         """Build the mesh, data, optimizer and step of a phase."""
         phase = span.phase
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
-        feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=self._taken)
+        feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=taken)
         if feed.text_changed:
-            self._recorder.say(
+            recorder.say(
                 "the text of the data has changed since the checkpoint, or an older version gave it another name: "
                 "it is read from its first row"
             )
         elif feed.is_new:
-            self._recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
-        self._recorder.enter_phase(
+            recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
+        recorder.enter_phase(
             tokens_per_step=phase.tokens_per_step,
             flops_per_token=self.recipe.model.flops_per_token(phase.sequence_length),
             devices=mesh.size,
@@ -188,91 +150,52 @@ class Trainer:
         length = phase.sequence_length
         # Where evaluation is asked for, and then once: of the text that the feed has opened.
         validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
-        return Work(span, data, feed, validation, self.recipe.program(span, mesh))
+        return RunningPhase(span, data, feed, validation, self.recipe.program(span, mesh))
 
-    def _enter(self, state: TrainState | None, start: int | None) -> TrainState:
+    def _enter(
+        self,
+        program: Program,
+        axes: ModelState,
+        state: TrainState | None,
+        start: int | None,
+        checkpoints: Checkpoints,
+    ) -> TrainState:
         """Return the state to begin a phase with: created, restored, or moved from the phase before."""
-        program, checkpoints = self._work.program, self._checkpoints
         target = program.target
         if state is not None:
-            state = jax.device_put(state, _layout(target))
-        elif start is None:
-            state = create_state(self.recipe.model, program.tx, self.axes, program.mesh, self._key)
-        elif checkpoints.has_progress(start):
-            state = checkpoints.restore_state(start, target)
-        else:  # parameters alone, such as imported ones
-            begin = functools.partial(state_of, tx=program.tx)
-            model = checkpoints.restore_model(start, target.model)
-            state = jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(model)
-        self.step = int(state.step)
+            return jax.device_put(state, _layout(target))
+        if start is None:
+            return create_state(self.recipe.model, program.tx, axes, program.mesh, jax.random.key(self.seed))
+        if checkpoints.has_progress(start):
+            return checkpoints.restore_state(start, target)
+        begin = functools.partial(state_of, tx=program.tx)  # a model alone, such as an imported one
+        model = checkpoints.restore_model(start, target.model)
+        return jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(model)
 
-        def restore(name: str, shapes: ParamTree) -> ParamTree | None:
-            return None if start is None else checkpoints.restore_hook(start, name, shapes)
 
-        self._hooks.enter(state, restore)
-        return state
+def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
+    """Make the steps of a phase, or those until the run is asked to stop, and then save."""
+    program, feed, end = run.phase.program, run.phase.feed, run.phase.span.end
+    dropout_key = jax.random.fold_in(run.key, 1)
+    with jax.set_mesh(program.mesh):
+        while run.step < end and not run.stop.decided():
+            with jax.profiler.StepTraceAnnotation("train", step_num=run.step):
+                state, measured = program.step(state, next(feed), dropout_key)
+            run.step += 1
+            run.finish_step()  # the one before: meanwhile the devices work on this one
+            run.recorder.begin(run.step, measured)
+            state = run.hooks.after_step(run, state)
+            profiler.step_done(state)
+            with run.stop.reporting():
+                run.checkpoints.check()
+        run.finish_step()
+        if run.step < end:
+            run.save(state)
+    return state
 
-    # -- what hooks see -----------------------------------------------------------------------------------------
 
-    @property
-    def is_last(self) -> bool:
-        return self.step == self.total_steps
-
-    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
-        phase = self._work.span.phase
-        self._recorder.interrupted()
-        return evaluate(
-            self._evaluate,
-            self.recipe.objective,
-            model,
-            self._work.validation(),
-            batch_size=phase.batch_size,
-            batches=batches,
-            mesh=self._work.program.mesh,
-        )
-
-    def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
-        tokenizer = self._work.data.tokenizer
-        self._recorder.interrupted()
-        ids = tokenizer.encode_prompt(prompt)
-        [new] = generate(
-            self.graph,
-            model,
-            [ids],
-            tokens=tokens,
-            sampling=Sampling(temperature=temperature),
-            key=jax.random.fold_in(self._key, self.step),
-            stop_token=tokenizer.end_of_document_id,
-        )
-        text = tokenizer.decode(ids + new)
-        if jax.process_index() == 0:
-            with self._stop.reporting():
-                self.folder.add_sample(self.step, text)
-        return text
-
-    def save(self, state: TrainState) -> None:
-        if self._saved != self.step:
-            with self._stop.reporting():
-                self._checkpoints.begin(self.step)  # before its line: killed between the two, the run begins anew
-            self._finish_step()  # its line comes first, so that a run resumed from here lacks none
-            self._recorder.flush()
-            with self._stop.reporting():
-                self._checkpoints.check(wait=True)
-            with self._stop.reporting():  # all processes save, or none: also where the save before has failed
-                self._checkpoints.save(self.step, Snapshot(state, dict(self._taken), self._hooks.to_save()))
-            self._saved = self.step
-            self._recorder.interrupted()
-
-    def write(self, numbers: Numbers) -> None:
-        self._recorder.add(numbers)
-
-    def say(self, text: str) -> None:
-        self._recorder.say(text)
-
-    def evaluation_models(self, state: TrainState) -> dict[str, ModelState]:
-        plain = evaluation_params(self.recipe.optimizer, state.opt_state, state.params)
-        averages = {"": plain} | self._hooks.averages()
-        return {name: state.model._replace(params=params) for name, params in averages.items()}
+def _restore_hook(checkpoints: Checkpoints, start: int | None, name: str, shapes: ParamTree) -> ParamTree | None:
+    return None if start is None else checkpoints.restore_hook(start, name, shapes)
 
 
 def _layout(tree):

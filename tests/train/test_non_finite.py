@@ -10,7 +10,7 @@ from tolerances import EXACT, assert_close
 
 from jaxtrain.objectives.base import Objective, Terms
 from jaxtrain.objectives.next_token import NextToken
-from jaxtrain.train.loop import NonFiniteError
+from jaxtrain.train.run import NonFiniteError
 
 POISON = "Z"
 
