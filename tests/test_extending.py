@@ -97,7 +97,7 @@ def test_what_others_write_trains_all_at_once_and_goes_on_from_the_other_languag
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):
-    write(folder, "pipeline", ["Pipeline schedule"])
+    write(folder, "pipeline", ["Source", "Pipeline schedule"])
     drawn = ["@fill_and_drain.FillAndDrain()", "--import-from", ".", "--stages", "4", "--microbatches", "8"]
     assert main(["schedule", "show", *drawn]) == 0
     assert "27.3%" in capsys.readouterr().out, "3 of 11"

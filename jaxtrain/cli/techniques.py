@@ -5,8 +5,10 @@ Made from the classes alone: `python -m jaxtrain.cli.techniques > docs/technique
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterator
 
+import jaxtrain
 from jaxtrain.cli.config_options import paper, summary
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.technique import Technique
@@ -21,7 +23,9 @@ the classes. How to write one of your own is in [extending.md](extending.md).
 
 def text() -> str:
     """Return the whole file."""
-    importlib.import_module("jaxtrain.config")  # which imports all bases
+    for module in pkgutil.walk_packages(jaxtrain.__path__, "jaxtrain."):
+        if not module.name.startswith("jaxtrain.cli."):
+            importlib.import_module(module.name)
     return HEAD + "".join(_section(base) for base in sorted(_bases(Technique), key=_full))
 
 

@@ -183,6 +183,8 @@ def _schedule(text: str, *, sound: bool = False) -> Case:
 
 def _is_schedule(expression: ast.expr, text: str, value: object) -> bool:
     match expression:
+        case ast.Name(id=word) if isinstance(value, str):  # where the key takes a text
+            return value == word
         case ast.Call() | ast.Name() | ast.Attribute():
             name = expression.func if isinstance(expression, ast.Call) else expression
             given = expression.keywords if isinstance(expression, ast.Call) else []
