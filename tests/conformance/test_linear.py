@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from thin import Thin
 from tolerances import SAME_SUMS, assert_close
 
 from jaxtrain.axes import Axes, Kind
@@ -30,7 +31,7 @@ SHAPES = {
     "head": ((WIDTH,), (VOCAB,), True),
 }
 ROWS, LENGTH = 8, 4
-every_linear = pytest.mark.parametrize("config", CASES, ids=repr)
+every_linear = pytest.mark.parametrize("config", [*CASES, Thin(rank=8)], ids=repr)  # and one of somebody else
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
@@ -40,10 +41,10 @@ def test_every_linear_has_a_case_and_says_what_it_is():
     assert all(kind.paper and kind.__doc__ for kind in kinds)
 
 
-def _built(config: LinearConfig, shape: tuple, *, bias: bool) -> nnx.Module:
+def _built(config: LinearConfig, shape: tuple, *, bias: bool, seed: int = 0) -> nnx.Module:
     """Return the linear with no bias 0, so that a test sees it."""
     inputs, outputs, outputs_first = shape
-    module = config.build(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=nnx.Rngs(0))
+    module = config.build(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=nnx.Rngs(seed))
     if bias:
         module.bias[...] = jnp.asarray(_noise(module.bias.shape, 1))
     return module
@@ -94,11 +95,11 @@ def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(config, shape)
 @every_shape
 def test_the_matrix_has_the_axes_asked_for_and_the_deviation_of_its_fan_in(config, shape):
     inputs, outputs, outputs_first = shape
-    module = _built(config, shape, bias=False)
-    matrix = module.dense()
-    assert module.bias is None
-    assert matrix.shape == _sizes((*outputs, *inputs) if outputs_first else (*inputs, *outputs))
-    assert np.std(matrix) == pytest.approx(np.prod(_sizes(inputs)) ** -0.5, rel=0.1)
+    modules = [_built(config, shape, bias=False, seed=seed) for seed in range(10)]
+    matrices = np.stack([module.dense() for module in modules])
+    assert all(module.bias is None for module in modules)
+    assert matrices.shape[1:] == _sizes((*outputs, *inputs) if outputs_first else (*inputs, *outputs))
+    assert np.std(matrices) == pytest.approx(np.prod(_sizes(inputs)) ** -0.5, rel=0.1)
 
 
 @every_linear

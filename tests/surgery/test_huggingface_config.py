@@ -5,6 +5,7 @@ import json
 
 import huggingface_goldens as goldens
 import pytest
+from thin import Thin
 
 from jaxtrain.models import presets
 from jaxtrain.nn.rope import LinearScaling
@@ -243,6 +244,16 @@ def test_the_family_is_found_from_the_decoder(name):
 def test_how_a_model_is_computed_does_not_matter():
     config = dataclasses.replace(PRESETS["qwen3_tiny"], compute_dtype="bfloat16", dropout=0.1, scan=False)
     assert family_of(config).model_type == "qwen3"
+
+
+@pytest.mark.parametrize("change", [{"mixer": Thin(rank=8)}, {"head": Thin(rank=8)}], ids=str)
+def test_weights_in_another_form_are_refused_by_the_key_that_names_it(change):
+    config = PRESETS["llama3_tiny"]
+    config = with_mixer(config, linear=change["mixer"]) if "mixer" in change else dataclasses.replace(config, **change)
+    with pytest.raises(
+        ValueError, match=r"llama: it has (pattern\[0\]\.mixer\.linear|head)=Thin\(rank=8\), the family Dense"
+    ):
+        family_of(config)
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
