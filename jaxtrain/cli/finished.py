@@ -15,9 +15,10 @@ from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.kept_files import remarks
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ParamTree
+from jaxtrain.sharding import shardings
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.trained import trained_params

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes
-from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
+from jaxtrain.fully_sharded import gather, narrow_gradients, of_layer
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Output, Positions, look_up
 from jaxtrain.nn.head import Head
@@ -24,6 +24,7 @@ from jaxtrain.nn.param import TokenContext, axes_of, dropout, fold_in
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.sharding import axis_size, constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

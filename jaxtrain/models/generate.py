@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.param import TokenContext
 from jaxtrain.ranges import LEAST_FLOAT32
 from jaxtrain.shapes import ParamTree
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

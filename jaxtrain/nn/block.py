@@ -7,11 +7,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import constrain
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import TokenContext, dropout
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

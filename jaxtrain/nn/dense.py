@@ -5,7 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size
+from jaxtrain.sharding import axis_size
 
 
 def dense(x: Float[Array, "B L ..."], w: Float[Array, "..."], *, inputs: int = 1) -> Float[Array, "B L ..."]:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ParamTree
+from jaxtrain.sharding import constrain
 
 Value = tuple[Float[Array, ""], Terms]
 

@@ -11,7 +11,7 @@ from tiny import bytes_of, variant
 from tolerances import CLOSED_FORM, EXACT, assert_close
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
@@ -20,6 +20,7 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit, Float8Moments
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
+from jaxtrain.sharding import shardings
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.state import TrainState, state_from_params, state_shardings
 

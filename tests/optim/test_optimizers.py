@@ -22,7 +22,7 @@ from optimizer_cases import (
 from tiny import variant
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, assert_close
 
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
@@ -31,6 +31,7 @@ from jaxtrain.optim.base import evaluation_params, transformation
 from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
+from jaxtrain.sharding import shardings
 from jaxtrain.train.state import state_from_params, state_shardings
 
 

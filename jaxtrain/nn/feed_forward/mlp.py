@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import constrain
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.param import constant, normal
 from jaxtrain.ranges import check_at_least_one
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,13 +16,13 @@ from jaxtrain_kernels.choice import check_named
 from jaxtrain_kernels.flash_attention import IMPLEMENTATIONS, Blocks, flash_attention
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, constant, normal
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
+from jaxtrain.sharding import axis_size, constrain, index_on, on_each_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

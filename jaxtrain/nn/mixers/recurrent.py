@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain, on_each_device
 from jaxtrain.nn.dense import dense
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import TokenContext, normal
 from jaxtrain.ranges import check_at_least_one
+from jaxtrain.sharding import axis_size, constrain, on_each_device
 
 
 class RecurrentShape(NamedTuple):

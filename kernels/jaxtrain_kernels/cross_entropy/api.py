@@ -1,7 +1,7 @@
 """Head matmul and softmax cross-entropy in one, over tiles of the vocabulary: the logits are never held.
 
-Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. The result is two
-numbers a token, of which a caller makes its loss: weights, and the z-loss of Chowdhery et al. (2022, PaLM),
+Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. The result is
+two numbers a token, of which a caller makes its loss: weights, and the z-loss of Chowdhery et al. (2022, PaLM),
 arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: on every device XLA.
 """
 
