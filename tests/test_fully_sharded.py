@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import vector
+from tiny import matrix, vector
 from tolerances import EXACT, assert_close
 
 from jaxtrain.axes import Axes, Kind
