@@ -10,13 +10,14 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
-from jaxtrain.mesh import AXES, RULES, MeshConfig, MisfitError, shardings, undivided
+from jaxtrain.mesh import AXES, MeshConfig, MisfitError
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.base import Objective
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
+from jaxtrain.sharding import RULES, shardings, undivided
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (  # a unit imports from the levels before its own
     {"jaxtrain_kernels", "axes", "shapes", "ranges", "paths", "plain_path", "technique"},
     {"mesh"},
+    {"sharding"},
+    {"fully_sharded"},
     {"nn"},
     {"models"},
     {"objectives", "optim", "data", "parallel", "pipeline"},
@@ -124,7 +126,9 @@ def test_the_rule_catches_what_it_forbids(module, source):
 
 
 # The last two name the keys of the configuration, `mesh.tensor`, to the user.
-MAY_SPELL_AXES = ("jaxtrain.mesh", "jaxtrain.parallel", "jaxtrain.pipeline", "jaxtrain.config", "jaxtrain.cli")
+MAY_SPELL_AXES = tuple(
+    f"jaxtrain.{unit}" for unit in ("mesh", "sharding", "fully_sharded", "parallel", "pipeline", "config", "cli")
+)
 
 
 def test_mesh_axes_are_spelled_in_the_mesh_alone():

@@ -15,7 +15,7 @@ from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.kept_files import remarks
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ModelState
 from jaxtrain.train import distributed

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients, of_layer
+from jaxtrain.fully_sharded import gather, narrow_gradients, of_layer
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
@@ -30,6 +30,7 @@ from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
+from jaxtrain.sharding import axis_size, constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

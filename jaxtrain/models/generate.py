@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.param import merge

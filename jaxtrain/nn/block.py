@@ -9,7 +9,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import constrain
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext, dropout, joined
 from jaxtrain.nn.mixers.base import MixerConfig

@@ -8,7 +8,8 @@ from jaxtrain_kernels.cross_entropy import CrossEntropy, cross_entropy, logits_o
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import Axes
-from jaxtrain.mesh import axis_size, constrain, gather, narrow_gradients
+from jaxtrain.fully_sharded import gather, narrow_gradients
+from jaxtrain.sharding import axis_size, constrain
 
 
 class Head(NamedTuple):

@@ -24,12 +24,12 @@ from jaxtrain_kernels.choice import check_named
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import STACK, Axes, Kind
-from jaxtrain.mesh import on_each_shard
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.optim.moments.base import Moments
 from jaxtrain.optim.moments.dynamic import DynamicMoments
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.ranges import check_decay, check_not_negative, check_positive
+from jaxtrain.sharding import on_each_shard
 
 LEAST_ELEMENTS = 4096
 BLOCK_ELEMENTS = 256

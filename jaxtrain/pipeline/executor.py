@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.mesh import gather, lay_out, narrow
+from jaxtrain.fully_sharded import gather, lay_out, narrow
 from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer, take_apart
 from jaxtrain.pipeline.slots import Tree, at

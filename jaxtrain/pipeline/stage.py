@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.mesh import constrain, scatter_gradients
+from jaxtrain.fully_sharded import scatter_gradients
 from jaxtrain.pipeline.keep import Keep
 from jaxtrain.pipeline.layer import Layer
 from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, reading, text_digest
-from jaxtrain.mesh import activation_spec
 from jaxtrain.shapes import Batch
+from jaxtrain.sharding import activation_spec
 from jaxtrain.train import distributed
 from jaxtrain.train.phases import Phase
 

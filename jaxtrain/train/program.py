@@ -12,12 +12,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.mesh import activation_spec
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.base import Objective
 from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.planning.topology import compile_absent
 from jaxtrain.shapes import Batch
+from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
 from jaxtrain.train.state import TrainState, abstract_state

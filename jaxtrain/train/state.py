@@ -9,10 +9,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
-from jaxtrain.mesh import shardings, splits_alike
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.param import split
 from jaxtrain.shapes import ModelState, ParamTree
+from jaxtrain.sharding import shardings, splits_alike
 
 
 class TrainState(NamedTuple):

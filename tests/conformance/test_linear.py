@@ -13,10 +13,12 @@ from tolerances import SAME_SUMS, assert_close
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.cli.config_types import subclasses
-from jaxtrain.mesh import MeshConfig, constrain, gather, shardings
+from jaxtrain.fully_sharded import gather
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.param import axes_of, merge, split
+from jaxtrain.sharding import constrain, shardings
 
 CASES = [Dense()]
 

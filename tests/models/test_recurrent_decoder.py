@@ -13,7 +13,7 @@ from tiny import packed_batch, random_params, size_of, training_batch
 from tolerances import SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, assert_close, error_of_norm
 
 from jaxtrain.axes import Axes
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.block import BlockConfig, MixerConfig

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jaxtrain.mesh import MeshConfig, activation_spec, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
@@ -25,6 +25,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import KINDS, Collectives, collectives
 from jaxtrain.planning.topology import compile_absent, devices_of
 from jaxtrain.shapes import Batch
+from jaxtrain.sharding import activation_spec, shardings
 
 REPEATS, ROWS, LENGTH, WIDTH = 3, 8, 64, 128
 CONFIG = DecoderConfig(

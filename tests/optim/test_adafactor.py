@@ -9,11 +9,12 @@ from optimizer_cases import RATES, build
 from tiny import matrix, size_of, vector
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, assert_close
 
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.presets import llama
 from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.planning.collectives import collectives
+from jaxtrain.sharding import shardings
 
 QUERY = matrix("layers", "embed", "heads", "head_dim")
 OUTPUT = matrix("layers", "heads", "head_dim", "embed")

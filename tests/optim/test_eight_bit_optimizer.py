@@ -11,7 +11,7 @@ from tiny import bytes_of, variant
 from tolerances import CLOSED_FORM, EXACT, assert_close
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig

@@ -22,7 +22,7 @@ from optimizer_cases import (
 from tiny import variant
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, assert_close
 
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW

@@ -4,7 +4,7 @@ import jax
 from tiny import random_params, training_batch, variant
 from tolerances import SAME_SUMS, assert_close
 
-from jaxtrain.mesh import MeshConfig, shardings
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import collectives

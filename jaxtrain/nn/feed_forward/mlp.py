@@ -6,13 +6,13 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import constrain
 from jaxtrain.nn.feed_forward.activations import ACTIVATIONS, check_activation
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.ranges import check_at_least_one
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

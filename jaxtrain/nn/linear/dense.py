@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size
 from jaxtrain.nn.linear.base import Linear, LinearConfig, Side, bias_of
 from jaxtrain.nn.param import normal
+from jaxtrain.sharding import axis_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

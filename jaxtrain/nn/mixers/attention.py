@@ -16,7 +16,6 @@ from jaxtrain_kernels.choice import check_named
 from jaxtrain_kernels.flash_attention import IMPLEMENTATIONS, Blocks, flash_attention
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain, index_on, on_each_device
 from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
@@ -24,6 +23,7 @@ from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
+from jaxtrain.sharding import axis_size, constrain, index_on, on_each_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import axis_size, constrain, on_each_device
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.ranges import check_at_least_one
+from jaxtrain.sharding import axis_size, constrain, on_each_device
 
 
 class RecurrentShape(NamedTuple):

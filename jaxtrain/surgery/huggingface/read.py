@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxtrain.mesh import shardings
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ParamTree
+from jaxtrain.sharding import shardings
 from jaxtrain.surgery.huggingface.families import check_unquantized, family_named
 from jaxtrain.surgery.huggingface.family import Family
 from jaxtrain.surgery.huggingface.files import read_json, reading

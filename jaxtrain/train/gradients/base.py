@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.mesh import constrain
 from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
+from jaxtrain.sharding import constrain
 from jaxtrain.technique import Technique
 
 Value = tuple[Float[Array, ""], Terms]
