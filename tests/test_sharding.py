@@ -53,7 +53,7 @@ def test_activations_are_split_by_rows_and_between_layers_by_length(mesh):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_matrix_of_a_preset_is_split_over_fsdp_and_tensor(name, mesh):
-    _, shapes, axes = abstract_model(PRESETS[name])
+    _, (shapes, *_), (axes, *_) = abstract_model(PRESETS[name])
     layout = shardings(axes, shapes, mesh)
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(layout), strict=True
