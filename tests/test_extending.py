@@ -40,7 +40,7 @@ def doors() -> dict[str, Door]:
 
 
 DOORS = doors()
-AT_ONCE = [name for name in DOORS if name != "Pipeline schedule"]  # which is a gradient strategy's
+AT_ONCE = [name for name in DOORS if name not in ("Linear", "Pipeline schedule")]  # which another door takes the key of
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    wanted = "Optimizer Schedule Feed-forward Mixer Norm Objective Source Tokenizer Packing Hook Writer Remat Gradient"
+    wanted = "Optimizer Schedule Feed-forward Mixer Norm Linear Objective Source Tokenizer Packing Hook Writer Remat Gradient"
     assert [name.split()[0] for name in DOORS] == [*wanted.split(), "Pipeline"]
 
 
@@ -94,6 +94,13 @@ def test_what_others_write_trains_all_at_once_and_goes_on_from_the_other_languag
     assert [line.split()[0] for line in (folder / "run/numbers.txt").read_text().splitlines()] == ["1", "2", "3"]
     assert "import sign_descent\n" in (folder / "run/config.gin").read_text()
     assert main(["train", "run", "--import-from", "."]) == 0, "as it is recorded"
+
+
+def test_a_linear_of_others_trains(folder):
+    write(folder, "linear", ["Source", "Linear"])
+    result = load("linear.py").config.train(folder / "thin")
+    up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
+    assert up["down"]["kernel"].shape == (2, 16, 4) and result.step == 2
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):

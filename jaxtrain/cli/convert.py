@@ -38,7 +38,7 @@ from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError, is_full
 from jaxtrain.train.hooks import Checkpoint
-from jaxtrain.train.manifest import write_manifest
+from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.trained import trained_model
 

@@ -18,6 +18,7 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import shardings
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.trained import trained_model

@@ -21,6 +21,7 @@ from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.param import merge
 from jaxtrain.ranges import LEAST_FLOAT32
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext, dropout, joined
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if
 from jaxtrain.pipeline.stages import shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import constrain
 
 
 class Buffers(NamedTuple):

@@ -59,7 +59,7 @@ def _logits(config: DecoderConfig, params: ParamTree) -> jax.Array:
 def test_a_decoder_of_another_linear_is_the_decoder_of_its_matrices():
     params = random_params(_decoder(Thin(rank=8)))
     dense = {
-        key: _multiplied_out(own, outputs_first=key == "output", stacked=key == "blocks") for key, own in params.items()
+        key: _multiplied_out(own, outputs_first=key == "output", stacked=key == "stacks") for key, own in params.items()
     }
     _, shapes, _ = abstract_model(_decoder(Dense()))
     assert jax.tree.map(lambda leaf: leaf.shape, dense) == jax.tree.map(lambda leaf: leaf.shape, shapes)

@@ -26,6 +26,7 @@ from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.muon import takes
 from jaxtrain.shapes import Batch, ModelState
+from jaxtrain.sharding import shardings
 from jaxtrain.train.feed import Layout
 from jaxtrain.train.gradients import Loss
 

@@ -22,6 +22,7 @@ from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import shardings
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.state import TrainState, state_of, state_shardings
 

@@ -32,6 +32,7 @@ from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import shardings
 from jaxtrain.train.state import state_of, state_shardings
 
 

@@ -9,6 +9,7 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import shardings
 from jaxtrain.train.step import make_evaluation_step
 
 MODEL = variant(repeats=8)
