@@ -68,8 +68,9 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    wanted = "Optimizer Schedule Feed-forward Mixer Norm Linear Objective Source Tokenizer Packing Hook Writer Remat Gradient"
-    assert [name.split()[0] for name in DOORS] == [*wanted.split(), "Pipeline"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Linear"]
+    others = ["Objective", "Source", "Tokenizer", "Packing", "Hook", "Writer", "Remat", "Gradient", "Pipeline"]
+    assert [name.split()[0] for name in DOORS] == ["Optimizer", "Schedule", *layers, *others]
 
 
 def test_the_run_to_start_from_is_the_same_in_both_languages(folder):

@@ -61,7 +61,7 @@ def test_a_decoder_of_another_linear_is_the_decoder_of_its_matrices():
     dense = {
         key: _multiplied_out(own, outputs_first=key == "output", stacked=key == "stacks") for key, own in params.items()
     }
-    _, shapes, _ = abstract_model(_decoder(Dense()))
+    shapes = abstract_model(_decoder(Dense())).shapes.params
     assert jax.tree.map(lambda leaf: leaf.shape, dense) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert_close(_logits(_decoder(Thin(rank=8)), params), _logits(_decoder(Dense()), dense), SAME_LOGITS)
 
