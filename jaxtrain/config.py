@@ -60,6 +60,11 @@ class TrainConfig:
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}: must be at least 1")
         check_positive_or_none(self, "clip_norm")
+        if self.model.compute_dtype == "float16":
+            raise ValueError(
+                "model.compute_dtype='float16': its gradients would underflow, as the loss is not scaled; "
+                "use 'bfloat16' or 'float32'"
+            )
         names = [hook.name for hook in self.hooks]
         if len(set(names)) < len(names):
             raise ValueError(f"hooks: one of {', '.join(names)} stands twice; each kind of hook runs once")

@@ -131,6 +131,10 @@ CONFIGURATIONS = {
         {"optimizer": "@Cosine(peak=1e-3)"},
         r"optimizer=@schedules\.Cosine\(\) must be Adafactor \| AdamW \| AdamW8bit \| Lion \| Muon \| ScheduleFree$",
     ),
+    "gradients without a range": (
+        {"model.compute_dtype": "'float16'"},
+        r"model\.compute_dtype='float16': its gradients would underflow.*; use 'bfloat16' or 'float32'",
+    ),
     "abstract class": (
         {"optimizer": "@jaxtrain.optim.base.Optimizer()"},
         r"optimizer=.*base\.Optimizer.* is neither a dataclass nor a function",
