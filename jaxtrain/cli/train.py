@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
     parser.add_argument("--run", metavar="FOLDER", help="the run folder; runs/<name of the file> by default")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--resume", action="store_true", help="go on in the folder although its configuration differs")
+    mode.add_argument(
+        "--allow-config-change", action="store_true", help="go on in the folder although its configuration differs"
+    )
     mode.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder and begin anew")
     parser.add_argument(
         "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
@@ -64,10 +66,10 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     folder = trainer.folder
     files = RunFiles.of(config)  # before --overwrite clears the folder, in which they may lie
     if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
-        check_same(folder, files, resume=arguments.resume, import_from=arguments.import_from)
+        check_same(folder, files, allow_change=arguments.allow_config_change, import_from=arguments.import_from)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
-    if folder.is_used and (arguments.overwrite or arguments.resume):
+    if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
     start = None if arguments.overwrite else trainer.find_start()
     begin(folder, files, bigram, overwrite=arguments.overwrite)
@@ -96,16 +98,18 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, files: RunFiles, *, resume: bool, import_from: Sequence[str] = ()) -> None:
+def check_same(folder: RunFolder, files: RunFiles, *, allow_change: bool, import_from: Sequence[str] = ()) -> None:
     """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it.
 
     Another file at the path of one that the run was made with is refused even then: nobody has told of it.
     """
     read_origins(folder)  # which says if they are damaged
     if not folder.config.exists():
-        if not resume:
+        if not allow_change:
             name = folder.config.name
-            raise ValueError(f"{folder.path}: holds a run but no {name}; pass --resume to go on, or --overwrite")
+            raise ValueError(
+                f"{folder.path}: holds a run but no {name}; pass --allow-config-change to go on, or --overwrite"
+            )
         return
     before, config = load(folder.config, import_from=import_from).config, files.config
     files_before = RunFiles.of(before)
@@ -114,16 +118,17 @@ def check_same(folder: RunFolder, files: RunFiles, *, resume: bool, import_from:
     if not changes:
         return
     listed = "\n".join(f"  {change}" for change in changes)
-    if not resume:
+    if not allow_change:
         raise ValueError(
             f"{folder.path} holds a run with another configuration:\n{listed}\n"
-            f"pass --resume to go on with the new one, --overwrite to begin anew, or --run for another folder"
+            f"pass --allow-config-change to go on with the new one, --overwrite to begin anew, or "
+            f"--run for another folder"
         )
     with Checkpoints(folder.checkpoints) as checkpoints:
         saved = [checkpoints.has_progress(step) for step in checkpoints.steps()]
     if saved and state_shapes(before, whole=any(saved)) != state_shapes(config, whole=any(saved)):
         raise ValueError(
-            f"{folder.path} cannot --resume, its checkpoints are of another model or optimizer:\n{listed}\n"
+            f"{folder.path} cannot go on, its checkpoints are of another model or optimizer:\n{listed}\n"
             f"go back to the one they were made with, pass --overwrite to begin anew, or --run for another folder"
         )
 
@@ -215,7 +220,7 @@ def conclude(
         say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
     else:
         more = f"--set phases.{len(config.phases) - 1}.steps={2 * config.phases[-1].steps}"
-        say(f"to train longer: jaxtrain train {path} --resume {more}")
+        say(f"to train longer: jaxtrain train {path} --allow-config-change {more}")
     say(f"next: jaxtrain generate {path} --prompt {shlex.quote(example_prompt(config))}")
     say(f"      jaxtrain eval {path}")
     say(f"      jaxtrain plot {path}")

@@ -238,14 +238,14 @@ def test_another_configuration_in_the_folder_is_refused_with_the_difference(tiny
     line = refused(capsys, *other)
     assert line.startswith(f"{tiny_run.folder} holds a run with another configuration")
     assert "phases[0].steps: 3 -> 5; seed: 0 -> 1" in line
-    assert "pass --resume to go on with the new one, --overwrite to begin anew, or --run" in line
+    assert "pass --allow-config-change to go on with the new one, --overwrite to begin anew, or --run" in line
     assert content(tiny_run.folder) == before
 
 
 def test_resume_goes_on_with_the_other_configuration(tiny_run, run_copy):
     """With a schedule, too, that a shorter run than the new one could not have."""
     longer = {"phases[0].steps": 5, "optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"}
-    assert main([*tiny_run.command, *sets(longer), "--run", str(run_copy), "--resume"]) == 0
+    assert main([*tiny_run.command, *sets(longer), "--run", str(run_copy), "--allow-config-change"]) == 0
     assert losses(run_copy).keys() == {1, 2, 3, 4, 5}
     assert {step: loss for step, loss in losses(run_copy).items() if step <= 3} == losses(tiny_run.folder)
     assert load(run_copy).config.phases[0].steps == 5
@@ -264,8 +264,8 @@ def test_overwrite_begins_anew(tiny_run, run_copy):
 @pytest.mark.parametrize("changes", [{"model.repeats": 2}, {"optimizer": "@Lion(learning_rate=@Constant(peak=1e-4))"}])
 def test_resuming_with_another_model_or_optimizer_is_refused(tiny_run, capsys, changes):
     before = content(tiny_run.folder)
-    line = refused(capsys, *tiny_run.command, *sets(changes), "--run", tiny_run.folder, "--resume")
-    assert line.startswith(f"{tiny_run.folder} cannot --resume, its checkpoints are of another model or optimizer")
+    line = refused(capsys, *tiny_run.command, *sets(changes), "--run", tiny_run.folder, "--allow-config-change")
+    assert line.startswith(f"{tiny_run.folder} cannot go on, its checkpoints are of another model or optimizer")
     assert f"{next(iter(changes))}: " in line and "--overwrite" in line
     assert content(tiny_run.folder) == before
 

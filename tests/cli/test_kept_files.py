@@ -227,7 +227,9 @@ def test_evaluation_and_samples_do_not_change_with_the_file_that_was_the_tokeniz
     assert other.err.endswith("tok.json is read, which is not the run's own copy\n")
 
 
-@pytest.mark.parametrize("more", [[], ["--resume"], ["--resume", "--set", "phases[0].steps=9"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--allow-config-change"], ["--allow-config-change", "--set", "phases[0].steps=9"]]
+)
 def test_training_does_not_go_on_with_another_file_under_the_same_path(run, capsys, more):
     folder, made, tokenizer = run
     swap_letters(tokenizer)
@@ -245,7 +247,10 @@ def test_another_spelling_of_the_path_is_the_same_path(run, capsys):
     link = tokenizer.with_name("link.json")
     link.symlink_to(tokenizer)
     for path in (link, tokenizer.parent / "run" / ".." / tokenizer.name):
-        assert main([*made, "--resume", "--set", f"data.tokenizer=@HuggingFaceTokenizer(path={str(path)!r})"]) == 2
+        assert (
+            main([*made, "--allow-config-change", "--set", f"data.tokenizer=@HuggingFaceTokenizer(path={str(path)!r})"])
+            == 2
+        )
         assert f"{tokenizer} is not the file any more" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
     folder = tmp_path / "run"
     config = runs.write_config(runs.tiny_run(data, steps=5), tmp_path / "tiny.gin")
     command = ["train", str(config), "--run", str(folder)]
-    longer = [*command, "--resume", "--set", "phases[0].steps=12"]
+    longer = [*command, "--allow-config-change", "--set", "phases[0].steps=12"]
     assert main(command) == 0
     capfd.readouterr()
     with files_no_larger_than(16_000), _abandoned_writes():

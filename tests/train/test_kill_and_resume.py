@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_exactly(config, uninterrupted, tmp_path, capsys):
 
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
     steps = stopped + 10
-    rest = ["--resume", "--set", f"phases[0].steps={steps}"]
+    rest = ["--allow-config-change", "--set", f"phases[0].steps={steps}"]
     _train(config, folder, *rest)
     assert f"going on from the checkpoint of step {stopped}" in capsys.readouterr().out
     whole = uninterrupted(steps)

@@ -29,7 +29,7 @@ def test_a_second_run_is_refused_at_once_and_disturbs_nothing(data, whole, tmp_p
         if run.step == 6:
             run._checkpoints.check(wait=True)  # that of step 5
             before = runs.content(folder)
-            for options in ([], ["--overwrite"], ["--resume", "--set", "seed=1"]):
+            for options in ([], ["--overwrite"], ["--allow-config-change", "--set", "seed=1"]):
                 assert main(["train", str(config), "--run", str(folder), *options]) == 2
                 lines.append(capsys.readouterr().err)
             with pytest.raises(ValueError, match="is in use by process"):

@@ -85,7 +85,7 @@ def test_a_run_that_would_begin_anew_over_what_is_there_is_refused(lose, folder,
     assert runs.content(folder) == before
 
 
-@pytest.mark.parametrize("options", [[], ["--resume", "--set", "phases[0].steps=20"]])
+@pytest.mark.parametrize("options", [[], ["--allow-config-change", "--set", "phases[0].steps=20"]])
 @pytest.mark.parametrize("lose", LOSSES[:2])
 def test_the_command_is_refused_before_it_writes(lose, options, folder, config, capsys):
     message = lose(folder)
@@ -126,7 +126,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(half_written, step
 def test_metrics_of_somebody_else_are_not_taken_for_those_of_a_new_run(config, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("loss,accuracy\n1.0,0.5\n")
     before = runs.content(tmp_path)
-    for options in ([], ["--resume"]):
+    for options in ([], ["--allow-config-change"]):
         assert main(["train", str(config), "--run", str(tmp_path), *options]) == 2
         assert "pass --" in capsys.readouterr().err
         assert runs.content(tmp_path) == before
@@ -176,7 +176,7 @@ def test_lines_that_are_no_records_are_named_and_kept_and_the_run_goes_on(folder
 
 def test_a_run_of_any_path_trains_resumes_and_is_read(config, whole, tmp_path, capsys):
     folder = tmp_path / "Läufe 実験 back\\slash a#b?c%20d [bold]lr[3e-4]" / "[/x] run"
-    longer = ["--resume", "--set", "phases[0].steps=12"]
+    longer = ["--allow-config-change", "--set", "phases[0].steps=12"]
     assert main(["train", str(config), "--run", str(folder), "--set", "phases[0].steps=7"]) == 0
     assert f"into {folder}" in capsys.readouterr().out.replace("\n", "")
     assert main(["train", str(folder), *longer]) == 0

@@ -72,7 +72,7 @@ def test_two_processes_train_one_run_and_one_process_goes_on_with_it(config, who
     steps = stopped + 10
     hooks = "(@Checkpoint(every_steps=400), @ExponentialMovingAverage(), @LatestWeightAverage(every_steps=5, window=2))"
     changes = ["--set", f"phases[0].steps={steps}", "--set", f"hooks={hooks}"]
-    assert main(["train", str(config), "--run", str(folder), "--resume", *changes]) == 0
+    assert main(["train", str(config), "--run", str(folder), "--allow-config-change", *changes]) == 0
     found = runs.losses(folder)
     assert len(found) == steps
     compared = np.array(found[: len(whole)]), np.array(whole[:steps])  # later ones only where a machine is slow to stop
