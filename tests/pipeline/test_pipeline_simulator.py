@@ -54,7 +54,8 @@ def test_costs_of_a_model_give_attention_no_weight_gradient_and_uneven_chunks_th
     """Scores and values take 4 operations a key and channel forward; of 16 queries each sees 6.75 keys on average."""
     model = variant(repeats=3)
     [block] = model.pattern
-    products = 2 * (4 * model.d_model * block.mixer.heads * block.mixer.head_dim + 3 * model.d_model * block.mlp.hidden)
+    heads = 2 * (block.mixer.heads + block.mixer.kv_heads)  # of queries, keys, values and outputs
+    products = 2 * model.d_model * (heads * block.mixer.head_dim + 3 * block.mlp.hidden)
     mixing = 4 * block.mixer.heads * block.mixer.head_dim * 6.75
     found = layer_costs(model, 16, forward_again=True)
     forward = products + mixing
