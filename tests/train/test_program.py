@@ -22,8 +22,11 @@ BEST_KNOWN_BYTES = 8.72e9  # what the best-known JAX stack needs for this step o
 def _compiled(path: str, topology: str):
     config = load(path, []).config
     step = program_of(config.recipe, config.mesh.build(devices_of(topology))).compile()
-    # Two gathers and one reduce-scatter of the weights in bf16.
-    return step, collectives(step.as_text()), 3 * 2 * config.model.parameter_count
+    # Two gathers and one reduce-scatter of the weights in bf16. A head in tiles is gathered for its backward, too, where
+    # one whose logits are kept is gathered once.
+    model = config.model
+    head_again = model.vocab_size * model.d_model if model.vocab_size > model.vocab_tile else 0
+    return step, collectives(step.as_text()), 2 * (3 * model.parameter_count + head_again)
 
 
 def test_llama2_7b_fits_sixteen_v5e_in_less_memory_than_the_best_known_stack():
@@ -36,7 +39,7 @@ def test_llama2_7b_fits_sixteen_v5e_in_less_memory_than_the_best_known_stack():
 def test_a_phase_has_its_own_learning_rate_or_that_of_the_whole_run(own, expected, monkeypatch):
     seen = []
 
-    def look(graph, objective, gradients, tx, rate, *, dropout):
+    def look(graph, objective, gradients, tx, rate):
         seen.append(float(rate(2)))
         return lambda state, batch, key: (state, {})
 
