@@ -15,7 +15,8 @@ from jaxtrain.sharding import axis_size, constrain
 class Head(NamedTuple):
     """Final norm, product with the table of the vocabulary, soft cap. The table may be that of the embedding.
 
-    A cross-entropy gathers the table, and computes its logits, at most `tile` rows a device at a time.
+    A cross-entropy gathers the table, and computes its logits, at most `tile` rows a device at a time, or all of them
+    where there are no more than two tiles.
     """
 
     norm: Callable
@@ -31,13 +32,15 @@ class Head(NamedTuple):
 
     def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return -log softmax(logits)[target] and log-sum-exp(logits) of every token, float32."""
+        shards = axis_size("vocab", len(self.table))
+        own = len(self.table) // shards
         return cross_entropy(
             self._normed(x),
             narrow_gradients(self.table, self.axes, self.dtype),
             targets,
             softcap=self.softcap,
-            tile=self.tile,
-            shards=axis_size("vocab", len(self.table)),
+            tile=self.tile if own > 2 * self.tile else own,  # in two tiles more would be gathered than is saved
+            shards=shards,
             project=self._project,
         )
 
