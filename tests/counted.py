@@ -18,6 +18,7 @@ from jaxtrain.nn.linear.dense import Dense, multiply
 from jaxtrain.nn.param import Buffer, Frozen, normal
 
 SPEED = 0.05  # at which thresholds move
+TERM = "hidden_z"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ class Counted(Layer):
         z_loss = self.config.z_loss * jnp.sum(real * jnp.square(h.astype(jnp.float32)))
         alive = jnp.sum(real * (h > 0), axis=(0, 1))
         y = self.down(jax.nn.relu(h)) + multiply(x, self.base[...])
-        return Out(y, sums=Sums({"hidden_z": z_loss}, {"alive": alive, "tokens": jnp.sum(real)}))
+        return Out(y, sums=Sums({TERM: z_loss}, {"alive": alive, "tokens": jnp.sum(real)}))
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         self.threshold[...] += SPEED * (counts["alive"] / counts["tokens"] - 0.5)

@@ -30,7 +30,7 @@ def python_tree(path: Path, root: type, imports: Imports) -> Tree:
         raise ValueError(f"{path} has no function `config()` without arguments; write one that returns a {label(root)}")
     try:
         made = function()
-    except Exception as error:  # whatever its code raises
+    except (Exception, SystemExit) as error:  # whatever its code raises
         raise ValueError(f"{path}:{_line(error, path)}: {type(error).__name__}: {error}") from error
     if type(made) is not root:
         raise ValueError(f"{path}: config() returns a {type(made).__name__}; make it return a {label(root)}")
@@ -43,7 +43,7 @@ def _module(path: Path, imports: Imports) -> ModuleType:
     if not name.isidentifier():
         raise ValueError(f"{path}: give the file the name of a module, letters, digits and _ alone")
     known = sys.modules.get(name)
-    found = known.__file__ if known else importlib.util.find_spec(name).origin
+    found = getattr(known, "__file__", "built in") if known else importlib.util.find_spec(name).origin
     if found is None or Path(found).resolve() != path.resolve():
         raise ValueError(f"{path}: Python has another module {name!r}, {found}; give the file another name")
     try:
@@ -52,7 +52,7 @@ def _module(path: Path, imports: Imports) -> ModuleType:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _line(error: Exception, path: Path) -> int | None:
+def _line(error: BaseException, path: Path) -> int | None:
     """The last line of the file that was on the way to an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return next((frame.lineno for frame in reversed(frames) if Path(frame.filename).resolve() == path.resolve()), None)

@@ -25,7 +25,7 @@ def made_by(target: object) -> type | None:
         return None
     try:
         made = get_type_hints(target).get("return")
-    except (NameError, AttributeError, TypeError):  # an annotation that names what is not there
+    except (NameError, AttributeError, TypeError, SyntaxError):  # an annotation that names what is not there
         return None
     return made if isinstance(made, type) and is_dataclass(made) else None
 

@@ -42,7 +42,7 @@ class Items:
 type Tree = Leaf | Node | Items
 
 # Keys that earlier versions wrote into the config.gin of every run, and what is to be done about them.
-MOVED = {"remat.FullRemat.vocab_tile": "take the line out, or give the number to decoder.DecoderConfig.vocab_tile"}
+MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, or give the number to decoder.DecoderConfig.vocab_tile"}
 
 
 class Slot(NamedTuple):
@@ -125,12 +125,17 @@ def _build_node(node: Node, origins: dict[str, str], path: str) -> object:
     where = f"{_at(node.origin)}{path} ({label(node.cls)})" if path else f"{_at(node.origin)}{label(node.cls)}"
     for name, base in lacking(node.cls):
         raise ValueError(f"{where} lacks `{name}`, which {base.__module__}.{base.__name__} asks of it: write it")
-    hints = get_type_hints(node.cls)
+    try:
+        hints = get_type_hints(node.cls)
+    except (NameError, SyntaxError) as error:
+        raise ValueError(f"{where} has an annotation that cannot be read: {error}") from error
     values = {name: _build_field(node, hints[name], origins, path, name) for name in config_fields(node.cls)}
     try:
         return node.cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # of somebody's own class
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, name: str) -> object:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes, Kind
@@ -79,7 +80,8 @@ class DecoderConfig:
 
     @property
     def parameter_count(self) -> int:
-        return _counts(self).parameters
+        found = _counts(self)
+        return found.parameters + found.frozen
 
     def flops_per_token(self, length: int) -> float:
         """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
@@ -139,6 +141,10 @@ class Decoder(nnx.Module):
         if not c.tied_embeddings:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
             self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
+
+        for path in flatten_dict(split(self)[1].buffers):
+            if not {"mixer", "mlp"}.intersection(path):
+                raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
@@ -214,7 +220,7 @@ class Decoder(nnx.Module):
         def one(own: ModelState, counts: Mapping[str, Any]) -> ParamTree:
             pattern = merge(graph, own)
             pattern.update_buffers(counts)
-            return split(pattern)[1].buffers
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, own.buffers)
 
         blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
         return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers

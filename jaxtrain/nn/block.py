@@ -45,12 +45,12 @@ class Block(Layer):
         seen = Taps(context.taps)
         x = seen("block_input", x)
         h = constrain(self.mixer_norm(x), "batch", "length", None)
-        mixed = self.mixer(h, context, state)
+        mixed = self.mixer(h, context.in_layer(2), state)  # 0 and 1 are the block's own places
         h = constrain(seen("mixer_output", mixed.y), "batch", "residual_length", None)
         h = self.mixer_post_norm(h) if self.config.post_norm else h
         x = x + dropout(h, self.dropout, context.keys, site=0)
         h = constrain(self.mlp_norm(x), "batch", "length", None)
-        fed = self.mlp(h, context)
+        fed = self.mlp(h, context.in_layer(3))
         h = constrain(seen("mlp_output", fed.y), "batch", "residual_length", None)
         h = self.mlp_post_norm(h) if self.config.post_norm else h
         x = x + dropout(h, self.dropout, context.keys, site=1)

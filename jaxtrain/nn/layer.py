@@ -1,6 +1,7 @@
 """What every layer is told about the tokens it sees, and what it returns beside what it adds to the residual stream."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -81,11 +82,29 @@ class Layer(nnx.Module):
 
 def joined(**parts: Sums) -> Sums:
     """Return the sums of parts at different places: terms of one name add up, counts lie under the place's name."""
-    terms: dict[str, Array] = {}
-    for part in parts.values():
-        terms |= {name: terms[name] + term if name in terms else term for name, term in part.terms.items()}
-    counts = {place: jax.lax.stop_gradient(part.counts) for place, part in parts.items() if part.counts}
+    terms = _added_terms(part.terms for part in parts.values())
+    counts = {place: jax.tree.map(_count, part.counts) for place, part in parts.items() if part.counts}
     return Sums(terms, counts)
+
+
+def added(*runs: Sums) -> Sums:
+    """Return the sums of one model that ran more than once, or not at all."""
+    if not runs:
+        return Sums()
+    counts = functools.reduce(functools.partial(jax.tree.map, jnp.add), (run.counts for run in runs))
+    return Sums(_added_terms(run.terms for run in runs), counts)
+
+
+def _added_terms(parts: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    terms: dict[str, Array] = {}
+    for part in parts:
+        for name, term in part.items():
+            terms[name] = terms[name] + term if name in terms else jnp.asarray(term, jnp.float32)
+    return terms
+
+
+def _count(x: Array) -> Float[Array, "..."]:
+    return jax.lax.stop_gradient(jnp.asarray(x, jnp.float32))
 
 
 def dropout(x: Float[Array, "B *rest"], rate: float, keys: Keys | None, site: int) -> Float[Array, "B *rest"]:

@@ -23,8 +23,8 @@ Sums = dict[str, Float[Array, ""]]  # by term, float32: added over microbatches,
 class Terms(NamedTuple):
     """Sums over the rows at hand. The loss adds the means of the `minimised`; the `reported` are shown beside it.
 
-    `layers` are the sums of the layers that the objective ran. Their terms are added to the loss, too, each divided by
-    the real tokens of the batch.
+    `layers` are the sums of the layers that ran, which are put there for the objective. Their terms are added to the
+    loss, too, each divided by the real tokens of the batch.
     """
 
     minimised: Sums

@@ -26,10 +26,9 @@ class NextToken(Objective):
         return dict.fromkeys(("nll", "z_loss"), jnp.sum(batch.weights))
 
     def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
-        hidden = model.hidden(batch, keys)
-        nll_BL, log_z_BL = model.head.cross_entropy(hidden.y, batch.targets)
+        nll_BL, log_z_BL = model.head.cross_entropy(model.hidden(batch, keys).y, batch.targets)
         nll = jnp.sum(nll_BL * batch.weights)
         if not self.z_loss:
-            return Terms({"nll": nll}, {}, hidden.sums)
+            return Terms({"nll": nll}, {})
         z_loss = self.z_loss * jnp.sum(jnp.square(log_z_BL) * batch.weights)
-        return Terms({"nll": nll, "z_loss": z_loss}, {}, hidden.sums)
+        return Terms({"nll": nll, "z_loss": z_loss}, {})

@@ -21,7 +21,7 @@ from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.layouts import as_now, as_saved
 from jaxtrain.train import distributed, frozen, stored, stragglers
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.manifest import read_manifest, write_manifest
+from jaxtrain.train.manifest import fault, read_manifest, write_manifest
 from jaxtrain.train.state import TrainState
 
 # Made in the background, a folder that cannot be made has the threads that wait for it wait for 300 s.
@@ -59,6 +59,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
         self._sealing: threading.Thread | None = None
         self._failure: SaveError | None = None
+        self._sound_frozen: set[str] = set()  # names of frozen trees that were seen to be whole
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -107,14 +108,16 @@ class Checkpoints:
         if not tree:
             return None
         name = frozen.fingerprint(tree)
-        folder = self.folder / frozen.FOLDER
-        if not distributed.anywhere(not (folder / name).is_dir()):
+        known = name in self._sound_frozen
+        if known or not distributed.anywhere(fault(self.folder / frozen.FOLDER / name) is not None):
+            self._sound_frozen.add(name)
             return name
         with plain_path(self.folder) as plain, ocp.StandardCheckpointer() as checkpointer:
             saving = plain / frozen.FOLDER / f"{name}.saving"
             checkpointer.save(saving / "tree", tree, force=True)
             checkpointer.wait_until_finished()
             distributed.by_first(lambda: frozen.finish(saving))
+        self._sound_frozen.add(name)
         return name
 
     def _seal(
@@ -134,7 +137,7 @@ class Checkpoints:
                     write_manifest(path, frozen=reference)
                     stored.finish_saving(self.folder, step)
                     stored.prune(self.folder, self._retention.keeps)
-                    frozen.remove_unused(self.folder)
+                    frozen.remove_unused(stored.finished_or_aside(self.folder), self.folder / frozen.FOLDER)
         except Exception as error:  # whatever it was, the step loop must hear of it
             self._failure = self._failed(step, error)
             self._failure.__cause__ = error
@@ -192,7 +195,7 @@ class Checkpoints:
         return ModelState(
             self._restore(step, "params", target.params),
             self._restore_frozen(step, target.frozen),
-            self._restore(step, "buffers", target.buffers) if target.buffers else {},
+            self._restore_buffers(step, target.buffers),
         )
 
     def restore_state(self, step: int, target: TrainState) -> TrainState:
@@ -200,13 +203,20 @@ class Checkpoints:
         model = self.restore_model(step, target.model)
         return TrainState(model, **self._restore(step, "progress", _progress(target)))
 
+    def _restore_buffers(self, step: int, target: ParamTree) -> ParamTree:
+        self._check_has(step, "buffers", (self.folder / str(step) / "buffers").is_dir(), target)
+        return self._restore(step, "buffers", target) if target else {}
+
+    def _check_has(self, step: int, what: str, there: bool, target: ParamTree) -> None:
+        if there != bool(target):
+            raise ValueError(
+                f"{self.folder / str(step)} has {'' if there else 'no '}{what}, and the model of the configuration has "
+                f"{'some' if target else 'none'}; go back to the configuration it was made with"
+            )
+
     def _restore_frozen(self, step: int, target: ParamTree) -> ParamTree:
         name = read_manifest(self.folder / str(step)).frozen
-        if bool(name) != bool(target):
-            raise ValueError(
-                f"{self.folder / str(step)} has {'' if name else 'no '}frozen weights, and the model of the "
-                f"configuration has {'some' if target else 'none'}; go back to the configuration it was made with"
-            )
+        self._check_has(step, "frozen weights", bool(name), target)
         if not name:
             return {}
         with plain_path(self.folder) as folder, ocp.StandardCheckpointer() as checkpointer:

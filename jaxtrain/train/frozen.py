@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train.folder import flush_folder
+from jaxtrain.train.folder import flush_folder, free_name
 from jaxtrain.train.manifest import read_manifest, write_manifest
 
 FOLDER = "frozen"
@@ -30,12 +30,17 @@ def fingerprint(tree: ParamTree) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         return ""
-    sums = jax.device_get(jax.jit(lambda leaves: [_sums(leaf) for leaf in leaves])([leaf for _, leaf in leaves]))
+    sums = jax.device_get(_all_sums([leaf for _, leaf in leaves]))
     facts = [
         [jax.tree_util.keystr(path), list(leaf.shape), leaf.dtype.name, own.tolist()]
         for (path, leaf), own in zip(leaves, sums, strict=True)
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+@jax.jit
+def _all_sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_sums(leaf) for leaf in leaves]
 
 
 def _sums(x: jax.Array) -> jax.Array:
@@ -60,20 +65,29 @@ def _mixed(x: jax.Array) -> jax.Array:
 def finish(saving: Path) -> None:
     """Declare a tree written, and give it its name."""
     write_manifest(saving)
-    saving.rename(saving.with_suffix(""))
+    finished = saving.with_suffix("")
+    if finished.exists():  # and is damaged, or it would not be written again
+        finished.rename(free_name(finished.parent, f"{finished.name}.doubtful-{{}}"))
+    saving.rename(finished)
     flush_folder(saving.parent)
 
 
-def remove_unused(checkpoints: Path) -> None:
-    """Remove the trees that no checkpoint of a folder refers to; none while one of them cannot be asked."""
-    folder = checkpoints / FOLDER
+def remove_unused(checkpoints: list[Path], folder: Path) -> None:
+    """Remove the trees that none of these checkpoints refers to; none while one of them cannot be asked."""
     if not folder.is_dir():
         return
     try:
-        used = {read_manifest(path).frozen for path in checkpoints.iterdir() if path.is_dir() and path != folder}
+        used = {read_manifest(path, renamed=True).frozen for path in checkpoints}
     except ValueError:
         return
     for tree in folder.iterdir():
-        if tree.name not in used:
+        if tree.name.partition(".")[0] not in used:
             log.info("frozen weights %s are no longer referred to", tree)
+            shutil.rmtree(tree.rename(tree.with_suffix(".removing")), ignore_errors=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left half-written or half-removed."""
+    for suffix in ("saving", "removing"):
+        for tree in folder.glob(f"*.{suffix}"):
             shutil.rmtree(tree, ignore_errors=True)

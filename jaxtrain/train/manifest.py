@@ -77,16 +77,20 @@ def check_layout(folder: Path) -> None:
         )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return what the manifest of a checkpoint says. Raises ValueError with what is wrong with it."""
+def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
+    """Return what the manifest of a checkpoint says, which has the folder's name, or any of one that was `renamed`.
+
+    Raises:
+        ValueError: with what is wrong with it.
+    """
     damaged = f"its file {MANIFEST} is damaged"
     try:
         match json.loads((folder / MANIFEST).read_bytes()):
-            case {"checkpoint": str(name), "layout": int(layout), "frozen": frozen, "files": {**files}} if _are_digests(
+            case {"checkpoint": str(own), "layout": int(layout), "frozen": frozen, "files": {**files}} if _are_digests(
                 files
             ):
-                if name != folder.name:
-                    raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
+                if own != folder.name and not renamed:
+                    raise ValueError(f"its {MANIFEST} is that of checkpoint {own}")
                 return Manifest(layout, frozen, files)
             case {**files} if _are_digests(files):
                 return Manifest(1, None, files)

@@ -22,6 +22,7 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
+OWN_METRICS = ("loss", "gradient_norm", "learning_rate", "weight", "skipped_in_a_row")
 _STEP = np.uint32(2**32 - 1)  # no row has this number
 
 
@@ -59,10 +60,14 @@ def make_train_step(
             (params, opt_state, buffers),
             (old_params, old_state, state.model.buffers),
         )
+        of_objective = means(terms.minimised | terms.reported, mean.weights)
+        of_layers = mean.layer_means(terms.layers)
+        if shared := (of_objective | dict.fromkeys(OWN_METRICS)).keys() & of_layers.keys():
+            raise ValueError(f"the term {min(shared)!r} of a layer has the name of another number: give it its own")
         metrics = {
             "loss": loss,
-            **means(terms.minimised | terms.reported, mean.weights),
-            **mean.layer_means(terms.layers),
+            **of_objective,
+            **of_layers,
             "gradient_norm": norm,
             "learning_rate": learning_rate(state.updates),
             "weight": mean.weights[objective.evaluated],

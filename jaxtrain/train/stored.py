@@ -40,8 +40,13 @@ def being_saved(folder: Path) -> list[int]:
 
 def names(folder: Path) -> list[str]:
     """Return the names of all checkpoints, also of those that were set aside, or copied or renamed by hand."""
+    return [path.name for path in finished_or_aside(folder)]
+
+
+def finished_or_aside(folder: Path) -> list[Path]:
+    """Return the checkpoints that are finished, and those that were set aside."""
     left = _left(folder)
-    return [path.name for path in _folders(folder) if path not in left]
+    return [path for path in _folders(folder) if path not in left]
 
 
 def _left(folder: Path) -> list[Path]:
@@ -85,6 +90,7 @@ def clear_after(folder: Path, step: int | None) -> None:
         if path.suffix != REMOVING:
             log.warning("checkpoint %s is refused: it was never finished", path)
         shutil.rmtree(path, ignore_errors=True)
+    frozen.clear_unfinished(folder / frozen.FOLDER)
     for later in steps(folder):
         if step is None or later > step:
             set_aside(folder / str(later))

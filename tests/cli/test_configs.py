@@ -43,6 +43,9 @@ def test_no_published_configuration_is_passed_over():
 @pytest.mark.parametrize("key", MOVED)
 def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_path):
     recorded = tmp_path / "config.gin"
-    recorded.write_text(f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n")
-    with pytest.raises(ValueError, match=rf"config.gin:2: \S+ has no key '\w+'; it has moved: {MOVED[key]}$"):
+    recorded.write_text(
+        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.remat import full_remat\n"
+        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n"
+    )
+    with pytest.raises(ValueError, match=rf"config.gin:4: \S+ has no key '\w+'; it has moved: {MOVED[key]}$"):
         load(recorded)

@@ -1,5 +1,7 @@
 """Frozen weights on disk: written once, referred to by checkpoints, checked, and removed with the last of them."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,6 +54,37 @@ def test_a_tree_goes_with_the_last_checkpoint_that_refers_to_it(tmp_path):
     assert [path.name for path in (tmp_path / "frozen").iterdir()] == [read_manifest(tmp_path / "3").frozen]
 
 
+def test_trees_go_although_the_next_save_has_begun(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.begin(step)  # as a run does before the save in flight is sealed
+            _save(checkpoints, step, base=step)
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == [read_manifest(tmp_path / "3").frozen]
+
+
+def test_a_tree_that_is_damaged_is_written_again_before_sound_checkpoints_go(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=2)) as checkpoints:
+        _save(checkpoints, 1, base=1.0)
+        _save(checkpoints, 2, base=2.0)
+    _damage(tmp_path, 2)
+    (tmp_path / "frozen" / "0123.saving").mkdir()  # of a process that was killed
+    with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
+        assert checkpoints.latest_sound() == 1
+        checkpoints.clear_after(1)
+        _save(checkpoints, 2, base=2.0)
+    assert Checkpoints(tmp_path).latest_sound() == 2
+    assert_close(Checkpoints(tmp_path).restore_state(2, _target(_state(0))), _state(2, base=2.0), EXACT)
+    assert not list((tmp_path / "frozen").glob("*.saving"))
+
+
+def _damage(folder: Path, step: int) -> str:
+    """Cut the largest file of the frozen tree of a checkpoint; return the tree's name."""
+    name = read_manifest(folder / str(step)).frozen
+    file = max((folder / "frozen" / name).rglob("d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    return name
+
+
 def test_one_that_is_set_aside_keeps_what_it_refers_to(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         _save(checkpoints, 1, base=1.0)
@@ -65,9 +98,7 @@ def test_a_checkpoint_whose_frozen_weights_are_damaged_is_refused(tmp_path, capl
     with Checkpoints(tmp_path) as checkpoints:
         _save(checkpoints, 1, base=1.0)
         _save(checkpoints, 2, base=2.0)
-    name = read_manifest(tmp_path / "2").frozen
-    file = max((tmp_path / "frozen" / name).rglob("d/*"), key=lambda path: path.stat().st_size)
-    file.write_bytes(file.read_bytes()[:-1])
+    name = _damage(tmp_path, 2)
     before = content(tmp_path)
     assert Checkpoints(tmp_path).latest_sound() == 1
     assert f"of its frozen weights, frozen/{name}, its file tree/" in caplog.text and "is damaged" in caplog.text
@@ -75,11 +106,12 @@ def test_a_checkpoint_whose_frozen_weights_are_damaged_is_refused(tmp_path, capl
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(True, False), (False, True)])
-def test_a_model_without_frozen_weights_does_not_take_those_of_one_with_them(saved, wanted, tmp_path):
-    def state(frozen: bool) -> TrainState:
-        return _state(1) if frozen else state_of(_state(1).model._replace(frozen={}), TX)
+@pytest.mark.parametrize(("collection", "said"), [("frozen", "frozen weights"), ("buffers", "buffers")])
+def test_a_model_without_a_collection_does_not_take_that_of_one_with_it(collection, said, saved, wanted, tmp_path):
+    def state(has: bool) -> TrainState:
+        return _state(1) if has else state_of(_state(1).model._replace(**{collection: {}}), TX)
 
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, Snapshot(state(saved), {}, {}))
-    with pytest.raises(ValueError, match="frozen weights, and the model of the configuration has"):
+    with pytest.raises(ValueError, match=f"{said}, and the model of the configuration has .*; go back to"):
         Checkpoints(tmp_path).restore_state(1, _target(state(wanted)))

@@ -11,9 +11,11 @@ from counted import SPEED, counted
 from tiny import training_batch
 from tolerances import EXACT, SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, SAME_SUMS, assert_close
 
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models import decoder
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.nn.param import merge
+from jaxtrain.nn.param import Buffer, merge
 from jaxtrain.nn.remat import FullRemat
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
@@ -103,6 +105,30 @@ def test_a_loss_mask_does_not_change_what_a_term_of_layers_weighs(stepped):
     before, _, metrics = stepped
     masked = BATCH._replace(weights=BATCH.weights * (np.arange(LENGTH) % 2))
     assert float(_step()(before, masked, jax.random.key(1))[1]["hidden_z"]) == float(metrics["hidden_z"])
+
+
+def test_sums_are_float32_whatever_the_model_computes_in(stepped):
+    model = merge(abstract_model(counted(compute_dtype="bfloat16")).graph, stepped[0].model)
+    sums = jax.eval_shape(lambda: model.hidden(BATCH).sums)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
+
+
+def test_a_term_of_a_layer_with_the_name_of_another_number_is_refused(stepped, monkeypatch):
+    monkeypatch.setattr("counted.TERM", "gradient_norm")
+    step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(), _tx(), RATE)
+    with pytest.raises(ValueError, match="the term 'gradient_norm' of a layer has the name of another number"):
+        jax.eval_shape(step, stepped[0], BATCH, jax.random.key(1))
+
+
+def test_a_buffer_that_nothing_would_replace_is_refused(monkeypatch):
+    class Embedding(decoder.Embedding):
+        def __init__(self, *sizes, rngs):
+            super().__init__(*sizes, rngs=rngs)
+            self.seen = Buffer(jnp.zeros(4), axes=Axes((None,), Kind.VECTOR, cast=False))
+
+    monkeypatch.setattr(decoder, "Embedding", Embedding)
+    with pytest.raises(ValueError, match="buffer embedding.seen: nothing replaces one outside of a mixer or mlp"):
+        abstract_model(MODEL)
 
 
 def test_a_skipped_step_leaves_buffers():

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig
-from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.layer import Keys, Out, added
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
@@ -51,7 +51,8 @@ class Loss(NamedTuple):
         return merge(self.graph, ModelState(params, self.frozen, self.buffers))
 
     def of_model(self, model: Decoder, batch: Batch, keys: Keys | None) -> Value:
-        terms = self.objective(model, batch, keys)
+        seen = _Seen(model)
+        terms = self.objective(seen, batch, keys)._replace(layers=added(*seen.sums))
         return sum(means(terms.minimised, self.weights).values()) + self.of_layers(terms.layers), terms
 
     def of_layers(self, sums: LayerSums) -> Float[Array, ""] | int:
@@ -60,6 +61,25 @@ class Loss(NamedTuple):
 
     def layer_means(self, sums: LayerSums) -> Sums:
         return {name: term / jnp.maximum(self.real_tokens, 1.0) for name, term in sums.terms.items()}
+
+
+class _Seen:
+    """The model as an objective sees it. It keeps the sums of the layers that ran, so that no objective loses them."""
+
+    def __init__(self, model: Decoder):
+        self._model = model
+        self.sums: list[LayerSums] = []
+
+    def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
+        return self.head.logits(self.hidden(batch, keys).y)
+
+    def hidden(self, *arguments, **options) -> Out:
+        out = self._model.hidden(*arguments, **options)
+        self.sums.append(out.sums)
+        return out
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
 
 
 def real_tokens(batch: Batch) -> Float[Array, ""]:
