@@ -32,6 +32,7 @@ from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.run import NonFiniteError
 from jaxtrain.train.state import state_of
 from jaxtrain.train.stopping import Stop
+from jaxtrain.train.stored import steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
-    conclude(result, config, folder, bigram, time.perf_counter() - began, console)
+    conclude(result, config, folder, bigram, time.perf_counter() - began, console, arguments.import_from)
     return 0
 
 
@@ -198,10 +199,17 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
     )
     for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
+    console.print("compiling the first step ...", style="dim")
 
 
 def conclude(
-    result: Result, config: TrainConfig, folder: RunFolder, bigram: float | None, seconds: float, console: Console
+    result: Result,
+    config: TrainConfig,
+    folder: RunFolder,
+    bigram: float | None,
+    seconds: float,
+    console: Console,
+    import_from: Sequence[str],
 ) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -216,11 +224,15 @@ def conclude(
     if loss is not None and bigram is not None:
         say(f"a bigram model counted on the same training split: {bigram:.4f}")
     path = shlex.quote(str(folder.path))
+    trusted = "".join(f" --import-from {shlex.quote(name)}" for name in import_from)
     if result.numbers:
         say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
     else:
         more = f"--set phases.{len(config.phases) - 1}.steps={2 * config.phases[-1].steps}"
-        say(f"to train longer: jaxtrain train {path} --allow-config-change {more}")
-    say(f"next: jaxtrain generate {path} --prompt {shlex.quote(example_prompt(config))}")
-    say(f"      jaxtrain eval {path}")
+        say(f"to train longer: jaxtrain train {path}{trusted} --allow-config-change {more}")
+    if not steps(folder.checkpoints):
+        say(f"no checkpoint was saved, as hooks has no Checkpoint. Next: jaxtrain plot {path}")
+        return
+    say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
+    say(f"      jaxtrain eval {path}{trusted}")
     say(f"      jaxtrain plot {path}")
