@@ -42,7 +42,7 @@ class Items:
 type Tree = Leaf | Node | Items
 
 # Keys that earlier versions wrote into the config.gin of every run, and what is to be done about them.
-MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, or give the number to decoder.DecoderConfig.vocab_tile"}
+MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
 
 
 class Slot(NamedTuple):
@@ -66,7 +66,7 @@ def check_field(cls: type, name: str) -> None:
     """Raise ValueError with the nearest field of `cls` where it has none of that name."""
     if name not in config_fields(cls):
         remedy = MOVED.get(f"{label(cls)}.{name}")
-        found = f"; it has moved: {remedy}" if remedy else nearest(name, config_fields(cls))
+        found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
 
 

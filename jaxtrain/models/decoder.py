@@ -23,7 +23,6 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
-from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
@@ -38,8 +37,8 @@ from jaxtrain.sharding import axis_size, constrain
 class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
-    A loss computes the logits of at most `vocab_tile` words a device at a time, where a device has more than twice as
-    many. They are then never kept but computed again in the backward pass, which costs a product with the head.
+    A loss computes the logits of at most `nn/head.py: TILE` words a device at a time, where a device has more than twice
+    as many. They are then never kept but computed again in the backward pass, which costs a product with the head.
     """
 
     vocab_size: int
@@ -49,14 +48,12 @@ class DecoderConfig:
     max_length: int
     norm: NormConfig = RMSNormConfig()
     tied_embeddings: bool = False
-    head: LinearConfig = Dense()  # where it is not tied to the embeddings
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
     logit_softcap: float | None = None
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
-    vocab_tile: int = 16_384
     scan: bool = True
 
     def __post_init__(self):
@@ -66,10 +63,8 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_tile")
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
         check_positive_or_none(self, "logit_softcap")
-        if self.tied_embeddings and self.head != Dense():
-            raise ValueError(f"head={self.head}: with tied_embeddings=True the embeddings are the head; remove one")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
         return Decoder(self, rngs=nnx.Rngs(key))
@@ -140,7 +135,7 @@ class Decoder(nnx.Module):
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
-            self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
+            self.output = Dense().build(width, vocab, outputs_first=True, rngs=rngs)
 
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
@@ -231,7 +226,7 @@ class Decoder(nnx.Module):
         c = self.config
         table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
         axes = Axes(("vocab", "embed"), Kind.TABLE if c.tied_embeddings else Kind.MATRIX, cast=True)
-        return Head(self.final_norm, table, axes, c.compute_dtype, c.logit_softcap, c.vocab_tile)
+        return Head(self.final_norm, table, axes, c.compute_dtype, c.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less

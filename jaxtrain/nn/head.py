@@ -11,6 +11,8 @@ from jaxtrain.axes import Axes
 from jaxtrain.fully_sharded import gather, narrow_gradients
 from jaxtrain.sharding import axis_size, constrain
 
+TILE = 16_384  # words of the vocabulary whose logits a device computes at a time
+
 
 class Head(NamedTuple):
     """Final norm, product with the table of the vocabulary, soft cap. The table may be that of the embedding.
@@ -24,7 +26,7 @@ class Head(NamedTuple):
     axes: Axes  # the facts about it
     dtype: str
     softcap: float | None
-    tile: int
+    tile: int = TILE
 
     def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.head import TILE
 from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.shapes import Batch
 from jaxtrain.train.hooks import Hook
@@ -75,7 +76,7 @@ def batch(phase: Phase, where: str, model: DecoderConfig, microbatches: int) -> 
     key = f"({where}.batch_size={phase.batch_size}, sequence_length={phase.sequence_length})"
     tokens = phase.tokens_per_step // microbatches
     hidden = tokens * model.d_model * jnp.dtype(model.compute_dtype).itemsize
-    logits = tokens * min(model.vocab_size, model.vocab_tile) * _BYTES
+    logits = tokens * min(model.vocab_size, TILE) * _BYTES
     return [
         Need(len(Batch._fields) * _BYTES * phase.tokens_per_step, f"a batch {key}", on_host=True),
         Need(hidden + logits, f"hidden states and logits of a microbatch {key}"),

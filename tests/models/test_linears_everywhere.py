@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import pytest
 from flax import nnx
 from thin import Thin, product
 from tiny import packed_batch, random_params, variant
@@ -36,17 +35,16 @@ def _decoder(linear: LinearConfig) -> DecoderConfig:
         MLPConfig(hidden=48, linear=linear),
     )
     pattern = tuple(BlockConfig(mixer=mixer, mlp=mlp) for mixer, mlp in zip(mixers, mlps, strict=True))
-    return variant(pattern=pattern, head=linear)
+    return variant(pattern=pattern)
 
 
-def _multiplied_out(params: ParamTree, *, outputs_first: bool, stacked: bool) -> ParamTree:
-    """Return the parameters with one kernel for each pair of thin matrices."""
+def _multiplied_out(params: ParamTree) -> ParamTree:
+    """Return the parameters with one kernel for each stack of pairs of thin matrices."""
     if not isinstance(params, dict):
         return params
     if "a" not in params:
-        return {key: _multiplied_out(own, outputs_first=outputs_first, stacked=stacked) for key, own in params.items()}
-    whole = functools.partial(product, outputs_first=outputs_first)
-    kernel = (jax.vmap(whole) if stacked else whole)(params["a"], params["b"])
+        return {key: _multiplied_out(own) for key, own in params.items()}
+    kernel = jax.vmap(functools.partial(product, outputs_first=False))(params["a"], params["b"])
     return {"kernel": kernel} | {key: own for key, own in params.items() if key == "bias"}
 
 
@@ -58,14 +56,7 @@ def _logits(config: DecoderConfig, params: ParamTree) -> jax.Array:
 
 def test_a_decoder_of_another_linear_is_the_decoder_of_its_matrices():
     params = random_params(_decoder(Thin(rank=8)))
-    dense = {
-        key: _multiplied_out(own, outputs_first=key == "output", stacked=key == "stacks") for key, own in params.items()
-    }
+    dense = _multiplied_out(params)
     shapes = abstract_model(_decoder(Dense())).shapes.params
     assert jax.tree.map(lambda leaf: leaf.shape, dense) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert_close(_logits(_decoder(Thin(rank=8)), params), _logits(_decoder(Dense()), dense), SAME_LOGITS)
-
-
-def test_a_tied_head_takes_no_linear():
-    with pytest.raises(ValueError, match=r"head=Thin\(rank=8\): with tied_embeddings=True the embeddings are the head"):
-        variant(tied_embeddings=True, head=Thin(rank=8))

@@ -88,12 +88,13 @@ def test_parameters_and_optimizer_state_are_counted_exactly():
     assert needs._optimizer_state(variant(), runs.OPTIMIZER, 1.0).size == 2 * bytes_of(params) + 4 * counts
 
 
-def test_microbatches_and_tiles_of_the_vocabulary_need_less():
-    whole, tiled = variant(vocab_size=64), variant(vocab_size=64, vocab_tile=16)
+def test_microbatches_and_tiles_of_the_vocabulary_need_less(monkeypatch):
+    whole = variant(vocab_size=64)
     hidden, logits = 8 * 16 * 32 * 4, 8 * 16 * 64 * 4
     assert needs.batch(PHASE, "phases[0]", whole, 1)[1].size == hidden + logits
     assert needs.batch(PHASE, "phases[0]", whole, 4)[1].size == (hidden + logits) // 4
-    assert needs.batch(PHASE, "phases[0]", tiled, 1)[1].size == hidden + logits // 4
+    monkeypatch.setattr(needs, "TILE", 16)
+    assert needs.batch(PHASE, "phases[0]", whole, 1)[1].size == hidden + logits // 4
 
 
 def test_devices_with_memory_of_their_own_are_compared_apart():

@@ -5,6 +5,7 @@ from tiny import DECODER, program_of
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.nn.head import TILE
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import WarmupStableDecay
@@ -24,7 +25,7 @@ def _compiled(path: str, topology: str):
     step = program_of(config.recipe, config.mesh.build(devices_of(topology))).compile()
     # Two gathers and one reduce-scatter of the weights in bf16. A head in tiles is gathered for its backward, too.
     model = config.model
-    head_again = model.vocab_size * model.d_model if model.vocab_size > 2 * model.vocab_tile else 0
+    head_again = model.vocab_size * model.d_model if model.vocab_size > 2 * TILE else 0
     return step, collectives(step.as_text()), 2 * (3 * model.parameter_count + head_again)
 
 
