@@ -37,8 +37,8 @@ from jaxtrain.sharding import axis_size, constrain
 class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
-    A loss computes the logits of at most `nn/head.py: TILE` words a device at a time, where a device has more than twice
-    as many. They are then never kept but computed again in the backward pass, which costs a product with the head.
+    A loss computes the logits of so many words a device at a time (`nn/head.py: TILE`), where a device has more than
+    twice as many. They are then not kept but computed again in the backward pass, which costs a product with the head.
     """
 
     vocab_size: int
