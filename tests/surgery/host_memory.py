@@ -13,6 +13,7 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.presets import llama
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import export_folder, open_folder
+from jaxtrain.surgery.layouts import LAYOUT
 from jaxtrain.surgery.lazy import LazyLeaf
 
 
@@ -57,7 +58,7 @@ def main(folder):
     export_folder(config, jax.tree.map(lambda leaf: Ones(leaf.shape), shapes), folder / "given")
     _, leaves = open_folder(folder / "given")
     print(most_above_now(lambda: write_params(folder / "0", leaves)))
-    with open_params(folder / "0", shapes) as params:
+    with open_params(folder / "0", shapes, layout=LAYOUT) as params:
         print(most_above_now(lambda: export_folder(config, params, folder / "back")))
 
 

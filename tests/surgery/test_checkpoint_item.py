@@ -12,6 +12,7 @@ import pytest
 
 from jaxtrain.surgery import checkpoint_item
 from jaxtrain.surgery.checkpoint_item import boxes, open_params, write_params
+from jaxtrain.surgery.layouts import LAYOUT
 from jaxtrain.surgery.lazy import LazyLeaf
 
 
@@ -59,7 +60,7 @@ def test_orbax_restores_what_was_streamed(step):
 
 
 def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
-    with open_params(step, TARGET) as leaves:
+    with open_params(step, TARGET, layout=LAYOUT) as leaves:
         jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
         query = leaves["stacks"]["blocks"]["blocks"][0]["query"].rows()
         np.testing.assert_array_equal(query(4), TREE["stacks"]["blocks"]["blocks"][0]["query"].read()[4])
@@ -68,7 +69,7 @@ def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
 @pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b", "a?b", "a%20b", "two words", "веса"])
 def test_a_folder_of_any_name_is_written_and_read(name, tmp_path):
     write_params(tmp_path / name / "0", TREE)
-    with open_params(tmp_path / name / "0", TARGET) as leaves:
+    with open_params(tmp_path / name / "0", TARGET, layout=LAYOUT) as leaves:
         jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
 
 
@@ -85,7 +86,7 @@ def test_a_checkpoint_of_another_model_is_refused(step):
         ("extra", (2,), "has no extra, which the configuration asks for"),
     ):
         target = TARGET | {name: jax.ShapeDtypeStruct(shape, np.float32)}
-        with pytest.raises(ValueError, match=message), open_params(step, target):
+        with pytest.raises(ValueError, match=message), open_params(step, target, layout=LAYOUT):
             pass
 
 

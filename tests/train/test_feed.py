@@ -53,7 +53,7 @@ def test_what_a_run_reads_stays_as_it_was_opened_although_its_files_change(corpu
         seen.append(run.evaluate(state.params, batches=1).weight)
         for path in (tmp_path / "corpus").iterdir():
             path.write_text("edited")
-        assert "document" in run._work.feed.describe(ago=0)
+        assert "document" in run.phase.feed.describe(ago=0)
 
     runs.train(runs.tiny_run(corpus, steps=3, save_every=3, hooks=(runs.Watch(look=look),)), tmp_path / "run")
     assert len(seen) == 3 and seen[0] == seen[1] == seen[2] > 100

@@ -27,7 +27,7 @@ def test_a_second_run_is_refused_at_once_and_disturbs_nothing(data, whole, tmp_p
 
     def second(run, state):
         if run.step == 6:
-            run._checkpoints.check(wait=True)  # that of step 5
+            run.checkpoints.check(wait=True)  # that of step 5
             before = runs.content(folder)
             for options in ([], ["--overwrite"], ["--allow-config-change", "--set", "seed=1"]):
                 assert main(["train", str(config), "--run", str(folder), *options]) == 2
