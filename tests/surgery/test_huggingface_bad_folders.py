@@ -274,7 +274,7 @@ FOLDERS = {
     "two dtypes": (
         "qwen3",
         lambda f: change_tensors(f, half_of_the_layers),
-        r"0\.mlp\.up are of several dtypes, F16, F32",
+        r"0\.mlp\.up\.kernel are of several dtypes, F16, F32",
     ),
 }
 
