@@ -17,6 +17,7 @@ from jaxtrain.shapes import ModelState
 
 GREEDY = Sampling(temperature=0.0)
 TOKENS = 6
+SEED = 1  # of models none of which writes one token over and over
 
 
 def _prompts() -> list[list[int]]:
@@ -27,7 +28,9 @@ def _prompts() -> list[list[int]]:
 def _generate(name: str, prompts, sampling=GREEDY, **options):
     config = PRESETS[name]
     graph, _, _ = abstract_model(config)
-    return generate(graph, ModelState(random_params(config)), prompts, tokens=TOKENS, sampling=sampling, **options)
+    return generate(
+        graph, ModelState(random_params(config, SEED)), prompts, tokens=TOKENS, sampling=sampling, **options
+    )
 
 
 def _likeliest_without_cache(name: str, sequences: list[list[int]]) -> np.ndarray:
@@ -38,7 +41,7 @@ def _likeliest_without_cache(name: str, sequences: list[list[int]]) -> np.ndarra
         row[: len(sequence)] = sequence
     graph, _, _ = abstract_model(PRESETS[name])
     forward = jax.jit(lambda params: jnp.argmax(nnx.merge(graph, params)(batch), axis=-1))
-    return np.asarray(forward(random_params(PRESETS[name])))
+    return np.asarray(forward(random_params(PRESETS[name], SEED)))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -85,16 +85,17 @@ def _two_reads_exchanged(program: TickProgram) -> TickProgram:
 
 def test_a_slot_read_in_another_ones_place_shows():
     program = lower(table_of(PairedInterleaved(chunks_per_stage=1), 2, 4))
-    arguments = jnp.ones((1, 1, 4)), _random(2, 4, 4), _random(4, 2, 3, 4)
+    outer, blocks, data = jnp.ones((1, 1, 4)), _random(2, 4, 4), _random(4, 2, 3, 4)
 
     def loss(outer, blocks, data):
         x = data.reshape(-1, *data.shape[2:]) * outer
         return jnp.sum(functools.reduce(lambda x, w: jnp.tanh(x @ w), blocks, x) * outer)
 
-    desired = jax.grad(loss, argnums=1)(*arguments)
+    desired = jax.grad(loss, argnums=1)(outer, blocks, data)
     with jax.set_mesh(MeshConfig(stage=2, fsdp=1).build(jax.devices()[:2])):
+        run = functools.partial(value_and_grad, _toy_parts(), keep=EVERYTHING, poison=True)
         found, wrong = (
-            jax.jit(functools.partial(value_and_grad, _toy_parts(), each, keep=EVERYTHING, poison=True))(*arguments)[2]
+            jax.jit(functools.partial(run, each))(outer, ModelState(blocks), data).blocks_gradient
             for each in (program, _two_reads_exchanged(program))
         )
     assert_close(found, desired, SAME_GRADIENT)
