@@ -52,15 +52,18 @@ def environment(**changes):
     return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=1)} | changes
 
 
+@pytest.fixture(autouse=True)
+def hang_up():
+    """Let SIGHUP do what it does: under nohup it is ignored, and what is started would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def launch(*command, **options):
     options = {"env": environment(), "stdin": subprocess.DEVNULL, "text": True} | options
     return subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        process_group=0,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which tests under nohup inherit as ignored
-        **options,
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0, **options
     )
 
 

@@ -62,8 +62,8 @@ def test_orbax_restores_what_was_streamed(step):
 def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
     with open_params(step, TARGET, layout=LAYOUT) as leaves:
         jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
-        query = leaves["stacks"]["blocks"]["blocks"][0]["query"].rows()
-        np.testing.assert_array_equal(query(4), TREE["stacks"]["blocks"]["blocks"][0]["query"].read()[4])
+        query = leaves["blocks"]["blocks"][0]["query"].rows()
+        np.testing.assert_array_equal(query(4), TREE["blocks"]["blocks"][0]["query"].read()[4])
 
 
 @pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b", "a?b", "a%20b", "two words", "веса"])
