@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import training_batch
 
+from jaxtrain.nn.layer import Out
 from jaxtrain.objectives.base import means
 from jaxtrain.objectives.next_token import NextToken
 
@@ -30,7 +31,7 @@ class _Model(NamedTuple):
     logits: jax.Array
 
     def hidden(self, batch, keys):
-        return self.logits
+        return Out(self.logits)
 
     @property
     def head(self):
