@@ -59,7 +59,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
         self._sealing: threading.Thread | None = None
         self._failure: SaveError | None = None
-        self._sound_frozen: set[str] = set()  # names of frozen trees that were seen to be whole
+        self._sound_frozen: str | None = None  # the tree of the last save, seen to be whole; others may have gone
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -108,16 +108,16 @@ class Checkpoints:
         if not tree:
             return None
         name = frozen.fingerprint(tree)
-        known = name in self._sound_frozen
-        if known or not distributed.anywhere(fault(self.folder / frozen.FOLDER / name) is not None):
-            self._sound_frozen.add(name)
+        if name == self._sound_frozen:
+            return name
+        self._sound_frozen = name
+        if not distributed.anywhere(fault(self.folder / frozen.FOLDER / name) is not None):
             return name
         with plain_path(self.folder) as plain, ocp.StandardCheckpointer() as checkpointer:
             saving = plain / frozen.FOLDER / f"{name}.saving"
             checkpointer.save(saving / "tree", tree, force=True)
             checkpointer.wait_until_finished()
             distributed.by_first(lambda: frozen.finish(saving))
-        self._sound_frozen.add(name)
         return name
 
     def _seal(

@@ -176,11 +176,11 @@ class Trainer:
 def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
     """Make the steps of a phase, or those until the run is asked to stop, and then save."""
     program, feed, end = run.phase.program, run.phase.feed, run.phase.span.end
-    dropout_key = jax.random.fold_in(run.key, 1)
+    key = jax.random.fold_in(run.key, 1)  # the run's own is that of its first values
     with jax.set_mesh(program.mesh):
         while run.step < end and not run.stop.decided():
             with jax.profiler.StepTraceAnnotation("train", step_num=run.step):
-                state, measured = program.step(state, next(feed), dropout_key)
+                state, measured = program.step(state, next(feed), key)
             run.step += 1
             run.finish_step()  # the one before: meanwhile the devices work on this one
             run.recorder.begin(run.step, measured)

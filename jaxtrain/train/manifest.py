@@ -86,9 +86,12 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
     damaged = f"its file {MANIFEST} is damaged"
     try:
         match json.loads((folder / MANIFEST).read_bytes()):
-            case {"checkpoint": str(own), "layout": int(layout), "frozen": frozen, "files": {**files}} if _are_digests(
-                files
-            ):
+            case {
+                "checkpoint": str(own),
+                "layout": int(layout),
+                "frozen": str() | None as frozen,
+                "files": {**files},
+            } if _are_digests(files):
                 if own != folder.name and not renamed:
                     raise ValueError(f"its {MANIFEST} is that of checkpoint {own}")
                 return Manifest(layout, frozen, files)

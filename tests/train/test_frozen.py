@@ -85,6 +85,13 @@ def _damage(folder: Path, step: int) -> str:
     return name
 
 
+def test_a_tree_that_went_and_comes_back_is_written_again(tmp_path):
+    with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
+        for step, base in enumerate((1.0, 2.0, 1.0), 1):
+            _save(checkpoints, step, base=base)
+    assert Checkpoints(tmp_path).latest_sound() == 3
+
+
 def test_one_that_is_set_aside_keeps_what_it_refers_to(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         _save(checkpoints, 1, base=1.0)

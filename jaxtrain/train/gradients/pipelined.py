@@ -1,5 +1,6 @@
 """Pipeline parallelism as a gradient strategy: the decoder in parts, run by a schedule over the stages of the mesh."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -94,21 +95,29 @@ def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
     return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
 
-class _BlocksHaveRun(NamedTuple):
-    """The model as an objective sees it once the blocks have run: `x` is what the head reads."""
+class _BlocksHaveRun:
+    """The model as an objective sees it once the blocks have run over `batch`: `x` is what the head reads."""
 
-    model: Decoder
-    x: Float[Array, "B L D"]
+    def __init__(self, model: Decoder, batch: Batch, x: Float[Array, "B L D"]):
+        self._model, self._batch, self._x = model, batch, x
 
-    def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
-        return self.head.logits(self.x)
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Container[str] = ()) -> Out:
+        """Return what the head reads, for the batch that ran, once.
 
-    def hidden(self, batch: Batch, keys: Keys | None = None) -> Out:
-        return Out(self.x)
+        Raises:
+            ValueError: for another batch, a second time, or with taps.
+        """
+        if batch is not self._batch or taps:
+            raise ValueError(
+                "gradients=Pipelined(...) runs the blocks once, over the batch as it is, and keeps no taps; "
+                "this objective asks for more: use Accumulate(...)"
+            )
+        self._batch = None
+        return Out(self._x)
 
     @property
     def head(self) -> Head:
-        return self.model.head
+        return self._model.head
 
 
 def parts(loss: Loss, params: ParamTree) -> Parts:
@@ -131,7 +140,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
         return (y, added), sums
 
     def head(outer, data: Data, x):
-        value = loss.of_model(_BlocksHaveRun(loss.model(params | outer), x), data.batch, data.keys)
+        value = loss.of_model(_BlocksHaveRun(loss.model(params | outer), data.batch, x), data.batch, data.keys)
         return value[0], value
 
     return Parts(
