@@ -16,7 +16,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.axes import Axes, Kind
+from jaxtrain.axes import Axes
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_layer
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
@@ -136,7 +136,6 @@ class Decoder(nnx.Module):
         if not c.tied_embeddings:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
             self.output = Dense().build(width, vocab, outputs_first=True, rngs=rngs)
-
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
@@ -224,9 +223,8 @@ class Decoder(nnx.Module):
     def head(self) -> Head:
         """Return what makes logits or cross-entropies of hidden states."""
         c = self.config
-        table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
-        axes = Axes(("vocab", "embed"), Kind.TABLE if c.tied_embeddings else Kind.MATRIX, cast=True)
-        return Head(self.final_norm, table, axes, c.compute_dtype, c.logit_softcap)
+        table = self.embedding.table if c.tied_embeddings else self.output.kernel
+        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks all rows up in its part of the width, then rows and widths change places: far less

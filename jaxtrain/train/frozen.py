@@ -1,6 +1,6 @@
 """Frozen trees in a run folder: each is written once, under a fingerprint of its values, and checkpoints refer to it.
 
-checkpoints/frozen/0f3a.../    an Orbax item and a manifest, as a checkpoint is
+`checkpoints/frozen/0f3a...` has an Orbax item and a manifest, as a checkpoint has.
 """
 
 import hashlib

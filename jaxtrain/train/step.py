@@ -22,7 +22,6 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
-OWN_METRICS = ("loss", "gradient_norm", "learning_rate", "weight", "skipped_in_a_row")
 _STEP = np.uint32(2**32 - 1)  # no row has this number
 
 
@@ -60,24 +59,30 @@ def make_train_step(
             (params, opt_state, buffers),
             (old_params, old_state, state.model.buffers),
         )
-        of_objective = means(terms.minimised | terms.reported, mean.weights)
-        of_layers = mean.layer_means(terms.layers)
-        if shared := (of_objective | dict.fromkeys(OWN_METRICS)).keys() & of_layers.keys():
-            raise ValueError(f"the term {min(shared)!r} of a layer has the name of another number: give it its own")
-        metrics = {
+        own = {
             "loss": loss,
-            **of_objective,
-            **of_layers,
             "gradient_norm": norm,
             "learning_rate": learning_rate(state.updates),
             "weight": mean.weights[objective.evaluated],
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
+        of_objective = means(terms.minimised | terms.reported, mean.weights)
+        metrics = _together(own, of_objective, mean.layer_means(terms.layers))
         skipped = state.skipped + jnp.where(finite, 0, 1)
         model = ModelState(params, state.model.frozen, buffers)
         return TrainState(model, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
 
     return train_step
+
+
+def _together(*parts: Metrics) -> Metrics:
+    """Return all numbers in one; none may hide another of its name."""
+    metrics: Metrics = {}
+    for part in parts:
+        if shared := metrics.keys() & part.keys():
+            raise ValueError(f"two numbers of a step are called {min(shared)!r}: give the term a name of its own")
+        metrics |= part
+    return metrics
 
 
 def _behind(first, then):

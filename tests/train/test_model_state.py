@@ -116,7 +116,7 @@ def test_sums_are_float32_whatever_the_model_computes_in(stepped):
 def test_a_term_of_a_layer_with_the_name_of_another_number_is_refused(stepped, monkeypatch):
     monkeypatch.setattr("counted.TERM", "gradient_norm")
     step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(), _tx(), RATE)
-    with pytest.raises(ValueError, match="the term 'gradient_norm' of a layer has the name of another number"):
+    with pytest.raises(ValueError, match="two numbers of a step are called 'gradient_norm': give the term a name"):
         jax.eval_shape(step, stepped[0], BATCH, jax.random.key(1))
 
 

@@ -12,55 +12,31 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtrain_kernels.choice import check_named
-from jaxtrain_kernels.chunks import check_chunk_size
+from jaxtrain_kernels.choice import Implementation
 from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_step
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.layer import Layer, Out, TokenContext
-from jaxtrain.nn.linear.base import LinearConfig
-from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import NoDecay, ScalarDecayConfig
 from jaxtrain.nn.mixers.recurrent import (
+    RecurrentConfig,
     RecurrentHeads,
-    RecurrentShape,
     RecurrentState,
     advance,
     held_by_padding,
     is_written,
     mix_sequences,
 )
-from jaxtrain.nn.norms.base import NormConfig
-from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeltaRuleConfig(MixerConfig):
-    """The delta rule: a state of fixed size in which what a key held is replaced.
+class DeltaRuleConfig(RecurrentConfig):
+    """The delta rule: a state of fixed size in which what a key held is replaced."""
 
-    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
     decay: ScalarDecayConfig = NoDecay()
-    norm: NormConfig = RMSNormConfig()
-    chunk_size: int = 64
-    implementation: str | None = None
-    linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2406.06484"
-
-    def __post_init__(self):
-        self.shape.check()
-        check_chunk_size(self.chunk_size)
-        check_named("delta_rule", IMPLEMENTATIONS, self.implementation)
-
-    @property
-    def shape(self) -> RecurrentShape:
-        return RecurrentShape(self.heads, self.kv_heads, self.head_dim, self.value_dim)
+    operation: ClassVar[str] = "delta_rule"
+    implementations: ClassVar[tuple[Implementation, ...]] = IMPLEMENTATIONS
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "DeltaRule":
         return DeltaRule(self, d_model, rngs=rngs)

@@ -6,16 +6,22 @@ keys and values are left out. A length split over devices is gathered: the recur
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtrain_kernels.choice import Implementation, check_named
+from jaxtrain_kernels.chunks import check_chunk_size
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.ranges import check_at_least_one
 from jaxtrain.sharding import axis_size, constrain, on_each_device
 
@@ -34,6 +40,34 @@ class RecurrentShape(NamedTuple):
     def products(self) -> int:
         """Return the multiplications of one step of a linear-attention state: it is written, and each head reads."""
         return (self.heads + self.kv_heads) * self.head_dim * self.value_dim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecurrentConfig(MixerConfig):
+    """The keys of a recurrent mixer. A subclass has a decay, and says which operation it runs.
+
+    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    norm: NormConfig = RMSNormConfig()
+    chunk_size: int = 64
+    implementation: str | None = None
+    linear: LinearConfig = Dense()
+    operation: ClassVar[str]
+    implementations: ClassVar[tuple[Implementation, ...]]
+
+    def __post_init__(self):
+        self.shape.check()
+        check_chunk_size(self.chunk_size)
+        check_named(self.operation, self.implementations, self.implementation)
+
+    @property
+    def shape(self) -> RecurrentShape:
+        return RecurrentShape(self.heads, self.kv_heads, self.head_dim, self.value_dim)
 
 
 class RecurrentState(NamedTuple):
