@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass, replace
 
-STACK = "layers"  # the leading axis of parameters that are stacked over the repeats of a pattern
+STACK = "repeats"  # the leading axis of parameters that are stacked over the repeats of a pattern
 
 
 class Kind(enum.Enum):

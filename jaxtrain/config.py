@@ -28,7 +28,7 @@ from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
-DIMENSIONS = {"layers": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
+DIMENSIONS = {"repeats": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

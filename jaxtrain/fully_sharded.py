@@ -27,20 +27,20 @@ def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, parameter_spec(names, x.shape, mesh, drop=drop))
 
 
-def of_layer(params, layer: jax.Array):
-    """Return one layer of stacked parameters, from the stage that stores it to all stages.
+def of_repeat(params, repeat: jax.Array):
+    """Return one repeat of stacked parameters, sent to all stages by the stage that stores it.
 
-    Left to itself the compiler gathers the whole stack for every layer that is read from it.
+    A plain `stack[repeat]` makes XLA all-gather the whole stack in every iteration.
     """
-    stages = axis_size("layers")
+    stages = axis_size("repeats")
 
     def one(stack):
         if stages == 1 or len(stack) % stages:
-            return stack[layer]
+            return stack[repeat]
         by_stage = stack.reshape(stages, -1, *stack.shape[1:])
-        at_stage, place = layer // by_stage.shape[1], layer % by_stage.shape[1]
+        at_stage, position = repeat // by_stage.shape[1], repeat % by_stage.shape[1]
         there = jnp.arange(stages).reshape(-1, *(1,) * (stack.ndim - 1)) == at_stage
-        own = jnp.where(there, jax.lax.dynamic_index_in_dim(by_stage, place, axis=1, keepdims=False), 0)
+        own = jnp.where(there, jax.lax.dynamic_index_in_dim(by_stage, position, axis=1, keepdims=False), 0)
         return jax.lax.reduce(own, jnp.zeros((), own.dtype), jax.lax.add, (0,))
 
     return jax.tree.map(one, params)

@@ -21,7 +21,7 @@ from jaxtrain.mesh import OUTER
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
-    "layers": ("stage",),
+    "repeats": ("stage",),
     "embed": ("fsdp", OUTER),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -37,7 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
-MAY_REPLICATE = ("layers", "kv_heads", "vocab")  # where the axes do not divide them, split over the last ones or whole
+MAY_REPLICATE = ("repeats", "kv_heads", "vocab")  # where the axes do not divide them, split over the last ones or whole
 
 
 def batch_shards(mesh: Mesh) -> int:

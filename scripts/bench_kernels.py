@@ -3,10 +3,10 @@
     uv run python scripts/bench_kernels.py [--only flash_attention adamw_8bit] [--size small] [--rows docs/new_rows.md]
         [--torch-python ENVIRONMENT/bin/python]
 
-Forms alternate: a round runs each once, and the median of the rounds counts, since machines drift. The share is the
-time the device needs at least, by its copy bandwidth and its rate of bfloat16 matrix products as measured here, over
-the time taken. A form that does not run on this device, or does not take the call, is listed with its reason.
-flash-linear-attention runs in an environment of its own (torch, flash-linear-attention and a GPU).
+Implementations alternate: a round runs each once, and the median of the rounds counts, since machines drift. The share
+is the time the device needs at least, by its copy bandwidth and its rate of bfloat16 matrix products as measured here,
+over the time taken. An implementation that does not run on this device, or does not take the call, is listed with its
+reason. flash-linear-attention runs in an environment of its own (torch, flash-linear-attention and a GPU).
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Rates(NamedTuple):
 
 class Row(NamedTuple):
     contest: Contest
-    form: str
+    implementation: str
     seconds: float | None
     share: float | None
     reason: str = ""
@@ -83,24 +83,27 @@ def peer_clock(torch_python: str, peer: Peer, size: Size, calls: int) -> Clock:
     return seconds
 
 
-def clock_of(form, inputs: tuple, size: Size, calls: int, torch_python: str | None) -> Clock | NotHere:
-    match form:
+def clock_of(implementation, inputs: tuple, size: Size, calls: int, torch_python: str | None) -> Clock | NotHere:
+    match implementation:
         case NotHere():
-            return form
+            return implementation
         case Peer() if torch_python is None:
             return NotHere("no --torch-python")
         case Peer():
-            return peer_clock(torch_python, form, size, calls)
+            return peer_clock(torch_python, implementation, size, calls)
     try:
-        return clock(form, inputs, calls)
+        return clock(implementation, inputs, calls)
     except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:  # refused, or out of memory
         return NotHere(str(error).split("\n")[0])
 
 
 def run(contest: Contest, size: Size, rates: Rates, *, rounds: int, calls: int, torch_python: str | None) -> list[Row]:
-    """Time all forms of a contest, one after another in each round."""
+    """Time all implementations of a contest, one after another in each round."""
     inputs = contest.inputs()
-    clocks = {name: clock_of(form, inputs, size, calls, torch_python) for name, form in contest.forms.items()}
+    clocks = {
+        name: clock_of(implementation, inputs, size, calls, torch_python)
+        for name, implementation in contest.implementations.items()
+    }
     taken = {name: [] for name, one in clocks.items() if not isinstance(one, NotHere)}
     for _ in range(rounds):
         for name, seconds in taken.items():
@@ -117,20 +120,22 @@ def run(contest: Contest, size: Size, rates: Rates, *, rounds: int, calls: int, 
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Return the lines of a markdown table of one contest: each form's speed over that of the first."""
+    """Return the lines of a markdown table of one contest: each implementation's speed over that of the first."""
     first = next(row.seconds for row in rows if row.seconds is not None)
     bound = "products" if rows[0].contest.work.flops else "copying"
     lines = [
         f"**{rows[0].contest.name}**, {rows[0].contest.shape}",
         "",
-        f"| form | ms | speed over the first | share of {bound} |",
+        f"| implementation | ms | speed over the first | share of {bound} |",
         "| --- | --- | --- | --- |",
     ]
     for row in rows:
         if row.seconds is None:
-            lines.append(f"| {row.form} | not run: {row.reason} | | |")
+            lines.append(f"| {row.implementation} | not run: {row.reason} | | |")
         else:
-            lines.append(f"| {row.form} | {row.seconds * 1e3:.3f} | {first / row.seconds:.2f} | {row.share:.3f} |")
+            lines.append(
+                f"| {row.implementation} | {row.seconds * 1e3:.3f} | {first / row.seconds:.2f} | {row.share:.3f} |"
+            )
     return [*lines, ""]
 
 

@@ -12,7 +12,7 @@ for each kind, and listed below the table:
                  documents lost or changed, a table that computes other gradients. What "says" means is each kind's own,
                  in the docstring of its file in scripts/fuzzed/
     unnamed      refused in a line that does not name the file or key, or in none
-    sound        refused although nothing was damaged
+    valid        refused although nothing was damaged
 
 `refused` and `accepted` are the rest, and both are right. Exits with 1 where a count is not 0.
 """
@@ -50,7 +50,7 @@ KINDS: dict[str, Callable[[Random, Path], Iterator[Case]]] = {
     "tokenizer file": tokenizer_files.files,
     "model folder": model_folders.folders,
 }
-RIGHT, WRONG = ("refused", "accepted"), ("tracebacks", "hangs", "silent", "unnamed", "sound")
+RIGHT, WRONG = ("refused", "accepted"), ("tracebacks", "hangs", "silent", "unnamed", "valid")
 
 
 class Verdict(NamedTuple):
@@ -109,8 +109,8 @@ def _outcome(case: Case) -> Verdict:
         made = case.attempt()
     except REFUSALS as error:
         line = str(error)
-        if case.sound:
-            return Verdict("sound", case, line)
+        if case.valid:
+            return Verdict("valid", case, line)
         return Verdict("refused" if any(name in line for name in case.names) else "unnamed", case, line)
     except Hang:
         raise

@@ -1,8 +1,9 @@
 """What scripts/bench_kernels.py times: every operation of jaxtrain_kernels beside what one would use instead of it.
 
-A contest is an operation with its inputs; a form is a function of those inputs, a command in another environment, or
-the reason why it does not run on this device. Work is counted once, whatever a form does: products of the definition
-(forward 1, backward 2; attention 2 and 5), bytes of every array that must be read or written.
+A contest is an operation with its inputs. An implementation is a function of those inputs, a command in another
+environment, or the reason why it does not run on this device. Work is counted once, whatever an implementation does:
+products of the definition (forward 1, backward 2; attention 2 and 5), bytes of every array that must be read or
+written.
 """
 
 import functools
@@ -40,7 +41,7 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class NotHere:
-    """Why a form does not run on this device."""
+    """Why an implementation does not run on this device."""
 
     reason: str
 
@@ -65,9 +66,9 @@ class Contest:
     name: str
     shape: str
     inputs: Callable[[], tuple[Any, ...]]
-    forms: dict[str, Callable | NotHere | Peer]
+    implementations: dict[str, Callable | NotHere | Peer]
     work: Work
-    other_work: dict[str, Work]  # of forms that must move more or less
+    other_work: dict[str, Work]  # of implementations that must move more or less
 
 
 def contests(size: Size) -> list[Contest]:
@@ -84,10 +85,10 @@ def _on(platform: str, run: Callable) -> Callable | NotHere:
     return run if here == platform else NotHere(f"written for {platform}, this is {here}")
 
 
-def _ours(names: str, form: Callable[[str], Callable]) -> dict[str, Callable | NotHere]:
-    """Return our forms by name, from a function of an implementation's name."""
-    found = {"jaxtrain xla": form("xla")}
-    return found | {f"jaxtrain {name}": _on(name, form(name)) for name in names.split()}
+def _ours(names: str, implementation: Callable[[str], Callable]) -> dict[str, Callable | NotHere]:
+    """Return our implementations by name, from a function of an implementation's name."""
+    found = {"jaxtrain xla": implementation("xla")}
+    return found | {f"jaxtrain {name}": _on(name, implementation(name)) for name in names.split()}
 
 
 def _forward(function: Callable, tensors: int) -> Callable:
@@ -117,10 +118,10 @@ def _attention(size: Size, *, causal: bool, backward: bool) -> Contest:
     shape = size.batch, size.length, size.heads, size.head_dim
     of_tensors = functools.partial(_with_gradients if backward else _forward, tensors=3)
     plain = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
-    forms = _ours(
+    implementations = _ours(
         "tpu gpu", lambda name: functools.partial(flash_attention.flash_attention, causal=causal, implementation=name)
     )
-    forms |= {
+    implementations |= {
         "jax.nn xla": functools.partial(plain, implementation="xla"),
         "jax.nn cuDNN": _on("gpu", functools.partial(plain, implementation="cudnn")),
         "jax's Pallas for TPU": _on("tpu", functools.partial(_pallas_for_tpu, causal)),
@@ -131,7 +132,10 @@ def _attention(size: Size, *, causal: bool, backward: bool) -> Contest:
         name=f"flash_attention, {'causal' if causal else 'full'}, {'forward+backward' if backward else 'forward'}",
         shape=_written(size),
         inputs=lambda: _normal(*[shape] * 4),
-        forms={name: form if isinstance(form, NotHere) else of_tensors(form) for name, form in forms.items()},
+        implementations={
+            name: implementation if isinstance(implementation, NotHere) else of_tensors(implementation)
+            for name, implementation in implementations.items()
+        },
         work=Work(flops=product * (7 if backward else 2)),
         other_work={},
     )
@@ -168,14 +172,14 @@ def _linear(size: Size, kind: str) -> Contest:
 
         return _with_gradients(run, tensors)
 
-    forms = _ours("tpu gpu", ours) | {"lax.associative_scan": _with_gradients(_associative_scan, tensors)}
+    implementations = _ours("tpu gpu", ours) | {"lax.associative_scan": _with_gradients(_associative_scan, tensors)}
     peers = {"none": "linear_attn", "head": "retention", "step": "simple_gla", "channel": "gla"}
     gate_bytes = 4 * math.prod(gates[kind] or (0,))
     return Contest(
         name=f"linear_attention, decay {kind}, forward+backward",
         shape=_written(size),
         inputs=inputs,
-        forms=forms | {"fla (Triton)": _on_gpu(Peer(f"chunk_{peers[kind]}"))},
+        implementations=implementations | {"fla (Triton)": _on_gpu(Peer(f"chunk_{peers[kind]}"))},
         work=Work(bytes=_traffic(size) + 3 * gate_bytes),
         other_work={},
     )
@@ -225,7 +229,8 @@ def _delta(size: Size, gated: bool) -> Contest:
         name=f"delta_rule, {'gated' if gated else 'plain'}, forward+backward",
         shape=_written(size),
         inputs=inputs,
-        forms=_ours(kernels, ours) | {"lax.scan over steps": ours("reference"), "fla (Triton)": _on_gpu(peer)},
+        implementations=_ours(kernels, ours)
+        | {"lax.scan over steps": ours("reference"), "fla (Triton)": _on_gpu(peer)},
         work=Work(bytes=_traffic(size) + 3 * 4 * math.prod(steps) * (tensors - 3)),
         other_work={},
     )
@@ -247,19 +252,21 @@ def _search(x):
 
 def _quantize(size: Size) -> Contest:
     format = block_quant.DynamicMap()
-    forms = _ours("tpu gpu", lambda name: lambda x: block_quant.quantize(x, format=format, implementation=name))
+    implementations = _ours(
+        "tpu gpu", lambda name: lambda x: block_quant.quantize(x, format=format, implementation=name)
+    )
     return Contest(
         name="block_quant, quantize to the dynamic map, block 256",
         shape=f"{size.elements:,} f32",
         inputs=lambda: _normal(_matrix(size), dtype=jnp.float32),
-        forms=forms | {"jnp.searchsorted": _search},
+        implementations=implementations | {"jnp.searchsorted": _search},
         work=Work(bytes=size.elements * (4 + 1 + 4 / 256)),
         other_work={},
     )
 
 
 def _dequantize(size: Size) -> Contest:
-    forms = _ours("tpu gpu", lambda name: lambda q: block_quant.dequantize(q, implementation=name))
+    implementations = _ours("tpu gpu", lambda name: lambda q: block_quant.dequantize(q, implementation=name))
 
     def look_up(q):
         blocks = jnp.asarray(published(True))[q.codes.astype(jnp.int32)].reshape(-1, 256)
@@ -272,7 +279,7 @@ def _dequantize(size: Size) -> Contest:
         name="block_quant, dequantize from the dynamic map, block 256",
         shape=f"{size.elements:,} f32",
         inputs=inputs,
-        forms=forms | {"a table's look-up": look_up},
+        implementations=implementations | {"a table's look-up": look_up},
         work=Work(bytes=size.elements * (4 + 1 + 4 / 256)),
         other_work={},
     )
@@ -298,7 +305,7 @@ def _adamw(size: Size) -> Contest:
         name="adamw_8bit, dynamic map, block 256",
         shape=f"{size.elements:,} f32",
         inputs=inputs,
-        forms=_ours("tpu gpu", ours) | {"optax.adamw": lambda w, dw, m, v, state: whole.update(dw, state, w)},
+        implementations=_ours("tpu gpu", ours) | {"optax.adamw": lambda w, dw, m, v, state: whole.update(dw, state, w)},
         work=Work(bytes=size.elements * (12 + 4 * (1 + 4 / 256))),
         other_work={"optax.adamw": Work(bytes=size.elements * (12 + 4 * 4))},
     )
@@ -319,12 +326,14 @@ def _cross_entropy(size: Size) -> Contest:
         logits = jnp.einsum("TD,WD->TW", x, head, preferred_element_type=jnp.float32)
         return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
-    forms = {"jaxtrain xla": ours, "optax over all logits": plain}
+    implementations = {"jaxtrain xla": ours, "optax over all logits": plain}
     return Contest(
         name="cross_entropy, forward+backward",
         shape=f"{tokens} x {size.width} x {size.vocabulary:,} bf16",
         inputs=inputs,
-        forms={name: jax.value_and_grad(form, argnums=(0, 1)) for name, form in forms.items()},
+        implementations={
+            name: jax.value_and_grad(implementation, argnums=(0, 1)) for name, implementation in implementations.items()
+        },
         work=Work(flops=3 * 2 * tokens * size.width * size.vocabulary),
         other_work={},
     )

@@ -37,19 +37,19 @@ def test_the_same_seed_damages_the_same_and_another_other(fuzz):
 
 
 @pytest.mark.parametrize(
-    "attempt, fault, sound, count",
+    "attempt, fault, valid, count",
     [
         (lambda: {}["key"], None, False, "tracebacks"),
         (lambda: time.sleep(10), None, False, "hangs"),
         (lambda: 1, "two were there", False, "silent"),
         (lambda: int("x"), None, False, "unnamed"),
-        (lambda: int("file"), None, True, "sound"),
+        (lambda: int("file"), None, True, "valid"),
         (lambda: int("file"), None, False, "refused"),
         (lambda: 1, None, False, "accepted"),
     ],
 )
-def test_what_comes_of_an_input_is_counted(fuzz, attempt, fault, sound, count):
-    case = fuzz.Case("kind", "what", attempt, lambda made: fault, ("file",), sound)
+def test_what_comes_of_an_input_is_counted(fuzz, attempt, fault, valid, count):
+    case = fuzz.Case("kind", "what", attempt, lambda made: fault, ("file",), valid)
     assert fuzz.judge(case, seconds=0.2).count == count
 
 

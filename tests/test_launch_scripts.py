@@ -86,7 +86,7 @@ def fake_command(folder, name, text):
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("launch_*") if path.suffix != ".py"))
-def test_script_is_sound_shell(script):
+def test_script_is_valid_shell(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
 
 

@@ -25,7 +25,7 @@ def test_column_and_row_parallel_matrices_split_the_inner_side_over_tensor(mesh)
     assert parameter_spec(("embed", "mlp"), (8, 16), mesh) == P(("fsdp",), ("tensor",))
     assert parameter_spec(("mlp", "embed"), (16, 8), mesh) == P(("tensor",), ("fsdp",))
     assert parameter_spec(("heads", "head_dim", "embed"), (4, 3, 8), mesh) == P(("tensor",), None, ("fsdp",))
-    assert parameter_spec(("layers", "width"), (5, 8), mesh) == P(("stage",), None)
+    assert parameter_spec(("repeats", "width"), (5, 8), mesh) == P(("stage",), None)
 
 
 def test_a_parameter_drops_the_axes_it_is_gathered_over(mesh):

@@ -5,6 +5,7 @@ A file binds fields of classes, each in a scope; references and macros say which
 
 from typing import NamedTuple
 
+from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
 from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, check_field, new_node, plant, sequence
@@ -51,6 +52,7 @@ class Bindings:
     def bind(self, key: Key, bound: Bound) -> None:
         """Add one binding; the last one of a key counts, and no file may have two."""
         if key.cls:
+            key = key._replace(name=config_moved.KEYS.get(f"{label(key.cls)}.{key.name}", key.name))
             check_field(key.cls, key.name)
         if old := self._bound.get(key):
             if old.location.file == bound.location.file and old.location != bound.location:

@@ -1,11 +1,13 @@
-"""Where the classes are now that config.gin files of earlier versions name in other modules."""
+"""What config.gin files of earlier versions call by another name: classes that moved, and keys."""
 
 from pathlib import Path
 from types import ModuleType
 
 from jaxtrain.cli.config_imports import Imports, NoModuleError
 
-_PLACES = {  # module that had them: (module where they are, their names)
+KEYS = {"pipelined.Pipelined.keep": "residuals"}
+
+_PLACES = {  # module that had them: (module where they are, their names, old=new where a class has another one now)
     "jaxtrain.data.mixture": [("jaxtrain.data.sources.mixture", "Mixture Weighted")],
     "jaxtrain.nn.attention": [("jaxtrain.nn.mixers.attention", "AttentionConfig")],
     "jaxtrain.nn.decay": [("jaxtrain.nn.mixers.decay", "NoDecay FixedDecay StepDecay ChannelDecay")],
@@ -30,12 +32,19 @@ _PLACES = {  # module that had them: (module where they are, their names)
         ("jaxtrain.optim.muon", "Muon"),
         ("jaxtrain.optim.schedule_free", "ScheduleFree"),
     ],
+    "jaxtrain.pipeline.keep.chunk_input": [("jaxtrain.pipeline.residuals.chunk_input", "ChunkInput")],
+    "jaxtrain.pipeline.keep.layer_values": [
+        ("jaxtrain.pipeline.residuals.repeat_residuals", "LayerValues=RepeatResiduals")
+    ],
     "jaxtrain.train.metrics": [("jaxtrain.train.writers", "TensorBoard WeightsAndBiases")],
     "jaxtrain.train.pipelined": [("jaxtrain.train.gradients.pipelined", "Pipelined")],
 }
 
-MOVED = {
-    f"{before}.{name}": now for before, places in _PLACES.items() for now, names in places for name in names.split()
+MOVED = {  # class: the module and the name that it has now
+    f"{before}.{name.partition('=')[0]}": (now, name.rpartition("=")[2])
+    for before, places in _PLACES.items()
+    for now, names in places
+    for name in names.split()
 }
 
 

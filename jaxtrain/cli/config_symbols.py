@@ -72,8 +72,9 @@ class Symbols:
         above = self._modules[first].__name__
         for name in rest:
             own = vars(target) if isinstance(target, ModuleType | type) else {}
-            if name not in own and (now := config_moved.MOVED.get(f"{above}.{name}")):
-                own = vars(self._imports.module(now))
+            if name not in own and (moved := config_moved.MOVED.get(f"{above}.{name}")):
+                module, name = moved
+                own = vars(self._imports.module(module))
             if name not in own:
                 public = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
                 raise ValueError(f"{selector}: {above} has no {name!r}{nearest(name, public)}")

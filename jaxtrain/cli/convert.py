@@ -259,7 +259,7 @@ def came_with(tokenizer: Tokenizer | None, carried: Path) -> bool:
 def weights_of(
     folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Give the step and the parameters of the latest sound checkpoint; averages pass through memory whole."""
+    """Give the step and the parameters of the latest valid checkpoint; averages pass through memory whole."""
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages):
@@ -268,7 +268,7 @@ def weights_of(
         at, found = trained_model(folder, **run)
         yield at, found.params
         return
-    step = Checkpoints(folder.checkpoints).latest_sound()
+    step = Checkpoints(folder.checkpoints).latest_valid()
     if step is None:
         raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
     path = folder.checkpoints / str(step)

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--stages", type=int, required=required, help="pipeline stages")
     parser.add_argument("--microbatches", type=int, required=required, help="microbatches of a step")
-    help = "most microbatches' activations that a stage may keep"
+    help = "most microbatches' activations that a stage may hold"
     parser.add_argument("--memory-limit", type=_memory_limit, metavar="LIMIT", help=help)
     costs = parser.add_mutually_exclusive_group()
     help = "time of F, B and W on a whole stage, and of a transfer; default 1,1,1,0"
@@ -115,7 +115,7 @@ def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> No
     for path in filter(None, pictures.values()):
         from jaxtrain.pipeline.picture import save  # matplotlib takes half a second to import
 
-        save(table, shown, path, title=f"{_title(arguments, table)}: {shown.idle_share:.1%} of the time waiting")
+        save(table, shown, path, title=f"{_title(arguments, table)}: {shown.idle_share:.1%} bubble")
     if arguments.save:
         arguments.save.write_text(table.dump(), encoding="utf-8")
 
@@ -160,11 +160,11 @@ def _figures(table: Table, free: Simulation, ticked: Simulation) -> RichTable:
     messages = free.transfers.values()
     figures = RichTable.grid(padding=(0, 2))
     figures.add_row("time of a step", f"{free.makespan:g} free-running, {ticked.makespan:g} in one compiled loop")
-    figures.add_row("  waiting, of all time", _both(free.idle_share, ticked.idle_share))
-    figures.add_row("  waiting, over the work", _both(free.overhead, ticked.overhead))
-    figures.add_row("  waiting inside a stage's span", f"{inside}, by stage, free-running")
+    figures.add_row("  bubble, of all time", _both(free.idle_share, ticked.idle_share))
+    figures.add_row("  bubble, over the work", _both(free.overhead, ticked.overhead))
+    figures.add_row("  idle inside a stage's span", f"{inside}, by stage, free-running")
     figures.add_row("ticks of the loop", f"{ticked.ticks}")
-    figures.add_row("most activations kept", f"{peaks} microbatches' passes through one stage, by stage")
+    figures.add_row("peak activations", f"{peaks} microbatches' passes through one stage, by stage")
     figures.add_row("weight copies", f"{table.placement.replicas}")
     figures.add_row("transfers", f"{sum(messages)}, at most {max(messages, default=0)} on a link")
     return figures

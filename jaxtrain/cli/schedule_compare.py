@@ -13,18 +13,18 @@ from jaxtrain.pipeline.simulator import check_memory, peak_activations, simulate
 
 DEFAULT = "PairedInterleaved"
 
-_WAITING = ("waiting\nloop", "waiting\nfree", "waiting\ninside")
-_COLUMNS = ("chunks", "copies", "split", *_WAITING, "time\nfree", "ticks", "kept", "sent")
+_BUBBLES = ("bubble\nloop", "bubble\nfree", "bubble\ninside")
+_COLUMNS = ("chunks", "copies", "split", *_BUBBLES, "time\nfree", "ticks", "peak", "sent")
 
 _EXPLANATION = """
 *          the default
-waiting    loop: in one compiled program, where neighbouring stages wait for each other every tick; share of all time
+bubble     loop: in one compiled program, where neighbouring stages wait for each other every tick; share of all time
            free: each stage on its own, from the step's start to its end, as most papers count; share of all time
            inside: each stage on its own, between its first and its last action, the worst one, as zero-bubble papers
            count; stages start and end staggered, which is free only where the next step may begin staggered, too
 time       of a step, each stage on its own, in units of the costs of a whole stage; with --model, of a
            layer's forward
-kept       most activations on a stage, in microbatches' passes through one stage
+peak       most activations on a stage, in microbatches' passes through one stage
 sent       messages between stages for each microbatch, forward and backward"""
 
 
@@ -47,11 +47,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Misfit:
-    """A schedule whose rule these numbers break, or that keeps more than it may: `kept`, infinite for the former."""
+    """A schedule whose rule these numbers break, or that holds more than it may: `peak`, infinite for the former."""
 
     name: str
     reason: str
-    kept: float
+    peak: float
 
 
 def print_comparison(
@@ -62,12 +62,12 @@ def print_comparison(
     priced: Priced,
     memory_limit: float | None,
 ) -> None:
-    """Print a row a schedule, the least waiting first, and why others are left out; ValueError where all are."""
+    """Print a row a schedule, the smallest bubble first, and why others are left out; ValueError where all are."""
     found = list(compare(schedules, stages, microbatches, priced, memory_limit))
     rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: (row.tick_idle_share, row.peak))
     misfits = [row for row in found if isinstance(row, Misfit)]
     if not rows:
-        nearest = min(misfits, key=lambda misfit: misfit.kept)
+        nearest = min(misfits, key=lambda misfit: misfit.peak)
         others = f"; nor does any of the {len(misfits) - 1} others fit" if len(misfits) > 1 else ""
         raise ValueError(f"{nearest.name}: {nearest.reason}{others}")
     title = f"{stages} stages, {microbatches} microbatches, {priced.words}"
@@ -83,14 +83,14 @@ def compare(
 ) -> Iterator[Row | Misfit]:
     """Simulate every schedule for the same model."""
     for name, schedule in schedules.items():
-        kept = inf
+        peak = inf
         try:
             table, costs = priced.plan(schedule, stages, microbatches)
-            kept = max(peak_activations(table)) / table.placement.chunks_per_stage
+            peak = max(peak_activations(table)) / table.placement.chunks_per_stage
             if memory_limit is not None:
                 check_memory(table, memory_limit)
         except ValueError as error:
-            yield Misfit(name=name, reason=str(error), kept=kept)
+            yield Misfit(name=name, reason=str(error), peak=peak)
             continue
         free, ticked = simulate(table, costs), simulate_ticks(table, costs)
         assert ticked.ticks is not None
@@ -104,7 +104,7 @@ def compare(
             inside_share=max(idle / (idle + work) for idle, work in zip(free.idle_inside, free.work, strict=True)),
             tick_idle_share=ticked.idle_share,
             ticks=ticked.ticks,
-            peak=kept,
+            peak=peak,
             transfers=sum(free.transfers.values()) / microbatches,
         )
 
@@ -117,7 +117,7 @@ def _table(rows: Sequence[Row]) -> RichTable:
     for row in rows:
         name = f"{row.name} *" if row.name == DEFAULT else row.name
         shape = (f"{row.chunks_per_stage:g}", f"{row.replicas}", "yes" if row.split else "")
-        waits = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
+        bubbles = (f"{share:.1%}" for share in (row.tick_idle_share, row.idle_share, row.inside_share))
         rest = (f"{row.makespan:g}", f"{row.ticks}", f"{row.peak:g}", f"{row.transfers:g}")
-        table.add_row(name, *shape, *waits, *rest, style="bold" if row.name == DEFAULT else "")
+        table.add_row(name, *shape, *bubbles, *rest, style="bold" if row.name == DEFAULT else "")
     return table

@@ -43,7 +43,7 @@ def of_model(path: str, import_from: Sequence[str] = ()) -> Priced:
     def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
         return replace(given, schedule=schedule, microbatches=microbatches).plan(stages, config.model, length)
 
-    costs = given.layer_costs(config.model, length)
+    costs = given.repeat_costs(config.model, length)
     return Priced(plan, f"F:B:W = {_ratio(costs)}, a layer's FLOPs of {path} at {length} tokens")
 
 

@@ -1,4 +1,4 @@
-"""The iterator that training reads: batch s is rows [start_row + s B, start_row + (s + 1) B) of the global order.
+"""The iterator that training reads: batch s is B rows of the global order, from row `rows_consumed + s B` on.
 
 Every process reads only the rows it needs, and its iterator's state is the number of batches consumed: the same on
 every process and for any number of them. Rows are read from a memory map by index, so the global shuffle costs
@@ -30,7 +30,7 @@ def loader(
     sequence_length: int,
     seed: int,
     rows: Sequence[int] | None = None,
-    start_row: int = 0,
+    rows_consumed: int = 0,
     num_epochs: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Return an iterator over batches of numpy arrays, with get_state() and set_state().
@@ -42,33 +42,33 @@ def loader(
       sequence_length: tokens of a row.
       seed: of the shuffle. Use a constant for validation, so that every run is measured on the same batches.
       rows: which rows of each global batch to build, in this order; all of them by default.
-      start_row: rows of the global order already consumed, for a phase that goes on with another batch size.
+      rows_consumed: rows of the global order already consumed, for a phase that goes on with another batch size.
       num_epochs: passes over the split; endless by default. The last batch is filled up with rows of weight 0.
 
     Raises:
       ValueError: an argument is out of range, or the split has no text.
     """
     every = open_rows(config, split=split, sequence_length=sequence_length, seed=seed, num_epochs=num_epochs)
-    return batches_of(every, batch_size=batch_size, rows=rows, start_row=start_row)
+    return batches_of(every, batch_size=batch_size, rows=rows, rows_consumed=rows_consumed)
 
 
 def batches_of(
-    every: Rows, *, batch_size: int, rows: Sequence[int] | None = None, start_row: int = 0
+    every: Rows, *, batch_size: int, rows: Sequence[int] | None = None, rows_consumed: int = 0
 ) -> grain.DatasetIterator[Batch]:
     """Return the iterator of `loader` over rows that are open already; its arguments mean the same."""
     rows = range(batch_size) if rows is None else rows
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"{rows=} must name at least one row, each from 0 to {batch_size=} - 1.")
-    if start_row < 0:
-        raise ValueError(f"{start_row=} must not be negative.")
-    part = _PartOfBatches(every, batch_size, tuple(rows), start_row)
+    if rows_consumed < 0:
+        raise ValueError(f"{rows_consumed=} must not be negative.")
+    part = _PartOfBatches(every, batch_size, tuple(rows), rows_consumed)
     batches = grain.MapDataset.source(part).batch(len(rows), batch_fn=_stack)
     return iter(batches.to_iter_dataset(_READ_AHEAD))
 
 
-def describe_batch(every: Rows, *, batch_size: int, batch: int, start_row: int = 0) -> str:
+def describe_batch(every: Rows, *, batch_size: int, batch: int, rows_consumed: int = 0) -> str:
     """Return, one line a row, which tokens of which documents a batch of `batches_of` with these arguments holds."""
-    first = start_row + batch * batch_size
+    first = rows_consumed + batch * batch_size
     numbers = range(first, min(first + batch_size, len(every)))
     lines = [f"  row {number - first}: {every.describe(number)}" for number in numbers]
     return "\n".join([f"batch {batch} of {every.name} (rows {first} to {first + batch_size - 1}):", *lines])
@@ -77,20 +77,20 @@ def describe_batch(every: Rows, *, batch_size: int, batch: int, start_row: int =
 class _PartOfBatches:
     """The chosen rows of batch after batch, as one sequence; rows past the end are blank."""
 
-    def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], start_row: int):
+    def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], rows_consumed: int):
         self._every = every
         self._batch_size = batch_size
         self._chosen = chosen
-        self._start_row = start_row
+        self._rows_consumed = rows_consumed
 
     def __len__(self) -> int:
         if len(self._every) == sys.maxsize:
             return _ENDLESS * len(self._chosen)
-        return -(-(len(self._every) - self._start_row) // self._batch_size) * len(self._chosen)
+        return -(-(len(self._every) - self._rows_consumed) // self._batch_size) * len(self._chosen)
 
     def __getitem__(self, index: int) -> Batch:
         batch, position = divmod(index, len(self._chosen))
-        row = self._start_row + batch * self._batch_size + self._chosen[position]
+        row = self._rows_consumed + batch * self._batch_size + self._chosen[position]
         return self._every[row] if row < len(self._every) else blank_row(self._every.sequence_length)
 
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes
-from jaxtrain.fully_sharded import gather, narrow_gradients, of_layer
+from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
@@ -183,17 +183,17 @@ class Decoder(nnx.Module):
 
     def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states) -> Out:
         """Run all repeats of the pattern; return the hidden states and the new decoding states."""
-        c, axes, pattern = self.config, self.layer_axes(), self.pattern()
+        c, axes, pattern = self.config, self.repeat_axes(), self.pattern()
 
         def repeat(x, inputs):
-            layer, stored, state = inputs
-            stored = of_layer(stacked, layer) if in_stages else stored
-            y, *others = pattern(gather(stored, axes, c.compute_dtype), x, context.in_layer(layer), state)
+            index, stored, state = inputs
+            stored = of_repeat(stacked, index) if in_stages else stored
+            y, *others = pattern(gather(stored, axes, c.compute_dtype), x, context.in_layer(index), state)
             return y, others
 
         stacked = split(self.stacks["blocks"])[1]
         stacked = stacked._replace(params=narrow_gradients(stacked.params, axes.params, c.compute_dtype))
-        in_stages = axis_size("layers") > 1
+        in_stages = axis_size("repeats") > 1
         xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
         y, (states, sums, taps) = jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
         return Out(y, states, whole(sums), taps and {"blocks": taps})
@@ -203,7 +203,7 @@ class Decoder(nnx.Module):
         graph, _ = split(self.stacks["blocks"])
         return lambda own, x, context, states: merge(graph, own)(x, context, states)
 
-    def layer_axes(self) -> ModelState:
+    def repeat_axes(self) -> ModelState:
         """Return the facts about the variables of one repeat."""
         return axes_of(self.stacks["blocks"])
 

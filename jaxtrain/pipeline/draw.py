@@ -52,7 +52,7 @@ def legend(table: Table) -> Text:
     line = Text()
     for unit in units(table):
         line.append(f" {unit} ", style=f"black on {_style(mix(*HUES[unit], 0.3))}").append(f" {NAMES[unit]}   ")
-    line.append("···", style=_style(BUBBLE)).append(" waiting")
+    line.append("···", style=_style(BUBBLE)).append(" idle")
     return line.append("".join(f"   {note}" for note in notes(table)))
 
 

@@ -6,9 +6,9 @@ between them what all stages do together, left to the compiler, with the vocabul
 gradient of the embedding.
 
     embed        one microbatch, if one enters                     all stages
-    arrive, F    a loop over the layers of the stage's chunk       each stage
+    arrive, F    a loop over the repeats of the stage's chunk       each stage
     head         one microbatch, if one passed the last chunk      all stages     (or first, with `late_head`)
-    B, W, send   loops over layers, then two exchanges             each stage
+    B, W, send   loops over repeats, then two exchanges             each stage
     unembed      one microbatch, if one came back                  all stages
 
 What a stage does is in `stage`. What all do together is skipped by a branch that all take alike. The two exchanges are
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.fully_sharded import gather, lay_out, narrow
-from jaxtrain.pipeline.keep import Keep
-from jaxtrain.pipeline.layer import Layer, take_apart
+from jaxtrain.pipeline.repeat import Repeat, take_apart
+from jaxtrain.pipeline.residuals import Residuals
 from jaxtrain.pipeline.slots import Tree, at
 from jaxtrain.pipeline.stage import Buffers, Chunks, Passed, Stage, empty_buffers
 from jaxtrain.pipeline.stages import Stacking, on_stages, update_on_stages
@@ -39,10 +39,10 @@ class Parts(NamedTuple):
     """What a pipeline needs of a model. `outer` are all parameters but those of the repeats."""
 
     embed: Callable  # (outer, data) -> x
-    layer: Callable  # (weights of a repeat, (data, its index, frozen, buffers), x) -> layer.Apply; all of it gathered
+    repeat: Callable  # (weights of a repeat, (data, its index, frozen, buffers), x) -> repeat.Apply; all of it gathered
     head: Callable  # (outer, data, x) -> (contribution to the loss, what is summed over microbatches)
     outer_axes: dict
-    layer_axes: ModelState
+    repeat_axes: ModelState
     compute_dtype: str
 
 
@@ -75,34 +75,41 @@ class Carry(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Sums over all microbatches, of the head and of each layer (`[repeats, ...]`), and the gradients of the loss."""
+    """Sums over all microbatches, of the head and of each repeat (`[repeats, ...]`), and the gradients of the loss."""
 
     head: Tree
-    layers: Tree
+    repeats: Tree
     outer_gradient: Tree
     blocks_gradient: Tree
 
 
 def value_and_grad(
-    parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, *, keep: Keep, poison: bool = False
+    parts: Parts,
+    program: TickProgram,
+    outer: Tree,
+    blocks: ModelState,
+    data: Tree,
+    *,
+    residuals: Residuals,
+    poison: bool = False,
 ) -> Result:
     """Return the sums of a model and the gradients of its loss to the parameters.
 
     The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
     nothing are NaN, before they are written and after they were read for the last time.
     """
-    loop = _Loop(parts, program, outer, blocks, data, keep, poison)
+    loop = _Loop(parts, program, outer, blocks, data, residuals, poison)
     (buffers, totals, _), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
     gradient = loop.unstack(buffers.weight_gradients)
     return Result(totals.sums, loop.unstack(buffers.sums), totals.outer_gradient, gradient)
 
 
 def allocated(
-    parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, *, keep: Keep
+    parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, *, residuals: Residuals
 ) -> Buffers:
-    """Return the shapes of what the stages keep from tick to tick, those of all stages on the first axis."""
+    """Return the shapes of the stages' buffers, with the rows of all stages on the first axis."""
     return jax.eval_shape(
-        lambda *trees: _Loop(parts, program, *trees, keep, False).start().buffers, outer, blocks, data
+        lambda *trees: _Loop(parts, program, *trees, residuals, False).start().buffers, outer, blocks, data
     )
 
 
@@ -110,57 +117,66 @@ class _Loop:
     """The program and the model, and what a tick does with them."""
 
     def __init__(
-        self, parts: Parts, program: TickProgram, outer: Tree, blocks: ModelState, data: Tree, keep: Keep, poison
+        self,
+        parts: Parts,
+        program: TickProgram,
+        outer: Tree,
+        blocks: ModelState,
+        data: Tree,
+        residuals: Residuals,
+        poison,
     ):
         self.repeats = len(jax.tree.leaves(blocks)[0])
         stacking = Stacking(placement=program.placement, repeats=self.repeats)
         self.parts, self.program, self.outer, self.data, self.poison = parts, program, outer, data, poison
         self.stack = stacking.stack
-        moved = narrow(blocks, parts.layer_axes, parts.compute_dtype) if stacking.moves else blocks
+        moved = narrow(blocks, parts.repeat_axes, parts.compute_dtype) if stacking.moves else blocks
         self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
         tables = (program.forward, program.from_head, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
         self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
-        layer, self.passed = self._take_apart()
+        repeat, self.passed = self._take_apart()
         self.chunks_shape = stacking.wanted.shape  # stages, held, longest
         longest = self.chunks_shape[2]
-        self.stage = Stage(program, keep, layer, self._gather, parts.layer_axes.params, longest=longest, poison=poison)
+        self.stage = Stage(
+            program, residuals, repeat, self._gather, parts.repeat_axes.params, longest=longest, poison=poison
+        )
 
-    def _gather(self, chunks: Chunks, held: jax.Array, layer: jax.Array) -> ModelState:
-        """One layer's arrays, whole along the axes over which they are stored in shards."""
+    def _gather(self, chunks: Chunks, held: jax.Array, repeat: jax.Array) -> ModelState:
+        """One repeat's arrays, whole along the axes over which they are stored in shards."""
         # The barrier keeps the gather from choosing a layout for the whole stack, which would be copied into it.
-        own = jax.tree.map(jax.lax.optimization_barrier, at(chunks.layers, held, layer))
-        return gather(own, self.parts.layer_axes, self.parts.compute_dtype)
+        own = jax.tree.map(jax.lax.optimization_barrier, at(chunks.repeats, held, repeat))
+        return gather(own, self.parts.repeat_axes, self.parts.compute_dtype)
 
-    def _take_apart(self) -> tuple[Layer, Passed]:
-        """Trace the layer where it will run; also return the shapes of what its units pass on, on one stage."""
-        layers = []
+    def _take_apart(self) -> tuple[Repeat, Passed]:
+        """Trace the repeat where it will run; also return the shapes of what its units pass on, on one stage."""
+        repeats = []
 
         def look(chunks, shared):
             data, x = shared
             own = self._gather(chunks, 0, 0)
             weights, data = own.params, (at(data, 0), chunks.starts[0], own.frozen, own.buffers)
-            layers.append(layer := take_apart(self.parts.layer, weights, data, x))
-            y, sums, kept = layer.forward(weights, data, x)
-            return Passed(kept, layer.input_gradient(weights, data, kept, y)[1], sums)
+            repeats.append(repeat := take_apart(self.parts.repeat, weights, data, x))
+            y, sums, residuals = repeat.forward(weights, data, x)
+            return Passed(residuals, repeat.input_gradient(weights, data, residuals, y)[1], sums)
 
         shapes = jax.eval_shape(functools.partial(on_stages, look), self.chunks, (self.data, self.x))
-        return layers[0], jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
+        return repeats[0], jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
 
     # -- beginning and end --------------------------------------------------------------------------------------
 
     def start(self) -> Carry:
         """Return empty buffers and sums."""
-        weights = self.chunks.layers.params
-        buffers = empty_buffers(self.program, self.stage.keep, weights, self.x, self.passed, poison=self.poison)
+        weights = self.chunks.repeats.params
+        buffers = empty_buffers(self.program, self.stage.stored, weights, self.x, self.passed, poison=self.poison)
         _, sums = jax.eval_shape(self.parts.head, self.outer, at(self.data, 0), self.x)
         zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
         y = jnp.zeros((self.program.placement.stages, *self.x.shape), self.x.dtype) if self.program.late_head else None
         return Carry(buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer))), y)
 
     def unstack(self, sums: Tree) -> Tree:
-        """Bring sums of each layer, gradients or others, back to `[repeats, ...]`; copies of a layer are added."""
+        """Bring sums of each repeat, gradients or others, back to `[repeats, ...]`; copies of a repeat are added."""
         if not jax.tree.leaves(sums):
             return sums
         stacked = jax.tree.map(lambda s: s.reshape(*self.chunks_shape, *s.shape[1:]), sums)

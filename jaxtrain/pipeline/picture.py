@@ -65,11 +65,11 @@ def _waiting(stage: int, makespan: float) -> Rectangle:
 def _patches(table: Table) -> list[Patch]:
     named = [Patch(facecolor=_unit(mix(*HUES[unit], 0.4)), label=f"{unit}: {NAMES[unit]}") for unit in units(table)]
     faint = mix((255, 255, 255), BUBBLE, 0.5)
-    waiting = mix((255, 255, 255), BUBBLE, 0.1)
+    idle = mix((255, 255, 255), BUBBLE, 0.1)
     return [
         *named,
         *(Patch(alpha=0, label=note) for note in notes(table)),
-        Patch(facecolor=_unit(waiting), edgecolor=_unit(faint), hatch="////", linewidth=0, label="waiting"),
+        Patch(facecolor=_unit(idle), edgecolor=_unit(faint), hatch="////", linewidth=0, label="idle"),
     ]
 
 

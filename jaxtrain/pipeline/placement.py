@@ -66,15 +66,15 @@ class Placement:
                 held[stage].append((replica, chunk))
         return tuple(map(tuple, held))
 
-    def layers(self, count: int) -> tuple[range, ...]:
-        """Cut `count` layers into consecutive chunks, the first ones a layer longer where it does not divide."""
+    def repeats(self, count: int) -> tuple[range, ...]:
+        """Cut `count` repeats into consecutive chunks, the first ones a repeat longer where it does not divide."""
         if count < self.chunks:
             fit = count // self.stages * self.stages
             most = count * self.stages // self.chunks  # stages, with as many chunks on each
             most -= most % self.replicas
             fewer = f", or a schedule of {fit} chunks" if fit else f", or mesh.stage={most}" if most else ""
             raise ValueError(
-                f"model.repeats={count} cannot fill {self.chunks} chunks, every chunk needs a layer; "
+                f"model.repeats={count} cannot fill {self.chunks} chunks, every chunk needs a repeat; "
                 f"nearest model.repeats={self.chunks}{fewer}"
             )
         short, extra = divmod(count, self.chunks)

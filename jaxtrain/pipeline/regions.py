@@ -1,8 +1,8 @@
-"""Regions (`shard_map`) inside a layer, each written as two where its results are needed at different times.
+"""Regions (`shard_map`) inside a repeat, each written as two where its results are needed at different times.
 
 To the executor a region is one equation, so it would run whole wherever one of its results is needed. Its body is cut
-as a layer is: in the backward, what leads to the input's gradient is B and the rest W; in the forward, residuals
-that do not depend on the layer's input, such as gathered weights, are computed again rather than kept.
+as a repeat is: in the backward, what leads to the input's gradient is B and the rest W; in the forward, residuals
+that do not depend on the repeat's input, such as gathered weights, are computed again rather than kept.
 """
 
 from collections.abc import Callable, Sequence

@@ -55,14 +55,14 @@ class Costs:
             weight=_divide(self.weight, share),
         )
 
-    def of_layers(self, count: float, *, again: bool = False) -> Self:
-        """Read these as one layer's, and multiply them; `again`: B runs the forwards of all but the last once more."""
+    def of_repeats(self, count: float, *, again: bool = False) -> Self:
+        """Read these as one repeat's, and multiply them; `again`: B runs the forwards of all but the last once more."""
         backward = count * self.backward + (max(count - 1, 0) * self.forward if again else 0)
         return replace(self, forward=count * self.forward, backward=backward, weight=count * self.weight)
 
-    def of_chunks(self, layers: Sequence[int], *, again: bool = False) -> Self:
-        """Read these as one layer's, for chunks of so many layers."""
-        chunks = [self.of_layers(count, again=again) for count in layers]
+    def of_chunks(self, repeats: Sequence[int], *, again: bool = False) -> Self:
+        """Read these as one repeat's, for chunks of so many repeats."""
+        chunks = [self.of_repeats(count, again=again) for count in repeats]
         return replace(
             self,
             forward=tuple(chunk.forward for chunk in chunks),

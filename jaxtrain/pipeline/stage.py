@@ -1,6 +1,6 @@
 """What one stage does in a tick: arrivals, F, B, W and the exchanges, over its chunks and buffers.
 
-F, B and W are loops over the layers of a chunk. A stage with nothing to do runs no round, and a short chunk fewer than
+F, B and W are loops over the repeats of a chunk. A stage with nothing to do runs no round, and a short chunk fewer than
 a long one: no branch differs by stage, and loops update buffers in place. All of this runs inside regions that are
 manual over the stages, so every array here is one stage's own.
 """
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.fully_sharded import scatter_gradients
-from jaxtrain.pipeline.keep import Keep
-from jaxtrain.pipeline.layer import Layer
+from jaxtrain.pipeline.repeat import Repeat
+from jaxtrain.pipeline.residuals import Residuals
 from jaxtrain.pipeline.slots import Arrays, Tree, at, put, put_all, put_if
 from jaxtrain.pipeline.stages import shift
 from jaxtrain.pipeline.tick_program import Arrivals, Backward, Forward, Target, TickProgram, Weight
@@ -23,44 +23,45 @@ from jaxtrain.sharding import constrain
 
 
 class Buffers(NamedTuple):
-    """What a stage keeps from tick to tick. The mailboxes have a slot to spare, where -1 writes. Outside of the regions
-    of the stages, the first axis has the rows of all stages, one stage after another.
+    """The arrays that a stage carries from tick to tick. Outside of the regions the first axis has the rows of all
+    stages, one stage after another.
 
-    A slot of the others has a row for each layer of the longest chunk. Slots and layers share one axis: were they two,
-    one of length one could be laid out differently for writer and reader, and the buffer copied whole in every tick.
+    The mailboxes, `inputs` and `gradients`, have one slot more, where writes to slot -1 go. A slot of the others has a
+    row for each repeat of the longest chunk. Slots and repeats share one axis: with two axes, one of length one could
+    have another layout for the writer than for the reader, and XLA would copy the whole buffer in every tick.
     """
 
     inputs: jax.Array  # [slots + 1, ...]
     gradients: jax.Array  # [slots + 1, ...]
-    kept: Arrays  # [slots * longest, ...], or [slots, ...] where a chunk keeps its input alone
-    deferred: tuple[Arrays, Arrays]  # [slots * longest, ...]: values kept that B passes on to W, and what B computed
+    residuals: Arrays  # [slots * longest, ...], or [slots, ...] where only the input of a chunk is stored
+    deferred: tuple[Arrays, Arrays]  # [slots * longest, ...]: residuals that B passes on to W, and what B computed
     weight_gradients: Tree  # [held * longest, ...]
-    sums: Tree  # of the layers, [held * longest, ...]
+    sums: Tree  # of the repeats, [held * longest, ...]
     from_previous: jax.Array  # [payloads, ...]
     from_next: jax.Array
 
 
 class Chunks(NamedTuple):
-    """The layers of a stage, the first one of each chunk it holds, and how many layers that has."""
+    """The repeats of a stage, the first one of each chunk it holds, and how many repeats that has."""
 
-    layers: ModelState
+    repeats: ModelState
     starts: jax.Array
     lengths: jax.Array
 
 
 class Passed(NamedTuple):
-    """The shapes of what one layer's units pass on: from F to B, from B to W, and out of F."""
+    """The shapes of what one repeat's units pass on: from F to B, from B to W, and out of F."""
 
-    kept: Arrays
+    residuals: Arrays
     deferred: Arrays
     sums: Tree
 
 
 def empty_buffers(
-    program: TickProgram, keep: Keep, weights: Tree, x: jax.Array, passed: "Passed", *, poison: bool
+    program: TickProgram, stored: Residuals, weights: Tree, x: jax.Array, passed: "Passed", *, poison: bool
 ) -> Buffers:
-    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a layer's units pass on."""
-    values, deferred = passed.kept, passed.deferred
+    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a repeat's units pass on."""
+    residuals, deferred = passed.residuals, passed.deferred
     stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
 
@@ -76,8 +77,8 @@ def empty_buffers(
     return Buffers(
         inputs=empty(slots.inputs + 1, x.shape, x.dtype),
         gradients=empty(slots.gradients + 1, x.shape, x.dtype),
-        kept=each(slots.residuals * keep.rows(longest), keep.row(x, values)),
-        deferred=each(slots.deferred * longest, (keep.passed_on(values), deferred)),
+        residuals=each(slots.residuals * stored.rows(longest), stored.row(x, residuals)),
+        deferred=each(slots.deferred * longest, (stored.deferred(residuals), deferred)),
         weight_gradients=jax.tree.map(sums, weights),
         sums=jax.tree.map(lambda s: jnp.zeros((stages * held * longest, *s.shape), s.dtype), passed.sums),
         from_previous=empty(payloads.next, x.shape, x.dtype),
@@ -86,25 +87,25 @@ def empty_buffers(
 
 
 class Stage:
-    """A stage's part of each tick. `gather` makes one layer's weights whole; `layer` has its units."""
+    """A stage's part of each tick. `gather` makes one repeat's weights whole; `repeat` has its units."""
 
     def __init__(
         self,
         program: TickProgram,
-        keep: Keep,
-        layer: Layer,
+        stored: Residuals,
+        repeat: Repeat,
         gather: Callable,
         axes: dict,
         *,
         longest: int,
         poison: bool,
     ):
-        self.program, self.keep, self.layer, self.longest, self.poison = program, keep, layer, longest, poison
+        self.program, self.stored, self.repeat, self.longest, self.poison = program, stored, repeat, longest, poison
         self.gather, self.axes = gather, axes
 
-    def _row(self, slot: jax.Array, layer: jax.Array) -> jax.Array:
-        """Return where a slot has a layer."""
-        return slot * self.longest + layer
+    def _row(self, slot: jax.Array, repeat: jax.Array) -> jax.Array:
+        """Return where a slot has a repeat."""
+        return slot * self.longest + repeat
 
     def arrive_and_forward(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
         chunks, arrivals, row = own
@@ -115,18 +116,18 @@ class Stage:
         buffers = self._clear(buffers, inputs=row.input)
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
-        def layer(i, carry):
-            x, kept, sums = carry
-            x, added, values = self.layer.forward(*self._told(chunks, row.held, i, data, start), x)
-            kept = self.keep.write(kept, values, self._row(row.residual, i))
-            return x, kept, _add(sums, added, self._row(row.held, i))
+        def repeat(i, carry):
+            x, slots, sums = carry
+            x, added, residuals = self.repeat.forward(*self._told(chunks, row.held, i, data, start), x)
+            slots = self.stored.store(slots, residuals, self._row(row.residual, i))
+            return x, slots, _add(sums, added, self._row(row.held, i))
 
-        kept = self.keep.enter(buffers.kept, x, row.residual)
-        y, kept, sums = jax.lax.fori_loop(0, _length(chunks, row), layer, (x, kept, buffers.sums))
-        return buffers._replace(kept=kept, sums=sums), y
+        slots = self.stored.store_input(buffers.residuals, x, row.residual)
+        y, slots, sums = jax.lax.fori_loop(0, _length(chunks, row), repeat, (x, slots, buffers.sums))
+        return buffers._replace(residuals=slots, sums=sums), y
 
     def _told(self, chunks: Chunks, held: jax.Array, i: jax.Array, data: Tree, start: jax.Array) -> tuple[Tree, Tree]:
-        """Return the weights of a layer, made whole, and all else it is told: what nothing is differentiated in."""
+        """Return the weights of a repeat, made whole, and all else it is told: what nothing is differentiated in."""
         own = self.gather(chunks, held, i)
         return own.params, (data, start + i, own.frozen, own.buffers)
 
@@ -155,73 +156,73 @@ class Stage:
         return self._send(buffers, y, forward.target, dx), dx
 
     def _backward(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Backward) -> tuple[Buffers, jax.Array]:
-        """B of one chunk, last layer first, with W or without."""
+        """B of one chunk, last repeat first, with W or without."""
         dy, length = buffers.gradients[row.gradient], _length(chunks, row)
         dy = constrain(dy, "batch", "residual_length", None)
         buffers = self._clear(buffers, gradients=row.gradient)
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
-        again = functools.partial(self._run_again, chunks, data, row, dy.shape)
-        kept, first = self.keep.recall(buffers.kept, row.residual, self._row(row.residual, 0), again)
+        recompute = functools.partial(self._recompute, chunks, data, row, dy.shape)
+        slots, first = self.stored.load(buffers.residuals, row.residual, self._row(row.residual, 0), recompute)
 
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            told, values = self._told(chunks, row.held, i, data, start), at(kept, first + i)
-            dx, dweights = self.layer.backward(*told, values, dy)
+            told, residuals = self._told(chunks, row.held, i, data, start), at(slots, first + i)
+            dx, dweights = self.repeat.backward(*told, residuals, dy)
             return dx, self._add_gradient(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
             dy, (passed, deferred) = carry
             i = length - 1 - i
-            told, values = self._told(chunks, row.held, i, data, start), at(kept, first + i)
-            dx, made = self.layer.input_gradient(*told, values, dy)
-            at_layer = self._row(row.deferred, i)
-            return dx, (put_all(passed, self.keep.passed_on(values), at_layer), put_all(deferred, made, at_layer))
+            told, residuals = self._told(chunks, row.held, i, data, start), at(slots, first + i)
+            dx, made = self.repeat.input_gradient(*told, residuals, dy)
+            at_repeat = self._row(row.deferred, i)
+            return dx, (put_all(passed, self.stored.deferred(residuals), at_repeat), put_all(deferred, made, at_repeat))
 
         dx, sums, deferred, kinds = dy, buffers.weight_gradients, buffers.deferred, self.program.backward.fused
         if (kinds == 1).any():
             dx, sums = jax.lax.fori_loop(0, jnp.where(row.fused == 1, length, 0), fused, (dx, sums))
-            buffers = self._clear(buffers, kept=jnp.where(row.fused == 1, row.residual, -1))
+            buffers = self._clear(buffers, residuals=jnp.where(row.fused == 1, row.residual, -1))
         if (kinds == 0).any():
             dx, deferred = jax.lax.fori_loop(0, jnp.where(row.fused == 0, length, 0), split, (dx, deferred))
         return buffers._replace(weight_gradients=sums, deferred=deferred), dx
 
-    def _run_again(self, chunks: Chunks, data: Tree, row: Backward, shape: tuple[int, ...], x: jax.Array) -> Arrays:
-        """Return what the layers of a chunk keep, from its input. Of the last one no more is run than that takes."""
+    def _recompute(self, chunks: Chunks, data: Tree, row: Backward, shape: tuple[int, ...], x: jax.Array) -> Arrays:
+        """Return the residuals of a chunk's repeats, from its input. Of the last repeat only what they need is run."""
         length, start, x = _length(chunks, row), chunks.starts[row.held], x.reshape(shape)
 
         def arguments(i, x):
             return *self._told(chunks, row.held, i, data, start), x
 
-        def layer(i, carry):
-            x, kept = carry
-            x, _, values = self.layer.forward(*arguments(i, x))
-            return x, put_all(kept, values, i)
+        def repeat(i, carry):
+            x, residuals = carry
+            x, _, made = self.repeat.forward(*arguments(i, x))
+            return x, put_all(residuals, made, i)
 
         def last(i, carry):
-            x, kept = carry
-            return x, put_all(kept, self.layer.keep(*arguments(i, x)), i)
+            x, residuals = carry
+            return x, put_all(residuals, self.repeat.residuals(*arguments(i, x)), i)
 
         def empty(like):
             return jnp.full((self.longest, *like.shape), _nothing(like.dtype, self.poison), like.dtype)
 
-        kept = jax.tree.map(empty, jax.eval_shape(self.layer.keep, *arguments(0, x)))
-        carry = jax.lax.fori_loop(0, length - 1, layer, (x, kept))
+        residuals = jax.tree.map(empty, jax.eval_shape(self.repeat.residuals, *arguments(0, x)))
+        carry = jax.lax.fori_loop(0, length - 1, repeat, (x, residuals))
         return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, carry)[1]
 
     def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:
         """W of one chunk."""
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
-        def layer(i, sums):
+        def repeat(i, sums):
             passed, deferred = at(buffers.deferred, self._row(row.deferred, i))
-            kept = self.keep.read(buffers.kept, self._row(row.residual, i), passed)
-            dweights = self.layer.weight_gradient(*self._told(chunks, row.held, i, data, start), kept, deferred)
+            residuals = self.stored.load_deferred(buffers.residuals, self._row(row.residual, i), passed)
+            dweights = self.repeat.weight_gradient(*self._told(chunks, row.held, i, data, start), residuals, deferred)
             return self._add_gradient(sums, dweights, self._row(row.held, i))
 
-        sums = jax.lax.fori_loop(0, _length(chunks, row), layer, buffers.weight_gradients)
-        return self._clear(buffers._replace(weight_gradients=sums), kept=row.residual, deferred=row.deferred)
+        sums = jax.lax.fori_loop(0, _length(chunks, row), repeat, buffers.weight_gradients)
+        return self._clear(buffers._replace(weight_gradients=sums), residuals=row.residual, deferred=row.deferred)
 
     def _send(self, buffers: Buffers, y: jax.Array, target: jax.Array, dx: jax.Array) -> Buffers:
         """Exchange with both neighbours, whether there is something to send or not."""
@@ -251,7 +252,7 @@ class Stage:
             hole = jnp.full(slots.shape[1:], _nothing(buffer.dtype, True), buffer.dtype)
             return put_if(slots, hole, slot).reshape(buffer.shape)
 
-        rows = {"kept": self.keep.rows(self.longest), "deferred": self.longest}
+        rows = {"residuals": self.stored.rows(self.longest), "deferred": self.longest}
 
         def changed(name, slot):
             clear = functools.partial(cleared, slot=slot, rows=rows.get(name, 1))
@@ -265,7 +266,7 @@ def _add(sums: Tree, added: Tree, row: jax.Array) -> Tree:
 
 
 def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
-    """Layers to run: none where there is nothing to do."""
+    """Repeats to run: none where there is nothing to do."""
     return jnp.where(row.microbatch < 0, 0, chunks.lengths[row.held])
 
 

@@ -44,7 +44,7 @@ def update_on_stages(function: Callable, buffers, own, shared):
     to be taken off and put back, and XLA for CPU copies a buffer that it both updates and reshapes.
 
     With `check_vma=True` JAX types the residuals of a region inside this one as split over `stage` too, and refuses
-    them. Without it nothing may differentiate through a region of the stages; layers are differentiated inside it.
+    them. Without it nothing may differentiate through a region of the stages; repeats are differentiated inside it.
     """
 
     def on_one(buffers, own, shared):
@@ -73,7 +73,7 @@ class Stacking:
     @property
     def starts(self) -> np.ndarray:
         """First repeat of each chunk a stage holds, [stages, held]."""
-        return self._by_held(lambda layers: layers.start)
+        return self._by_held(lambda repeats: repeats.start)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -87,15 +87,15 @@ class Stacking:
         return self.starts[..., None] + np.minimum(places, np.maximum(self.lengths - 1, 0)[..., None])
 
     def _by_held(self, number: Callable[[range], int]) -> np.ndarray:
-        layers, held = self.placement.layers(self.repeats), self.placement.held
+        repeats, held = self.placement.repeats(self.repeats), self.placement.held
         table = np.zeros((self.placement.stages, max(map(len, held))), np.int32)
         for stage, pairs in enumerate(held):
-            table[stage, : len(pairs)] = [number(layers[chunk]) for _, chunk in pairs]
+            table[stage, : len(pairs)] = [number(repeats[chunk]) for _, chunk in pairs]
         return table
 
     @property
     def moves(self) -> bool:
-        """Whether a stage runs other layers than it stores."""
+        """Whether a stage runs other repeats than it stores."""
         return self.wanted.size != self.repeats or (self.wanted.ravel() != np.arange(self.repeats)).any()
 
     def stack(self, blocks):

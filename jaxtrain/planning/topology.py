@@ -1,9 +1,9 @@
-"""Devices that are not there, to compile for: a TPU slice or GPU servers of any size on a laptop.
+"""Ahead-of-time compilation for a topology: a TPU slice or GPU servers of any size, on a laptop.
 
-`devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `compile_absent(jax.jit(f).lower(...))`, with arguments
-laid out on that mesh, then runs the real compiler, with its memory analysis, collectives and out-of-memory errors;
-nothing can be executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver and
-no CUDA libraries. A GPU is described to the compiler by a file in targets/.
+`devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `compile_ahead_of_time(jax.jit(f).lower(...))`, with
+arguments laid out on that mesh, then runs the real compiler, with its memory analysis, collectives and out-of-memory
+errors. Nothing can be executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver
+and no CUDA libraries. A GPU is described to the compiler by a file in targets/.
 """
 
 import os
@@ -51,10 +51,10 @@ def stay_on_cpu() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def compile_absent(
+def compile_ahead_of_time(
     lowered: jax.stages.Lowered, *, compiler_options: dict[str, bool | int | str] | None = None
 ) -> jax.stages.Compiled:
-    """Compile for devices that may be absent, past the persistent compilation cache.
+    """Compile ahead of time for a topology, past the persistent compilation cache.
 
     The cache takes such programs, but gives none back: it can load a program only onto a device.
     """

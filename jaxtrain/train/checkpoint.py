@@ -59,7 +59,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
         self._sealing: threading.Thread | None = None
         self._failure: SaveError | None = None
-        self._sound_frozen: str | None = None  # the tree of the last save, seen to be whole; others may have gone
+        self._valid_frozen: str | None = None  # the tree of the last save, seen to be whole; others may have gone
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -108,9 +108,9 @@ class Checkpoints:
         if not tree:
             return None
         name = frozen.fingerprint(tree)
-        if name == self._sound_frozen:
+        if name == self._valid_frozen:
             return name
-        self._sound_frozen = name
+        self._valid_frozen = name
         if not distributed.anywhere(fault(self.folder / frozen.FOLDER / name) is not None):
             return name
         with plain_path(self.folder) as plain, ocp.StandardCheckpointer() as checkpointer:
@@ -173,12 +173,12 @@ class Checkpoints:
     # -- finding ------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """Return the steps with a checkpoint, sound or not, oldest first."""
+        """Return the steps with a checkpoint, valid or not, oldest first."""
         return stored.steps(self.folder)
 
-    def latest_sound(self) -> int | None:
-        """Return the newest step whose files are all as they were written; say which were passed over and why."""
-        return stored.latest_sound(self.folder)
+    def latest_valid(self) -> int | None:
+        """Return the newest step with a valid checkpoint; log which checkpoints were skipped and why."""
+        return stored.latest_valid(self.folder)
 
     def clear_after(self, step: int | None) -> None:
         """Leave no checkpoint later than the one to go on from: half-written ones go, refused ones are set aside."""

@@ -74,7 +74,7 @@ class Feed:
         self.text_changed = self.is_new and any(stream.startswith(configured) for stream in taken)
         length, stores = phase.sequence_length, self.stores
         rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores)
-        where = {"batch_size": phase.batch_size, "start_row": taken.setdefault(self._stream, 0)}
+        where = {"batch_size": phase.batch_size, "rows_consumed": taken.setdefault(self._stream, 0)}
         self._iterator = batches_of(rows, rows=self._layout.rows, **where)
         self._describe = functools.partial(describe_batch, rows, **where)
         self._rows, self._batches = phase.batch_size, 0

@@ -106,7 +106,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """Return a path in a folder at which nothing is: doubtful-12-1 or -2 or ... for "doubtful-12-{}"."""
+    """Return a path in a folder at which nothing is: invalid-12-1 or -2 or ... for "invalid-12-{}"."""
     paths = (folder / name.format(number) for number in itertools.count(1))
     return next(path for path in paths if not os.path.lexists(path))
 

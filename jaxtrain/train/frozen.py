@@ -67,7 +67,7 @@ def finish(saving: Path) -> None:
     write_manifest(saving)
     finished = saving.with_suffix("")
     if finished.exists():  # and is damaged, or it would not be written again
-        finished.rename(free_name(finished.parent, f"{finished.name}.doubtful-{{}}"))
+        finished.rename(free_name(finished.parent, f"{finished.name}.invalid-{{}}"))
     saving.rename(finished)
     flush_folder(saving.parent)
 

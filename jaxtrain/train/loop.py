@@ -58,7 +58,7 @@ class Trainer:
     profile_steps: int = 0
 
     def train(self) -> Result:
-        """Run all phases, from the newest sound checkpoint if there is one.
+        """Run all phases, from the newest valid checkpoint if there is one.
 
         Raises:
             ValueError: another run is in the folder; the checkpoints are all damaged, gone, or of another model.

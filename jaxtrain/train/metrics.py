@@ -27,7 +27,7 @@ class JsonLines:
         path = folder / METRICS
         found = parse_metrics(path)
         if found.foreign:
-            shutil.copyfile(path, free_name(folder, "doubtful-metrics-{}.jsonl"))
+            shutil.copyfile(path, free_name(folder, "invalid-metrics-{}.jsonl"))
         _say_what_is_left_out(path, found)
         write_whole(path, "".join(_line(record) for record in found.records if record["step"] <= from_step))
         return _JsonLinesSink(path.open("a", buffering=1))

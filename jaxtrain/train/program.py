@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.base import Objective
 from jaxtrain.optim.base import Optimizer, transformation
-from jaxtrain.planning.topology import compile_absent
+from jaxtrain.planning.topology import compile_ahead_of_time
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
@@ -75,7 +75,7 @@ class Program(NamedTuple):
         """Return the step compiled for the devices of the mesh, which may be those of a topology alone."""
         traced = self.trace()
         with jax.set_mesh(self.mesh):
-            return compile_absent(traced.lower(), compiler_options=compiler_options)
+            return compile_ahead_of_time(traced.lower(), compiler_options=compiler_options)
 
 
 def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:

@@ -1,4 +1,4 @@
-"""Where a run goes on: from its newest sound checkpoint, or from the beginning where nothing is lost by that."""
+"""Where a run goes on: from its newest valid checkpoint, or from the beginning where nothing is lost by that."""
 
 from jaxtrain.plain_path import plain_path
 from jaxtrain.train import distributed, stored
@@ -12,14 +12,14 @@ def find_start(folder: RunFolder, *, first_save: int) -> int | None:
     A run that was killed before `first_save`, the first step with a checkpoint, or in saving it, begins anew.
 
     Raises:
-        ValueError: there are checkpoints, but none of them is sound; or there are metrics, and no checkpoints;
+        ValueError: there are checkpoints, but none of them is valid; or there are metrics, and no checkpoints;
             or the folder has a path that cannot be used.
     """
     with plain_path(folder.path):
         pass  # or else its first checkpoint would end the run
     if folder.metrics.exists() and not folder.metrics.is_file():
         raise ValueError(f"{folder.metrics} is not a file: move it away, or name another folder for the run")
-    step = stored.latest_sound(folder.checkpoints)
+    step = stored.latest_valid(folder.checkpoints)
     if step is None:
         distributed.by_first(lambda: _check_nothing_is_lost(folder, first_save))
     return step
@@ -31,7 +31,7 @@ def _check_nothing_is_lost(folder: RunFolder, first_save: int) -> None:
         raise ValueError(f"{checkpoints} is not a folder: move it away, or name another folder for the run")
     if names := stored.names(checkpoints):
         raise ValueError(
-            f"{checkpoints}: none of the checkpoints ({', '.join(names)}) is sound, so the run cannot go on; "
+            f"{checkpoints}: none of the checkpoints ({', '.join(names)}) is valid, so the run cannot go on; "
             f"bring back their files, or pass --overwrite to begin anew"
         )
     if _outlives_its_checkpoints(folder, first_save):

@@ -1,10 +1,10 @@
-"""The folder `checkpoints/` of a run: which are there, which are sound, and what becomes of the others.
+"""The folder `checkpoints/` of a run: which checkpoints it has, which are valid, and what becomes of the others.
 
     12/             finished: it takes this name when all of it is on the disk, its manifest last
     15.saving/      being written, or left by a process that was killed: never finished, so it is removed
     10.removing/    no longer to be kept, on its way out
     frozen/         frozen weights, which checkpoints refer to (frozen.py)
-    doubtful-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
+    invalid-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
 
 A finished checkpoint is removed where Retention says so and a newer one was seen to be whole, and never otherwise;
 `--overwrite` alone removes a run.
@@ -29,7 +29,7 @@ REMOVING = ".removing"
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps with a checkpoint, sound or not, oldest first."""
+    """Return the steps with a checkpoint, valid or not, oldest first."""
     return sorted(int(path.name) for path in _folders(folder) if _FINISHED.fullmatch(path.name))
 
 
@@ -59,8 +59,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in there if path.is_dir() and path.name != frozen.FOLDER)
 
 
-def latest_sound(folder: Path) -> int | None:
-    """Return the newest step whose files are all as they were written; say which were passed over and why."""
+def latest_valid(folder: Path) -> int | None:
+    """Return the newest step with a valid checkpoint; log which checkpoints were skipped and why."""
     left = steps(folder)
     while (step := distributed.of_first(max(left, default=-1))) >= 0:
         path = folder / str(step)
@@ -98,7 +98,7 @@ def clear_after(folder: Path, step: int | None) -> None:
 
 def set_aside(path: Path) -> None:
     """Keep a checkpoint under a name that no run goes on from."""
-    aside = free_name(path.parent, f"doubtful-{path.name}-{{}}")
+    aside = free_name(path.parent, f"invalid-{path.name}-{{}}")
     path.rename(aside)
     log.warning("checkpoint %s is kept as %s", path, aside.name)
 

@@ -23,15 +23,15 @@ def trained_model(
     mesh: Mesh,
     weights: str | None = None,
 ) -> tuple[int, ModelState]:
-    """Return the step of the latest sound checkpoint and its model, laid out over `mesh`.
+    """Return the step of the latest valid checkpoint and its model, laid out over `mesh`.
 
     `weights` names a hook whose average to take ("ema", "lawa"); None takes the model's own.
 
     Raises:
-        ValueError: the folder has no sound checkpoint, or no average of that name.
+        ValueError: the folder has no valid checkpoint, or no average of that name.
     """
     with Checkpoints(folder.checkpoints) as checkpoints:
-        step = checkpoints.latest_sound()
+        step = checkpoints.latest_valid()
         if step is None:
             raise ValueError(f"{folder.path}: no finished checkpoint to read; train first, or wait for the first save")
         averages = {hook.name: hook for hook in hooks if hook.order == AVERAGING}

@@ -15,4 +15,4 @@ class Case(NamedTuple):
     attempt: Callable[[], object]
     fault: Callable[[object], str | None]
     names: tuple[str, ...]
-    sound: bool = False  # nothing was damaged: a refusal is a fault
+    valid: bool = False  # nothing was damaged: a refusal is a fault

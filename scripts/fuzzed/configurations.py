@@ -48,7 +48,7 @@ SCHEDULES = (
 def gin_files(random: Random, folder: Path) -> Iterator[Case]:
     path = folder / "run.gin"
     for name in FILES:
-        yield _gin_file(path, f"{name}, sound", (CONFIGS / name).read_text(), sound=True)
+        yield _gin_file(path, f"{name}, valid", (CONFIGS / name).read_text(), valid=True)
     (folder / "base.gin").write_text((CONFIGS / "base.gin").read_text())
     while True:
         name = random.choice(FILES)
@@ -57,13 +57,13 @@ def gin_files(random: Random, folder: Path) -> Iterator[Case]:
         yield _gin_file(path, f"{name}, {what}", text)
 
 
-def _gin_file(path: Path, what: str, text: str, *, sound: bool = False) -> Case:
+def _gin_file(path: Path, what: str, text: str, *, valid: bool = False) -> Case:
     def attempt() -> LoadedConfig:
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         return load(path)
 
     return Case(
-        "gin file", what, attempt, lambda loaded: _unheard(path, text, loaded) or _changes(loaded), (".gin",), sound
+        "gin file", what, attempt, lambda loaded: _unheard(path, text, loaded) or _changes(loaded), (".gin",), valid
     )
 
 
@@ -95,7 +95,7 @@ def overrides(random: Random, folder: Path) -> Iterator[Case]:
     path = folder / "run.gin"
     path.write_text((CONFIGS / "quickstart.gin").read_text())
     (folder / "base.gin").write_text((CONFIGS / "base.gin").read_text())
-    yield _override(path, "model.d_model=64", sound=True)
+    yield _override(path, "model.d_model=64", valid=True)
     for strange in STRANGE_PATHS:
         yield _override(path, f"{strange}={random.choice(VALUES)}")
     for word in mutations.WORDS:
@@ -108,13 +108,13 @@ def overrides(random: Random, folder: Path) -> Iterator[Case]:
         yield _override(path, override)
 
 
-def _override(path: Path, override: str, *, sound: bool = False) -> Case:
+def _override(path: Path, override: str, *, valid: bool = False) -> Case:
     def fault(loaded: LoadedConfig) -> str | None:
         return _not_in_force(override, loaded) or _changes(loaded)
 
     key = re.split(r"[.\]=]", override.partition("=")[0].strip())[-1]
     names = ("--set", *([key] if key else []))
-    return Case("override", _short(override), lambda: load(path, [override]), fault, names, sound)
+    return Case("override", _short(override), lambda: load(path, [override]), fault, names, valid)
 
 
 def _not_in_force(override: str, loaded: LoadedConfig) -> str | None:
@@ -165,12 +165,12 @@ def _matches(expression: ast.expr, value: object) -> bool:
 
 def schedules(random: Random, folder: Path) -> Iterator[Case]:
     for text in SCHEDULES:
-        yield _schedule(text, sound=True)
+        yield _schedule(text, valid=True)
     while True:
         yield _schedule(random.choice((mutations.text, mutations.word))(random, random.choice(SCHEDULES)).content)
 
 
-def _schedule(text: str, *, sound: bool = False) -> Case:
+def _schedule(text: str, *, valid: bool = False) -> Case:
     def fault(schedule: object) -> str | None:
         try:
             expression = ast.parse(text.replace("@", "").strip(), mode="eval").body
@@ -178,7 +178,7 @@ def _schedule(text: str, *, sound: bool = False) -> Case:
             return f"read as {schedule!r}"
         return None if _is_schedule(expression, text, schedule) else f"read as {schedule!r}"
 
-    return Case("schedule", _short(text), lambda: parse(text), fault, ("",), sound)
+    return Case("schedule", _short(text), lambda: parse(text), fault, ("",), valid)
 
 
 def _is_schedule(expression: ast.expr, text: str, value: object) -> bool:

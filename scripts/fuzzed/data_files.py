@@ -42,18 +42,18 @@ class Format(NamedTuple):
 
 
 def files(random: Random, folder: Path) -> Iterator[Case]:
-    sound = {}
+    valid = {}
     for ending, form in FORMATS.items():
-        form.write(folder / f"sound{ending}")
-        sound[ending] = (folder / f"sound{ending}").read_bytes()
-        yield _file(folder / f"data{ending}", "sound", sound[ending], sound=True)
+        form.write(folder / f"valid{ending}")
+        valid[ending] = (folder / f"valid{ending}").read_bytes()
+        yield _file(folder / f"data{ending}", "valid", valid[ending], valid=True)
     while True:
         ending = random.choice(list(FORMATS))
         damage = random.choice((mutations.data, _inserted))
-        yield _file(folder / f"data{ending}", *damage(random, sound[ending]))
+        yield _file(folder / f"data{ending}", *damage(random, valid[ending]))
 
 
-def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case:
+def _file(path: Path, what: str, content: bytes, *, valid: bool = False) -> Case:
     form = FORMATS[path.name.removeprefix("data")]
 
     def attempt() -> list[str]:
@@ -67,13 +67,13 @@ def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case
             return f"{len(texts)} documents of what Python does not read: {error}"
         return None if texts == meant else f"{len(texts)} documents, and not the {len(meant)} that it holds"
 
-    return Case("data file", f"{path.name}, {what}", attempt, fault, (path.name,), sound)
+    return Case("data file", f"{path.name}, {what}", attempt, fault, (path.name,), valid)
 
 
-def _inserted(random: Random, sound: bytes) -> mutations.Damaged[bytes]:
-    at = random.choice([0, len(sound), random.randrange(len(sound)), sound.find(b"\n") + 1])
+def _inserted(random: Random, valid: bytes) -> mutations.Damaged[bytes]:
+    at = random.choice([0, len(valid), random.randrange(len(valid)), valid.find(b"\n") + 1])
     raw = random.choice(RAW)
-    return mutations.Damaged(f"{raw[:20]!r} ({len(raw)} bytes) at {at}", sound[:at] + raw + sound[at:])
+    return mutations.Damaged(f"{raw[:20]!r} ({len(raw)} bytes) at {at}", valid[:at] + raw + valid[at:])
 
 
 def _text(content: bytes) -> list[str]:

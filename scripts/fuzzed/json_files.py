@@ -1,4 +1,4 @@
-"""Damage to what a JSON document says, its text being sound."""
+"""Damage to what a JSON document says, its text being valid."""
 
 import copy
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ VALUES = (None, True, False, 0, 1, -1, 2, 7, 10**12, 10**400, 0.5, -0.0, float("
 VALUES += ([], [1], {}, {"a": 1}, [[]], "\ud800", "\x00", "../up", "/etc/passwd")
 
 
-def damage(random: Random, sound: dict[str, Any]) -> Damaged[dict[str, Any]]:
+def damage(random: Random, valid: dict[str, Any]) -> Damaged[dict[str, Any]]:
     """A document with a key renamed, removed, added or given another value, at any depth."""
-    document = copy.deepcopy(sound)
+    document = copy.deepcopy(valid)
     holder, key = random.choice(list(_places(document)))
     match random.choice(("rename", "remove", "value", "value", "value", "add")):
         case "rename" if isinstance(holder, dict):

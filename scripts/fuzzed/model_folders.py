@@ -1,6 +1,6 @@
 """Folders of Hugging Face models: config.json, the index of shards, and safetensors files but for the weights in them.
 
-Silently wrong: a key of config.json that no sound one has and that is not known to be harmless; a changed value that
+Silently wrong: a key of config.json that no valid one has and that is not known to be harmless; a changed value that
 changes nothing, of a key that is not; or weights other than before, none of their bytes being touched.
 """
 
@@ -33,7 +33,7 @@ HARMLESS = {
 
 def folders(random: Random, folder: Path) -> Iterator[Case]:
     for family in FAMILIES:
-        yield _folder(folder, family, "sound", {}, sound=True)
+        yield _folder(folder, family, "valid", {}, valid=True)
     while True:
         family = random.choice(FAMILIES)
         match random.choice(("config", "config", "config", "index", "text", "header", "cut")):
@@ -52,16 +52,16 @@ def folders(random: Random, folder: Path) -> Iterator[Case]:
                 yield _folder(folder, family, f"{file.name}, {what}", {file.name: content})
 
 
-def _damaged_header(random: Random, sound: bytes, *, cut: bool) -> mutations.Damaged[bytes]:
-    end = 8 + int.from_bytes(sound[:8], "little")
+def _damaged_header(random: Random, valid: bytes, *, cut: bool) -> mutations.Damaged[bytes]:
+    end = 8 + int.from_bytes(valid[:8], "little")
     if cut:
-        at = random.randrange(len(sound))
-        return mutations.Damaged(f"cut at {at}", sound[:at])
-    what, header = mutations.data(random, sound[:end])
-    return mutations.Damaged(f"header, {what}", header + sound[end:])
+        at = random.randrange(len(valid))
+        return mutations.Damaged(f"cut at {at}", valid[:at])
+    what, header = mutations.data(random, valid[:end])
+    return mutations.Damaged(f"header, {what}", header + valid[end:])
 
 
-def _folder(folder: Path, family: str, what: str, files: dict[str, bytes], *, sound: bool = False) -> Case:
+def _folder(folder: Path, family: str, what: str, files: dict[str, bytes], *, valid: bool = False) -> Case:
     source = folder / family
 
     def attempt() -> tuple[DecoderConfig, dict[str, np.ndarray]]:
@@ -73,16 +73,16 @@ def _folder(folder: Path, family: str, what: str, files: dict[str, bytes], *, so
 
     def fault(made: tuple[DecoderConfig, dict[str, np.ndarray]]) -> str | None:
         config, weights = made
-        meant, own = _sound(family)
+        meant, own = _valid(family)
         if weights.keys() != own.keys() or not all(_same(weights[name], own[name]) for name in own):
             return "other weights than before"
         return _unheard(json.loads(files.get("config.json", b"{}")), family, config == meant)
 
-    return Case("model folder", f"{family}, {what}", attempt, fault, (str(folder), "config.json"), sound)
+    return Case("model folder", f"{family}, {what}", attempt, fault, (str(folder), "config.json"), valid)
 
 
 @functools.cache
-def _sound(family: str) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
+def _valid(family: str) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
     return _opened(GOLDENS / family)
 
 
@@ -112,7 +112,7 @@ def _unheard(settings: dict, family: str, same: bool) -> str | None:
 
 
 def _is_part(value: object, known: object) -> bool:
-    """Whether a value says nothing that the sound one does not; what is left out has the default of transformers."""
+    """Whether a value says nothing that the valid one does not; what is left out has the default of transformers."""
     if isinstance(value, dict) and isinstance(known, dict):
         return all(item is None or (key in known and _is_part(item, known[key])) for key, item in value.items())
     return value is None or value == known

@@ -21,19 +21,19 @@ class Damaged[T](NamedTuple):
     content: T
 
 
-def text(random: Random, sound: str) -> Damaged[str]:
+def text(random: Random, valid: str) -> Damaged[str]:
     """A text with one thing wrong."""
-    at = random.randrange(len(sound))
-    lines = sound.splitlines(keepends=True)
+    at = random.randrange(len(valid))
+    lines = valid.splitlines(keepends=True)
     line = random.randrange(len(lines))
     match random.choice(("drop", "insert", "twice", "line away", "line twice", "lines swapped", "cut", "word")):
         case "drop":
-            return Damaged(f"without character {at}", sound[:at] + sound[at + 1 :])
+            return Damaged(f"without character {at}", valid[:at] + valid[at + 1 :])
         case "insert":
             new = random.choice(CHARACTERS)
-            return Damaged(f"{new!r} at {at}", sound[:at] + new + sound[at:])
+            return Damaged(f"{new!r} at {at}", valid[:at] + new + valid[at:])
         case "twice":
-            return Damaged(f"character {at} twice", sound[: at + 1] + sound[at:])
+            return Damaged(f"character {at} twice", valid[: at + 1] + valid[at:])
         case "line away":
             return Damaged(f"without line {line + 1}", "".join(lines[:line] + lines[line + 1 :]))
         case "line twice":
@@ -43,49 +43,49 @@ def text(random: Random, sound: str) -> Damaged[str]:
             lines[line], lines[other] = lines[other], lines[line]
             return Damaged(f"lines {line + 1} and {other + 1} swapped", "".join(lines))
         case "cut":
-            return Damaged(f"cut at {at}", sound[:at])
-    return word(random, sound)
+            return Damaged(f"cut at {at}", valid[:at])
+    return word(random, valid)
 
 
-def word(random: Random, sound: str) -> Damaged[str]:
+def word(random: Random, valid: str) -> Damaged[str]:
     """A text with one of its words another."""
-    words = [found.span() for found in re.finditer(r"[^\s=,()\[\]{}:\"]+", sound)]
+    words = [found.span() for found in re.finditer(r"[^\s=,()\[\]{}:\"]+", valid)]
     start, end = random.choice(words)
     new = random.choice(WORDS)
     shown = new if len(new) < 30 else f"{new[:10]}... ({len(new)} characters)"
-    return Damaged(f"{shown!r} for {sound[start:end]!r} at {start}", sound[:start] + new + sound[end:])
+    return Damaged(f"{shown!r} for {valid[start:end]!r} at {start}", valid[:start] + new + valid[end:])
 
 
-def data(random: Random, sound: bytes) -> Damaged[bytes]:
+def data(random: Random, valid: bytes) -> Damaged[bytes]:
     """Bytes with one thing wrong."""
-    at = random.randrange(len(sound))
-    end = min(at + random.choice((1, 4, 16, 512)), len(sound))
+    at = random.randrange(len(valid))
+    end = min(at + random.choice((1, 4, 16, 512)), len(valid))
     match random.choice(("flip", "set", "zero", "drop", "twice", "insert", "cut", "cut", "empty", "more")):
         case "flip":
             bit = random.randrange(8)
             return Damaged(
-                f"bit {bit} of byte {at} flipped", sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :]
+                f"bit {bit} of byte {at} flipped", valid[:at] + bytes([valid[at] ^ 1 << bit]) + valid[at + 1 :]
             )
         case "set":
             new = random.choice((0, 1, 0x7F, 0x80, 0xED, 0xFF))
-            return Damaged(f"byte {at} is {new}", sound[:at] + bytes([new]) + sound[at + 1 :])
+            return Damaged(f"byte {at} is {new}", valid[:at] + bytes([new]) + valid[at + 1 :])
         case "zero":
-            return Damaged(f"bytes {at} to {end} are 0", sound[:at] + bytes(end - at) + sound[end:])
+            return Damaged(f"bytes {at} to {end} are 0", valid[:at] + bytes(end - at) + valid[end:])
         case "drop":
-            return Damaged(f"without bytes {at} to {end}", sound[:at] + sound[end:])
+            return Damaged(f"without bytes {at} to {end}", valid[:at] + valid[end:])
         case "twice":
-            return Damaged(f"bytes {at} to {end} twice", sound[:end] + sound[at:])
+            return Damaged(f"bytes {at} to {end} twice", valid[:end] + valid[at:])
         case "insert":
-            return Damaged(f"random bytes at {at}", sound[:at] + random.randbytes(end - at) + sound[at:])
+            return Damaged(f"random bytes at {at}", valid[:at] + random.randbytes(end - at) + valid[at:])
         case "cut":
-            return Damaged(f"cut at {at} of {len(sound)}", sound[:at])
+            return Damaged(f"cut at {at} of {len(valid)}", valid[:at])
         case "empty":
             return Damaged("empty", b"")
-    return Damaged("random bytes behind it", sound + random.randbytes(end - at))
+    return Damaged("random bytes behind it", valid + random.randbytes(end - at))
 
 
-def number(random: Random, sound: str, others: tuple[str, ...]) -> Damaged[str]:
+def number(random: Random, valid: str, others: tuple[str, ...]) -> Damaged[str]:
     """A text with one of its numbers another."""
-    start, end = random.choice([found.span() for found in re.finditer(r"\d+", sound)])
+    start, end = random.choice([found.span() for found in re.finditer(r"\d+", valid)])
     new = random.choice(others)
-    return Damaged(f"{new[:20]!r} for {sound[start:end]!r} at {start}", sound[:start] + new + sound[end:])
+    return Damaged(f"{new[:20]!r} for {valid[start:end]!r} at {start}", valid[:start] + new + valid[end:])

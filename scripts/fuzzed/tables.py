@@ -29,20 +29,20 @@ NUMBERS = ("0", "1", "2", "3", "7", "99", "10000000000", "9" * 5000, "-1", "²",
 def files(random: Random, folder: Path) -> Iterator[Case]:
     tables = [parse(name).table(stages, microbatches).dump() for name, stages, microbatches in SIZES]
     for text in tables:
-        yield _table(folder / "table.txt", "sound", text, sound=True)
+        yield _table(folder / "table.txt", "valid", text, valid=True)
     while True:
         damage = random.choice((mutations.text, mutations.text, mutations.word, _other_number))
         yield _table(folder / "table.txt", *damage(random, random.choice(tables)))
 
 
-def _table(path: Path, what: str, text: str, *, sound: bool = False) -> Case:
+def _table(path: Path, what: str, text: str, *, valid: bool = False) -> Case:
     def attempt() -> Table:
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         table = read(path)
         simulate(table, Costs())
         return table
 
-    return Case("table", what, attempt, _computes_another, (path.name,), sound)
+    return Case("table", what, attempt, _computes_another, (path.name,), valid)
 
 
 def _computes_another(table: Table) -> str | None:

@@ -24,8 +24,8 @@ from jaxtrain.data import HuggingFaceTokenizer, SentencePiece, TextFiles, Tokeni
 def files(random: Random, folder: Path) -> Iterator[Case]:
     merged, pieces = _train_json(folder), _train_pieces()
     document = json.loads(merged)
-    yield _file(folder / "tokenizer.json", "sound", merged, sound=True)
-    yield _file(folder / "tokenizer.model", "sound", pieces, sound=True)
+    yield _file(folder / "tokenizer.json", "valid", merged, valid=True)
+    yield _file(folder / "tokenizer.model", "valid", pieces, valid=True)
     while True:
         match random.choice(("document", "document", "json", "pieces")):
             case "document":
@@ -39,8 +39,8 @@ def files(random: Random, folder: Path) -> Iterator[Case]:
 
 def _train_json(folder: Path) -> bytes:
     (folder / "text.txt").write_text("\n".join(TEXTS) * 3)
-    train_tokenizer(TextFiles(glob=str(folder / "text.txt")), vocab_size=300, path=str(folder / "sound.json"))
-    return (folder / "sound.json").read_bytes()
+    train_tokenizer(TextFiles(glob=str(folder / "text.txt")), vocab_size=300, path=str(folder / "valid.json"))
+    return (folder / "valid.json").read_bytes()
 
 
 def _train_pieces() -> bytes:
@@ -51,7 +51,7 @@ def _train_pieces() -> bytes:
     return model.getvalue()
 
 
-def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case:
+def _file(path: Path, what: str, content: bytes, *, valid: bool = False) -> Case:
     kind = HuggingFaceTokenizer if path.suffix == ".json" else SentencePiece
 
     def attempt() -> tuple[Tokenizer, list[int]]:
@@ -67,7 +67,7 @@ def _file(path: Path, what: str, content: bytes, *, sound: bool = False) -> Case
             return f"ids from {min(ids)} to {max(ids)}, and a vocabulary of {tokenizer.vocab_size}"
         return _lost(content) if kind is HuggingFaceTokenizer else None
 
-    return Case("tokenizer file", f"{path.name}, {what}", attempt, fault, (path.name,), sound)
+    return Case("tokenizer file", f"{path.name}, {what}", attempt, fault, (path.name,), valid)
 
 
 def _lost(content: bytes) -> str | None:

@@ -72,7 +72,11 @@ def test_a_run_of_an_earlier_version_is_read_although_its_classes_have_moved(fol
     shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1)
     assert shown["model.pattern[0].mixer.qk_norm.epsilon"] == "1e-05" and shown["model.norm.epsilon"] == "1e-07"
     assert shown["model.pattern[0].mlp.hidden"] == "24" and shown["optimizer.b1"] == "0.5"
-    assert shown["gradients.microbatches"] == "2" and shown["writers[0].project"] == "'p'"
+    assert (
+        shown["gradients.microbatches"] == "2"
+        and shown["gradients.residuals"] == "@repeat_residuals.RepeatResiduals()"
+        and shown["writers[0].project"] == "'p'"
+    )
     (folder / "config.gin").write_text(BEFORE.replace("optimizers.Lion", "optimizers.Lien"))
     assert main(["config", "show", "config.gin"]) == 2
     assert "optimizers.Lien: jaxtrain.optim.optimizers has no 'Lien'" in capsys.readouterr().err
@@ -92,6 +96,7 @@ from jaxtrain.nn import norm
 from jaxtrain.nn import remat
 from jaxtrain.optim import optimizers
 from jaxtrain.optim import schedules
+from jaxtrain.pipeline.keep import layer_values
 from jaxtrain.train import metrics
 from jaxtrain.train import phases
 from jaxtrain.train import pipelined
@@ -133,5 +138,6 @@ phases.Phase:
   batch_size = 2
   sequence_length = 16
 pipelined.Pipelined.microbatches = 2
+pipelined.Pipelined.keep = @layer_values.LayerValues()
 metrics.WeightsAndBiases.project = 'p'
 """

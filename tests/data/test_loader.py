@@ -209,13 +209,13 @@ def test_the_pairs_of_a_pass_do_not_depend_on_batch_size_or_sequence_length(conf
 
 def test_a_phase_with_another_batch_size_goes_on_at_the_row_where_the_last_one_stopped(config):
     rows = np.concatenate([batch.tokens for batch in _take(_loader(config), 6)])
-    (after,) = _take(_loader(config, batch_size=2 * B, start_row=3 * B), 1)
+    (after,) = _take(_loader(config, batch_size=2 * B, rows_consumed=3 * B), 1)
     np.testing.assert_array_equal(after.tokens, rows[3 * B : 5 * B])
 
 
 def test_a_finite_pass_may_start_at_a_row_and_still_ends_with_the_last(config):
     whole = _epoch(config)
-    _assert_same(_epoch(config, start_row=2 * B), whole[2:])
+    _assert_same(_epoch(config, rows_consumed=2 * B), whole[2:])
 
 
 def test_another_seed_is_another_order(config):
@@ -272,7 +272,7 @@ def _stretch(texts: dict[str, bytes], stretch: str) -> bytes:
         ({"batch_size": 0}, "must name at least one row"),
         ({"sequence_length": 0}, "sequence_length=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must not be negative"),
-        ({"start_row": -1}, "start_row=-1 must not be negative"),
+        ({"rows_consumed": -1}, "rows_consumed=-1 must not be negative"),
         ({"num_epochs": 0}, "num_epochs=0 must be at least 1"),
         ({"split": "test"}, "split='test' must be 'train' or 'validation'"),
     ],

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import H100, TPUS, compile_for
+from ahead_of_time import H100, TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from jaxtrain_kernels.adamw_8bit import AdamW, adamw_8bit

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import compile_for
+from ahead_of_time import compile_for
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.cross_entropy import cross_entropy, project, xla
@@ -58,7 +58,9 @@ def test_loss_and_gradients_are_those_of_the_definition_and_finite_with_any_targ
 
 def test_in_bfloat16_the_error_is_at_most_twice_that_of_the_plain_form():
     problem = _problem(dtype=jnp.bfloat16)
-    plain, fused = (_value_and_gradients(form, tile=100, softcap=3.0) for form in ("reference", "xla"))
+    plain, fused = (
+        _value_and_gradients(implementation, tile=100, softcap=3.0) for implementation in ("reference", "xla")
+    )
     exact = plain(*(x.astype(jnp.float32) for x in problem[:2]), *problem[2:])
     for f, p, e in zip(*map(jax.tree.leaves, (fused(*problem), plain(*problem), exact)), strict=True):
         error, allowed = (np.abs(np.asarray(one, np.float32) - e).max() for one in (f, p))
@@ -146,8 +148,8 @@ def test_a_large_vocabulary_takes_a_twentieth_of_the_memory_on_v5e():
         return jax.value_and_grad(loss, argnums=(0, 1))(x, head)
 
     fused, plain = (
-        compile_for("v5e:2x2", functools.partial(step, form), *shapes).memory_analysis().temp_size_in_bytes
-        for form in ("xla", "reference")
+        compile_for("v5e:2x2", functools.partial(step, implementation), *shapes).memory_analysis().temp_size_in_bytes
+        for implementation in ("xla", "reference")
     )
     assert plain > 1024 * 131072 * 4
     assert fused <= 0.05 * plain

@@ -1,7 +1,7 @@
 """The delta rule, plain and gated: conformance to the recurrence, and what must not change the result."""
 
 import pytest
-from absent import TPUS, compile_for
+from ahead_of_time import TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from recurrent import Case, assert_conforms, results_and_gradients, shapes_of

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import H100, TPUS, compile_for
+from ahead_of_time import H100, TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from jax.experimental.pallas import mosaic_gpu as plgpu

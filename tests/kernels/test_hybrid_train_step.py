@@ -1,7 +1,7 @@
 """A train step of a hybrid decoder compiled for devices that are not there: its kernels, each counted by name."""
 
 import jax
-from absent import QUICKLY
+from ahead_of_time import QUICKLY
 from compiled_kernels import kernels_in
 from jaxtrain_kernels.block_quant import QuantizedArray
 from tiny import program_of

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from absent import TPUS, compile_for
+from ahead_of_time import TPUS, compile_for
 from compiled_kernels import kernels_in
 from interpreted import interpreted
 from jaxtrain_kernels.linear_attention import linear_attention

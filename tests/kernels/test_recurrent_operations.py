@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import compile_for
+from ahead_of_time import compile_for
 from interpreted import interpreted
 from jaxtrain_kernels.delta_rule import delta_rule
 from jaxtrain_kernels.delta_rule import recurrent_step as delta_step

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absent import mesh_of
+from ahead_of_time import mesh_of
 from compiled_kernels import kernels_in
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P

@@ -83,7 +83,7 @@ def test_parameters_are_counted_and_named_and_told_apart(name):
 def _check_axes(axes: Axes, shape: tuple) -> None:
     names = axes.names
     assert len(names) == len(shape) and all(names)
-    assert takes(axes) == (names[0] == "layers" and "embed" in names)
+    assert takes(axes) == (names[0] == "repeats" and "embed" in names)
 
 
 def test_biases_and_rates_of_decays_are_not_decayed_themselves():

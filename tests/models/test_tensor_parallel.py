@@ -23,7 +23,7 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import FullRemat, NoRemat
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.planning.collectives import KINDS, Collectives, collectives
-from jaxtrain.planning.topology import compile_absent, devices_of
+from jaxtrain.planning.topology import compile_ahead_of_time, devices_of
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec, shardings
 
@@ -54,7 +54,7 @@ def _collectives(remat) -> Collectives:
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.grad(loss), out_shardings=layout)
-        compiled = compile_absent(step.lower(params, Batch(integers, integers, weights, integers, integers)))
+        compiled = compile_ahead_of_time(step.lower(params, Batch(integers, integers, weights, integers, integers)))
     return collectives(compiled.as_text())
 
 

@@ -22,11 +22,11 @@ every = functools.partial(pytest.mark.parametrize, "optimizer", ids=lambda o: ty
 
 # Two layers of a small network: a matrix, a projection by heads, and the vectors that decay must spare.
 FACTS = {
-    "up": matrix("layers", "embed", "mlp"),
-    "query": matrix("layers", "embed", "heads", "head_dim"),
-    "up_bias": vector("layers", "mlp"),
-    "query_bias": vector("layers", "heads", "head_dim"),
-    "scale": vector("layers", "width"),
+    "up": matrix("repeats", "embed", "mlp"),
+    "query": matrix("repeats", "embed", "heads", "head_dim"),
+    "up_bias": vector("repeats", "mlp"),
+    "query_bias": vector("repeats", "heads", "head_dim"),
+    "scale": vector("repeats", "width"),
 }
 SHAPES = {"up": (2, 6, 8), "query": (2, 6, 2, 3), "up_bias": (2, 8), "query_bias": (2, 2, 3), "scale": (2, 6)}
 

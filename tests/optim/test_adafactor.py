@@ -16,15 +16,15 @@ from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.sharding import shardings
 
-QUERY = matrix("layers", "embed", "heads", "head_dim")
-OUTPUT = matrix("layers", "heads", "head_dim", "embed")
+QUERY = matrix("repeats", "embed", "heads", "head_dim")
+OUTPUT = matrix("repeats", "heads", "head_dim", "embed")
 
 
 @pytest.mark.parametrize(("first", "expected"), [(0.01, [-0.01, -1.0]), (1.0, [-1.0, -1.0])])
 def test_a_layer_moves_in_proportion_to_its_own_weights(first, expected):
     params = {"w": jnp.stack([jnp.full((2, 2), first), jnp.full((2, 2), 1.0)])}
     gradient = jax.tree.map(jnp.ones_like, params)
-    tx = build(Adafactor(learning_rate=RATES), rate=1.0, axes={"w": matrix("layers", "embed", "mlp")})
+    tx = build(Adafactor(learning_rate=RATES), rate=1.0, axes={"w": matrix("repeats", "embed", "mlp")})
     updates, _ = tx.update(gradient, tx.init(params), params)
     desired = np.broadcast_to(np.reshape(expected, (2, 1, 1)), (2, 2, 2))
     assert_close(updates["w"], desired, CLOSED_FORM_LAYER)
@@ -32,9 +32,9 @@ def test_a_layer_moves_in_proportion_to_its_own_weights(first, expected):
 
 def test_large_matrices_keep_rows_and_columns_and_small_ones_and_vectors_keep_all():
     axes = {
-        "up": matrix("layers", "embed", "mlp"),
-        "down": matrix("layers", "mlp", "embed"),
-        "scale": vector("layers", "width"),
+        "up": matrix("repeats", "embed", "mlp"),
+        "down": matrix("repeats", "mlp", "embed"),
+        "scale": vector("repeats", "width"),
     }
     shapes = {"up": (130, 128, 256), "down": (130, 127, 128), "scale": (130, 128)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -47,9 +47,9 @@ def test_large_matrices_keep_rows_and_columns_and_small_ones_and_vectors_keep_al
 def _attention(side: tuple[int, ...]) -> tuple[jax.Array, optax.GradientTransformation]:
     """Return a gradient of two layers of a projection, and Adafactor at a rate of one."""
     axes = (
-        matrix("layers", "embed", "heads", "head_dim")
+        matrix("repeats", "embed", "heads", "head_dim")
         if side == (256,)
-        else matrix("layers", "heads", "head_dim", "embed")
+        else matrix("repeats", "heads", "head_dim", "embed")
     )
     shape = (2, 256, 4, 64) if side == (256,) else (2, 4, 64, 256)
     gradient = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -70,8 +70,8 @@ def test_a_projection_by_heads_factors_as_the_matrix_it_is(side):
 
 def test_a_sharded_update_gathers_rows_and_columns_and_no_matrix():
     axes = {
-        "query": matrix("layers", "embed", "heads", "head_dim"),
-        "output": matrix("layers", "heads", "head_dim", "embed"),
+        "query": matrix("repeats", "embed", "heads", "head_dim"),
+        "output": matrix("repeats", "heads", "head_dim", "embed"),
     }
     random, shapes = np.random.default_rng(0), {"query": (4, 256, 8, 32), "output": (4, 8, 32, 256)}
     params, gradient = ({n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(2))

@@ -5,7 +5,7 @@ from tiny import matrix
 
 from jaxtrain.optim.matrix import matrix_shape
 
-SIZES = {"layers": 3, "embed": 32, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp": 48, "rank": 5, "vocab": 64}
+SIZES = {"repeats": 3, "embed": 32, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp": 48, "rank": 5, "vocab": 64}
 
 
 @pytest.mark.parametrize(

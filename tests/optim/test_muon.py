@@ -25,7 +25,7 @@ def test_muon_takes_the_steps_of_torch(case, decay):
 
 
 def _block(params: dict) -> dict:
-    return dict.fromkeys(params, matrix("layers", "embed", "mlp"))
+    return dict.fromkeys(params, matrix("repeats", "embed", "mlp"))
 
 
 def _as_matrices(x: np.ndarray, axes: Axes) -> np.ndarray:
@@ -37,9 +37,9 @@ def _as_matrices(x: np.ndarray, axes: Axes) -> np.ndarray:
 @pytest.mark.parametrize(
     ("axes", "shape"),
     [
-        (matrix("layers", "embed", "heads", "head_dim"), (3, 32, 4, 6)),
-        (matrix("layers", "heads", "head_dim", "embed"), (3, 4, 6, 32)),
-        (matrix("layers", "embed", "mlp"), (3, 32, 48)),
+        (matrix("repeats", "embed", "heads", "head_dim"), (3, 32, 4, 6)),
+        (matrix("repeats", "heads", "head_dim", "embed"), (3, 4, 6, 32)),
+        (matrix("repeats", "embed", "mlp"), (3, 32, 48)),
     ],
 )
 def test_muon_orthogonalises_each_layers_matrix_as_a_whole(axes, shape):

@@ -17,14 +17,14 @@ from jaxtrain.optim.per_layer import per_layer
 # Matrices large enough to be factored and quantized, and vectors; two stacks of different length, and one table.
 FACTS = {
     "encoder": {
-        "query": matrix("layers", "embed", "heads", "head_dim"),
-        "output": matrix("layers", "heads", "head_dim", "embed"),
-        "scale": vector("layers", "width"),
+        "query": matrix("repeats", "embed", "heads", "head_dim"),
+        "output": matrix("repeats", "heads", "head_dim", "embed"),
+        "scale": vector("repeats", "width"),
     },
     "decoder": {
-        "up": matrix("layers", "embed", "mlp"),
-        "small": matrix("layers", "mlp", "embed"),
-        "bias": vector("layers", "mlp"),
+        "up": matrix("repeats", "embed", "mlp"),
+        "small": matrix("repeats", "mlp", "embed"),
+        "bias": vector("repeats", "mlp"),
     },
     "embedding": {"table": matrix("vocab", "embed")},
 }

@@ -13,8 +13,8 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.layer import Keys
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.pipeline.executor import value_and_grad
-from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
+from jaxtrain.pipeline.residuals import RepeatResiduals, Residuals
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.tick_program import TickProgram
 from jaxtrain.shapes import Batch, ParamTree
@@ -23,7 +23,7 @@ from jaxtrain.train.gradients.pipelined import Data, Pipelined, parts, put_toget
 from jaxtrain.train.step import step_keys
 
 LENGTH = 16
-EVERYTHING = LayerValues()
+EVERYTHING = RepeatResiduals()
 
 
 class Found(NamedTuple):
@@ -59,7 +59,7 @@ def pipelined(
     microbatches: int,
     mesh: MeshConfig,
     *,
-    keep: Keep = EVERYTHING,
+    residuals: Residuals = EVERYTHING,
     change: Callable[[TickProgram], TickProgram] = lambda program: program,
 ) -> Found:
     """Run on as many devices as the mesh needs, slots that hold nothing poisoned. `change` may spoil the program."""
@@ -70,7 +70,7 @@ def pipelined(
     def run(params, batch, keys):
         data = deal_out(Data(batch, keys, loss.real_tokens), microbatches)
         model = parts(loss, params), program, *taken_apart(loss, params)
-        return Found(*put_together(loss, value_and_grad(*model, data, keep=keep, poison=True)))
+        return Found(*put_together(loss, value_and_grad(*model, data, residuals=residuals, poison=True)))
 
     devices = jax.devices()[: mesh.stage * mesh.data * mesh.fsdp * mesh.tensor]
     with jax.set_mesh(mesh.build(devices)):

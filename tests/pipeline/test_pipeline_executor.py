@@ -26,9 +26,9 @@ from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.remat import FullRemat, SaveDots
 from jaxtrain.pipeline.executor import Parts, allocated, value_and_grad
-from jaxtrain.pipeline.keep import ChunkInput, LayerValues
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.placement import bidirectional, loop, v_shape, wave
+from jaxtrain.pipeline.residuals import ChunkInput, RepeatResiduals
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
 from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
 from jaxtrain.pipeline.schedules.paired_deferred_w import PairedDeferredW
@@ -45,11 +45,11 @@ from jaxtrain.train.state import abstract_state, state_of
 
 ROWS = 16
 UNEVEN = variant(repeats=10, dropout=0.1, tied_embeddings=True)
-CHUNK_INPUT, EVERYTHING = ChunkInput(), LayerValues()
+CHUNK_INPUT, EVERYTHING = ChunkInput(), RepeatResiduals()
 
 
 @pytest.mark.parametrize(
-    ("schedule", "stages", "microbatches", "remat", "keep"),
+    ("schedule", "stages", "microbatches", "remat", "residuals"),
     [
         (PairedInterleaved(), 4, 8, None, EVERYTHING),
         (PairedDeferredW(chunks_per_stage=3), 2, 4, FullRemat(), CHUNK_INPUT),
@@ -59,9 +59,9 @@ CHUNK_INPUT, EVERYTHING = ChunkInput(), LayerValues()
     ],
     ids=str,
 )
-def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages, microbatches, remat, keep):
+def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages, microbatches, remat, residuals):
     config = UNEVEN if remat is None else variant(repeats=10, dropout=0.1, tied_embeddings=True, remat=remat)
-    found = pipelined(config, ROWS, schedule, microbatches, MeshConfig(stage=stages, fsdp=1), keep=keep)
+    found = pipelined(config, ROWS, schedule, microbatches, MeshConfig(stage=stages, fsdp=1), residuals=residuals)
     assert_close(found, unpipelined(UNEVEN, ROWS), SAME_GRADIENT)
 
 
@@ -93,7 +93,7 @@ def test_a_slot_read_in_another_ones_place_shows():
 
     desired = jax.grad(loss, argnums=1)(outer, blocks, data)
     with jax.set_mesh(MeshConfig(stage=2, fsdp=1).build(jax.devices()[:2])):
-        run = functools.partial(value_and_grad, _toy_parts(), keep=EVERYTHING, poison=True)
+        run = functools.partial(value_and_grad, _toy_parts(), residuals=EVERYTHING, poison=True)
         found, wrong = (
             jax.jit(functools.partial(run, each))(outer, ModelState(blocks), data).blocks_gradient
             for each in (program, _two_reads_exchanged(program))
@@ -144,7 +144,7 @@ def _toy_parts() -> Parts:
         layer,
         head,
         outer_axes=matrix(None, None, "width"),
-        layer_axes=ModelState(matrix(None, None)),
+        repeat_axes=ModelState(matrix(None, None)),
         compute_dtype="float32",
     )
 
@@ -157,9 +157,9 @@ def test_the_executor_allocates_the_slots_of_the_program(case):
     outer, blocks = jnp.ones((1, 1, 4)), ModelState(jnp.ones((program.placement.chunks + 1, 4, 4)))
     data, slots = jnp.ones((microbatches, 2, 3, 4)), program.slots
     with jax.set_mesh(MeshConfig(stage=stages, fsdp=1).build(jax.devices()[:stages])):
-        for keep, rows in ((EVERYTHING, longest), (CHUNK_INPUT, 1)):
-            found = allocated(_toy_parts(), program, outer, blocks, data, keep=keep)
-            assert {len(kept) for kept in found.kept} == {stages * rows * slots.residuals}
+        for residuals, rows in ((EVERYTHING, longest), (CHUNK_INPUT, 1)):
+            found = allocated(_toy_parts(), program, outer, blocks, data, residuals=residuals)
+            assert {len(stored) for stored in found.residuals} == {stages * rows * slots.residuals}
             assert {len(made) for made in jax.tree.leaves(found.deferred)} <= {stages * longest * slots.deferred}
             mailboxes = found.inputs, found.gradients, found.from_previous, found.from_next
             sizes = slots.inputs + 1, slots.gradients + 1, *program.payloads
@@ -190,7 +190,7 @@ def test_every_stage_gets_the_layers_of_its_chunks_and_gradients_find_the_way_ba
         stacked, back = jax.jit(there_and_back)(blocks)
     for stage, held in enumerate(placement.held):
         for place, (_, chunk) in enumerate(held):
-            layers = placement.layers(repeats)[chunk]
+            layers = placement.repeats(repeats)[chunk]
             np.testing.assert_array_equal(stacked[stage, place, : len(layers)], np.array(layers) + 1.0)
     np.testing.assert_array_equal(back, placement.replicas * blocks)
 

@@ -1,4 +1,4 @@
-"""Which stage holds which chunk, and how layers are cut into chunks."""
+"""Which stage holds which chunk, and how repeats are cut into chunks."""
 
 import pytest
 
@@ -16,27 +16,27 @@ def test_a_stage_of_a_bidirectional_v_holds_two_chunks_of_each_copy():
     assert bidirectional(v_shape(4)).held[1] == ((0, 1), (0, 6), (1, 2), (1, 5))
 
 
-@pytest.mark.parametrize(("layers", "sizes"), [(8, [2, 2, 2, 2]), (10, [3, 3, 2, 2]), (4, [1, 1, 1, 1])])
-def test_layers_are_cut_into_consecutive_chunks_that_differ_by_at_most_one(layers, sizes):
-    cut = loop(4).layers(layers)
+@pytest.mark.parametrize(("repeats", "sizes"), [(8, [2, 2, 2, 2]), (10, [3, 3, 2, 2]), (4, [1, 1, 1, 1])])
+def test_layers_are_cut_into_consecutive_chunks_that_differ_by_at_most_one(repeats, sizes):
+    cut = loop(4).repeats(repeats)
     assert [len(chunk) for chunk in cut] == sizes
-    assert [layer for chunk in cut for layer in chunk] == list(range(layers))
+    assert [layer for chunk in cut for layer in chunk] == list(range(repeats))
 
 
 def test_more_chunks_than_layers_are_refused():
     with pytest.raises(
         ValueError, match="model.repeats=7 cannot fill 8 chunks.*nearest model.repeats=8, or a schedule of 4 chunks"
     ):
-        loop(4, 2).layers(7)
+        loop(4, 2).repeats(7)
 
 
 @pytest.mark.parametrize(
-    ("placement", "layers", "near"),
+    ("placement", "repeats", "near"),
     [(loop(8, 2), 7, ", or mesh.stage=3"), (loop(8, 2), 1, ""), (bidirectional(v_shape(8)), 7, ", or mesh.stage=2")],
 )
-def test_too_few_layers_for_one_chunk_a_stage_name_a_number_of_stages_that_they_fill(placement, layers, near):
+def test_too_few_layers_for_one_chunk_a_stage_name_a_number_of_stages_that_they_fill(placement, repeats, near):
     with pytest.raises(ValueError, match=f"nearest model.repeats=16{near}$"):
-        placement.layers(layers)
+        placement.repeats(repeats)
 
 
 @pytest.mark.parametrize(("stages", "near"), [(1, "nearest 2"), (5, "nearest 4 or 6")])

@@ -10,9 +10,9 @@ from tiny import variant
 
 from jaxtrain.nn.remat import FullRemat, NoRemat
 from jaxtrain.pipeline.coloring import Lifetime, color
-from jaxtrain.pipeline.keep import ChunkInput
 from jaxtrain.pipeline.list_scheduling import reorder
 from jaxtrain.pipeline.lower import lower
+from jaxtrain.pipeline.residuals import ChunkInput
 from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
@@ -26,7 +26,7 @@ from jaxtrain.pipeline.schedules.zb_search import ZBSearch
 from jaxtrain.pipeline.simulator import Costs, Link, check_memory, peak_activations, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Unit
 from jaxtrain.pipeline.validation import validate
-from jaxtrain.planning.stage_costs import layer_costs
+from jaxtrain.planning.stage_costs import repeat_costs
 from jaxtrain.train.gradients.pipelined import Pipelined
 
 costs = st.builds(
@@ -57,7 +57,7 @@ def test_costs_of_a_model_give_attention_no_weight_gradient_and_uneven_chunks_th
     heads = 2 * (block.mixer.heads + block.mixer.kv_heads)  # of queries, keys, values and outputs
     products = 2 * model.d_model * (heads * block.mixer.head_dim + 3 * block.mlp.hidden)
     mixing = 4 * block.mixer.heads * block.mixer.head_dim * 6.75
-    found = layer_costs(model, 16, forward_again=True)
+    found = repeat_costs(model, 16, forward_again=True)
     forward = products + mixing
     assert found.backward == pytest.approx((products + 2 * mixing) / forward + 1)
     assert found.weight == pytest.approx(products / forward)
@@ -67,9 +67,9 @@ def test_costs_of_a_model_give_attention_no_weight_gradient_and_uneven_chunks_th
 
 
 def test_stage_remat_runs_all_layers_of_a_chunk_but_the_last_once_more():
-    costs = Pipelined(microbatches=4, schedule=OneFOneB(), keep=ChunkInput()).plan(2, variant(repeats=5), 16).costs
-    layer = layer_costs(variant(repeats=5), 16)
-    assert costs.backward == pytest.approx((3 * layer.backward + 2, 2 * layer.backward + 1))
+    costs = Pipelined(microbatches=4, schedule=OneFOneB(), residuals=ChunkInput()).plan(2, variant(repeats=5), 16).costs
+    repeat = repeat_costs(variant(repeats=5), 16)
+    assert costs.backward == pytest.approx((3 * repeat.backward + 2, 2 * repeat.backward + 1))
 
 
 def test_a_pipeline_packs_its_ticks_by_the_costs_of_its_model():

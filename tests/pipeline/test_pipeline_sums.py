@@ -17,7 +17,7 @@ from jaxtrain.objectives.base import Terms
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
-from jaxtrain.pipeline.keep import ChunkInput, LayerValues
+from jaxtrain.pipeline.residuals import ChunkInput, RepeatResiduals
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
@@ -41,11 +41,11 @@ class Asking(NextToken):
         return NextToken.__call__(self, model, batch, keys)
 
 
-EVERYTHING, CHUNK_INPUT = LayerValues(), ChunkInput()
+EVERYTHING, CHUNK_INPUT = RepeatResiduals(), ChunkInput()
 
 
 @pytest.mark.parametrize(
-    ("schedule", "stages", "remat", "keep"),
+    ("schedule", "stages", "remat", "residuals"),
     [
         (PairedInterleaved(chunks_per_stage=1), 4, None, EVERYTHING),  # nothing moves, B with W
         (VZB(), 2, FullRemat(), EVERYTHING),  # layers move, W apart
@@ -53,9 +53,9 @@ EVERYTHING, CHUNK_INPUT = LayerValues(), ChunkInput()
     ],
     ids=str,
 )
-def test_terms_counts_and_frozen_weights_are_those_without_a_pipeline(schedule, stages, remat, keep):
+def test_terms_counts_and_frozen_weights_are_those_without_a_pipeline(schedule, stages, remat, residuals):
     model = counted(repeats=5 if stages == 2 else 4, **({"remat": remat} if remat else {}))
-    found = pipelined(model, ROWS, schedule, 4, MeshConfig(stage=stages, fsdp=2), keep=keep)
+    found = pipelined(model, ROWS, schedule, 4, MeshConfig(stage=stages, fsdp=2), residuals=residuals)
     desired = unpipelined(model, ROWS)
     assert_close(found, desired, SAME_GRADIENT)
     assert_close(found.value[1].layers.counts, desired.value[1].layers.counts, EXACT)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.peaks import PEAKS, peak_flops
-from jaxtrain.planning.topology import TPUS, compile_absent, devices_of
+from jaxtrain.planning.topology import TPUS, compile_ahead_of_time, devices_of
 
 
 @pytest.mark.parametrize("generation", TPUS)
@@ -37,7 +37,7 @@ def test_a_step_compiled_for_absent_gpus_has_their_collectives():
     mesh = Mesh(np.array(devices_of("h100:1x8")), ("fsdp",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((64, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
     w = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
-    compiled = compile_absent(jax.jit(lambda x, w: x @ w, out_shardings=x.sharding).lower(x, w))
+    compiled = compile_ahead_of_time(jax.jit(lambda x, w: x @ w, out_shardings=x.sharding).lower(x, w))
     assert collectives(compiled.as_text()).bytes("all-gather") == 512 * 512 * 2
     assert memory(compiled).arguments == 2 * (64 + 512) * 512 // 8
 
@@ -54,7 +54,7 @@ def test_a_scan_compiled_for_an_absent_tpu_is_counted_and_weighed():
 
     w = jax.ShapeDtypeStruct((5, 512, 512), jnp.bfloat16, sharding=sharded)
     x = jax.ShapeDtypeStruct((256, 512), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
-    compiled = compile_absent(jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)).lower(w, x))
+    compiled = compile_ahead_of_time(jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)).lower(w, x))
 
     found = collectives(compiled.as_text())
     assert found.bytes("all-gather") == 5 * 512 * 512 * 2
@@ -86,7 +86,7 @@ def test_programs_for_absent_devices_are_not_kept_and_those_for_present_ones_sti
     absent = NamedSharding(Mesh(np.array(devices_of("v5e:2x2")), ("all",), axis_types=(AxisType.Auto,)), P())
     for _ in range(2):
         x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=absent)
-        compile_absent(jax.jit(lambda x: 2 * x).lower(x))
+        compile_ahead_of_time(jax.jit(lambda x: 2 * x).lower(x))
     assert list(kept.iterdir()) == []
     jax.jit(lambda x: 3 * x)(jnp.zeros(8)).block_until_ready()
     assert any("lambda" in path.name for path in kept.iterdir())

@@ -63,13 +63,13 @@ def add_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<eos>"}}')
 
 
-def test_an_imported_run_has_a_configuration_and_a_sound_checkpoint(tiny_folder, tmp_path):
+def test_an_imported_run_has_a_configuration_and_a_valid_checkpoint(tiny_folder, tmp_path):
     assert main(["convert", str(tiny_folder), str(tmp_path / "run")]) == 0
     config = load(tmp_path / "run").config
     assert config.model == presets.qwen3_tiny()
     assert config.data.tokenizer == ByteTokenizer()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    assert checkpoints.latest_sound() == 0
+    assert checkpoints.latest_valid() == 0
     shapes = abstract_model(config.model).shapes
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), shapes)

@@ -116,10 +116,10 @@ class CrashAfter(Hook):
     def name(self) -> str:
         return "crash"
 
-    def after_step(self, run, state, own):
+    def after_step(self, run, state, hook_state):
         if run.step == self.step:
             raise Crash
-        return state, own
+        return state, hook_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +133,9 @@ class Watch(Hook):
     def name(self) -> str:
         return "watch"
 
-    def after_step(self, run, state, own):
+    def after_step(self, run, state, hook_state):
         self.look(run, state)
-        return state, own
+        return state, hook_state
 
 
 def start_command(

@@ -131,7 +131,7 @@ HARM = (
 
 def test_what_was_saved_comes_back(folder):
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.latest_sound() == 3
+        assert checkpoints.latest_valid() == 3
         state = checkpoints.restore_state(3, _target(_state(0)))
         hook = checkpoints.restore_hook(3, "ema", _target({"w": jnp.zeros(4)}))
         assert checkpoints.restore_data(3) == {"rows": 3}
@@ -145,13 +145,13 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(harm
     why = harm(folder / "3")
     left = content(folder / "3")
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.latest_sound() == 2
+        assert checkpoints.latest_valid() == 2
         assert f"checkpoint {folder / '3'} is refused: {why}" in caplog.text
         assert checkpoints.steps() == [1, 2, 3]  # a reader changes nothing
         checkpoints.clear_after(2)
         assert checkpoints.steps() == [1, 2]
-        assert f"checkpoint {folder / '3'} is kept as doubtful-3-1" in caplog.text
-        assert content(folder / "doubtful-3-1") == left
+        assert f"checkpoint {folder / '3'} is kept as invalid-3-1" in caplog.text
+        assert content(folder / "invalid-3-1") == left
         np.testing.assert_array_equal(
             checkpoints.restore_model(2, _target(_state(0).model)).params["w"], _state(2).params["w"]
         )
@@ -166,12 +166,12 @@ def test_a_read_error_that_passes_costs_no_checkpoint(folder, monkeypatch, caplo
     read, before = manifest._digest, content(folder / "3")
     with monkeypatch.context() as failing, Checkpoints(folder) as checkpoints:
         failing.setattr(manifest, "_digest", fail)
-        assert checkpoints.latest_sound() == 2
+        assert checkpoints.latest_valid() == 2
         assert "cannot be read (Input/output error)" in caplog.text
         checkpoints.clear_after(2)
-    assert content(folder / "doubtful-3-1") == before
-    (folder / "doubtful-3-1").rename(folder / "3")
-    assert Checkpoints(folder).latest_sound() == 3
+    assert content(folder / "invalid-3-1") == before
+    (folder / "invalid-3-1").rename(folder / "3")
+    assert Checkpoints(folder).latest_valid() == 3
 
 
 def test_what_a_killed_process_leaves_is_named_and_removed(folder, caplog):
@@ -179,7 +179,7 @@ def test_what_a_killed_process_leaves_is_named_and_removed(folder, caplog):
     for path in (*left, folder / "0.removing"):
         shutil.copytree(folder / "3", path)
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.latest_sound() == 3
+        assert checkpoints.latest_valid() == 3
         checkpoints.clear_after(3)
     for path in left:
         assert f"checkpoint {path} is refused: it was never finished" in caplog.text
@@ -187,11 +187,11 @@ def test_what_a_killed_process_leaves_is_named_and_removed(folder, caplog):
 
 
 def test_copies_and_what_was_renamed_by_hand_are_kept(folder):
-    names = ["007", "3.bak", "3-copy", "doubtful-2-1", "step_9", "٣", "3.orbax-checkpoint-tmp.bak"]
+    names = ["007", "3.bak", "3-copy", "invalid-2-1", "step_9", "٣", "3.orbax-checkpoint-tmp.bak"]
     for name in names:
         shutil.copytree(folder / "3", folder / name)
     with Checkpoints(folder, Retention(keep_last=1)) as checkpoints:
-        assert checkpoints.latest_sound() == 3
+        assert checkpoints.latest_valid() == 3
         checkpoints.clear_after(3)
         checkpoints.save(4, _snapshot(4))
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "4"])
@@ -208,8 +208,8 @@ def test_what_has_the_name_of_a_new_checkpoint_is_set_aside(folder):
     _truncate(folder / "3")
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(3, _snapshot(5))
-    assert Checkpoints(folder).latest_sound() == 3
-    assert (folder / "doubtful-3-1").is_dir()
+    assert Checkpoints(folder).latest_valid() == 3
+    assert (folder / "invalid-3-1").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_the_only_checkpoint_is_not_removed_before_the_next_is_finished(tmp_path
     monkeypatch.setattr("jaxtrain.train.checkpoint.write_manifest", fail)
     with pytest.raises(SaveError, match="No space left on device"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, _snapshot(2))
-    assert Checkpoints(tmp_path).latest_sound() == 1
+    assert Checkpoints(tmp_path).latest_valid() == 1
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
@@ -250,7 +250,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path,
         for step in (1, 2):
             checkpoints.save(step, _snapshot(step))
     assert f"checkpoint {tmp_path / '1'} is no longer needed but cannot be removed: [Errno 13]" in caplog.text
-    assert Checkpoints(tmp_path).latest_sound() == 2
+    assert Checkpoints(tmp_path).latest_valid() == 2
 
 
 def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):
@@ -321,7 +321,7 @@ def test_a_folder_of_any_name_holds_checkpoints(name, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["2"]
     assert [path.name for path in tmp_path.iterdir()] == [Path(name).parts[0]]  # it was written there, and not beside
     with Checkpoints(folder) as checkpoints:
-        assert checkpoints.latest_sound() == 2
+        assert checkpoints.latest_valid() == 2
         assert_close(checkpoints.restore_state(2, _target(_state(0))), _state(2), EXACT)
         np.testing.assert_array_equal(checkpoints.restore_hook(2, "ema", _target({"w": jnp.zeros(4)}))["w"], 4 * [2.0])
         assert checkpoints.restore_data(2) == {"rows": 2}
@@ -344,7 +344,7 @@ def test_a_save_that_could_not_be_restored_costs_no_older_one(lost, folder, monk
         monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", lose)
         checkpoints.save(4, _snapshot(4))
     assert Checkpoints(folder).steps() == [1, 2, 3]
-    assert Checkpoints(folder).latest_sound() == 3
+    assert Checkpoints(folder).latest_valid() == 3
 
 
 def test_a_save_that_cannot_begin_ends_at_once_and_leaves_no_thread_waiting(tmp_path):

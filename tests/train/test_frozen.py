@@ -62,17 +62,17 @@ def test_trees_go_although_the_next_save_has_begun(tmp_path):
     assert [path.name for path in (tmp_path / "frozen").iterdir()] == [read_manifest(tmp_path / "3").frozen]
 
 
-def test_a_tree_that_is_damaged_is_written_again_before_sound_checkpoints_go(tmp_path):
+def test_a_tree_that_is_damaged_is_written_again_before_valid_checkpoints_go(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=2)) as checkpoints:
         _save(checkpoints, 1, base=1.0)
         _save(checkpoints, 2, base=2.0)
     _damage(tmp_path, 2)
     (tmp_path / "frozen" / "0123.saving").mkdir()  # of a process that was killed
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
-        assert checkpoints.latest_sound() == 1
+        assert checkpoints.latest_valid() == 1
         checkpoints.clear_after(1)
         _save(checkpoints, 2, base=2.0)
-    assert Checkpoints(tmp_path).latest_sound() == 2
+    assert Checkpoints(tmp_path).latest_valid() == 2
     assert_close(Checkpoints(tmp_path).restore_state(2, _target(_state(0))), _state(2, base=2.0), EXACT)
     assert not list((tmp_path / "frozen").glob("*.saving"))
 
@@ -89,14 +89,14 @@ def test_a_tree_that_went_and_comes_back_is_written_again(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         for step, base in enumerate((1.0, 2.0, 1.0), 1):
             _save(checkpoints, step, base=base)
-    assert Checkpoints(tmp_path).latest_sound() == 3
+    assert Checkpoints(tmp_path).latest_valid() == 3
 
 
 def test_one_that_is_set_aside_keeps_what_it_refers_to(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         _save(checkpoints, 1, base=1.0)
         checkpoints.check(wait=True)
-        (tmp_path / "1").rename(tmp_path / "doubtful-1-1")
+        (tmp_path / "1").rename(tmp_path / "invalid-1-1")
         _save(checkpoints, 2, base=2.0)
     assert len(list((tmp_path / "frozen").iterdir())) == 2
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_whose_frozen_weights_are_damaged_is_refused(tmp_path, capl
         _save(checkpoints, 2, base=2.0)
     name = _damage(tmp_path, 2)
     before = content(tmp_path)
-    assert Checkpoints(tmp_path).latest_sound() == 1
+    assert Checkpoints(tmp_path).latest_valid() == 1
     assert f"of its frozen weights, frozen/{name}, its file tree/" in caplog.text and "is damaged" in caplog.text
     assert content(tmp_path) == before
 

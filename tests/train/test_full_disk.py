@@ -46,7 +46,7 @@ def test_a_save_that_fails_ends_the_command_with_one_clear_message(data, whole, 
         f"jaxtrain: stopped: checkpoint 10 could not be written to {folder}/checkpoints: File too"
     )
     assert "What was saved before is unharmed" in message and message.count("\n") == 1
-    assert Checkpoints(folder / "checkpoints").latest_sound() == 5
+    assert Checkpoints(folder / "checkpoints").latest_valid() == 5
     assert main(longer) == 0
     assert runs.losses(folder) == whole[:12]
 

@@ -43,9 +43,9 @@ class Record(Hook):
         self.found.append(runs.host_copy(state.params))
         return {}
 
-    def after_step(self, run, state, own):
+    def after_step(self, run, state, hook_state):
         self.found.append(runs.host_copy(state.params))
-        return state, own
+        return state, hook_state
 
 
 def _moving_average(found: list, decay: float):

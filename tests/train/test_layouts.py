@@ -67,7 +67,7 @@ def _assert_is(tree, folder: Path, kind: str) -> None:
 
 def test_a_state_of_layout_1_restores_with_its_moments_and_averages(layout_1):
     with Checkpoints(layout_1 / "checkpoints") as checkpoints:
-        assert checkpoints.latest_sound() == 1
+        assert checkpoints.latest_valid() == 1
         state = checkpoints.restore_state(1, _target())
         average = checkpoints.restore_hook(1, "ema", _target().params)
     assert int(state.step) == 1
@@ -99,5 +99,5 @@ def test_a_checkpoint_of_a_later_layout_is_refused_in_one_line_and_kept(layout_1
     path.write_text(json.dumps({"checkpoint": "1", "layout": 3, "frozen": None, "files": files}))
     before = content(folder)
     with pytest.raises(ValueError, match=r"1 has layout 3, of a later version .* up to 2: use that version"):
-        Checkpoints(folder).latest_sound()
+        Checkpoints(folder).latest_valid()
     assert content(folder) == before

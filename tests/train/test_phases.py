@@ -69,7 +69,7 @@ def test_phases_of_the_same_data_go_on_where_the_one_before_stopped(data):
         next(first)
     next(_feed(data, 8, taken, length=8))  # another stream, with a position of its own
     batch = next(_feed(data, 16, json.loads(json.dumps(taken))))
-    expected = loader(data, split="train", batch_size=16, sequence_length=runs.LENGTH, seed=3, start_row=24)
+    expected = loader(data, split="train", batch_size=16, sequence_length=runs.LENGTH, seed=3, rows_consumed=24)
     np.testing.assert_array_equal(batch.tokens, next(expected).tokens)
 
 

@@ -70,7 +70,7 @@ class Interleaving:
     """An even interleaving of sources in proportion to whole numbers.
 
     Of the first n rows the first source has n - floor(n (S - s) / S), with s its share and S the sum of all shares;
-    the next has the same of what remains, and so on. Every prefix is within one row a source passed over of exact,
+    the next has the same of what remains, and so on. Every prefix is within one row of exact for each source before it,
     and after S rows each source has had exactly its share.
     """
 

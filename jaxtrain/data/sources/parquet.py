@@ -14,7 +14,7 @@ _ROWS_A_READ = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Parquet(Source):
-    """Every row of every file that matches `glob`; nulls are passed over. A key is file:row, from 0."""
+    """Every row of every file that matches `glob`; nulls are skipped. A key is file:row, from 0."""
 
     glob: Glob
     column: str = "text"

@@ -21,7 +21,7 @@ _LEFT_OUT_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "t
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLibrary(Source):
-    """One document a file, in the order of their relative paths. Files that are not UTF-8 are passed over."""
+    """One document a file, in the order of their relative paths. Files that are not UTF-8 are skipped."""
 
     paper: ClassVar[str] = "docs.python.org/3/library"
 

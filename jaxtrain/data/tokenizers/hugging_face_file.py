@@ -65,7 +65,7 @@ def _check_ids(vocab: dict[str, int]) -> None:
 
 
 def _check_read(written: dict[str, Any], model: tokenizers.Tokenizer) -> None:
-    """Raise ValueError where the file says something that the library has passed over."""
+    """Raise ValueError where the file says something that the library has skipped."""
     for token in written.get("added_tokens") or []:
         if model.token_to_id(token["content"]) != token["id"]:
             raise ValueError(f"its added token {token['content']!r} cannot have the id {token['id']}")

@@ -10,14 +10,14 @@ from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, of_stack
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
-from jaxtrain.pipeline.keep import Keep, LayerValues
 from jaxtrain.pipeline.lower import lower
+from jaxtrain.pipeline.residuals import RepeatResiduals, Residuals
 from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.stages import stages_of_mesh
 from jaxtrain.pipeline.table import Table
-from jaxtrain.planning.stage_costs import layer_costs
+from jaxtrain.planning.stage_costs import repeat_costs
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.gradients.base import Loss, Strategy, Value, deal_out
 
@@ -35,7 +35,7 @@ class Pipelined(Strategy):
 
     microbatches: int
     schedule: Schedule = PairedInterleaved()
-    keep: Keep = LayerValues()
+    residuals: Residuals = RepeatResiduals()
     paper: ClassVar[str] = "arXiv:1811.06965"
 
     def __post_init__(self):
@@ -56,25 +56,25 @@ class Pipelined(Strategy):
 
     def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
         """Return the schedule's table for a model, and what its actions cost at this length."""
-        layer, again = self.layer_costs(model, length), self.keep.runs_again
-        schedule = self.schedule.tuned(layer.of_layers(model.repeats / stages, again=again))
+        repeat, again = self.repeat_costs(model, length), self.residuals.recomputes
+        schedule = self.schedule.tuned(repeat.of_repeats(model.repeats / stages, again=again))
         table = schedule.write(stages, self.microbatches)
-        chunks = [len(layers) for layers in table.placement.layers(model.repeats)]
-        return Plan(table, layer.of_chunks(chunks, again=again))
+        chunks = [len(repeats) for repeats in table.placement.repeats(model.repeats)]
+        return Plan(table, repeat.of_chunks(chunks, again=again))
 
-    def layer_costs(self, model: DecoderConfig, length: int) -> Costs:
+    def repeat_costs(self, model: DecoderConfig, length: int) -> Costs:
         """Return what one repeat of the pattern costs, with what remat has its backward run again."""
-        return layer_costs(model, length, forward_again=model.remat.recomputes)
+        return repeat_costs(model, length, forward_again=model.remat.recomputes)
 
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
         program = lower(*self.plan(stages_of_mesh(), loss.model(params).config, batch.tokens.shape[1]))
         data = deal_out(Data(batch, keys, loss.real_tokens), self.microbatches)
-        found = value_and_grad(parts(loss, params), program, *taken_apart(loss, params), data, keep=self.keep)
+        found = value_and_grad(parts(loss, params), program, *taken_apart(loss, params), data, residuals=self.residuals)
         return put_together(loss, found)
 
 
 class Data(NamedTuple):
-    """What the layers of a microbatch are told, besides their own arrays."""
+    """What the repeats of a microbatch are told, besides their own arrays."""
 
     batch: Batch
     keys: Keys | None
@@ -90,7 +90,7 @@ def taken_apart(loss: Loss, params: ParamTree) -> tuple[ParamTree, ModelState]:
 def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
     """Return value and gradient as other strategies do."""
     value, terms = found.head
-    layers = whole(found.layers)
+    layers = whole(found.repeats)
     gradient = {**found.outer_gradient, "stacks": {"blocks": found.blocks_gradient}}
     return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
@@ -109,7 +109,7 @@ class _BlocksHaveRun:
         """
         if batch is not self._batch or taps:
             raise ValueError(
-                "gradients=Pipelined(...) runs the blocks once, over the batch as it is, and keeps no taps; "
+                "gradients=Pipelined(...) runs the blocks once, over the batch as it is, and has no taps; "
                 "this objective asks for more: use Accumulate(...)"
             )
         self._batch = None
@@ -132,7 +132,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
         y, _, sums, _ = pattern(own, x, context, model.no_states())
         return y, sums
 
-    def layer(weights, told, x):
+    def with_loss(weights, told, x):
         data, index, frozen, buffers = told
         context = context_of(data.batch, data.keys).in_layer(index)
         y, sums = config.remat.wrap(repeat)(x, ModelState(weights, frozen, buffers), context)
@@ -145,9 +145,9 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
 
     return Parts(
         embed=embed,
-        layer=layer,
+        repeat=with_loss,
         head=head,
         outer_axes={name: leaf for name, leaf in model.axes().params.items() if name != "stacks"},
-        layer_axes=model.layer_axes(),
+        repeat_axes=model.repeat_axes(),
         compute_dtype=config.compute_dtype,
     )

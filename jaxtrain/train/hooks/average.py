@@ -35,11 +35,11 @@ class ExponentialMovingAverage(Hook):
     def initial_state(self, state: TrainState) -> ParamTree:
         return _copy(state.params)  # the step donates its own
 
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
-        return state, _move(own, state.params, self.decay)
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
+        return state, _move(hook_state, state.params, self.decay)
 
-    def averaged_params(self, own: ParamTree) -> ParamTree:
-        return own
+    def averaged_params(self, hook_state: ParamTree) -> ParamTree:
+        return hook_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,17 +72,17 @@ class LatestWeightAverage(Hook):
         queue = [_to_host(_copy(state.params)) for _ in range(self.window)]
         return {"queue": queue, "filled": jnp.zeros_like(state.step)}
 
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if run.step % self.every_steps:
-            return state, own
-        queue = [*own["queue"][1:], _to_host(_copy(state.params))]
-        return state, {"queue": queue, "filled": jnp.minimum(own["filled"] + 1, self.window)}
+            return state, hook_state
+        queue = [*hook_state["queue"][1:], _to_host(_copy(state.params))]
+        return state, {"queue": queue, "filled": jnp.minimum(hook_state["filled"] + 1, self.window)}
 
-    def averaged_params(self, own: ParamTree) -> ParamTree | None:
-        filled = int(own["filled"])
+    def averaged_params(self, hook_state: ParamTree) -> ParamTree | None:
+        filled = int(hook_state["filled"])
         if filled == 0:
             return None
-        newest = own["queue"][-filled:]
+        newest = hook_state["queue"][-filled:]
         total = functools.reduce(
             lambda total, params: _add(total, _to_device(params)), newest[1:], _to_device(newest[0])
         )

@@ -67,8 +67,8 @@ class Hook(Technique):
     def name(self) -> str: ...
 
     @abstractmethod
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
-        """Look at, or replace, the training state; return it and the hook's own new state."""
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
+        """Look at, or replace, the training state; return it and the hook's new state."""
 
     def check(self, where: str, model: DecoderConfig, tokenizer: Tokenizer) -> None:
         """Raise ValueError for what would otherwise end the run when the hook is due; its key is `where`."""
@@ -77,7 +77,7 @@ class Hook(Technique):
         """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
         return {}
 
-    def averaged_params(self, own: ParamTree) -> ParamTree | None:
+    def averaged_params(self, hook_state: ParamTree) -> ParamTree | None:
         """Return parameters to evaluate and export in place of the model's, if the hook makes any."""
         return None
 

@@ -35,7 +35,7 @@ class Checkpoint(Hook):
         kept = Retention(keep_last=self.keep_last, keep_every_steps=self.keep_every_steps)
         return Saving(self.every_steps, kept)
 
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
             run.save(state)
-        return state, own
+        return state, hook_state

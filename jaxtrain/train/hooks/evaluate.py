@@ -29,11 +29,11 @@ class Evaluate(Hook):
     def validation_batches(self) -> int:
         return self.batches
 
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
             for name, model in run.evaluation_models(state).items():
                 loss, tokens = run.evaluate(model, batches=self.batches)
                 label = f"validation_loss_{name}" if name else "validation_loss"
                 run.write({label: loss, "validation_tokens": tokens})
                 run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {tokens:,.0f} tokens")
-        return state, own
+        return state, hook_state

@@ -45,9 +45,9 @@ class Sample(Hook):
                 f"shorten them or raise max_length"
             )
 
-    def after_step(self, run: RunView, state: TrainState, own: ParamTree) -> tuple[TrainState, ParamTree]:
+    def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
             model = list(run.evaluation_models(state).values())[0]
             text = run.sample(model, self.prompt, tokens=self.tokens, temperature=self.temperature)
             run.say(f"step {run.step}: sample\n{text}\n")
-        return state, own
+        return state, hook_state

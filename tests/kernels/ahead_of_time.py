@@ -1,4 +1,4 @@
-"""Kernels compiled for hardware that is not there, each by its own compiler."""
+"""Ahead-of-time compilation of kernels for a topology, by the compiler of each platform."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.planning.topology import compile_absent, devices_of
+from jaxtrain.planning.topology import compile_ahead_of_time, devices_of
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 H100 = "h100:1x1"
@@ -35,4 +35,4 @@ def compile_for(topology: str, function: Callable[..., Any], *arguments: Any) ->
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments)
     with jax.set_mesh(mesh):
         lowered = jax.jit(function).lower(*shapes)
-        return compile_absent(lowered, compiler_options=QUICKLY if topology == H100 else None)
+        return compile_ahead_of_time(lowered, compiler_options=QUICKLY if topology == H100 else None)

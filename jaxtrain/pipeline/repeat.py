@@ -1,16 +1,16 @@
-"""One layer taken apart into F, B, W, and B with W at once, as plain functions of arrays.
+"""One repeat taken apart into F, B, W, and B with W at once, as plain functions of arrays.
 
-A layer is traced once. What automatic differentiation keeps for the backward is divided in two: what depends on the
-layer's input is kept; the rest (weights laid out for use, masks, rotary angles, dropout noise) is computed again from
-the weights and the microbatch, so that no weight ever lies in an activation buffer. With a remat policy the layer keeps
-what the policy keeps, and the recomputation is part of B.
+A repeat is traced once. Its residuals, what automatic differentiation saves for the backward, are divided in two. Those
+that depend on the repeat's input are stored. The others (weights laid out for use, masks, rotary angles, dropout noise)
+are recomputed from the weights and the microbatch, so no weight ever lies in an activation buffer. A remat policy
+decides what a repeat saves; its recomputation is part of B.
 
-What a layer adds to the loss itself (balance and z-losses) is a second result, whose cotangent is one in every B. Its
-sums come out of F alone, so that running a layer again counts nothing twice.
+What a repeat adds to the loss itself (balance and z-losses) is a second result, whose cotangent is one in every B. Its
+sums come out of F alone, so that running a repeat again counts nothing twice.
 
 The backward is one list of equations. Those that the input's gradient needs are B; those that only the weights' need
 are W (Qi et al., 2023, arXiv:2401.10241). Values that B computes and W reads are deferred, so W repeats no matrix
-product of B. What W can have from the kept values without one, it computes again rather than have it stored.
+product of B. What W can compute from the residuals without one is recomputed, not stored.
 """
 
 from collections.abc import Callable
@@ -29,44 +29,51 @@ from jaxtrain.pipeline.slots import Arrays, Tree
 Apply = Callable[[Tree, Tree, jax.Array], tuple[tuple[jax.Array, jax.Array | None], Tree]]
 
 
-class Layer(NamedTuple):
-    """The units of a layer. Lists of arrays pass between them: `kept` from F to B and W, `deferred` from B to its W."""
+class Repeat(NamedTuple):
+    """The units of one repeat, as functions of its weights, the data of the microbatch and arrays.
 
-    forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree, Arrays]]  # (weights, data, x) -> (y, sums, kept)
-    keep: Callable[[Tree, Tree, jax.Array], Arrays]  # (weights, data, x) -> kept, what F does for B alone
-    backward: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Tree]]  # (.., kept, dy) -> (dx, dweights)
-    input_gradient: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Arrays]]  # -> (dx, deferred)
-    weight_gradient: Callable[[Tree, Tree, Arrays, Arrays], Tree]  # (weights, data, kept, deferred) -> dweights
+    forward(weights, data, x) -> y, sums, residuals
+    residuals(weights, data, x) -> residuals, by the equations of F that they need
+    backward(weights, data, residuals, dy) -> dx, dweights
+    input_gradient(weights, data, residuals, dy) -> dx, deferred
+    weight_gradient(weights, data, residuals, deferred) -> dweights
+    """
+
+    forward: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree, Arrays]]
+    residuals: Callable[[Tree, Tree, jax.Array], Arrays]
+    backward: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Tree]]
+    input_gradient: Callable[[Tree, Tree, Arrays, jax.Array], tuple[jax.Array, Arrays]]
+    weight_gradient: Callable[[Tree, Tree, Arrays, Arrays], Tree]
 
 
-def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Layer:
-    """Return the units of a layer for arguments like these.
+def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Repeat:
+    """Return the units of a repeat for arguments like these.
 
     Only their shapes matter, and in a shard_map over which axes they vary, so this is called where the units will be.
     """
-    forward, keep, pull = _forward(apply, weights, data, x)
+    forward, residuals_alone, pull = _forward(apply, weights, data, x)
 
-    def backward(weights, data, kept, dy):
-        dweights, dx = pull(weights, data, kept, dy)
+    def backward(weights, data, residuals, dy):
+        dweights, dx = pull(weights, data, residuals, dy)
         return dx, dweights
 
-    y, _, kept = forward(weights, data, x)
-    arguments = weights, data, kept, y
+    y, _, residuals = forward(weights, data, x)
+    arguments = weights, data, residuals, y
     first, second = _split(divide_backward(trace(backward, *arguments), *arguments))
     structure = jax.tree.structure(weights)
 
-    def input_gradient(weights, data, kept, dy):
-        dx, *deferred = run(first, weights, data, kept, dy)
+    def input_gradient(weights, data, residuals, dy):
+        dx, *deferred = run(first, weights, data, residuals, dy)
         return dx, _slim(deferred)
 
-    def weight_gradient(weights, data, kept, deferred):
-        return structure.unflatten(run(second, weights, data, kept, deferred))
+    def weight_gradient(weights, data, residuals, deferred):
+        return structure.unflatten(run(second, weights, data, residuals, deferred))
 
-    return Layer(forward, keep, backward, input_gradient, weight_gradient)
+    return Repeat(forward, residuals_alone, backward, input_gradient, weight_gradient)
 
 
 def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Callable, Callable, Callable]:
-    """Return F, the part of it that leads to the values it keeps, and what pulls dy back with them."""
+    """Return F, the part of it that computes its residuals, and the pullback of dy from those residuals."""
     structures = []
 
     def with_residuals(weights, data, x):
@@ -79,21 +86,21 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
     (pulls, of_sums, adds_to_loss), (y, *others) = structures[0], jaxpr.outvars
     sums, residuals = others[: of_sums.num_leaves], others[of_sums.num_leaves :]
     *others, source = jaxpr.invars
-    kept = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
-    first, for_kept = part(jaxpr, jaxpr.invars, [y, *sums, *kept]), part(jaxpr, jaxpr.invars, kept)
-    again = part(jaxpr, [*others, *kept], residuals)
+    stored = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
+    whole, for_stored = part(jaxpr, jaxpr.invars, [y, *sums, *stored]), part(jaxpr, jaxpr.invars, stored)
+    again = part(jaxpr, [*others, *stored], residuals)
 
     def forward(weights, data, x):
-        y, *values = run(first, weights, data, x)
+        y, *values = run(whole, weights, data, x)
         return y, of_sums.unflatten(values[: len(sums)]), _slim(values[len(sums) :])
 
-    def keep(weights, data, x):
-        return _slim(run(for_kept, weights, data, x))
+    def residuals_alone(weights, data, x):
+        return _slim(run(for_stored, weights, data, x))
 
-    def pull(weights, data, kept, dy):
-        return pulls.unflatten(run(again, weights, data, kept))((dy, jnp.float32(1) if adds_to_loss else None))
+    def pull(weights, data, residuals, dy):
+        return pulls.unflatten(run(again, weights, data, residuals))((dy, jnp.float32(1) if adds_to_loss else None))
 
-    return forward, keep, pull
+    return forward, residuals_alone, pull
 
 
 def _slim(values: Arrays) -> Arrays:
