@@ -1,4 +1,4 @@
-"""The facts about a parameter, which lie on it and which all that handles parameters reads."""
+"""The facts about a parameter: its axes, its kind, and whether it may be cast. They are stored on its variable."""
 
 import enum
 from dataclasses import dataclass, replace
@@ -7,19 +7,20 @@ STACK = "repeats"  # the leading axis of parameters that are stacked over the re
 
 
 class Kind(enum.Enum):
-    """What a parameter is to those who update, move and quantize it."""
+    """The kind of a parameter. It decides how the parameter is updated, moved and quantized."""
 
     MATRIX = "matrix"  # multiplies activations
     VECTOR = "vector"  # a scale, a bias or a rate, whatever axes it has
     TABLE = "table"  # rows are looked up in it
-    CODES = "codes"  # quantized weights: no arithmetic but their own
+    CODES = "codes"  # quantized weights, for which only their own operations are defined
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Logical names of the axes, the kind, and whether a gather may convert to the compute dtype.
+    """Logical names of the axes, the kind, and whether a gather may cast to the compute dtype.
 
-    Not a tuple, so that it is a leaf in a tree of facts that has the structure of the parameters.
+    Not a tuple: JAX takes a tuple for a subtree, and this is a leaf in trees of facts, which are nested like the
+    parameters.
     """
 
     names: tuple[str | None, ...]
@@ -32,7 +33,7 @@ class Axes:
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay falls on it."""
+        """Whether weight decay applies to it."""
         return self.kind in (Kind.MATRIX, Kind.TABLE)
 
     def stacked(self) -> "Axes":

@@ -28,7 +28,8 @@ from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
 from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
-DIMENSIONS = {"repeats": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}  # what may stay whole
+# The keys of the dimensions that may be replicated.
+DIMENSIONS = {"repeats": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,20 +85,20 @@ class TrainConfig:
         self._check_learning_rates()
         data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
-            for each in data:
-                hook.check(f"hooks[{index}]", self.model, each.tokenizer)
+            for data_config in data:
+                hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
 
     def _check_learning_rates(self) -> None:
-        """Find now what would otherwise end the run when a phase is entered."""
+        """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""
         for span in spans(self.phases):
-            where = "optimizer" if span.phase.learning_rate is None else f"phases[{span.index}]"
+            where = "optimizer" if span.phase.learning_rate is None else f"phases[{span.number}]"
             try:
                 learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
             except ValueError as error:
                 raise ValueError(f"{where}.learning_rate: {error}") from error
 
     def check_memory(self, room: Room) -> None:
-        """Raise ValueError where the run cannot fit."""
+        """Raise ValueError if the run cannot fit in the memory of `room`."""
         check_run(
             model=self.model,
             optimizer=self.optimizer,
@@ -109,7 +110,7 @@ class TrainConfig:
         )
 
     def check_devices(self, devices: int) -> None:
-        """Raise ValueError where this many devices cannot run the configuration, naming the key and the remedy."""
+        """Raise ValueError if this many devices cannot run the configuration, naming the key and the remedy."""
         _, shapes, axes = abstract_model(self.model)
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
@@ -124,7 +125,7 @@ class TrainConfig:
             shardings(axes, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
     def remarks(self, devices: int) -> list[str]:
-        """Return what these devices hold more than once because the mesh does not divide it."""
+        """Return a line for each dimension that devices replicate because the mesh axes do not divide it."""
         _, shapes, axes = abstract_model(self.model)
         lines: dict[str, None] = {}
         for phase in self.phases:
@@ -152,13 +153,13 @@ class TrainConfig:
             )
 
     def _other_microbatches(self, rows: int, stages: int) -> str:
-        """The end of an error: the nearest numbers of microbatches that cut so many rows of a device evenly."""
+        """Return the end of an error message: the nearest numbers of microbatches that divide a device's `rows`."""
 
         def first(numbers: Iterable[int]) -> list[int]:
             return list(islice((n for n in numbers if rows % n == 0 and self._can_run(n, stages)), 1))
 
         now = self.gradients.microbatches
-        most = min(rows, 4 * max(now, stages))  # tables of many more take long to write, and are not near
+        most = min(rows, 4 * max(now, stages))  # schedule tables of many more take long to write
         fits = first(range(min(now - 1, rows), 0, -1)) + first(range(now + 1, most + 1))
         return f", or gradients.microbatches={' or '.join(map(str, fits))}" if fits else ""
 
@@ -188,9 +189,9 @@ class TrainConfig:
         profile_steps: int = 0,
         lock: RunLock | None = None,
     ) -> Trainer:
-        """Return the run of this configuration in a folder, on all devices unless told which.
+        """Return the Trainer of this configuration in a run folder. `devices` are all devices by default.
 
-        `lock` is that of the folder, where the caller holds it already.
+        `lock` is the lock of the folder, if the caller already holds it.
         """
         used = jax.devices() if devices is None else devices
         self.check_memory(room_of(used))

@@ -14,12 +14,12 @@ from jaxtrain.axes import Axes
 from jaxtrain.mesh import OUTER
 from jaxtrain.sharding import axis_size, parameter_spec
 
-GATHERED = ("fsdp", OUTER)  # axes over which a parameter is stored in shards and gathered for use, the last first
+GATHERED = ("fsdp", OUTER)  # mesh axes over which parameters are stored in shards; a gather takes the last first
 
 
 def lay_out(params, axes):
-    """Lay a tree of parameters, or of their gradients, out in shards."""
-    return jax.tree.map(lambda own, w: _place(w, own.names, ()), axes, params)
+    """Return a tree of parameters, or of their gradients, constrained to the layout of the shards."""
+    return jax.tree.map(lambda facts, w: _place(w, facts.names, ()), axes, params)
 
 
 def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
@@ -38,23 +38,22 @@ def of_repeat(params, repeat: jax.Array):
         if stages == 1 or len(stack) % stages:
             return stack[repeat]
         by_stage = stack.reshape(stages, -1, *stack.shape[1:])
-        at_stage, position = repeat // by_stage.shape[1], repeat % by_stage.shape[1]
-        there = jnp.arange(stages).reshape(-1, *(1,) * (stack.ndim - 1)) == at_stage
-        own = jnp.where(there, jax.lax.dynamic_index_in_dim(by_stage, position, axis=1, keepdims=False), 0)
-        return jax.lax.reduce(own, jnp.zeros((), own.dtype), jax.lax.add, (0,))
+        at_stage, index = repeat // by_stage.shape[1], repeat % by_stage.shape[1]
+        is_stored = jnp.arange(stages).reshape(-1, *(1,) * (stack.ndim - 1)) == at_stage
+        parts = jnp.where(is_stored, jax.lax.dynamic_index_in_dim(by_stage, index, axis=1, keepdims=False), 0)
+        return jax.lax.reduce(parts, jnp.zeros((), parts.dtype), jax.lax.add, (0,))
 
     return jax.tree.map(one, params)
 
 
 def narrow_gradients(params, axes, dtype):
-    """Return the same parameters; gradients of those that a gather casts are in `dtype` rather than in their own.
+    """Return the parameters unchanged. Gradients of those that a gather casts are in `dtype`, not in the parameter's.
 
-    They are computed and summed over devices in the compute dtype, so that widening them loses and gains nothing. Done
-    before a scan over stacked parameters, the stack of their gradients, the largest buffer of a train step, takes half
-    the memory in bf16; it is widened behind the scan, where it is read.
+    These gradients are computed and summed over devices in the compute dtype, so keeping them in it loses nothing. The
+    stack of gradients that a scan over stacked parameters builds is the largest buffer of a train step. Called before
+    the scan, this makes it take half the memory in bf16. The stack is widened after the scan, where it is read.
     """
-
-    return jax.tree.map(lambda own, w: _narrow_gradient(w, np.dtype(dtype)) if own.cast else w, axes, params)
+    return jax.tree.map(lambda facts, w: _narrow_gradient(w, np.dtype(dtype)) if facts.cast else w, axes, params)
 
 
 def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -64,40 +63,41 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def narrow(params, axes, dtype):
-    """Return the parameters as a gather casts them, for where a copy of them is made anyway."""
-    return jax.tree.map(lambda own, w: w.astype(dtype) if own.cast else w, axes, params)
+    """Return the parameters cast as a gather casts them. For use where a copy of them is made anyway."""
+    return jax.tree.map(lambda facts, w: w.astype(dtype) if facts.cast else w, axes, params)
 
 
 def gather(params, axes, dtype):
-    """Return parameters ready for use: those that may be cast in the compute dtype, all of them whole along `fsdp`.
+    """Return parameters ready for use: whole along `fsdp`, and in the compute dtype where they may be cast.
 
-    Called where a layer uses its parameters, so inside the scan over layers only one layer is whole at a time.
+    Call it where a layer uses its parameters: inside the scan over layers only one layer is then whole at a time.
     Vectors (norm scales, biases) keep their dtype. Gradients come back in the layout of the shards.
     """
 
-    def one(own: Axes, w):
-        to = np.dtype(dtype) if own.cast else w.dtype
+    def one(facts: Axes, w):
+        to = np.dtype(dtype) if facts.cast else w.dtype
         if not jnp.issubdtype(to, jnp.floating):
-            return _place(_place(w, own.names, GATHERED[1:]), own.names, GATHERED)
-        return _gather(_narrow_gradient(w, to), own.names, to)
+            return _place(_place(w, facts.names, GATHERED[1:]), facts.names, GATHERED)
+        return _gather(_narrow_gradient(w, to), facts.names, to)
 
     return jax.tree.map(one, axes, params)
 
 
 def scatter_gradients(gradients, axes):
     """Return the gradients of gathered parameters, summed over devices into the layout of the shards."""
-    return jax.tree.map(lambda own, dw: _scatter(dw, own.names), axes, gradients)
+    return jax.tree.map(lambda facts, dw: _scatter(dw, facts.names), axes, gradients)
 
 
 def _scatter(dw: jax.Array, names: tuple) -> jax.Array:
-    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. Constraining the
-    # gradient to the layout of the shards lets the compiler reduce-scatter.
+    # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. A constraint of the
+    # gradient to the layout of the shards lets the compiler reduce-scatter it.
     return _place(_place(dw, names, GATHERED[1:]), names, ())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(w, names, dtype):
-    # The first constraint keeps the cast on the shards, so that what travels is in `dtype`; then one hop an axis.
+    # The first constraint makes the cast run on the shards, so that the all-gathers move values in `dtype`. Then one
+    # all-gather for each mesh axis.
     w = _place(_round(jax.lax.convert_element_type(w, jnp.float32), dtype), names, ())
     return _place(_place(w, names, GATHERED[1:]), names, GATHERED)
 
@@ -114,8 +114,8 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _round(w: jax.Array, dtype: np.dtype) -> jax.Array:
-    # XLA moves a plain cast of the stacked weights out of the scan over layers and keeps a second copy of all of them;
-    # an explicit rounding to the same bits it leaves where it is.
+    # XLA hoists a plain cast of the stacked weights out of the scan over layers, and so keeps a second copy of all of
+    # them. It leaves reduce_precision, which rounds to the same bits, where it is.
     if dtype == jnp.bfloat16:
         w = jax.lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
     return w.astype(dtype)

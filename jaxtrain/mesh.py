@@ -1,6 +1,6 @@
 """The named device mesh: its axes, and how devices are laid out along them.
 
-Axes are Auto: the compiler partitions. What lies on which axis is told in `sharding`.
+The axes are Auto: the compiler partitions over them. The rules of what is split over which axis are in `sharding`.
 """
 
 import math
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh
 
 AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")  # slowest links first
-OUTER = "fsdp_outer"  # a mesh has it, after `fsdp`, where the devices of `fsdp` fill more than a plane of a 3-D torus
+OUTER = "fsdp_outer"  # a mesh has it, after `fsdp`, where the devices of `fsdp` span more than a plane of a 3-D torus
 
 
 class MisfitError(ValueError):
-    """A mesh and a number of devices that do not go together; `needed` devices, or a multiple of them, would."""
+    """A mesh does not fit a number of devices. It fits `needed` devices, or a multiple of them."""
 
     def __init__(self, message: str, needed: int):
         super().__init__(message)
@@ -26,13 +25,13 @@ class MisfitError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshConfig:
-    """Devices along each axis. One of them may be -1: whatever the other axes leave over."""
+    """The number of devices along each axis. One of them may be -1: what the other axes leave over."""
 
     replica: int = 1
     stage: int = 1
     data: int = 1
     fsdp: int = -1
-    expert: ClassVar[int] = 1  # the axis waits for mixtures of experts
+    expert: ClassVar[int] = 1  # reserved for mixtures of experts
     context: int = 1
     tensor: int = 1
 
@@ -45,7 +44,7 @@ class MeshConfig:
             raise ValueError("mesh: only one axis can be -1, what the others leave over; give the rest a number")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
-        """Return the axis sizes for so many devices. Raises MisfitError where they do not multiply to it."""
+        """Return the axis sizes for a number of devices. Raises MisfitError where they do not multiply to it."""
         given = [getattr(self, name) for name in AXES]
         known = math.prod(size for size in given if size != -1)
         sizes = tuple(devices // known if size == -1 else size for size in given)
@@ -60,23 +59,23 @@ class MeshConfig:
         return sizes
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """Return the mesh over `devices` (all devices by default), laid out along the fast links."""
+        """Return the mesh over `devices` (all devices by default), with the last axes along the fastest links."""
         devices = jax.devices() if devices is None else devices
         shape = dict(zip(AXES, self.sizes(len(devices)), strict=True))
-        outer = _hops_outside_a_plane(devices, shape["fsdp"])
+        outer = _planes_spanned(devices, shape["fsdp"])
         if outer > 1:
             upto = {name: shape[name] for name in AXES[: AXES.index("fsdp") + 1]}
             shape = upto | {OUTER: outer} | shape | {"fsdp": shape["fsdp"] // outer}
         types = (AxisType.Auto,) * len(shape)
-        return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=np.asarray(devices))
+        return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=list(devices))
 
 
-def _hops_outside_a_plane(devices: Sequence[jax.Device], fsdp: int) -> int:
-    """Return into how many planes of a TPU's torus an fsdp group reaches, 1 if one plane holds it.
+def _planes_spanned(devices: Sequence[jax.Device], fsdp: int) -> int:
+    """Return how many planes of a TPU's torus an fsdp group spans.
 
-    XLA for TPU has no all-gather and no reduce-scatter over a group that spans three dimensions of the torus, only
-    an all-reduce of the whole, which moves twice as much. In two hops it has both: between planes first, while the
-    pieces are small, then within them.
+    XLA for TPU has no all-gather and no reduce-scatter over a group that spans three dimensions of the torus, only an
+    all-reduce of the whole, which moves twice as much. It has both in two hops: first between planes, while the pieces
+    are small, then within each plane.
     """
     if devices[0].platform != "tpu":
         return 1

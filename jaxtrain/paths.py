@@ -1,7 +1,7 @@
-"""What a field of a configuration that names files is annotated with, so that a run can go by the same files later."""
+"""Annotations of configuration fields that name files, so that a resumed run reads the same files."""
 
 type FilePath = str
-"""A file that the numbers of a run rest on. The run folder keeps a copy, which the run then goes by."""
+"""A file that the results of a run depend on. The run folder keeps a copy, which the run reads from then on."""
 
 type Glob = str
-"""Files too many to copy, by a pattern or a URL. The run names them so that they are found from any working folder."""
+"""A pattern or a URL of files, too many to copy. The run names them so that they are found from any working folder."""

@@ -1,8 +1,9 @@
-"""A folder under a name that no library reads as anything but a name.
+"""A path to a folder that no library reads as anything but a path.
 
-Orbax takes the characters [, * and ? of a path for a pattern (a save into `lr[3e-4]` then lacks the file without which
-it cannot be restored), TensorStore a backslash for a slash and bytes that are not UTF-8 for an error, etils /gs/... for
-a bucket. What their next versions take for something else is not known, so all but plain characters go through a link.
+Orbax reads the characters [, * and ? of a path as a pattern: a save into `lr[3e-4]` then lacks a file without which it
+cannot be restored. TensorStore reads a backslash as a slash, and fails on bytes that are not UTF-8. etils reads /gs/...
+as a bucket. Their next versions may read other characters in such a way, so a path that has any but plain characters
+is replaced by a temporary link.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ _PLAIN = re.compile(r"(?!/(gs|s3|az|hf)(/|$))[\w/.,+=@-]*", re.ASCII)
 
 @contextlib.contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """Give an absolute path to a folder that exists: its own if that is plain, or else that of a temporary link.
+    """Yield an absolute path to a folder that exists: its own if that is plain, else that of a temporary link.
 
-    The link is gone when the `with` ends; it is not kept for long because systems clean their temporary folders.
+    The link is removed when the `with` ends. It is not kept for long because systems clean their temporary folders.
 
     Raises:
         ValueError: a link is needed, and the path of the folder for temporary files is not plain either.

@@ -1,17 +1,17 @@
-"""The ranges of the numbers of a configuration: out of them a run would end at some later step, or train nothing."""
+"""Checks of the numbers of a configuration. One out of range would end the run at a later step, or train nothing."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-LEAST_FLOAT32 = 2.0**-126  # devices compute with 0 in place of what is smaller, and cannot divide by it
+LEAST_FLOAT32 = 2.0**-126  # devices flush smaller numbers to 0, and cannot divide by them
 GREATEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 ABOVE_0 = "must be above 0 in float32 (1.2e-38 to 3.4e38)"
 COUNTED = 1 << 31  # steps, positions and tokens are 32-bit integers on the devices
 
 
 def check_integers(config: Any, where: str = "") -> None:
-    """Raise ValueError where an integer anywhere in a configuration is larger than a machine's."""
+    """Raise ValueError where an integer anywhere in a configuration does not fit in 64 bits."""
     match config:
         case int() if abs(config) >= 1 << 63:
             raise ValueError(f"{where}={config}: no integer of a configuration may reach 2^63")
@@ -24,7 +24,7 @@ def check_integers(config: Any, where: str = "") -> None:
 
 
 def check_at_least_one(config: Any, *names: str) -> None:
-    """Raise ValueError where one of the fields is not a size."""
+    """Raise ValueError where one of the fields is below 1."""
     _check(config, names, lambda value: value >= 1, "must be at least 1")
 
 
@@ -60,5 +60,5 @@ def _is_positive(value: float) -> bool:
 
 def _check(config: Any, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:
     for name in names:
-        if not holds(getattr(config, name)):  # which a value that is not a number never does
+        if not holds(getattr(config, name)):  # false for NaN, too
             raise ValueError(f"{name}={getattr(config, name)}: {rule}")

@@ -1,10 +1,10 @@
-"""Where arrays lie: the one table from logical axis names to mesh axes, and the layouts that follow from it.
+"""The rules from logical axes to mesh axes, and the layouts of arrays that follow from them.
 
-Layers name the axes of their parameters and activations (`embed`, `heads`, `batch`, ...). This file alone knows which
-mesh axis each name lies on, so a layer runs unchanged on one device and on a pod.
+Layers name the axes of their parameters and activations (`embed`, `heads`, `batch`, ...). Only this file knows which
+mesh axes split each of them, so a layer runs unchanged on one device and on a pod.
 
 The tensor axis is Shoeybi et al. (2019), arXiv:1909.08053, with activations sharded over the sequence between the
-layers, Korthikanti et al. (2022), arXiv:2205.05198. Parameters that are stored in shards of `fsdp` are gathered in
+layers, Korthikanti et al. (2022), arXiv:2205.05198. Parameters stored in shards over `fsdp` are gathered by
 `fully_sharded`.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.axes import Axes
 from jaxtrain.mesh import OUTER
+from jaxtrain.shapes import ModelState, ParamTree
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
@@ -26,9 +27,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
-    "rank": (),  # the narrow side of a product of two thin matrices
+    "rank": (),  # the inner axis of a low-rank product
     "mlp": ("tensor",),
-    "vocab": ("stage", "tensor"),  # every stage has its part of embedding and head
+    "vocab": ("stage", "tensor"),  # every stage has a part of the embedding and of the head
     "width": (),  # vectors of model width: norm scales, output biases
     "places": (),  # learned positions
     # activations
@@ -37,18 +38,19 @@ RULES: dict[str, tuple[str, ...]] = {
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
-MAY_REPLICATE = ("repeats", "kv_heads", "vocab")  # where the axes do not divide them, split over the last ones or whole
+# Where not all mesh axes divide them, these are split over the last ones that do, or replicated.
+MAY_REPLICATE = ("repeats", "kv_heads", "vocab")
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Return over how many devices the rows of a batch are split."""
+    """Return the number of devices over which the rows of a batch are split."""
     return _product(RULES["batch"], mesh)
 
 
 def axis_size(name: str, size: int = 0) -> int:
-    """Return over how many devices a logical axis is split in the mesh at hand; 1 outside a mesh.
+    """Return the number of devices over which the current mesh splits a logical axis; 1 outside a mesh.
 
-    Where the devices do not divide its `size`, it may be split over fewer of them.
+    An axis that may be replicated is split over fewer devices where not all of them divide its `size`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else _product(_dividing(name, size, _axes(name, mesh), mesh), mesh)
@@ -59,29 +61,29 @@ def _product(axes: tuple[str, ...], mesh) -> int:
 
 
 def _axes(name: str | None, mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the mesh axes of a logical axis; inside a region, without its manual axes, over which it is split."""
+    """Return the mesh axes of a logical axis, without a region's manual axes: over those it is split already."""
     left_out = (*drop, *mesh.manual_axes)
     return () if name is None else tuple(axis for axis in RULES[name] if axis in mesh.shape and axis not in left_out)
 
 
 def _dividing(name: str | None, size: int, axes: tuple[str, ...], mesh) -> tuple[str, ...]:
-    """Return the axes over which a dimension is split: all of them, or the last ones that divide it where it may."""
+    """Return the axes over which a dimension is split: all, or the last ones that divide it if it may be replicated."""
     while name in MAY_REPLICATE and size % _product(axes, mesh):
         axes = axes[1:]
     return axes
 
 
 def activation_spec(names: Sequence[str | None], shape: Sequence[int], mesh) -> P:
-    """Return the partition of an activation; an axis that does not divide its dimension is left out."""
+    """Return the PartitionSpec of an activation. A dimension that its mesh axes do not divide is not split."""
     axes = [_dividing(name, size, _axes(name, mesh), mesh) for name, size in zip(names, shape, strict=True)]
     return P(*(a if a and size % _product(a, mesh) == 0 else None for a, size in zip(axes, shape, strict=True)))
 
 
 def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, drop: tuple[str, ...] = ()) -> P:
-    """Return the partition of a parameter.
+    """Return the PartitionSpec of a parameter that is not split over the mesh axes `drop`.
 
     Raises:
-        ValueError: a mesh axis does not divide its dimension and it is not one that may be replicated instead.
+        ValueError: mesh axes do not divide their dimension, and it is not one that may be replicated instead.
     """
     parts = []
     for name, size in zip(names, shape, strict=True):
@@ -95,15 +97,15 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
     return P(*parts)
 
 
-def shardings(axes: dict, shapes: dict, mesh: Mesh) -> dict:
+def shardings[Tree: (ParamTree, ModelState)](axes: Tree, shapes: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     """Return the NamedSharding of every parameter of a tree, from the trees of facts and of shapes."""
     return jax.tree.map(
-        lambda own, leaf: NamedSharding(mesh, parameter_spec(own.names, leaf.shape, mesh)), axes, shapes
+        lambda facts, leaf: NamedSharding(mesh, parameter_spec(facts.names, leaf.shape, mesh)), axes, shapes
     )
 
 
 class Undivided(NamedTuple):
-    """A dimension that the axes of its rule do not divide together, so that it is not split over some of them."""
+    """A dimension that the mesh `axes` of its rule do not divide, so that it is not split over those in `without`."""
 
     name: str
     size: int
@@ -111,15 +113,15 @@ class Undivided(NamedTuple):
     without: tuple[str, ...]
 
 
-def undivided(axes: dict, shapes: dict, mesh) -> list[Undivided]:
+def undivided(axes: ParamTree | ModelState, shapes: ParamTree | ModelState, mesh) -> list[Undivided]:
     """Return the dimensions of a tree of parameters that are not split over all axes of their rule, each once."""
     found: dict[Undivided, None] = {}
 
-    def look(own: Axes, leaf):
-        for name, size in zip(own.names, leaf.shape, strict=True):
+    def look(facts: Axes, leaf):
+        for name, size in zip(facts.names, leaf.shape, strict=True):
             over = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
             without = over[: len(over) - len(_dividing(name, size, over, mesh))]
-            if without:
+            if name and without:
                 found[Undivided(name, size, over, without)] = None
 
     jax.tree.map(look, axes, shapes)
@@ -127,15 +129,15 @@ def undivided(axes: dict, shapes: dict, mesh) -> list[Undivided]:
 
 
 def splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedSharding) -> bool:
-    """Tell whether the layout of an array splits one of as many axes, in fewer pieces along each, evenly too."""
+    """Tell whether `sharding`, which splits arrays of `shape`, also splits arrays of shape `part` into equal pieces."""
     if len(part) != len(shape):
         return False
-    pieces = (size // own for size, own in zip(shape, sharding.shard_shape(shape), strict=True))
+    pieces = (size // shard for size, shard in zip(shape, sharding.shard_shape(shape), strict=True))
     return all(n % count == 0 for n, count in zip(part, pieces, strict=True))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Lay an activation out by the logical names of its axes; outside a mesh, return it as it is."""
+    """Return an activation constrained to the layout of its logical axes; unchanged outside a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -143,10 +145,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def on_each_device(function: Callable, *named: tuple[jax.Array | None, Sequence[str | None]]) -> jax.Array:
-    """Return `function` of the arrays, computed by every device from its own parts: for kernels.
+    """Return `function` of the arrays, run by every device on its own parts of them.
 
-    The compiler splits no kernel over devices. Each array comes with the logical names of its axes; those without a
-    name are gathered. The result is laid out like the first array.
+    For kernels, which the compiler does not partition. Each array comes with the logical names of its axes; axes
+    without a name are gathered. The result is laid out like the first array.
     """
     arrays, names = zip(*named, strict=True)
     mesh = jax.sharding.get_abstract_mesh()
@@ -159,9 +161,10 @@ def on_each_device(function: Callable, *named: tuple[jax.Array | None, Sequence[
 
 
 def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
-    """Return `function` of trees, computed by every device from its own shards of them: for kernels.
+    """Return `function` of the trees, run by every device on its own shards of them.
 
-    The first tree is a parameter with these names; all leaves, of results too, are split like it.
+    For kernels, which the compiler does not partition. The first tree is a parameter whose axes have these names. All
+    leaves, those of the results too, are split like it.
 
     Raises:
         ValueError: a leaf cannot be split like the parameter.
@@ -180,7 +183,7 @@ def on_each_shard(function: Callable, names: Sequence[str | None], *trees):
 
 
 def index_on(name: str) -> jax.Array | int:
-    """Return which part of a logical axis a device has, inside `on_each_device`."""
+    """Return the index of this device's part of a logical axis. Call it inside `on_each_device`."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else tuple(axis for axis in RULES[name] if axis in mesh.shape)  # all manual in there
+    axes = () if mesh.empty else tuple(axis for axis in RULES[name] if axis in mesh.shape)  # all are manual there
     return jax.lax.axis_index(axes) if _product(axes, mesh) > 1 else 0

@@ -1,21 +1,23 @@
-"""What all that a configuration chooses by its type has in common: an optimizer, a mixer, a hook, a source.
+"""The base of all that a configuration chooses by its type: optimizers, mixers, hooks, sources and so on.
 
 Every kind has an abstract base class, a subclass of `Technique`, in the `base.py` of its folder. A key of a
-configuration takes any final subclass of its base, wherever that is written. Nothing lists the classes there are.
+configuration takes any final subclass of its base, wherever that is defined. There is no registry.
 """
 
 import inspect
 from abc import ABC
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import ClassVar
+from dataclasses import Field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 
 class Technique(ABC):  # noqa: B024  # each kind has its own abstract methods
-    """A frozen dataclass that a configuration key takes by its base class. `paper` names where it is from."""
+    """A frozen dataclass that a configuration key takes by its base class. `paper` names its source."""
 
     __slots__ = ()
     paper: ClassVar[str] = ""
+    if TYPE_CHECKING:  # all subclasses are dataclasses, so `dataclasses.replace` takes them
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls):
         super().__init_subclass__()
@@ -25,7 +27,7 @@ class Technique(ABC):  # noqa: B024  # each kind has its own abstract methods
 
 
 def lacking(cls: type) -> Iterator[tuple[str, type]]:
-    """Yield every method and field that the bases of a class declare and it does not have, with the base."""
+    """Yield every method and field that a base of the class declares and the class lacks, with that base."""
     given = {name for base in cls.__mro__ for name in vars(base)} - getattr(cls, "__abstractmethods__", frozenset())
     given |= {field.name for field in fields(cls)} if is_dataclass(cls) else set()
     for base in cls.__mro__:

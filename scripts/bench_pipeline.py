@@ -69,7 +69,7 @@ def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> No
     count = MICROBATCHES_A_STAGE * stages
     plain = compiled(Accumulate(microbatches=count), 1, layers, count)
     print(f"{stages} stages, {count} microbatches of {ROWS * LENGTH} tokens, {layers} layers of width {WIDTH}")
-    print(f"{'':<22}{'overhead':>9}{'seconds':>9}{'MB':>8}{'kept':>6}{'bubble':>8}{'ticks':>7}  slots")
+    print(f"{'':<22}{'overhead':>9}{'seconds':>9}{'MB':>8}{'peak':>6}{'bubble':>8}{'ticks':>7}  slots")
     report("unpipelined", 1.0, run(plain), plain.bytes)
     strategies = {"whole batch at once": Accumulate()}
     strategies |= {
@@ -87,8 +87,8 @@ def measure(stages: int, layers: int, only: list[str] | None, rounds: int) -> No
         if piped:
             plan = strategy.plan(stages, decoder(layers), LENGTH)
             program, bubble = lower(*plan), simulate_ticks(*plan).idle_share
-            kept = program.slots.residuals / plan.table.placement.chunks_per_stage
-            details = f"{kept:>6g}{bubble:>8.1%}{program.ticks:>7}  {' '.join(map(str, program.slots))}"
+            peak = program.slots.residuals / plan.table.placement.chunks_per_stage
+            details = f"{peak:>6g}{bubble:>8.1%}{program.ticks:>7}  {' '.join(map(str, program.slots))}"
         report(name, own / base, own, step.bytes, details)
 
 

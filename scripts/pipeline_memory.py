@@ -1,4 +1,4 @@
-"""Temporaries of every schedule, compiled for TPUs that are not there, with few and with many microbatches.
+"""Temporaries of every schedule, compiled ahead of time for TPUs, with few and with many microbatches.
 
     uv run python scripts/pipeline_memory.py [--topology v5e:2x2] [--microbatches 8 32] [--only ZBH1]
 
@@ -38,19 +38,19 @@ def main() -> int:
         table = table_of(case.schedule, STAGES, many)
         return tuple(max(peak(table)) * STAGES / table.placement.chunks for peak in (peak_activations, peak_deferred))
 
-    print(f"{'schedule':<72}{'kept':>6}{'put off':>8}{'m':>4}{'MB':>9}{'m':>4}{'MB':>9}{'growth':>8}")
+    print(f"{'schedule':<72}{'peak':>6}{'deferred':>9}{'m':>4}{'MB':>9}{'m':>4}{'MB':>9}{'growth':>8}")
     failed, found = 0, []
     for case in sorted((case for case in CASES if arguments.only in str(case)), key=peaks):
         counts = max(few, case.constant_from * STAGES), many
         sizes = [temporaries(case.schedule, count, arguments.topology) for count in counts]
         growth = sizes[1] / sizes[0]
         columns = "".join(f"{count:>4}{size / 1e6:>9.1f}" for count, size in zip(counts, sizes, strict=True))
-        kept, put_off = peaks(case)
-        print(f"{case!s:<72}{kept:>6.2f}{put_off:>8.2f}{columns}{growth:>8.3f}", flush=True)
+        peak, deferred = peaks(case)
+        print(f"{case!s:<72}{peak:>6.2f}{deferred:>9.2f}{columns}{growth:>8.3f}", flush=True)
         failed += growth < many / counts[0] / 2 if case.grows else growth >= LIMIT
-        below = (size for other, size in found if other != (kept, put_off) and other[0] <= kept and other[1] <= put_off)
+        below = (size for other, size in found if other != (peak, deferred) and other[0] <= peak and other[1] <= deferred)
         failed += sizes[1] < OUT_OF_ORDER * max(below, default=0)
-        found.append(((kept, put_off), sizes[1]))
+        found.append(((peak, deferred), sizes[1]))
     return int(failed > 0)
 
 

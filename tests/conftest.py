@@ -16,6 +16,7 @@ import functools
 
 import hypothesis
 import jax
+import messages
 import numpy as np
 import pytest
 
@@ -32,6 +33,25 @@ hypothesis.settings.load_profile("jaxtrain")
 def _cache_in_tmp(tmp_path_factory, monkeypatch):
     """Token stores and compilations of the tests never touch the user's cache."""
     monkeypatch.setenv("JAXTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-messages", action="store_true", help="record what errors say, see tests/messages.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before any are deselected
+def pytest_collection_modifyitems(config, items):
+    if not any("::" in argument for argument in config.args):
+        messages.session.collected.update(item.nodeid for item in items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _messages(request, tmp_path_factory):
+    messages.session.temporary = tmp_path_factory.getbasetemp()
+    messages.session.writing = request.config.getoption("write_messages")
+    yield
+    if messages.session.writing:
+        messages.write()
 
 
 @functools.cache

@@ -1,1 +1,1 @@
-"""The command line: one file a command, and the only place that knows gin."""
+"""The command line: one file for each command. No other folder imports gin."""

@@ -9,7 +9,7 @@ KEY = "bigram_loss"
 
 
 def keep(folder: RunFolder, loss: float | None) -> None:
-    """Begin the metrics of a new run with the loss; one that goes on has it already."""
+    """Write the loss as the first record of a new run. A resumed run has it already."""
     if loss is not None and not folder.metrics.exists():
         write_whole(folder.metrics, json.dumps({"step": 0, KEY: loss}) + "\n")
 

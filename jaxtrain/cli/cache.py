@@ -1,4 +1,4 @@
-"""Compilations kept between runs, beside the token stores."""
+"""JAX's persistent compilation cache, in a folder beside the token stores."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""`jaxtrain compile CONFIG --topology v5e:4x4`: the train step compiled for devices that are not there."""
+"""`jaxtrain compile CONFIG --topology v5e:4x4`: ahead-of-time compilation of the train step, without the devices."""
 
 import argparse
 
@@ -22,13 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
     stay_on_cpu()
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     devices = devices_of(arguments.topology)
-    config.check_memory(most_room(len(devices)))  # sizes beyond that abort compilers, or they do not end
+    config.check_memory(most_room(len(devices)))  # with larger sizes the compiler aborts or does not end
     config.check_devices(len(devices))
     for remark in config.remarks(len(devices)):
         print(f"note: {remark}")
     recipe = config.recipe
     for span in recipe.spans:
-        index, phase = span.index, span.phase
+        index, phase = span.number, span.phase
         print(
             f"compiling the train step of phases[{index}] for {len(devices)} devices of {arguments.topology}; "
             f"a 7B model takes about a minute",
@@ -39,5 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"phases[{index}] on {len(devices)} devices of {arguments.topology}, bytes a device:")
         print(f"  arguments {need.arguments:,}  temporaries {need.temporaries:,}  needed {need.needed_bytes:,}")
         print(f"  alive at once at most {need.peak:,}" + (f"  in host memory {need.on_host:,}" * (need.on_host > 0)))
-        print(collectives(compiled.as_text()).table(arguments.rows))
+        if (text := compiled.as_text()) is None:
+            raise NotImplementedError(f"{arguments.topology}: its compiler gives no text to count collectives in")
+        print(collectives(text).table(arguments.rows))
     return 0

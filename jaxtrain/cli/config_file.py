@@ -10,15 +10,15 @@
     local/attention.AttentionConfig:                # scopes tell several instances of a class apart
       window = 4096
 
-The language and its parser are gin's, and gin itself reads these files to the same configuration (with lists for tuples
-where a file writes lists). What they bind is put together here, because gin drops keys that nothing refers to, does not
-check types, does not remember lines, and keeps all it reads in global state.
+The language and its parser are gin's. gin itself reads these files to the same configuration, but keeps a list where a
+file writes one; here it becomes a tuple. The configuration is built here and not by gin, because gin drops keys that
+nothing refers to, does not check types, does not remember lines, and keeps all it reads in global state.
 
-Nothing of a file is done before all of it is read. Its imports are bounded (config_imports.py), and nothing is called
-before it is known to make what its key takes (config_target.py).
+The whole file is parsed before any statement takes effect. Imports are restricted (config_imports.py). A class or
+function is called only where its result is known to fit its key (config_target.py).
 
-An unused key is an error, but for one case: where a file gives a key of an included file another value, the keys that
-only the old value used may stay unused in the included file.
+An unused key is an error, with one exception. A file may give a key of an included file another value. The keys of the
+included file that only the old value used may then stay unused.
 
 Left out: gin's constants, singletons and references that are not called.
 """
@@ -27,6 +27,7 @@ import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 from gin import config_parser as gin
 
@@ -41,6 +42,11 @@ from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.config_types import nearest
 from jaxtrain.cli.neighbours import folders_beside
 
+if TYPE_CHECKING:
+    from jaxtrain.config import TrainConfig
+
+type Statement = gin.BindingStatement | gin.ImportStatement | gin.IncludeStatement
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedConfig[T]:
@@ -50,29 +56,43 @@ class LoadedConfig[T]:
     origins: dict[str, str]
 
 
+@overload
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, root: None = None, import_from: Sequence[str | Path] = ()
+) -> "LoadedConfig[TrainConfig]": ...
+
+
+@overload
 def load[T](
+    path: str | Path, overrides: Sequence[str] = (), *, root: type[T], import_from: Sequence[str | Path] = ()
+) -> LoadedConfig[T]: ...
+
+
+def load(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    root: type[T] | None = None,
+    root: type | None = None,
     import_from: Sequence[str | Path] = (),
-) -> LoadedConfig[T]:
+) -> LoadedConfig:
     """Read a .gin file, a Python file (config_python.py) or the config.gin of a run, and apply `path=value` overrides.
 
-    What is read names Python modules, and importing them runs them: those of installed packages, those that are
-    imported already, and those in the folders `import_from`. Of what they hold, nothing is called but a dataclass or a
-    preset that is known to make what its key takes.
+    A configuration names Python modules. They are imported, which runs them. Allowed are modules of installed packages,
+    modules that are imported already, and modules in the folders `import_from`. Of their contents, only a dataclass or
+    a preset whose result is known to fit its key is called.
 
-    `root` is the class of the whole configuration: TrainConfig if none is given.
+    `root` is the class of the whole configuration, TrainConfig by default.
 
     Raises:
-        FileNotFoundError: the file or one it includes is not there.
+        FileNotFoundError: the file or one it includes does not exist.
         ValueError: a key is unknown, unused, missing or of the wrong type, with file, line and nearest valid name; or a
             module may not be imported.
     """
     path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
     if root is None:
-        from jaxtrain.config import TrainConfig as root  # here, since it imports all that a run may consist of
+        from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
+
+        root = TrainConfig
     if path.suffix == ".py":
         imports = Imports([*import_from, path.parent])
         tree = python_tree(path, root, imports)
@@ -108,7 +128,7 @@ def _find(path: Path, folders: Sequence[Path]) -> Path:
 
 
 def _read(path: Path, bindings: Bindings, imports: Imports, including: tuple[Path, ...]) -> None:
-    """Add what a file and those it includes bind."""
+    """Add the bindings of a file and of the files that it includes."""
     including = (*including, path.resolve())
     symbols = Symbols(imports, path.parent)
     for statement in _statements(path):
@@ -123,7 +143,10 @@ def _read(path: Path, bindings: Bindings, imports: Imports, including: tuple[Pat
 
 
 def _included(name: str, location: Location, including: tuple[Path, ...]) -> Path:
-    """An included file: beside the one that includes it, or in the working directory or its configs/."""
+    """Return the path of an included file.
+
+    It is looked up beside the including file, then in the working directory, then in its configs/.
+    """
     try:
         path = _find(Path(name), [Path(location.file).parent, Path(), Path("configs")])
     except FileNotFoundError as error:
@@ -133,7 +156,7 @@ def _included(name: str, location: Location, including: tuple[Path, ...]) -> Pat
     return path
 
 
-def _apply(statement: tuple, symbols: Symbols, bindings: Bindings, location: Location) -> None:
+def _apply(statement: Statement, symbols: Symbols, bindings: Bindings, location: Location) -> None:
     match statement:
         case gin.ImportStatement():
             symbols.add(statement)
@@ -144,8 +167,8 @@ def _apply(statement: tuple, symbols: Symbols, bindings: Bindings, location: Loc
             bindings.bind(key, Bound(symbols.value(value), location))
 
 
-def _statements(path: Path) -> list[tuple]:
-    """All statements of a file; nothing is done before the whole of it is read."""
+def _statements(path: Path) -> list[Statement]:
+    """Return all statements of a file, parsed before the first of them takes effect."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -156,7 +179,7 @@ def _statements(path: Path) -> list[tuple]:
         return _parse(path, text)
 
 
-def _parse(path: Path, text: str) -> list[tuple]:
+def _parse(path: Path, text: str) -> list[Statement]:
     try:
         parser = gin.ConfigParser(text, Delegate())
         return list(parser)
@@ -165,12 +188,12 @@ def _parse(path: Path, text: str) -> list[tuple]:
     except tokenize.TokenError as error:
         message, (line, _) = error.args
         raise ValueError(f"{path}:{line}: {message}") from None
-    except TypeError as error:  # of a dict that cannot be one
+    except TypeError as error:  # from a dict literal with an unhashable key
         raise ValueError(f"{path}:{parser.current_token.start[0]}: {error}") from None
 
 
 def _syntax(message: str) -> str:
-    """What gin says of a syntax error; of a literal that is none the literal, and what Python says of it."""
+    """Return gin's message of a syntax error. For a malformed literal, return the literal and Python's message."""
     reason, failed, literal = message.partition("\n    Failed to parse token ")
     if not failed:
         return message.splitlines()[-1].strip()
@@ -181,7 +204,7 @@ def _syntax(message: str) -> str:
 
 
 def _check_tokens(path: Path, text: str) -> None:
-    """Raise ValueError where the parser takes what is written for something else."""
+    """Raise ValueError for numbers and minus signs that gin's parser would read as something else."""
     before = None
     for token in tokens(text):
         try:

@@ -1,8 +1,8 @@
-"""Which modules a configuration may import: to import a module is to run it, and a configuration may be a stranger's.
+"""Which modules a configuration may import. Importing a module runs it, and a configuration may come from a stranger.
 
-Imported are the modules of installed packages, whatever the program has imported already (jaxtrain itself), and what
-lies in folders named by `--import-from`. What lies in the working folder, beside the configuration or on PYTHONPATH is
-none of these, though Python would find it. Python's own modules are left out: no configuration is in them.
+Allowed are modules of installed packages, modules that the program has imported already (jaxtrain itself), and modules
+in folders named by `--import-from`. Modules in the working folder, beside the configuration or on PYTHONPATH are not
+allowed, although Python would find them. Python's own modules are not allowed either: they hold no configuration.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +27,7 @@ class NoModuleError(ValueError):
 
 
 class Imports:
-    """What a configuration may import; `folders` are those that the user named. Python looks into them last."""
+    """The modules that a configuration may import. The user named `folders`, which Python searches last."""
 
     def __init__(self, folders: Iterable[str | Path] = ()):
         self._folders = [Path(folder).resolve() for folder in folders]
@@ -41,19 +41,20 @@ class Imports:
         """Import a module.
 
         Raises:
-            NoModuleError: there is none, with the nearest name.
-            ValueError: it may not be imported, with the flag that would allow it; or its own imports fail.
+            NoModuleError: there is no such module, with the nearest name.
+            ValueError: it may not be imported, with the flag that would allow it; or its code raises.
         """
         self.check(name, beside)
         try:
             return importlib.import_module(name)
-        except Exception as error:  # whatever its code raises
-            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-                raise NoModuleError(_nearest_module(name, error.name)) from None
+        except Exception as error:  # the module's code may raise anything
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing and f"{name}.".startswith(f"{missing}."):
+                raise NoModuleError(_nearest_module(name, missing)) from None
             raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
     def check(self, name: str, beside: Path = Path()) -> None:
-        """Raise ValueError for a module that is there and may not be imported, before any of its code runs."""
+        """Raise ValueError for a module that exists and may not be imported, before any of its code runs."""
         if name.partition(".")[0] in sys.stdlib_module_names:
             raise ValueError(f"{name} is a module of Python's own, in which there is no configuration")
         if name.endswith(".__main__"):
@@ -65,18 +66,19 @@ class Imports:
             )
 
     def _forbidden_folder(self, name: str) -> Path | None:
-        """The folder that Python would import a module from, unless it may."""
+        """Return the folder that Python would import a module from, or None where the import is allowed."""
         if (found := _first_code(name)) is None:
             return None
-        spec, folder = found
+        file, folder = found
         allowed = any(folder.resolve().is_relative_to(own) for own in self._folders)
-        return None if allowed or _is_installed(spec) else folder
+        return None if allowed or _is_installed(name.partition(".")[0], file) else folder
 
 
-def _first_code(name: str) -> tuple[ModuleSpec, Path] | None:
-    """What would run first if a module were imported, and the folder it was found in; None where nothing would.
+def _first_code(name: str) -> tuple[Path, Path] | None:
+    """Return the first file that importing a module would run, and the folder on Python's path that it is in.
 
-    Packages without code (namespaces) are passed through: each part of them may lie elsewhere.
+    Return None where no code would run. Namespace packages have no code and are skipped, because each of their parts
+    may be in another folder.
     """
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
@@ -88,8 +90,9 @@ def _first_code(name: str) -> tuple[ModuleSpec, Path] | None:
         spec = importlib.util.find_spec(above)
         if spec is None:
             return None
-        if spec.has_location:
-            return spec, Path(spec.origin).absolute().parents[depth if spec.submodule_search_locations else depth - 1]
+        if spec.has_location and spec.origin:
+            file = Path(spec.origin)
+            return file, file.absolute().parents[depth if spec.submodule_search_locations else depth - 1]
     return None
 
 
@@ -98,7 +101,7 @@ def _is_namespace(module: ModuleType) -> bool:
 
 
 def _found_in(folders: Iterable[Path], name: str) -> Path | None:
-    """The first of the folders that has a module which Python finds nowhere."""
+    """Return the first of the folders that has the module, or None. None too where Python finds the module itself."""
     top = name.partition(".")[0]
     if top in sys.modules or importlib.util.find_spec(top) is not None:
         return None
@@ -110,18 +113,22 @@ def _files(folder: Path, name: str) -> bool:
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def _is_installed(spec: ModuleSpec) -> bool:
-    """Whether a module is of a package that was installed, as files or as a link to where it is worked on."""
-    top, file = spec.name.partition(".")[0], Path(spec.origin)
+def _is_installed(top: str, file: Path) -> bool:
+    """Tell whether a file is of an installed package, regular or editable. `top` is its top-level module."""
     installed = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    # PathFinder finds no module that a package's own finder provides, such as the finder of an editable install.
     if PathFinder.find_spec(top) is None or any(file.is_relative_to(folder) for folder in installed):
-        return True  # the first: a finder that a package brought along, such as those of links
+        return True
     linked = any(file.is_relative_to(folder) for folder in _linked(installed))
-    return linked and any(top in _names(found) for found in importlib.metadata.distributions(path=map(str, installed)))
+    distributions = importlib.metadata.distributions(path=[str(folder) for folder in installed])
+    return linked and any(top in _names(found) for found in distributions)
 
 
 def _linked(installed: list[Path]) -> Iterator[Path]:
-    """Folders that .pth files of installed packages add to Python's path: all of a project's, its packages among it."""
+    """Yield the folders that .pth files of installed packages add to Python's path.
+
+    Such a folder is a whole project: its packages, and whatever else is in it.
+    """
     for file in (file for folder in installed for file in folder.glob("*.pth")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.strip() and not line.startswith(("import ", "import\t", "#")):
@@ -129,7 +136,7 @@ def _linked(installed: list[Path]) -> Iterator[Path]:
 
 
 def _names(distribution: importlib.metadata.Distribution) -> set[str]:
-    """The names of a distribution's packages, as far as it tells them."""
+    """Return the names of a distribution's packages, as far as its metadata has them."""
     return {re.sub(r"[-.]+", "_", distribution.name), *(distribution.read_text("top_level.txt") or "").split()}
 
 

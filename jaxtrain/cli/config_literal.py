@@ -1,7 +1,7 @@
-"""Values as a text writes them, before they are values: what Python would round, warn of or choke on is refused.
+"""Checks of literals in text, before Python evaluates them: numbers that a float cannot hold, deep nesting, bad bytes.
 
-Python reads `1e999` as infinity and `3e-3000` as 0 without a word, and its parser ends in other errors than syntax
-errors where a text is nested deeply, holds a zero byte or half of a surrogate pair.
+Python reads `1e999` as infinity and `3e-3000` as 0 without a warning. Its parser raises other errors than SyntaxError
+for a text that is nested deeply, or holds a zero byte or half of a surrogate pair.
 """
 
 import ast
@@ -13,36 +13,41 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 
-_SHOWN = 60  # characters of a text in an error
-_DEEPEST = 100  # parts of an expression within each other
+_SHOWN = 60  # most characters of a text in an error
+_DEEPEST = 100  # most levels of nesting in an expression
 
 
 @contextlib.contextmanager
 def bounded(what: str = "") -> Iterator[None]:
-    """Raise ValueError for what is nested more deeply than Python goes."""
+    """Raise ValueError where nesting in the `with` exceeds Python's limits."""
     try:
         yield
-    except (RecursionError, MemoryError):  # the second is the parser's
+    except (RecursionError, MemoryError):  # Python's parser raises MemoryError
         raise ValueError(f"{what} is nested too deeply".lstrip()) from None
 
 
 @contextlib.contextmanager
 def parsing(what: str = "") -> Iterator[None]:
-    """Also raise SyntaxError for an escape that is none: Python warns of it, and takes it for two characters."""
+    """As `bounded`, and raise SyntaxError for an invalid escape, which Python warns of and reads as two characters."""
     with bounded(what), warnings.catch_warnings():
         warnings.simplefilter("error", SyntaxWarning)
         yield
 
 
 def expression(text: str) -> ast.expr:
-    """The syntax of a value. Raises SyntaxError where the text is none, ValueError for one that cannot be meant."""
+    """Return the syntax tree of a value.
+
+    Raises:
+        SyntaxError: the text is no expression.
+        ValueError: it holds a number that no float holds, is nested too deeply, or cannot be written to a file.
+    """
     check_text(text)
     try:
         with parsing():
             parsed = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         if all(token.type not in (tokenize.NAME, tokenize.STRING, tokenize.ERRORTOKEN) for token in tokens(text)):
-            check_numbers(text)  # Python has a limit of its own for the digits of whole numbers
+            check_numbers(text)  # Python refuses an integer of more than 4300 digits: say that no float holds it
         raise
     check_numbers(text)
     if _depth(parsed) > _DEEPEST:
@@ -51,21 +56,25 @@ def expression(text: str) -> ast.expr:
 
 
 def _depth(parsed: ast.expr) -> int:
-    level, depth = [parsed], 0
+    level: list[ast.AST] = [parsed]
+    depth = 0
     while level:
         level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
     return depth
 
 
 def check_text(text: str, what: str = "") -> None:
-    """Raise ValueError for characters that no configuration can be written with."""
+    """Raise ValueError for a zero byte or half of a surrogate pair, which no configuration file can hold."""
     if "\0" in text:
         raise ValueError(f"{what} holds a zero byte".lstrip())
     check_encodable(text)
 
 
 def check_encodable(text: str) -> None:
-    """Raise ValueError for half of a surrogate pair, which no file can hold. Bytes that are no UTF-8 become such."""
+    """Raise ValueError for half of a surrogate pair, which UTF-8 cannot encode.
+
+    Python decodes bytes of the command line that are not UTF-8 to such halves.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -80,13 +89,13 @@ def check_numbers(text: str) -> None:
 
 
 def tokens(text: str) -> Iterator[tokenize.TokenInfo]:
-    """The tokens of a text, up to the first that is none: to say what is wrong there is the parser's part."""
+    """Yield the tokens of a text up to the first invalid one, which the parser reports."""
     with contextlib.suppress(SyntaxError, tokenize.TokenError):
         yield from tokenize.generate_tokens(io.StringIO(text).readline)
 
 
 def check_number(written: str) -> None:
-    """Raise ValueError unless a number without its sign is 0, or where floats have all their digits."""
+    """Raise ValueError unless a number without its sign is 0 or in the range of normal floats."""
     digits = written.lower().replace("_", "").removesuffix("j")
     if digits[:2] in ("0x", "0o", "0b"):
         holds = int(digits, 0) < 2**1023
@@ -98,13 +107,13 @@ def check_number(written: str) -> None:
 
 
 def number(text: str) -> float:
-    """The number that an argument says, finite and such as a float holds. Raises ValueError."""
+    """Return the number in an argument. Raises ValueError for one that is not finite or that a float rounds to 0."""
     value = float(text)
     check_number(text.strip().lstrip("+-"))
     return value
 
 
 def shorten(text: str) -> str:
-    """The text as any terminal takes it, or where it is long its beginning."""
+    """Return the text with halves of surrogate pairs escaped, or only its beginning where it is long."""
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"

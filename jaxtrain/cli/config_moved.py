@@ -1,4 +1,4 @@
-"""What config.gin files of earlier versions call by another name: classes that moved, and keys."""
+"""Names in config.gin files of earlier versions that have changed since: of classes that moved, and of keys."""
 
 from pathlib import Path
 from types import ModuleType
@@ -7,7 +7,7 @@ from jaxtrain.cli.config_imports import Imports, NoModuleError
 
 KEYS = {"pipelined.Pipelined.keep": "residuals"}
 
-_PLACES = {  # module that had them: (module where they are, their names, old=new where a class has another one now)
+_PLACES = {  # old module: (new module, class names, as old=new where a class was renamed)
     "jaxtrain.data.mixture": [("jaxtrain.data.sources.mixture", "Mixture Weighted")],
     "jaxtrain.nn.attention": [("jaxtrain.nn.mixers.attention", "AttentionConfig")],
     "jaxtrain.nn.decay": [("jaxtrain.nn.mixers.decay", "NoDecay FixedDecay StepDecay ChannelDecay")],
@@ -40,7 +40,7 @@ _PLACES = {  # module that had them: (module where they are, their names, old=ne
     "jaxtrain.train.pipelined": [("jaxtrain.train.gradients.pipelined", "Pipelined")],
 }
 
-MOVED = {  # class: the module and the name that it has now
+MOVED = {  # old full name of a class: its module and name now
     f"{before}.{name.partition('=')[0]}": (now, name.rpartition("=")[2])
     for before, places in _PLACES.items()
     for now, names in places
@@ -49,7 +49,7 @@ MOVED = {  # class: the module and the name that it has now
 
 
 def module(imports: Imports, name: str, *, beside: Path) -> ModuleType:
-    """Import a module; of one that is gone, and whose classes are elsewhere now, return an empty one."""
+    """Import a module. Return an empty one for a module that no longer exists and whose classes have moved."""
     try:
         return imports.module(name, beside=beside)
     except NoModuleError:

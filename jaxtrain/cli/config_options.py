@@ -1,6 +1,7 @@
-"""What a key of a configuration takes: the classes that there are of its base, or its type and default.
+"""What a key of a configuration takes: the subclasses of its base class, or its plain type, and its default.
 
-Read from the annotations alone: a key below an open one, such as `optimizer.b1`, is found in every class that has it.
+Annotations alone are read, and no configuration. So a key below one that takes several classes, such as `optimizer.b1`,
+is found in every class that has it.
 """
 
 import inspect
@@ -33,7 +34,7 @@ class Key(NamedTuple):
 
 
 def options(hint: object) -> list[type]:
-    """The dataclasses that an annotation takes: of an abstract base class those that are beside it, or known."""
+    """Return the dataclasses that an annotation takes. An abstract base class stands for its final subclasses."""
     found: dict[type, None] = {}
     for cls in classes_in(hint):
         if inspect.isabstract(cls):
@@ -49,7 +50,7 @@ def keys_of(cls: type) -> list[Key]:
 
 
 def find_keys(root: type, path: str) -> list[Key]:
-    """Return the keys at a path, one for every class that has it; indices of tuples may be left out.
+    """Return the keys at a path, one for every class that has it. Indices of tuples may be left out.
 
     Raises:
         ValueError: there is no such path, with the nearest name.
@@ -68,7 +69,7 @@ def find_keys(root: type, path: str) -> list[Key]:
 
 
 def summary(cls: type) -> str:
-    """The first line of a class's docstring, if that was written; dataclasses without one are given another."""
+    """Return the first line of a class's docstring, or "" for one that `dataclass` generated."""
     line = (inspect.getdoc(cls) or "").partition("\n")[0]
     return "" if line.startswith(f"{cls.__name__}(") else line
 
@@ -78,8 +79,8 @@ def paper(cls: type) -> str:
 
 
 def describe_options(path: str | None) -> str:
-    """Say what the key at a path takes, or without one what keys a configuration has."""
-    from jaxtrain.config import TrainConfig  # here, since it imports all that a run may consist of
+    """Return the description of what the key at a path takes. Without a path, return the keys of a configuration."""
+    from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
 
     if path is None:
         return "\n".join(_key_rows(keys_of(TrainConfig), ""))
@@ -93,12 +94,12 @@ def describe_options(path: str | None) -> str:
 
 
 def _key_rows(keys: list[Key], path: str) -> list[str]:
-    """A line a key: the key as the class has it, its type, and its default."""
+    """Return one line for each key: its class and name, its type, and its default."""
     return _columns([(f"{label(key.cls)}.{key.name}", _base(key.hint), key.default) for key in keys])
 
 
 def _base(hint: object) -> str:
-    """An annotation in one word: an abstract base class by its name, not by the classes it stands for."""
+    """Return an annotation as text, in which an abstract base class has its own name and not its subclasses'."""
     bases = [cls for cls in classes_in(hint) if inspect.isabstract(cls)]
     if not bases:
         return describe_hint(hint)

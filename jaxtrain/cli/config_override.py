@@ -17,14 +17,14 @@ from jaxtrain.cli.config_types import classes_in, describe_hint, fits
 
 
 def add_set_argument(parser: argparse.ArgumentParser) -> None:
-    """Give a command that loads a configuration `--set` and `--import-from`; their values are lists."""
+    """Add `--set` and `--import-from` to a command that loads a configuration. Their values are lists."""
     help = "change one key by its place in the tree, e.g. model.d_model=512 or optimizer='@Lion()'; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=help)
     add_import_argument(parser)
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Give a command `--import-from`; its values are `arguments.import_from`, a list."""
+    """Add `--import-from` to a command. Its values are the list `arguments.import_from`."""
     help = "let the configuration run Python modules of this folder, not only of installed packages; may be repeated"
     parser.add_argument(FLAG, action="append", default=[], metavar="FOLDER", help=help)
 
@@ -33,8 +33,8 @@ def apply_override(root: Node, override: str, imports: Imports) -> None:
     """Set one `path=value` in the tree.
 
     Raises:
-        ValueError: there is no such path (with the nearest valid name), the value cannot be read, or what it calls is
-            not known to make what the key takes.
+        ValueError: there is no such path (with the nearest valid name), the value cannot be read, or the result of a
+            call in it is not known to fit its key.
     """
     path, equals, text = (part.strip() for part in override.partition("="))
     try:
@@ -44,13 +44,13 @@ def apply_override(root: Node, override: str, imports: Imports) -> None:
         near = [*classes_in(place.hint), *_classes(place.now)]
         tree = Reader(imports, ORIGIN).read(text, Slot(place.at, place.hint), near)
         _check_not_for_a_key_below(tree, place)
-        place.parent.children[place.key] = tree
+        place.put(tree)
     except ValueError as error:
         raise ValueError(f"{ORIGIN} {shorten(override)}: {error}") from error
 
 
 def _check_not_for_a_key_below(tree: Tree, place: Place) -> None:
-    """Raise ValueError for a plain value in place of a node that has a key for such a value."""
+    """Raise ValueError for a plain value that does not fit a key but fits a key below it, and name that one."""
     node = place.now
     if not isinstance(tree, Leaf) or not isinstance(node, Node) or fits(tree.value, place.hint):
         return

@@ -1,14 +1,14 @@
-"""The files that a configuration names: fields annotated `FilePath` or `Glob` (jaxtrain/paths.py), wherever they stand.
+"""The files that a configuration names: the fields annotated `FilePath` or `Glob` (jaxtrain/paths.py), at any depth.
 
-In the config.gin of a run a path may begin with `{run}/`, the folder that the config.gin lies in. So are the run's own
-copies named, whose names begin with a digest of what they hold (kept_files.py).
+In the config.gin of a run a path may begin with `{run}/`, which stands for the folder of the config.gin. The run's own
+copies of files are named in this way. The name of a copy begins with a digest of its content (kept_files.py).
 """
 
 import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAliasType, get_args, get_type_hints
+from typing import NamedTuple, TypeAliasType, get_args, get_type_hints
 
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, join
 from jaxtrain.paths import FilePath
@@ -19,11 +19,19 @@ DIGITS = 16  # of the digest, in the name of a copy
 _COPY = re.compile(rf"[0-9a-f]{{{DIGITS}}}-.+", re.DOTALL)
 
 
-def marked(tree: Tree, mark: TypeAliasType, hint: object = None, at: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Yield the text of every field that is annotated with the mark, or the mark or None, and the path of its key."""
+class Marked(NamedTuple):
+    """A field annotated with a mark: the path of its key, its text, and its leaf in the tree."""
+
+    at: str
+    text: str
+    leaf: Leaf
+
+
+def marked(tree: Tree, mark: TypeAliasType, hint: object = None, at: str = "") -> Iterator[Marked]:
+    """Yield every field whose annotation is the mark or a union with it, and whose value is a text."""
     match tree:
-        case Leaf(value=str()) if mark in (hint, *get_args(hint)):
-            yield at, tree
+        case Leaf(value=str() as text) if mark in (hint, *get_args(hint)):
+            yield Marked(at, text, tree)
         case Items(children=children):
             for index, child in enumerate(children):
                 yield from marked(child, mark, None, join(at, index))
@@ -34,17 +42,17 @@ def marked(tree: Tree, mark: TypeAliasType, hint: object = None, at: str = "") -
 
 
 def resolve(tree: Tree) -> None:
-    """Replace `{run}` by the folder of the configuration file in which it stands."""
-    for _, leaf in marked(tree, FilePath):
-        if leaf.value.startswith(HERE):
+    """Replace `{run}` in every path by the folder of the configuration file that the path was written in."""
+    for _, text, leaf in marked(tree, FilePath):
+        if text.startswith(HERE):
             file, _, _ = leaf.origin.rpartition(":")
-            leaf.value = str(Path(file).parent / leaf.value.removeprefix(HERE))
+            leaf.value = str(Path(file).parent / text.removeprefix(HERE))
 
 
 def check_copies(tree: Tree) -> None:
-    """Raise ValueError where a run's copy of a file is missing, or is not what its name tells."""
-    for at, leaf in marked(tree, FilePath):
-        path = Path(leaf.value)
+    """Raise ValueError where a run's copy of a file is missing, or its content has not the digest in its name."""
+    for at, text, leaf in marked(tree, FilePath):
+        path = Path(text)
         if path.parent.name != FILES or not _COPY.fullmatch(path.name):
             continue
         try:

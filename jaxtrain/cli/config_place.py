@@ -1,8 +1,8 @@
-"""Where `--set` puts a value: a key by its place in the tree, such as `optimizer.learning_rate.peak`."""
+"""Where `--set` puts a value: the place of a path in the tree, such as `optimizer.learning_rate.peak`."""
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_literal import shorten
@@ -23,45 +23,57 @@ class Place(NamedTuple):
     @property
     def now(self) -> Tree | None:
         """What is there; None for a required key that has no value yet."""
-        return self.parent.children.get(self.key) if isinstance(self.parent, Node) else self.parent.children[self.key]
+        if isinstance(self.parent, Node):
+            return self.parent.children.get(str(self.key))
+        return self.parent.children[int(self.key)]
+
+    def put(self, tree: Tree) -> None:
+        """Put a tree there."""
+        if isinstance(self.parent, Node):
+            self.parent.children[str(self.key)] = tree
+        else:
+            self.parent.children[int(self.key)] = tree
 
 
 def find_place(root: Node, path: str) -> Place:
     """Return the place of a path in the tree.
 
     Raises:
-        ValueError: there is no such path, with the nearest valid name, or the path of a key that is named by its class.
+        ValueError: there is no such path, with the nearest valid name. For a key named by its class, as in a file, the
+            message has its path.
     """
     keys = re.sub(r"\[([0-9]+)\]", r".\1", path).split(".")
-    parent, hint, at = root, type(root), ""
     try:
-        for key in keys[:-1]:
-            parent, hint, at = _child(parent, hint, at, key)
-        key, hint = _key(parent, hint, at, keys[-1])
+        place = _below(root, root.cls, "", keys[0])
+        for key in keys[1:]:
+            if (tree := place.now) is None:
+                raise ValueError(f"{place.at} is not set yet; set it first, {ORIGIN} {place.at}='@...()'")
+            place = _below(tree, place.hint, place.at, key)
     except ValueError as error:
         raise ValueError(_named_by_class(root, keys) or str(error)) from error
-    return Place(parent, key, hint, join(at, key))
+    return place
 
 
 def _named_by_class(root: Node, keys: list[str]) -> str | None:
-    """What to say where a key is named as files name it, `schedules.Cosine.peak`; None where no class is in it."""
+    """Return the error for a key named as in a file, such as `schedules.Cosine.peak`; None where it names no class."""
     classes = [index for index, key in enumerate(keys) if key[:1].isupper()]
     if not classes:
         return None
     name, below = keys[classes[-1]], keys[classes[-1] + 1 :]
-    places = [_below(at, node, below) for at, node in nodes(root, "") if node.cls.__name__ == name]
+    places = [_path_below(at, node, below) for at, node in nodes(root, "") if node.cls.__name__ == name]
     here = f"here {' or '.join(places)}" if places else "such as model.d_model"
     return f"in {ORIGIN} a key is its place in the tree, {here}; see jaxtrain config show"
 
 
-def _below(at: str, node: Node, keys: list[str]) -> str:
-    """The path of a key below a node, its first part spelt as the node has it."""
+def _path_below(at: str, node: Node, keys: list[str]) -> str:
+    """Return the path of a key below a node. Its first part is corrected to the nearest key of the node."""
     first = [closest(key, config_fields(node.cls)) or key for key in keys[:1]]
     return functools.reduce(join, (int(key) if _is_index(key) else key for key in first + keys[1:]), at)
 
 
 def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
-    """Every node of a tree, with its path."""
+    """Yield every node of a tree, with its path."""
+    entries: Iterable[tuple[str | int, Tree]]
     match tree:
         case Leaf():
             return
@@ -74,14 +86,14 @@ def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
         yield from nodes(child, join(at, key))
 
 
-def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, object]:
-    """The key of a child as its parent stores it, and the annotation it must fit."""
+def _below(parent: Tree, hint: object, at: str, key: str) -> Place:
+    """Return the place of a child, from the annotation and the path of its parent."""
     match parent:
         case Node():
             check_field(parent.cls, key)
-            return key, get_type_hints(parent.cls)[key]
+            return Place(parent, key, get_type_hints(parent.cls)[key], join(at, key))
         case Items() if _is_index(key) and int(key) < len(parent.children):
-            return int(key), item_hint(hint)
+            return Place(parent, int(key), item_hint(hint), join(at, int(key)))
         case Items():
             raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {len(parent.children)}, counted from 0")
     raise ValueError(f"{at} is a plain value, there is no {shorten(key)!r} below it; set it as a whole")
@@ -89,11 +101,3 @@ def _key(parent: Tree, hint: object, at: str, key: str) -> tuple[str | int, obje
 
 def _is_index(key: str) -> bool:
     return re.fullmatch("[0-9]{1,9}", key) is not None
-
-
-def _child(parent: Tree, hint: object, at: str, key: str) -> tuple[Tree, object, str]:
-    key, hint = _key(parent, hint, at, key)
-    at = join(at, key)
-    if isinstance(parent, Node) and key not in parent.children:
-        raise ValueError(f"{at} is not set yet; set it first, {ORIGIN} {at}='@...()'")
-    return parent.children[key], hint, at

@@ -1,4 +1,4 @@
-"""What the names in one configuration file stand for: its imports, and the classes and presets reached through them."""
+"""The names in one configuration file: its imports, and the classes and presets that they give access to."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from gin import config_parser as gin
 
 from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_target import check_target
+from jaxtrain.cli.config_target import checked_target
 from jaxtrain.cli.config_types import label, nearest
 
 
@@ -36,7 +36,7 @@ class RawReference:
 
 
 class Delegate(gin.ParserDelegate):
-    """Leaves references as written: they are resolved a statement at a time, where the line is known."""
+    """Keeps references unresolved. They are resolved one statement at a time, where the line is known for errors."""
 
     def configurable_reference(self, scoped_name: str, called: bool) -> RawReference:
         return RawReference(scoped_name=scoped_name, called=called)
@@ -64,7 +64,7 @@ class Symbols:
         self._modules[statement.bound_name()] = module if whole else sys.modules[statement.bound_name()]
 
     def target(self, selector: str) -> Callable:
-        """The class or function that `module.name` stands for."""
+        """Return the class or function that `module.name` stands for."""
         first, *rest = selector.split(".")
         if first not in self._modules:
             raise ValueError(f"{selector}: no import provides {first!r}{nearest(first, self._modules)}")
@@ -79,8 +79,7 @@ class Symbols:
                 public = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
                 raise ValueError(f"{selector}: {above} has no {name!r}{nearest(name, public)}")
             target, above = own[name], f"{above}.{name}"
-        check_target(target, selector)
-        return target
+        return checked_target(target, selector)
 
     def dataclass(self, selector: str) -> type:
         target = self.target(selector)
@@ -89,7 +88,7 @@ class Symbols:
         return target
 
     def value(self, value: object) -> object:
-        """A parsed value, with its references resolved."""
+        """Return a parsed value with its references resolved, and its lists as tuples."""
         if isinstance(value, tuple | list):
             return tuple(map(self.value, value))
         if not isinstance(value, RawReference):

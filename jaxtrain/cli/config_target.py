@@ -1,4 +1,4 @@
-"""What a reference may stand for: a dataclass, or a preset, known to make what its key takes before it is called.
+"""What a reference may stand for: a dataclass or a preset, whose result is known to fit its key before it is called.
 
 A preset is a function of no arguments whose return annotation is the dataclass that it makes.
 """
@@ -18,37 +18,45 @@ from jaxtrain.cli.config_types import describe_hint, label, nearest, takes
 
 
 def made_by(target: object) -> type | None:
-    """The dataclass that calling `target` with nothing bound makes, or None. It is told without calling anything."""
+    """Return the dataclass that calling `target` without arguments makes, or None. Nothing is called to find out."""
     if isinstance(target, type):
         return target if is_dataclass(target) else None
     if not inspect.isfunction(target) or inspect.signature(target).parameters:
         return None
     try:
         made = get_type_hints(target).get("return")
-    except (NameError, AttributeError, TypeError, SyntaxError):  # an annotation that names what is not there
+    except (NameError, AttributeError, TypeError, SyntaxError):  # an annotation that cannot be resolved
         return None
     return made if isinstance(made, type) and is_dataclass(made) else None
 
 
-def check_target(target: object, name: str) -> None:
-    """Raise ValueError unless calling `target` with nothing bound is known to make a configuration."""
-    if made_by(target) is None:
+def checked_target(target: object, name: str) -> Callable:
+    """Return `target`. Raises ValueError unless it is a dataclass or a preset."""
+    if made_by(target) is None or not callable(target):
         raise ValueError(
             f"{name} is neither a dataclass nor a function of no arguments that makes one and says so, "
             f"`def {name.rpartition('.')[2]}() -> Class`"
         )
+    return target
 
 
 def check_fits(target: Callable, slot: Slot) -> None:
-    """Raise ValueError unless what `target` makes fits the annotation of where it is to go."""
+    """Raise ValueError unless the result of `target` fits the annotation of the slot."""
     if slot.hint is Never:
         raise ValueError(f"{slot.path}=@{label(target)}() is in a tuple, where none can be")
-    if not takes(slot.hint, made_by(target)):
+    made = made_by(target)
+    if made is None or not takes(slot.hint, made):
         raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}")
 
 
 def find_target(name: str, near: Iterable[type], imports: Imports) -> Callable:
-    """The class or preset called `name`: by the end of its path among the modules beside `near`, or by all of it."""
+    """Return the class or preset called `name`.
+
+    A short name is the end of a full name in the modules beside those of the classes `near`. A full name is imported.
+
+    Raises:
+        ValueError: there is none, with the nearest name; several have the short name; or it is no class or preset.
+    """
     known = {f"{target.__module__}.{target.__qualname__}": target for target in _beside(near, imports)}
     matches = [full for full in known if f".{full}".endswith(f".{name}")]
     if len(matches) > 1:
@@ -60,13 +68,12 @@ def find_target(name: str, near: Iterable[type], imports: Imports) -> Callable:
         with contextlib.suppress(NoModuleError):
             found = vars(imports.module(module)).get(attribute)
             if found is not None:
-                check_target(found, name)
-                return found
+                return checked_target(found, name)
     raise ValueError(f"there is no class {name!r}{nearest(name, [target.__name__ for target in known.values()])}")
 
 
 def _beside(classes: Iterable[type], imports: Imports) -> list[Callable]:
-    """Dataclasses and presets of the packages that `classes` are defined in."""
+    """Return the dataclasses and presets of the packages that `classes` are defined in."""
     modules = []
     for name in {cls.__module__ for cls in classes}:
         package, _, _ = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A built configuration as text: the file that reproduces it, a listing with origins, the differences from another."""
+"""A built configuration as text: a file that reproduces it, a listing with origins, and differences from another."""
 
 import math
 from collections import Counter
@@ -17,10 +17,12 @@ from jaxtrain.cli.config_types import describe
 
 
 def render(config: object, instead: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A gin file with every key of `config`, from which `load` makes an equal one, but for the values given `instead`.
+    """Return a gin file with every key of `config`, from which `load` makes an equal configuration.
+
+    `instead` has values to write in place of the configuration's own, by path.
 
     Raises:
-        ValueError: a class is local to a function or a value has no literal, so that no file could name it.
+        ValueError: a class is local to a function or a value has no literal, so that no file can name it.
     """
     nodes = {path: value for path, value in entries(config) if isinstance(value, type)}
     modules = _module_names(nodes)
@@ -36,7 +38,7 @@ def render(config: object, instead: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _module_names(nodes: dict[str, type]) -> dict[str, tuple[str, str]]:
-    """Module -> (the name it is imported as, the import statement), the shortest that is unique."""
+    """Return the shortest unique name of every module, and the statement that imports it under that name."""
     for path, cls in nodes.items():
         if "<locals>" in cls.__qualname__:
             raise ValueError(f"{path or cls.__name__}: {cls.__qualname__} is local to a function; move it to a module")
@@ -52,7 +54,7 @@ def _module_names(nodes: dict[str, type]) -> dict[str, tuple[str, str]]:
 
 
 def _sections(value: object, path: str, names: dict[str, str], instead: Mapping[str, str]) -> Iterator[str]:
-    """One block a dataclass, parents before children."""
+    """Yield one block of text for each dataclass, parents before children."""
     if isinstance(value, tuple):
         for i, item in enumerate(value):
             yield from _sections(item, join(path, i), names, instead)
@@ -75,13 +77,13 @@ def _literal(value: object, path: str, names: dict[str, str]) -> str:
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if type(value) not in (bool, int, float, str, type(None)):
         raise ValueError(f"{path}={value!r} has no literal; use int, float, bool, str, None or tuples of these")
-    if type(value) in (int, float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         _check_written(value, path)
     return repr(value)
 
 
 def _check_written(value: float, path: str) -> None:
-    """Raise ValueError for a number that a file could not be read with."""
+    """Raise ValueError for a number with which the file could not be read again."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{path}={value!r} has no literal; use a finite number")
     try:
@@ -91,12 +93,12 @@ def _check_written(value: float, path: str) -> None:
 
 
 def leaf_count(config: object) -> int:
-    """Number of keys that hold plain values."""
+    """Return the number of keys that hold plain values."""
     return sum(not isinstance(value, type) for _, value in entries(config))
 
 
 def show(loaded: LoadedConfig) -> Text:
-    """Every path with its value and origin, one a line, as `--set` takes it."""
+    """Return every path, as `--set` takes it, with its value and origin, one a line."""
     rows = [(path, describe(value), loaded.origins[path]) for path, value in entries(loaded.config) if path]
     paths, values = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     styles = {DEFAULT: "dim", OVERRIDE: "bold yellow"}
@@ -108,7 +110,7 @@ def show(loaded: LoadedConfig) -> Text:
 
 
 class Difference(NamedTuple):
-    """A path whose value differs; None where one side has no such path."""
+    """A path whose value differs. A side without the path has None."""
 
     path: str
     left: str | None
@@ -119,7 +121,7 @@ class Difference(NamedTuple):
 
 
 def diff(left: object, right: object) -> list[Difference]:
-    """Paths at which two configurations have different values or classes."""
+    """Return the paths at which two configurations have different values or classes."""
     a, b = dict(entries(left)), dict(entries(right))
     absent = object()
     changed = [path for path in a | b if a.get(path, absent) != b.get(path, absent)]

@@ -1,7 +1,7 @@
-"""The tree of a configuration while it is put together, before its dataclasses exist.
+"""The tree of a configuration, from which its dataclasses are built.
 
 A file fills the tree, `--set` changes it, and `build` then calls every dataclass once, from the leaves up. So two
-overrides that are valid only together are checked together, and a required field may come from either.
+overrides that are valid only together are checked together. A required field may come from the file or from `--set`.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Leaf:
 
 @dataclass(kw_only=True, slots=True)
 class Node:
-    """A dataclass to be. A required field nobody gave is absent from `children`."""
+    """A dataclass that is not built yet. A required field without a value is absent from `children`."""
 
     cls: type
     children: dict[str, "Tree"]
@@ -41,12 +41,12 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Keys that earlier versions wrote into the config.gin of every run, and what is to be done about them.
+# Removed keys that earlier versions wrote into the config.gin of every run, each with its remedy.
 MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
 
 
 class Slot(NamedTuple):
-    """Where a value is to go: its path, and the annotation that it must fit."""
+    """Where a value will be put: the path, and the annotation that the value must fit."""
 
     path: str
     hint: object
@@ -63,7 +63,7 @@ def config_fields(cls: type) -> dict[str, Field]:
 
 
 def check_field(cls: type, name: str) -> None:
-    """Raise ValueError with the nearest field of `cls` where it has none of that name."""
+    """Raise ValueError, with the nearest name, where `cls` has no field of that name."""
     if name not in config_fields(cls):
         remedy = MOVED.get(f"{label(cls)}.{name}")
         found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
@@ -71,45 +71,51 @@ def check_field(cls: type, name: str) -> None:
 
 
 def join(path: str, key: str | int) -> str:
-    """Path of a child: `phases[0]` for an index, `model.d_model` for a name."""
+    """Return the path of a child: `phases[0]` for an index, `model.d_model` for a name."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
 
 
 def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:
-    """A node with what it is given, and the defaults of its class for the rest."""
+    """Return a node with the given children, and the defaults of its class for the other fields."""
     children = dict(given)
     for name, field in config_fields(cls).items():
         if name not in given and field.default is not MISSING:
-            children[name] = plant(field.default, DEFAULT)
+            children[name] = tree_of(field.default, DEFAULT)
         elif name not in given and field.default_factory is not MISSING:
-            children[name] = plant(field.default_factory(), DEFAULT)
+            children[name] = tree_of(field.default_factory(), DEFAULT)
     return Node(cls=cls, children=children, origin=origin)
 
 
-def plant(value: object, origin: str) -> Tree:
-    """The tree of a value that exists: a dataclass, a tuple, or a leaf."""
+def tree_of(value: object, origin: str) -> Tree:
+    """Return the tree of a built value: a node for a dataclass, items or a leaf for a tuple, a leaf for another."""
     if is_dataclass(value) and not isinstance(value, type):
-        children = {name: plant(getattr(value, name), origin) for name in config_fields(type(value))}
-        return Node(cls=type(value), children=children, origin=origin)
+        return node_of(value, origin)
     if isinstance(value, tuple | list):
-        return sequence([plant(item, origin) for item in value], origin)
+        return sequence([tree_of(item, origin) for item in value], origin)
     return Leaf(value=value, origin=origin)
 
 
+def node_of(value: object, origin: str) -> Node:
+    """Return the tree of a built dataclass."""
+    children = {name: tree_of(getattr(value, name), origin) for name in config_fields(type(value))}
+    return Node(cls=type(value), children=children, origin=origin)
+
+
 def sequence(children: list[Tree], origin: str) -> Tree:
-    """A tuple: one leaf where it holds plain values only."""
-    if all(isinstance(child, Leaf) for child in children):
-        return Leaf(value=tuple(child.value for child in children), origin=origin)
+    """Return the tree of a tuple: one leaf where it holds plain values only."""
+    leaves = [child for child in children if isinstance(child, Leaf)]
+    if len(leaves) == len(children):
+        return Leaf(value=tuple(leaf.value for leaf in leaves), origin=origin)
     return Items(children=children, origin=origin)
 
 
 def build(tree: Tree, origins: dict[str, str], path: str = "") -> object:
-    """Call the dataclasses of the tree, filling `origins` with where each path's value came from.
+    """Build the dataclasses of the tree, and write the origin of each path's value into `origins`.
 
     Raises:
-        ValueError: a field is missing or of the wrong type, or a `__post_init__` refused; with the path.
+        ValueError: a field is missing or of the wrong type, or a `__post_init__` raised; with the path.
     """
     origins[path] = tree.origin
     match tree:
@@ -134,7 +140,7 @@ def _build_node(node: Node, origins: dict[str, str], path: str) -> object:
         return node.cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # of somebody's own class
+    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # from the code of a user's class
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
 
 
@@ -159,7 +165,10 @@ def _at(origin: str) -> str:
 
 
 def entries(config: object, path: str = "") -> Iterable[tuple[str, object]]:
-    """(path, class) of every dataclass and (path, value) of every leaf of a built configuration, in field order."""
+    """Yield (path, class) for every dataclass and (path, value) for every leaf of a built configuration.
+
+    The order is that of the fields.
+    """
     if is_dataclass(config):
         yield path, type(config)
         for name in config_fields(type(config)):

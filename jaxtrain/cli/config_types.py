@@ -1,14 +1,14 @@
-"""Does a value fit the annotation of a dataclass field, and how to name either in an error.
+"""Checks of values against the annotations of dataclass fields, and the texts of both in errors.
 
-The annotations understood are those configurations use: int, float, bool, str, None, Literal, unions, tuples, and
-classes (nested dataclasses, their bases, Protocols). Anything else accepts no value.
+Supported are the annotations that configurations use: int, float, bool, str, None, Literal, unions, tuples, and
+classes (nested dataclasses, their bases, Protocols). No value fits any other annotation.
 """
 
 import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Never, TypeAliasType, Union, get_args, get_origin
@@ -19,10 +19,10 @@ PLAIN = (bool, int, float, str, NoneType)
 
 
 def convert(value: object, hint: object) -> object:
-    """Return `value` as `hint` wants it, int made float and list made tuple.
+    """Return `value` as the annotation `hint` has it: an int becomes a float, a list a tuple.
 
     Raises:
-        TypeError: it does not fit.
+        TypeError: the value does not fit.
         ValueError: it is a text that no file can hold.
     """
     if isinstance(hint, TypeAliasType):
@@ -37,8 +37,8 @@ def convert(value: object, hint: object) -> object:
     elif hint is float and type(value) is int:
         return float(value)
     elif hint in PLAIN or hint is None:
-        fits = value is None if hint is None else type(value) is hint  # bool is an int to isinstance, not to a reader
-        if fits and hint is str:
+        fits = value is None if hint is None else type(value) is hint  # isinstance would take a bool for an int
+        if fits and isinstance(value, str):
             check_encodable(value)
     else:
         fits = hint in (Any, object) or (is_dataclass(value) and takes(hint, type(value)))
@@ -48,7 +48,7 @@ def convert(value: object, hint: object) -> object:
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether `convert` takes a value."""
+    """Tell whether `convert` accepts a value."""
     try:
         convert(value, hint)
     except TypeError:
@@ -78,7 +78,7 @@ def _convert_tuple(value: object, arguments: tuple) -> tuple:
 
 
 def takes(hint: object, cls: type) -> bool:
-    """Whether an annotation takes instances of a dataclass, told without making one."""
+    """Tell whether an annotation accepts instances of a dataclass, without making one."""
     if isinstance(hint, TypeAliasType):
         return takes(hint.__value__, cls)
     if get_origin(hint) in (Union, UnionType):
@@ -89,24 +89,25 @@ def takes(hint: object, cls: type) -> bool:
     try:
         return issubclass(cls, kind)
     except TypeError:  # a Protocol that is not checkable at run time
-        return kind.__protocol_attrs__ <= set(dir(cls))
+        # Every Protocol has it; the public typing.get_protocol_members is new in Python 3.13.
+        return kind.__protocol_attrs__ <= set(dir(cls))  # type: ignore[attr-defined]
 
 
 def item_hint(hint: object) -> object:
-    """The annotation of the items of a tuple: in a union of them any of theirs, Never where there is no tuple."""
+    """Return the annotation of a tuple's items. For a union of tuples it is a union, without a tuple it is Never."""
     if isinstance(hint, TypeAliasType):
         return item_hint(hint.__value__)
     origin, arguments = get_origin(hint), tuple(argument for argument in get_args(hint) if argument is not Ellipsis)
     if hint in (tuple, Any, object):
         return object
     if origin is tuple:
-        return Union[arguments] if arguments else Never  # noqa: UP007  of as many as there are
+        return Union[arguments] if arguments else Never  # noqa: UP007  `|` cannot join a tuple of any length
     items = tuple(item for option in arguments if (item := item_hint(option)) is not Never)
     return Union[items] if items and origin in (Union, UnionType) else Never  # noqa: UP007
 
 
 def classes_in(hint: object) -> list[type]:
-    """Classes, other than plain types, that an annotation names."""
+    """Return the classes that an annotation names, without plain types."""
     if isinstance(hint, TypeAliasType):
         return classes_in(hint.__value__)
     if arguments := get_args(hint):
@@ -114,13 +115,13 @@ def classes_in(hint: object) -> list[type]:
     return [hint] if isinstance(hint, type) and hint not in (*PLAIN, tuple, object) else []
 
 
-def label(target: object) -> str:
-    """A class as configurations write it: the last part of its module, and its name."""
+def label(target: Callable) -> str:
+    """Return the name of a class or preset in configurations: the last part of its module, and its own name."""
     return f"{target.__module__.rpartition('.')[2]}.{target.__qualname__}"
 
 
 def describe(value: object) -> str:
-    """A value as configurations write it."""
+    """Return a value as configurations write it."""
     if is_dataclass(value):
         return f"@{label(value if isinstance(value, type) else type(value))}()"
     if isinstance(value, tuple | list):
@@ -129,7 +130,7 @@ def describe(value: object) -> str:
 
 
 def describe_hint(hint: object) -> str:
-    """An annotation, its classes without their modules; an abstract base class as the classes it stands for."""
+    """Return an annotation as text, classes without their modules. An abstract base class is a union of its classes."""
     if isinstance(hint, TypeAliasType):
         return describe_hint(hint.__value__)
     if get_origin(hint) in (Union, UnionType):
@@ -142,22 +143,26 @@ def describe_hint(hint: object) -> str:
 
 
 def subclasses(base: type) -> dict[str, type]:
-    """Final classes under an abstract base class by name: those beside it, imported for this, and any others known."""
+    """Return the final subclasses of an abstract base class by name.
+
+    The modules beside the base are imported first. Other subclasses are found where their module is imported already.
+    """
     package = base.__module__.rpartition(".")[0]
     for entry in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.") if package else ():
         importlib.import_module(entry.name)
-    found = {}
-    for cls in base.__subclasses__():
+    found: dict[str, type] = {}
+    known: list[type] = base.__subclasses__()
+    for cls in known:
         found |= subclasses(cls) if inspect.isabstract(cls) else {cls.__name__: cls}
     return found
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like a name, None if there are no options."""
+    """Return the option most like a name, or None if there are no options."""
     return next(iter(difflib.get_close_matches(name, sorted(set(options)), n=1, cutoff=0.0)), None)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of an error about an unknown `name`: the valid one most like it."""
+    """Return the end of an error about an unknown `name`, with the valid name most like it."""
     close = closest(name, options)
     return "" if close is None else f"; the nearest valid name is {close!r}"

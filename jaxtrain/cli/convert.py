@@ -1,11 +1,15 @@
 """`jaxtrain convert SOURCE TARGET`: a Hugging Face folder to a run folder, or a run folder to a Hugging Face folder.
 
-Which of the two is told by what SOURCE is. The run has checkpoint 0, parameters only, and a configuration with the
-model's architecture and tokenizer and placeholders for the rest: it generates at once, and trains when it is told on
-what. Weights pass through a piece at a time and keep their bits; either way, host memory is that of the two largest
-tensors and a few chunks (surgery/checkpoint_item.py). What else lay in the Hugging Face folder (tokenizer, token ids,
-chat templates, generation_config.json) waits in the run's huggingface/ for the way back. A run with another tokenizer
-is exported with that one, and with its id for the end of a text.
+SOURCE determines which of the two is done.
+
+Import writes a run with checkpoint 0, which has parameters only, and a configuration. The configuration has the model's
+architecture and tokenizer, and placeholders for the rest. The run can generate at once, and train once its data is set.
+The other files of the Hugging Face folder (tokenizer, token ids, chat templates, generation_config.json) are kept in
+the run's huggingface/ for an export. A run with another tokenizer is exported with its own tokenizer and
+end-of-document id.
+
+Weights are converted one piece at a time and keep their bits. In both directions host memory holds the two largest
+tensors and a few chunks (surgery/checkpoint_item.py).
 """
 
 import argparse
@@ -16,12 +20,12 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
-from jaxtrain.cli.finished import mesh_at_hand, say_what_is_read
+from jaxtrain.cli.finished import mesh_at_hand, print_remarks
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -42,9 +46,9 @@ from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.trained import trained_model
 
-CARRIED = "huggingface"  # in the run folder
+IMPORTED = "huggingface"  # in the run folder
 TEMPLATES = "additional_chat_templates"  # a folder
-TOKENIZER_SIDE = (  # a tokenizer's own files, and what lies beside them
+TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
     "added_tokens.json",
     "chat_template.jinja",
     "merges.txt",
@@ -54,9 +58,13 @@ TOKENIZER_SIDE = (  # a tokenizer's own files, and what lies beside them
     "tokenizer_config.json",
     "vocab.json",
 )
-TOKENIZER_FILES = {HuggingFaceTokenizer: "tokenizer.json", SentencePiece: "tokenizer.model"}
+type FileTokenizer = HuggingFaceTokenizer | SentencePiece
+TOKENIZER_FILES: dict[type[FileTokenizer], str] = {
+    HuggingFaceTokenizer: "tokenizer.json",
+    SentencePiece: "tokenizer.model",
+}
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
-MODEL_ONLY = "model.gin"  # in place of config.gin where no tokenizer is at hand that fits
+MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,27 +95,27 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{source} is neither a run (config.gin, checkpoints/) nor a Hugging Face folder (config.json)"
             )
-    except (OSError, ValueError) as error:  # both: TensorStore has ValueErrors
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError where the disk is full
         if is_full(error):
             raise SaveError(f"{target} could not be written", error) from error
         raise
     return 0
 
 
-# -- in ---------------------------------------------------------------------------------------------------------
+# -- import -----------------------------------------------------------------------------------------------------
 
 
 def import_run(source: Path, target: Path, overrides: Sequence[str], import_from: Sequence[str]) -> None:
-    """Make a run folder, whole or not at all."""
+    """Write a complete run folder, or none where an error occurs."""
     model, params = open_folder(source)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
-    reason = misfit(tokenizer, model)
+    reason = reason_against(tokenizer, model)
     config = None if reason else configuration(model, tokenizer)
     if overrides and not config:
         raise ValueError(f"--set: there is no configuration to change, as {reason}; leave it out")
     with whole_folder(target) as path:
         folder = RunFolder(path)
-        carry(source, path / CARRIED, "config.json", GENERATION)
+        copy_tokenizer_files(source, path / IMPORTED, "config.json", GENERATION)
         write_params(folder.checkpoints / "0", params)
         write_manifest(folder.checkpoints / "0")
         if config:
@@ -125,8 +133,8 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
         print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
 
 
-def misfit(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
-    """Say why a run of the model cannot have a tokenizer, or return None."""
+def reason_against(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
+    """Return the reason why the model cannot have a tokenizer, or None."""
     if tokenizer.vocab_size > model.vocab_size:
         whose = f"there is {NO_TOKENIZER}, bytes are" if isinstance(tokenizer, ByteTokenizer) else "its tokenizer has"
         return f"{whose} {tokenizer.vocab_size} tokens and the model {model.vocab_size}"
@@ -138,7 +146,7 @@ def misfit(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
 
 
 def configuration(model: DecoderConfig, tokenizer: Tokenizer) -> TrainConfig:
-    """Return a run of the model, its data and steps being placeholders."""
+    """Return the configuration of a run of the model, with placeholders for data and steps."""
     return TrainConfig(
         model=model,
         data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer),
@@ -148,32 +156,40 @@ def configuration(model: DecoderConfig, tokenizer: Tokenizer) -> TrainConfig:
     )
 
 
-def tokenizer_of(source: Path) -> Tokenizer | None:
-    for kind, name in TOKENIZER_FILES.items():
-        if (source / name).exists():
-            tokenizer = kind(path=str(source / name))
-            tokenizer = dataclasses.replace(tokenizer, begin_of_document=begin_of_document(source, tokenizer))
-            end = end_of_document(source, tokenizer) if kind is HuggingFaceTokenizer else None
-            return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
+def tokenizer_of(source: Path) -> FileTokenizer | None:
+    """Return the tokenizer of a Hugging Face folder, or None where the folder has no file of a known one."""
+    file = source / TOKENIZER_FILES[HuggingFaceTokenizer]
+    if file.exists():
+        tokenizer = HuggingFaceTokenizer(path=str(file))
+        tokenizer = dataclasses.replace(tokenizer, begin_of_document=begin_of_document(source, tokenizer))
+        end = end_of_document(source, tokenizer)
+        return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
+    file = source / TOKENIZER_FILES[SentencePiece]
+    if file.exists():
+        # The file does not say whether texts begin with its begin-of-sequence piece. Without an add_bos_token they do
+        # if the file has such a piece: the models of Llama, Mistral and Gemma were trained so.
+        model, told = SentencePiece(path=str(file)), add_bos_token(source)
+        return dataclasses.replace(model, begin_of_document=model.has_begin_of_sequence if told is None else told)
     return None
 
 
-def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePiece) -> bool | str:
-    """Return what is put before texts: by tokenizer_config.json, and where that does not tell, by the file itself.
-
-    A SentencePiece model does not tell; those of Llama, Mistral and Gemma were trained with the piece that they have.
-    """
-    file = source / "tokenizer_config.json"
-    told, token = (settings(source, file.name).get(key) for key in ("add_bos_token", "bos_token"))
+def add_bos_token(source: Path) -> bool | None:
+    """Return `add_bos_token` of tokenizer_config.json, or None where it is absent."""
+    told = settings(source, "tokenizer_config.json").get("add_bos_token")
     if not isinstance(told, bool | None):
-        raise ValueError(f"{file}: add_bos_token is {told!r}: make it true or false")
-    if isinstance(tokenizer, SentencePiece):
-        return tokenizer.has_begin_of_sequence if told is None else told
+        raise ValueError(f"{source / 'tokenizer_config.json'}: add_bos_token is {told!r}: make it true or false")
+    return told
+
+
+def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | str:
+    """Return the `begin_of_document` of a tokenizer, from tokenizer_config.json or else from tokenizer.json."""
+    file, told = source / "tokenizer_config.json", add_bos_token(source)
     if told is None or told == bool(tokenizer.beginning):
         return told is not False
     print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
     if not told:
         return False
+    token = settings(source, file.name).get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         raise ValueError(
@@ -183,7 +199,7 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer | SentencePi
 
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
-    """Return the token that ends a text, by tokenizer_config.json or by the id in config.json."""
+    """Return the token that ends a document, from tokenizer_config.json or else from the id in config.json."""
     token = settings(source, "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):
         token = token.get("content", token)
@@ -196,91 +212,108 @@ def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None
     return token
 
 
-# -- out --------------------------------------------------------------------------------------------------------
+# -- export -----------------------------------------------------------------------------------------------------
 
 
 def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -> None:
     trusted, only = arguments.import_from, folder.path / MODEL_ONLY
     config = load(folder.config, arguments.set, import_from=trusted).config if folder.config.exists() else None
     if config:
-        say_what_is_read(folder, config)
+        print_remarks(folder, config)
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
-    tokenizer, carried = config.data.tokenizer if config else None, folder.path / CARRIED
-    token_ids, generation = special_tokens(tokenizer, carried)
+    tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
+    token_ids, generation = special_tokens(tokenizer, imported)
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
             model,
             params,
             path,
-            family=arguments.family or settings(carried, "config.json").get("model_type"),
+            family=arguments.family or settings(imported, "config.json").get("model_type"),
             dtype=arguments.dtype,
             token_ids=token_ids,
             generation=generation,
         )
-        add_tokenizer(path, tokenizer, carried)
+        add_tokenizer(path, tokenizer, imported)
     print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
-    if carried.exists() and not came_with(tokenizer, carried):
+    if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
 
 
-def special_tokens(tokenizer: Tokenizer | None, carried: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return token ids, and generation_config.json: what was imported with the tokenizer, or else the tokenizer's."""
+def special_tokens(tokenizer: Tokenizer | None, imported: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the token ids, and the content of generation_config.json, for an export with a tokenizer.
+
+    For the tokenizer that was imported with the run both are those of the import. For another tokenizer the ids are its
+    own, and generation_config.json has no ids.
+    """
     own = {}
     if tokenizer:
         own = {"bos_token_id": next(iter(tokenizer.beginning), None), "eos_token_id": tokenizer.end_of_document_id}
-    generation = settings(carried, GENERATION)
-    if came_with(tokenizer, carried):
-        return own | special_ids(carried, "config.json"), generation
+    generation = settings(imported, GENERATION)
+    if is_imported(tokenizer, imported):
+        return own | special_ids(imported, "config.json"), generation
     return own, {key: value for key, value in generation.items() if key not in TOKEN_IDS}
 
 
-def add_tokenizer(target: Path, tokenizer: Tokenizer | None, carried: Path) -> None:
-    if came_with(tokenizer, carried):
-        carry(carried, target)
-    if type(tokenizer) in TOKENIZER_FILES:
+def add_tokenizer(target: Path, tokenizer: Tokenizer | None, imported: Path) -> None:
+    if is_imported(tokenizer, imported):
+        copy_tokenizer_files(imported, target)
+    if has_file(tokenizer):
         shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
     if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
-        # Without it transformers takes the tokenizer that is usual for the family, special tokens and all.
-        text = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
-        if tokenizer.beginning:
-            text["bos_token"] = tokenizer.token(tokenizer.beginning[0])
-        (target / "tokenizer_config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        # Without this file transformers uses the family's usual tokenizer class, with its special tokens.
+        content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
+        if tokenizer.beginning and (token := tokenizer.token(tokenizer.beginning[0])) is not None:
+            content["bos_token"] = token
+        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def came_with(tokenizer: Tokenizer | None, carried: Path) -> bool:
-    """Tell whether a tokenizer is the one that was imported, to which what was carried belongs."""
-    if type(tokenizer) in TOKENIZER_FILES:
-        file = carried / TOKENIZER_FILES[type(tokenizer)]
+def has_file(tokenizer: Tokenizer | None) -> TypeGuard[FileTokenizer]:
+    """Tell whether a tokenizer is a file for which a Hugging Face folder has a name."""
+    return type(tokenizer) in TOKENIZER_FILES
+
+
+def is_imported(tokenizer: Tokenizer | None, imported: Path) -> bool:
+    """Tell whether a tokenizer is the one that was imported with the run, to which the files in `imported` belong."""
+    if has_file(tokenizer):
+        file = imported / TOKENIZER_FILES[type(tokenizer)]
         return file.exists() and Path(tokenizer.path).read_bytes() == file.read_bytes()
-    return tokenizer is None or not any((carried / name).exists() for name in TOKENIZER_FILES.values())
+    return tokenizer is None or not any((imported / name).exists() for name in TOKENIZER_FILES.values())
 
 
 @contextlib.contextmanager
 def weights_of(
     folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Give the step and the parameters of the latest valid checkpoint; averages pass through memory whole."""
+    """Yield the step and the parameters of the latest valid checkpoint.
+
+    Parameters are read one piece at a time, except for averages, which are loaded whole.
+    """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages):
-        mesh = mesh_at_hand(config.mesh, model)
-        run = {"model": model, "optimizer": config.optimizer, "hooks": config.hooks, "mesh": mesh, "weights": weights}
-        at, found = trained_model(folder, **run)
-        yield at, found.params
+        step, trained = trained_model(
+            folder,
+            model=model,
+            optimizer=config.optimizer,
+            hooks=config.hooks,
+            mesh=mesh_at_hand(config.mesh, model),
+            weights=weights,
+        )
+        yield step, trained.params
         return
-    step = Checkpoints(folder.checkpoints).latest_valid()
-    if step is None:
+    latest = Checkpoints(folder.checkpoints).latest_valid()
+    if latest is None:
         raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    path = folder.checkpoints / str(step)
+    path = folder.checkpoints / str(latest)
     with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
-        yield step, params
+        yield latest, params
 
 
-# -- both -------------------------------------------------------------------------------------------------------
+# -- both ways --------------------------------------------------------------------------------------------------
 
 
-def carry(source: Path, target: Path, *others: str) -> None:
-    """Copy what a Hugging Face folder has of its tokenizer, and other files that it may have."""
+def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
+    """Copy a Hugging Face folder's tokenizer files, and the files `others`, as far as it has them."""
     templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
     target.mkdir(exist_ok=True)
     for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
@@ -290,6 +323,6 @@ def carry(source: Path, target: Path, *others: str) -> None:
 
 
 def settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return what a JSON file of a Hugging Face folder holds; {} where there is none."""
+    """Return the content of a JSON file of a Hugging Face folder, or {} where there is no such file."""
     file = own_file(folder, name)
     return read_json(file) if file else {}

@@ -1,4 +1,4 @@
-"""A run folder opened for use: what eval, generate and convert share."""
+"""Opening a run folder to use its model, which eval, generate and convert share."""
 
 import argparse
 import logging
@@ -44,7 +44,7 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     if not folder.config.exists():
         raise ValueError(f"{folder.path}: not the folder of a run, there is no {folder.config.name} in it")
     config: TrainConfig = load(folder.config, arguments.set, import_from=arguments.import_from).config
-    say_what_is_read(folder, config)
+    print_remarks(folder, config)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compilations()
     distributed.start()
@@ -60,14 +60,14 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
     return FinishedRun(config, folder, mesh, step, model)
 
 
-def say_what_is_read(folder: RunFolder, config: TrainConfig) -> None:
-    """Say, beside what a command prints, where the run's own copies of files are not what lies at the named paths."""
+def print_remarks(folder: RunFolder, config: TrainConfig) -> None:
+    """Print to stderr which files are not the run's own copies, or are unlike their originals."""
     for line in remarks(folder, config):
         print(f"jaxtrain: note: {line}", file=sys.stderr)
 
 
 def mesh_at_hand(config: MeshConfig, model: DecoderConfig) -> Mesh:
-    """Return the run's mesh where these devices can form it and the model splits over it, or else whole copies."""
+    """Return the run's mesh if these devices can form it and it divides the model, or else one with whole copies."""
     _, shapes, axes = abstract_model(model)
     try:
         mesh = config.build()

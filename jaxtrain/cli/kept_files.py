@@ -1,11 +1,11 @@
-"""The files that a configuration names by path, kept with the run.
+"""The run's own copies of the files that its configuration names by path.
 
-A field annotated `FilePath` names a file that numbers rest on: a tokenizer, the table of a schedule. The run folder has
-a copy of it, kept_files/<digest>-<name>, and its config.gin names that. So the run may be moved, and goes by the same
-bytes whatever becomes of the original. kept_files/origins.json remembers where each copy was read. A field annotated
-`Glob` names files too many to copy: config.gin has it from the root of the file system.
+A field annotated `FilePath` names a file that the run's numbers depend on: a tokenizer, the table of a schedule. The
+run folder has a copy of it, kept_files/<digest>-<name>, and the run's config.gin names the copy. So the run may be
+moved, and it reads the same bytes when the original changes. kept_files/origins.json has the path from which each copy
+was read. A field annotated `Glob` names too many files to copy, so config.gin has its absolute path.
 
-A config.gin without copies, of an older version, is read as it is, and has its copies when training goes on.
+Older versions wrote a config.gin without copies. It is read as it is, and the copies are made when training goes on.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxtrain.cli.config_paths import DIGITS, HERE, digest, marked
 from jaxtrain.cli.config_text import Difference, diff, render
-from jaxtrain.cli.config_tree import build, entries, plant
+from jaxtrain.cli.config_tree import build, entries, tree_of
 from jaxtrain.paths import FilePath, Glob
 from jaxtrain.train.folder import FILES, RunFolder, write_whole
 
@@ -24,14 +24,14 @@ ORIGINS = "origins.json"
 
 
 class KeptFile(NamedTuple):
-    origin: str  # where it was read, from the root
+    origin: str  # the absolute path from which it was read
     name: str  # of the copy
     content: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
-    """A configuration with the content of the files that it names, each by the path of its key, and its config.gin."""
+    """A configuration, the files that it names by the paths of their keys, and the text of its config.gin."""
 
     config: Any
     files: dict[str, KeptFile]
@@ -39,8 +39,13 @@ class RunFiles:
 
     @classmethod
     def of(cls, config: object) -> "RunFiles":
-        """Read the files. Raises OSError where one cannot be read, ValueError where no config.gin could be written."""
-        files = {at: _read(Path(leaf.value)) for at, leaf in marked(plant(config, ""), FilePath)}
+        """Read the files that a configuration names.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: no config.gin can name a class or value of the configuration.
+        """
+        files = {at: _read(Path(text)) for at, text, _ in marked(tree_of(config, ""), FilePath)}
         return cls(config=config, files=files, text=render(config, _recorded(config, files)))
 
     def write(self, folder: RunFolder) -> None:
@@ -59,13 +64,13 @@ class RunFiles:
 
     def from_copies(self, folder: RunFolder) -> Any:
         """Return the configuration with the run's copies in place of the files."""
-        tree = plant(self.config, "")
-        for at, leaf in marked(tree, FilePath):
+        tree = tree_of(self.config, "")
+        for at, _, leaf in marked(tree, FilePath):
             leaf.value = str(folder.files / self.files[at].name)
         return build(tree, {})
 
     def check_unchanged(self, before: "RunFiles", folder: RunFolder) -> None:
-        """Raise ValueError where another file lies now at a path at which the run has read one."""
+        """Raise ValueError where a path now has another file than the one that the run read there."""
         origins = read_origins(folder)
         for at, file in self.files.items():
             old = before.files.get(at)
@@ -78,16 +83,16 @@ class RunFiles:
 
 
 def differences(left: RunFiles, right: RunFiles) -> list[Difference]:
-    """Return the keys in which two configurations differ; files of one content are the same, wherever they lie."""
+    """Return the keys in which two configurations differ. Files with the same content are equal at any path."""
     a, b = (dict(entries(side.config)) | _recorded(side.config, side.files) for side in (left, right))
     return [change for change in diff(left.config, right.config) if a.get(change.path) != b.get(change.path)]
 
 
 def remarks(folder: RunFolder, config: object) -> list[str]:
-    """Return a line about each file of which the run's copy and what lies at the named path are not the same now."""
+    """Return a line for each file whose original has changed, or that is read instead of the run's own copy."""
     origins, lines = read_origins(folder), []
-    for at, leaf in marked(plant(config, ""), FilePath):
-        path = Path(leaf.value)
+    for at, text, _ in marked(tree_of(config, ""), FilePath):
+        path = Path(text)
         origin = Path(origins.get(path.name, path))
         if path.parent != folder.files:
             if origins:
@@ -98,7 +103,7 @@ def remarks(folder: RunFolder, config: object) -> list[str]:
 
 
 def read_origins(folder: RunFolder) -> dict[str, str]:
-    """Return where the run's copies were read, by the names of the copies."""
+    """Return the paths from which the run's copies were read, by the names of the copies."""
     file = folder.files / ORIGINS
     try:
         return {str(name): str(origin) for name, origin in json.loads(file.read_bytes()).items()}
@@ -109,8 +114,8 @@ def read_origins(folder: RunFolder) -> dict[str, str]:
 
 
 def _recorded(config: object, files: dict[str, KeptFile]) -> dict[str, str]:
-    """Return what the config.gin of a run has at the keys that name files."""
-    globs = {at: _from_root(leaf.value) for at, leaf in marked(plant(config, ""), Glob)}
+    """Return the values that the config.gin of a run has for the keys that name files."""
+    globs = {at: _absolute(text) for at, text, _ in marked(tree_of(config, ""), Glob)}
     return globs | {at: f"{HERE}{FILES}/{file.name}" for at, file in files.items()}
 
 
@@ -120,8 +125,8 @@ def _read(path: Path) -> KeptFile:
     return KeptFile(os.path.realpath(path), path.name if path.name.startswith(start) else start + path.name, content)
 
 
-def _from_root(glob: str) -> str:
-    """Return the pattern from the root of the file system; URLs are as they are."""
+def _absolute(glob: str) -> str:
+    """Return the pattern as an absolute path; a URL is returned as it is."""
     if "://" in glob and not os.path.lexists(glob):
         return glob
     return os.path.join(os.getcwd(), glob if os.path.lexists(glob) else os.path.expanduser(glob))

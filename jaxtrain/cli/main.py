@@ -1,8 +1,8 @@
 """The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
 
-Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. What the user got wrong (a ValueError,
-something unsupported) or the system refuses (a file that is missing or forbidden, a full disk or memory) ends as one
-line on stderr and exit code 2, Ctrl-C as one and 130; anything else keeps its traceback.
+Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. Errors of the user (a ValueError, something
+unsupported) and of the system (a file that is missing or forbidden, a full disk or memory) end the command with one
+line on stderr and exit code 2. Ctrl-C ends it with one line and exit code 130. Any other error keeps its traceback.
 """
 
 import argparse
@@ -28,23 +28,23 @@ COMMANDS = {
     "tokenizer": "tokenizer train: make a tokenizer from text files",
     "config": "config show, config diff: look at configurations",
 }
-# What glibc reads once, when a process starts: keep what is freed for the next step. On CPU, XLA takes the memory of
-# a step, a gigabyte, anew every time; to have the system map and clear their pages costs a fifth of the step.
+# Settings that glibc reads once, when a process starts: keep freed memory for the next step. On CPU, XLA allocates the
+# memory of a step, a gigabyte, anew in every step. Mapping and clearing its pages takes a fifth of the step's time.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": ":".join(
         f"glibc.malloc.{name}={value}"
         for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 28}.items()
     )
 }
-# What a user or the system is at fault for: one line, exit code 2.
+# Errors of the user or the system, which end the command with one line and exit code 2.
 REFUSALS = (ValueError, OSError, SaveError, NotImplementedError, MemoryError)
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # as XLA's errors begin then
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: "  # the beginning of XLA's error when a device is out of memory
 # The files through which Linux reaches accelerators: NVIDIA, TPU (two kinds), AMD, and any on WSL.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that imports its command when it is first asked to parse, so that `jaxtrain --help` stays fast."""
+    """A parser that imports its command when it first parses, so that `jaxtrain --help` imports no command."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -86,23 +86,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _text(error: Exception) -> str:
-    """Return what an error says; the system's own without its number."""
+    """Return the text of an error. An error of the system is given without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error) or "out of memory"  # MemoryError has no words
+    return str(error) or "out of memory"  # MemoryError has no text
 
 
 def _one_line(text: str) -> str:
-    """The lines of a text, joined by semicolons but after a colon."""
+    """Return a text on one line. Its lines are joined by semicolons, or after a colon by a space."""
     lines = "; ".join(filter(None, (line.strip() for line in text.splitlines())))
     return lines.replace(":; ", ": ")
 
 
 def command() -> int:
-    """Run `main` as a process of its own.
+    """Run `main` as a process of its own, and return its exit code.
 
-    Without an accelerator JAX is told so: it would look for those whose compilers are installed, with many warnings. A
-    training is then started again with KEEP_MEMORY, unless the user has chosen something else.
+    Without an accelerator, JAX_PLATFORMS is set to cpu: otherwise JAX looks for every accelerator whose compiler is
+    installed, with many warnings. `jaxtrain train` is then started again with KEEP_MEMORY, unless the user has set that
+    variable.
     """
     on_cpu = sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS)
     if on_cpu:
@@ -121,7 +122,7 @@ def command() -> int:
 
 
 def _run_to_the_end(interruption: terminal.Interruption) -> int:
-    """Run `main`; where that fails, end without waiting for other processes."""
+    """Run `main` and return its exit code. Where it fails, end the process without waiting for other processes."""
     try:
         code = main()
     except (Exception, KeyboardInterrupt):
@@ -135,7 +136,7 @@ def _run_to_the_end(interruption: terminal.Interruption) -> int:
 
 
 def _peers() -> ModuleType:
-    from jaxtrain.train import peers  # not before it is needed: asyncio comes with it
+    from jaxtrain.train import peers  # imported only when needed, because it imports asyncio
 
     return peers
 

@@ -6,7 +6,7 @@ from jaxtrain.cli.config_types import nearest
 
 
 def check_exists(folder: Path) -> None:
-    """Raise ValueError with the nearest name beside it where a folder does not exist."""
+    """Raise ValueError where a folder does not exist, with the name most like it beside it."""
     if not folder.exists():
         raise ValueError(f"{folder} does not exist{nearest(folder.name, folders_beside(folder))}")
 

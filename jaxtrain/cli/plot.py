@@ -1,7 +1,7 @@
 """`jaxtrain plot RUN...`: loss, learning rate and throughput of one or several runs, as one picture.
 
-Read from metrics.jsonl alone, so a run may still be going on, and its checkpoints may be gone. The training loss is
-drawn twice: faint as measured, and as a moving average over about a fiftieth of the run.
+Only metrics.jsonl is read, so a run may still be training, and its checkpoints may be gone. The training loss is drawn
+twice: as measured, in a faint line, and as a moving average over about a fiftieth of the run.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.typing import ColorType
 
 from jaxtrain.cli.bigram_record import kept
 from jaxtrain.cli.neighbours import check_exists
@@ -27,8 +28,8 @@ from jaxtrain.train.metrics import read_metrics
 VALIDATION = "validation_loss"
 AVERAGE_MARKERS = {"ema": "D", "lawa": "^"}
 GREY = "0.35"
-LONGEST_NAME = 100  # of a file, before it is made shorter
-STYLE = {
+LONGEST_NAME = 100  # most characters of a file name made of all names; a longer one is shortened
+STYLE: dict[str, dict[str, Any]] = {
     "grid": {"color": "0.9", "linewidth": 0.8},
     "raw": {"linewidth": 0.6, "alpha": 0.28},
     "smooth": {"linewidth": 1.8},
@@ -49,14 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
     figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a run's name: drawn as boxes
+        # Letters of a run's name that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(out, dpi=150)
     print(f"wrote {out}")
     return 0
 
 
 def default_picture(folders: Sequence[Path]) -> Path:
-    """Return plot.png in a run; for several a file of their names, in the folder that all of them are in."""
+    """Return the path of the picture: plot.png in a single run, or the names of several runs in their common folder."""
     if len(folders) == 1:
         return folders[0] / "plot.png"
     parts = [name.replace("/", "-") for name in names(folders)]
@@ -74,7 +76,7 @@ class Series(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What is drawn of a run. `validation` maps a metric (validation_loss, validation_loss_ema, ...) to its points."""
+    """The series of a run. `validation` maps a metric (validation_loss, validation_loss_ema, ...) to its series."""
 
     name: str
     loss: Series
@@ -116,7 +118,7 @@ def _series(records: Sequence[dict], key: str) -> Series:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """Return short distinct names of runs: the paths without the folders that all of them are in."""
+    """Return short distinct names of runs: their paths below their common folder."""
     shared = shared_folder(folders)
     return [folder.resolve().relative_to(shared).as_posix() for folder in folders]
 
@@ -126,9 +128,9 @@ def shared_folder(folders: Sequence[Path]) -> Path:
 
 
 def smoothed(values: np.ndarray, window: float) -> np.ndarray:
-    """Return the exponential moving average over about `window` values, unbiased at the start.
+    """Return the exponential moving average over about `window` values, without bias at the start.
 
-    A value that is not finite (a skipped step) leaves the average as it was.
+    A value that is not finite (of a skipped step) does not change the average.
     """
     keep = math.exp(-1 / window)
     total = weight = 0.0
@@ -142,7 +144,7 @@ def smoothed(values: np.ndarray, window: float) -> np.ndarray:
 
 
 def draw(runs: Sequence[Curves]) -> Figure:
-    """Return the picture: loss above, learning rate and throughput below, one colour a run."""
+    """Return the picture: loss above, learning rate and throughput below, one colour for each run."""
     figure = Figure(figsize=(10, 7.5), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
     loss = figure.add_subplot(grid[0, :])
@@ -161,25 +163,25 @@ def draw(runs: Sequence[Curves]) -> Figure:
     _label(speed, "throughput", "tokens a second")
     rate.yaxis.set_major_formatter("{x:g}")
     speed.yaxis.set_major_formatter(EngFormatter(sep=""))
-    _explain(figure, loss, runs, colors)
+    _add_legends(figure, loss, runs, colors)
     return figure
 
 
-def _draw_loss(axes: Axes, curves: Curves, color) -> None:
+def _draw_loss(axes: Axes, curves: Curves, color: ColorType) -> None:
     _draw_smoothed(axes, curves.loss, color)
     for kind, points in curves.validation.items():
         axes.plot(*points, color=color, zorder=4, **_point_style(kind, color))
 
 
-def _point_style(kind: str, color) -> dict:
-    """Return a full dot for the model's own weights, and a larger hollow mark for averages, which may lie around it."""
+def _point_style(kind: str, color: ColorType) -> dict[str, Any]:
+    """Return the style of a validation metric: a full dot, or for averages a larger hollow mark, drawn around a dot."""
     if kind == VALIDATION:
         return {"marker": "o", "markersize": 6, "markeredgecolor": "white", "linestyle": "none"}
     marker = AVERAGE_MARKERS.get(kind.removeprefix(f"{VALIDATION}_"), "s")
     return {"marker": marker, "markersize": 9, "markeredgecolor": color, "fillstyle": "none", "linestyle": "none"}
 
 
-def _draw_smoothed(axes: Axes, series: Series, color) -> None:
+def _draw_smoothed(axes: Axes, series: Series, color: ColorType) -> None:
     axes.plot(*series, color=color, **STYLE["raw"])
     axes.plot(series.steps, smoothed(series.values, _window(series)), color=color, zorder=3, **STYLE["smooth"])
 
@@ -188,8 +190,8 @@ def _window(series: Series) -> float:
     return max(len(series.steps) / 50, 1)
 
 
-def _draw_bigrams(axes: Axes, runs: Sequence[Curves], colors: Sequence) -> None:
-    """One grey bar where all runs have the same, and one in the colour of each run otherwise."""
+def _draw_bigrams(axes: Axes, runs: Sequence[Curves], colors: Sequence[ColorType]) -> None:
+    """Draw the bigram losses as horizontal lines: one grey line if all are equal, or else one in each run's colour."""
     known = [(curves.bigram, color) for curves, color in zip(runs, colors, strict=True) if curves.bigram is not None]
     same = len({bigram for bigram, _ in known}) == 1
     for bigram, color in known[:1] if same else known:
@@ -197,7 +199,7 @@ def _draw_bigrams(axes: Axes, runs: Sequence[Curves], colors: Sequence) -> None:
 
 
 def _loss_limits(runs: Sequence[Curves]) -> tuple[float, float]:
-    """Leave out the fall of the very first steps, which would flatten all the rest."""
+    """Return the limits of the loss axis. The first twentieth is left out, as its steep fall would flatten the rest."""
     shown = [smoothed(curves.loss.values, _window(curves.loss)) for curves in runs]
     late = np.concatenate([values[len(values) // 20 :] for values in shown])
     points = [series.values for curves in runs for series in curves.validation.values()]
@@ -226,8 +228,8 @@ def _label(axes: Axes, title: str, unit: str) -> None:
     axes.tick_params(color="0.7", labelcolor="0.25")
 
 
-def _explain(figure: Figure, loss: Axes, runs: Sequence[Curves], colors: Sequence) -> None:
-    """A legend of line kinds in the loss, and one of the runs above everything; one run is a title instead."""
+def _add_legends(figure: Figure, loss: Axes, runs: Sequence[Curves], colors: Sequence[ColorType]) -> None:
+    """Add a legend of line kinds to the loss, and a legend of the runs above the figure. A single run is its title."""
     color = colors[0] if len(runs) == 1 else GREY
     loss.legend(handles=_kinds(runs, color), loc="upper right", frameon=True, edgecolor="0.9", fontsize=10)
     if len(runs) == 1:
@@ -238,10 +240,11 @@ def _explain(figure: Figure, loss: Axes, runs: Sequence[Curves], colors: Sequenc
         handles=handles, loc="outside upper center", ncols=min(len(runs), 4), frameon=False, fontsize=11
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # it is a path, in which $ is a dollar
+        text.set_parse_math(False)  # a path may contain $, which does not begin a formula
 
 
-def _kinds(runs: Sequence[Curves], color) -> list[Line2D]:
+def _kinds(runs: Sequence[Curves], color: ColorType) -> list[Line2D]:
+    """Return the entries of the legend of line kinds."""
     handles = [
         Line2D([], [], color=color, label="train, smoothed", **STYLE["smooth"]),
         Line2D([], [], color=color, label="train, each step", **STYLE["raw"] | {"alpha": 0.5, "linewidth": 1}),
@@ -249,7 +252,7 @@ def _kinds(runs: Sequence[Curves], color) -> list[Line2D]:
     for kind in dict.fromkeys(kind for curves in runs for kind in curves.validation):
         label = "validation" + kind.removeprefix(VALIDATION).replace("_", ", ", 1)
         handles.append(Line2D([], [], color=color, label=label, **_point_style(kind, color)))
-    bigrams = {curves.bigram for curves in runs} - {None}
+    bigrams = {curves.bigram for curves in runs if curves.bigram is not None}
     if bigrams:
         values = ", ".join(f"{bigram:.3f}" for bigram in sorted(bigrams))
         handles.append(Line2D([], [], color=GREY, label=f"bigram model, {values}", **STYLE["bigram"]))

@@ -28,7 +28,7 @@ from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.simulator import Costs, Simulation, check_memory, simulate, simulate_ticks
 from jaxtrain.pipeline.table import Table
 
-_FILE_WIDTH = 120  # columns where the output is no terminal
+_FILE_WIDTH = 120  # columns where the output is not a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> No
         check_memory(table, arguments.memory_limit)
     free, ticked = simulate(table, costs), simulate_ticks(table, costs)
     shown = free if arguments.mode == "free" else ticked
-    letters = console.color_system not in ("256", "truecolor")  # with fewer colours the units look alike
+    letters = console.color_system not in ("256", "truecolor")  # with fewer colours F, B and W look alike
     drawn = grid(table, shown, width=console.width, letters=letters)
     console.print(Text(f"{_title(arguments, table)}, {priced.words}\n", style="bold"), soft_wrap=True)
     console.print(drawn, soft_wrap=True)
@@ -138,12 +138,12 @@ def _schedule(text: str, import_from: Sequence[str]) -> Schedule:
 
 
 def _size(arguments: argparse.Namespace, schedule: Schedule) -> tuple[int, int]:
-    """Stages and microbatches as given, or as a table file has them."""
+    """Return stages and microbatches as given, or else as a table file has them."""
     stages, microbatches = arguments.stages, arguments.microbatches
-    if isinstance(schedule, FromFile):
-        table = schedule.load()
-        stages = len(table.stages) if stages is None else stages
-        microbatches = table.microbatches if microbatches is None else microbatches
+    if own := schedule.size():
+        stages, microbatches = (
+            size if given is None else given for given, size in zip((stages, microbatches), own, strict=True)
+        )
     if stages is None or microbatches is None:
         raise ValueError("a schedule is drawn for a size: give --stages and --microbatches, such as 4 and 8")
     return stages, microbatches

@@ -1,11 +1,12 @@
-"""The schedules there are, found by looking into `schedules/`, so that a new one is a new file and nothing else.
+"""All schedules, found by importing every module of `schedules/`, so that adding a schedule takes only a new file.
 
-A schedule is named in text with its parameters, `Interleaved(chunks_per_stage=3)` or `TwoBP(schedule=GPipe)`, as a
-value of `--set` is. The text is parsed, never evaluated.
+A schedule is written as text with its parameters, `Interleaved(chunks_per_stage=3)` or `TwoBP(schedule=GPipe)`, in the
+form of a value of `--set`. The text is parsed, never evaluated.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import shorten
@@ -19,13 +20,13 @@ EXAMPLES = "`PairedInterleaved` or `Interleaved(chunks_per_stage=3)`"
 
 
 def all_schedules() -> dict[str, type[Schedule]]:
-    """Every schedule class by name, but those that are nothing without a parameter, such as a table's file."""
+    """Return every schedule class by name, except those with a required parameter, such as the file of a table."""
     found = sorted(subclasses(Schedule).items())
     return {name: schedule for name, schedule in found if not _required(new_node(schedule, {}, name))}
 
 
 def parse(text: str, import_from: Sequence[str | Path] = ()) -> Schedule:
-    """Build the schedule that the text names, with the given parameters and the defaults of the others.
+    """Build the schedule that the text names, with the given parameters and defaults for the others.
 
     Raises:
         ValueError: there is no such schedule or parameter, or a value is of the wrong type or out of range.
@@ -40,9 +41,9 @@ def parse(text: str, import_from: Sequence[str | Path] = ()) -> Schedule:
     for at, node in nodes(tree, "schedule"):
         for missing in _required(node):
             raise ValueError(f"{origin}: {at}={node.cls.__name__} needs `{missing}`; write {missing}=...")
-    return build(tree, {})
+    return cast(Schedule, build(tree, {}))  # `read` has checked that the node fits its slot
 
 
 def _required(node: Node) -> list[str]:
-    """Parameters that have no default and were not given."""
+    """Return the parameters that have no default and were not given."""
     return [name for name in config_fields(node.cls) if name not in node.children]

@@ -1,4 +1,4 @@
-"""Schedules side by side for one number of stages and microbatches."""
+"""A comparison of schedules for one number of stages and microbatches, as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ sent       messages between stages for each microbatch, forward and backward"""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Figures of one schedule, times in units of the given costs, activations in one stage's of one microbatch."""
+    """Figures of one schedule. Times are in units of the given costs, `peak` in one microbatch's passes of a stage."""
 
     name: str
     chunks_per_stage: float
@@ -47,11 +47,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Misfit:
-    """A schedule whose rule these numbers break, or that holds more than it may: `peak`, infinite for the former."""
+    """A schedule that does not support these numbers, or that exceeds the memory limit."""
 
     name: str
     reason: str
-    peak: float
+    peak: float  # most activations on a stage; infinite for numbers that it does not support
 
 
 def print_comparison(
@@ -62,7 +62,11 @@ def print_comparison(
     priced: Priced,
     memory_limit: float | None,
 ) -> None:
-    """Print a row a schedule, the smallest bubble first, and why others are left out; ValueError where all are."""
+    """Print one row for each schedule, the smallest bubble first, and the reasons why others are left out.
+
+    Raises:
+        ValueError: all schedules are left out.
+    """
     found = list(compare(schedules, stages, microbatches, priced, memory_limit))
     rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: (row.tick_idle_share, row.peak))
     misfits = [row for row in found if isinstance(row, Misfit)]

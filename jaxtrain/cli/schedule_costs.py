@@ -1,6 +1,6 @@
-"""What a schedule's actions cost: as given for a whole stage, or counted of the model of a configuration.
+"""Costs of a schedule's actions: given for a whole stage, or counted from the model of a configuration.
 
-Either makes of a schedule its table and the costs of this table's chunks.
+A `Plan` turns a schedule into its table and the costs of the table's chunks.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from jaxtrain.pipeline.schedules.base import Schedule
 from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Table
 
-type Plan = Callable[[Schedule, int, int], tuple[Table, Costs]]  # of a schedule, stages and microbatches
+type Plan = Callable[[Schedule, int, int], tuple[Table, Costs]]  # takes a schedule, stages and microbatches
 
 
 class Priced(NamedTuple):
-    """How to plan a schedule, and what the costs are in words."""
+    """How to plan a schedule, and a description of the costs."""
 
     plan: Plan
     words: str
 
 
 def of_stage(costs: Costs) -> Priced:
-    """The same costs of a whole stage for every schedule, however many chunks share them."""
+    """Return a plan with the same costs of a whole stage for every schedule, spread over the stage's chunks."""
 
     def plan(schedule: Schedule, stages: int, microbatches: int) -> tuple[Table, Costs]:
         table = schedule.tuned(costs).write(stages, microbatches)
@@ -33,8 +33,11 @@ def of_stage(costs: Costs) -> Priced:
 
 
 def of_model(path: str, import_from: Sequence[str] = ()) -> Priced:
-    """The FLOPs of a configuration's layers at its longest sequences, in forwards of a layer, as a run counts them."""
-    from jaxtrain.train.gradients.pipelined import Pipelined  # JAX takes a second to import
+    """Return a plan with the costs that a run of a configuration has, at its longest sequences.
+
+    They are FLOPs of its layers, in units of a layer's forward.
+    """
+    from jaxtrain.train.gradients.pipelined import Pipelined  # imported here, because importing JAX takes a second
 
     config = load(path, import_from=import_from).config
     given = config.gradients if isinstance(config.gradients, Pipelined) else Pipelined(microbatches=1)

@@ -1,6 +1,7 @@
-"""docs/techniques.md: every class that a configuration can choose by its type, by the base that it is of.
+"""docs/techniques.md: the table of every class that a configuration can choose by its type, one section a base class.
 
-Made from the classes alone: `python -m jaxtrain.cli.techniques > docs/techniques.md`. A test holds the file to that.
+It is made from the classes alone: `python -m jaxtrain.cli.techniques > docs/techniques.md`. A test checks that the file
+is up to date.
 """
 
 import importlib
@@ -30,7 +31,9 @@ def text() -> str:
 
 
 def _bases(above: type) -> Iterator[type]:
-    for cls in above.__subclasses__():
+    """Yield the abstract base classes below a class, at any depth."""
+    known: list[type] = above.__subclasses__()
+    for cls in known:
         if inspect.isabstract(cls) and cls.__module__.startswith("jaxtrain."):
             yield cls
             yield from _bases(cls)

@@ -1,7 +1,7 @@
-"""What a command says, to a terminal, pipe or file that may be gone (`| head`), full, or without letters but ASCII's.
+"""Output of a command to a terminal, pipe or file that may be closed (`| head`), full, or limited to ASCII.
 
-None of that may end a run: what cannot be shown is dropped, and letters that the encoding lacks are escaped. Ctrl-C
-does, with one line, whatever the run is at.
+None of these ends a run. Output that cannot be written is dropped, and letters that the encoding lacks are escaped.
+Ctrl-C ends a run at any point, with one line.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import sys
 import threading
 from typing import NamedTuple, NoReturn, TextIO
 
-INTERRUPTED = 130  # the exit code, as shells have it
-CLEANING_SECONDS = 10  # after Ctrl-C
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
+CLEANING_SECONDS = 10  # for removing temporary folders after Ctrl-C
 
 
 class Unfailing(io.FileIO):
-    """The file of a descriptor. Drops what the system does not take; `failure` is the first reason it gave."""
+    """The file of a descriptor. Output that the system refuses is dropped; `failure` is the first error."""
 
     failure: OSError | None = None
     muted = False
@@ -27,7 +27,7 @@ class Unfailing(io.FileIO):
         if self.muted:
             return len(data)
         try:
-            return super().write(data) or len(data)  # None: a pipe that is full and does not wait
+            return super().write(data) or len(data)  # None from a full pipe that does not block
         except OSError as error:
             self.failure = self.failure or error
             return len(data)
@@ -41,13 +41,13 @@ class Streams(NamedTuple):
 
     @property
     def lost(self) -> OSError | None:
-        """Why output that somebody waits for did not arrive; None if it did, or if nobody wanted more of it."""
+        """The error that lost output; None if all was written, or if the reader closed the pipe."""
         failure = self.output.failure
         return None if failure is None or failure.errno == errno.EPIPE else failure
 
 
 def shield() -> Streams:
-    """Let no write to sys.stdout or sys.stderr fail from now on."""
+    """Replace sys.stdout and sys.stderr by streams whose writes never fail."""
     _open_the_closed()
     sys.stdout, output = _shielded(1, sys.stdout)
     sys.stderr, errors = _shielded(2, sys.stderr)
@@ -56,34 +56,39 @@ def shield() -> Streams:
 
 def _shielded(descriptor: int, before: TextIO | None) -> tuple[TextIO, Unfailing]:
     raw = Unfailing(descriptor, "w", closefd=False)
-    encoding, line_buffering = ("utf-8", True) if before is None else (before.encoding, before.line_buffering)
+    encoding, line_buffering, write_through = "utf-8", True, False
+    if isinstance(before, io.TextIOWrapper):
+        encoding, line_buffering, write_through = before.encoding, before.line_buffering, before.write_through
     return (
         io.TextIOWrapper(
             io.BufferedWriter(raw),
             encoding=encoding,
             errors="backslashreplace",
             line_buffering=line_buffering,
-            write_through=before is not None and before.write_through,
+            write_through=write_through,
         ),
         raw,
     )
 
 
 def _open_the_closed() -> None:
-    """Give descriptors 0 to 2 to nothing where they are closed, or the next files opened were written to as these."""
+    """Open os.devnull for those of the descriptors 0 to 2 that are closed.
+
+    Otherwise the next opened files would take these numbers, and output would be written into them.
+    """
     for descriptor in range(3):
         with contextlib.suppress(OSError):
             os.fstat(descriptor)
             continue
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 class Interruption:
-    """From now on Ctrl-C says so, in one line, and raises KeyboardInterrupt, so that temporary folders are removed.
+    """From now on Ctrl-C prints one line and raises KeyboardInterrupt, so that temporary folders are removed.
 
-    In callbacks of C libraries the exception is printed and lost, in the initialisation of a module it becomes another:
-    so nothing more is printed, and the process ends in a while in any case, at once with a second Ctrl-C. Where SIGINT
-    is ignored, it stays so.
+    The exception may not arrive: callbacks of C libraries print and drop it, and the import of a module may replace it
+    by another. So nothing more is printed, and the process ends after CLEANING_SECONDS in any case, or at once with a
+    second Ctrl-C. An ignored SIGINT stays ignored.
     """
 
     def __init__(self, errors: Unfailing):
@@ -99,6 +104,6 @@ class Interruption:
         end.daemon = True
         end.start()
         with contextlib.suppress(OSError):
-            os.write(2, b"jaxtrain: interrupted\n")  # sys.stderr might be at a write of its own
+            os.write(2, b"jaxtrain: interrupted\n")  # not by sys.stderr, which the signal may have interrupted
         self._errors.muted = True
         raise KeyboardInterrupt

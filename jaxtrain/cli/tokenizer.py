@@ -1,7 +1,7 @@
 """`jaxtrain tokenizer train`: a byte-level BPE from any source, as a `tokenizers` JSON file.
 
-Byte-level pairs (Sennrich et al. (2016), arXiv:1508.07909, over bytes and words as in GPT-2), so that any text can be
-encoded and comes back exactly. The library counts and merges; what is ours is the choice of its parts.
+The pairs are of bytes (Sennrich et al. (2016), arXiv:1508.07909, over bytes and words as in GPT-2), so any text can be
+encoded and is decoded exactly. The `tokenizers` library counts and merges; this file chooses its components.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.data.sources import Source, TextFiles
 from jaxtrain.data.tokenizers import HuggingFaceTokenizer
 
-_SMALLEST_VOCABULARY = 257  # every byte, and the end of a document
+_SMALLEST_VOCABULARY = 257  # every byte, and the end-of-document token
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.config is None) == (arguments.text is None):
         raise ValueError("tokenizer train reads either a configuration's data or --text GLOB: give one of them")
+    sources: tuple[Source, ...]
     if arguments.text is not None:
         sources = (TextFiles(glob=arguments.text),)
     else:
@@ -48,12 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
 def train_tokenizer(
     *sources: Source, vocab_size: int, path: str, end_of_document: str = "<|endoftext|>", progress: bool = False
 ) -> HuggingFaceTokenizer:
-    """Learn a vocabulary from the sources, read as a stream, write it to `path` whole or not at all, and return it.
+    """Train a tokenizer on the sources, read as a stream, write it to `path` whole or not at all, and return it.
 
-    The vocabulary is smaller than asked for where the text has too few different pairs.
+    The vocabulary is smaller than `vocab_size` where the text has too few different pairs.
 
     Raises:
-      ValueError: the vocabulary has no room for every byte, or the folder of `path` does not exist.
+      ValueError: `vocab_size` is too small for all bytes, or the folder of `path` does not exist.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
         raise ValueError(f"{vocab_size=} must be at least {_SMALLEST_VOCABULARY}: the bytes and the end of a document.")
@@ -75,7 +76,7 @@ def train_tokenizer(
 
 
 def _write(content: str, target: Path) -> None:
-    """Write a file that is complete or absent, whenever the process ends."""
+    """Write a file so that it is complete or unchanged, whenever the process ends."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tokenizer-") as folder:
         whole = Path(folder) / target.name
         whole.write_text(content, encoding="utf-8")

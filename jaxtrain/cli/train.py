@@ -1,4 +1,4 @@
-"""`jaxtrain train CONFIG`: train, or go on with, the run that a configuration describes."""
+"""`jaxtrain train CONFIG`: begin or resume the run that a configuration describes."""
 
 import argparse
 import logging
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that are reported here
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that this command reports
     keep_compilations()
     distributed.start(lambda: going_on(folder))
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
-    """Train in a folder in which nobody else does; until `begin` nothing in it changes."""
+    """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
-    files = RunFiles.of(config)  # before --overwrite clears the folder, in which they may lie
+    files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
     if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
         check_same(folder, files, allow_change=arguments.allow_config_change, import_from=arguments.import_from)
     console = Console(quiet=jax.process_index() != 0)
@@ -88,7 +88,10 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
 
 
 def going_on(folder: RunFolder) -> str:
-    """Say where the run of a folder goes on, from what is in it and nothing else: other processes may be gone."""
+    """Return a sentence that says from which step the run of a folder will resume.
+
+    Only the folder is read, because other processes may be gone.
+    """
     found = [path for path in folder.checkpoints.glob("[0-9]*") if path.name.isdecimal() and is_finished(path)]
     step = max((int(path.name) for path in found), default=None)
     return "The same command begins anew." if step is None else f"The same command goes on from step {step}."
@@ -100,11 +103,12 @@ def default_folder(config: str) -> Path:
 
 
 def check_same(folder: RunFolder, files: RunFiles, *, allow_change: bool, import_from: Sequence[str] = ()) -> None:
-    """Refuse to mix two configurations in one folder, unless told to and the checkpoints allow it.
+    """Raise ValueError where a folder has a run with another configuration, or with other files at the same paths.
 
-    Another file at the path of one that the run was made with is refused even then: nobody has told of it.
+    With `allow_change` another configuration is allowed if the checkpoints fit it. Other files at the same paths are
+    never allowed, because the user has not stated that change.
     """
-    read_origins(folder)  # which says if they are damaged
+    read_origins(folder)  # raises if the file of origins is damaged
     if not folder.config.exists():
         if not allow_change:
             name = folder.config.name
@@ -144,21 +148,24 @@ def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
 
 
 def check_steps(config: TrainConfig) -> None:
-    """Trace the step of every phase: what is refused there must be so before a run gives way to this one."""
+    """Trace the step of every phase, so that its errors are raised before the folder's run is replaced."""
     recipe = config.recipe
     for span in recipe.spans:
         recipe.program(span, (span.phase.mesh or config.mesh).build()).trace()
 
 
 def prepare_data(config: TrainConfig, console: Console) -> float | None:
-    """Tokenise what is not tokenised yet; return the loss of a bigram model where one can be counted."""
+    """Tokenise the text that the cache lacks. Return the validation loss of a bigram model, or None.
+
+    It is None for a large vocabulary and for a run without validation.
+    """
     console.print("preparing data ...", style="dim")
     validation = max((hook.validation_batches for hook in config.hooks), default=0)
     for phase in config.phases:
         for split in ("train", "validation") if validation else ("train",):
             data, length = phase.data or config.data, phase.sequence_length
             open_rows(data, split=split, sequence_length=length, seed=config.seed)
-    phase = config.phases[-1]  # whose validation loss the run ends with
+    phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not validation:
         return None
@@ -172,10 +179,10 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
 
 
 def begin(folder: RunFolder, files: RunFiles, bigram: float | None, *, overwrite: bool) -> None:
-    """Write what a run begins with, from the first process; where that fails no process goes on.
+    """Write the configuration and its files, and the bigram loss of a new run, from the first process.
 
     Raises:
-        SaveError: on every process.
+        SaveError: they cannot be written. It is raised on every process.
     """
     outcome = Stop()
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Text to batches: sources, tokenizers, a token store, packing, mixtures, and the grain iterator over all of it."""
+"""Text to batches: sources, tokenizers, a token store, packing, mixtures, and the grain iterator over batches."""
 
 from jaxtrain.data.bigram import bigram_loss
 from jaxtrain.data.config import DataConfig

@@ -1,8 +1,8 @@
-"""The bar to beat: the loss of a model that only counts which token follows which.
+"""The loss of a bigram model, which counts how often each token follows each other one: a baseline for a run.
 
 Witten and Bell (1991), as an interpolation: p(b|a) = (c(ab) + t(a) p(b)) / (c(a) + t(a)), with c the counts of the
-training split, t(a) the number of different tokens seen after a, and p(b) the add-one unigram. It is better than
-adding one to the pair counts, so it is the stricter bar. A mixture's sources are counted as they are, unweighted.
+training split, t(a) the number of different tokens seen after a, and p(b) the add-one unigram. Its loss is lower than
+with add-one pair counts, so it is the stricter baseline. The sources of a mixture are counted without their weights.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ LARGEST_VOCABULARY = 1024
 def bigram_loss(
     config: DataConfig, *, batch_size: int, sequence_length: int, seed: int, num_batches: int | None = None
 ) -> float:
-    """Return the mean cross-entropy in nats a token on one pass over validation, or its first `num_batches` batches.
+    """Return the mean cross-entropy in nats a token over the validation split, or its first `num_batches` batches.
 
-    The arguments are those of the validation `loader`: exactly its pairs are measured, by its weights.
+    The arguments are those of the validation `loader`, and its batches and weights are used.
     """
     vocab_size = config.tokenizer.vocab_size
     if vocab_size > LARGEST_VOCABULARY:

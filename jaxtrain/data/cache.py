@@ -1,4 +1,4 @@
-"""Where what can be made again is kept."""
+"""The folder of caches: token stores, digests and compilations, which can all be made again."""
 
 import os
 from pathlib import Path

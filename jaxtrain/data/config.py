@@ -1,4 +1,4 @@
-"""What to train on, and how it becomes rows of tokens."""
+"""The configuration of data: the text to train on, and how it is turned into rows of tokens."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from jaxtrain.data.tokenizers import ByteTokenizer, Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """A source or a mixture, its share held out for validation, its tokenizer and its packing."""
+    """A source or a mixture, the share of it held out for validation, its tokenizer and its packing."""
 
     source: Text
     validation_fraction: float = 0.05

@@ -1,9 +1,10 @@
 """The iterator that training reads: batch s is B rows of the global order, from row `rows_consumed + s B` on.
 
-Every process reads only the rows it needs, and its iterator's state is the number of batches consumed: the same on
-every process and for any number of them. Rows are read from a memory map by index, so the global shuffle costs
-nothing; background threads build whole batches ahead and out of order, and hand them over in order (RINAS, Zhong et
-al. (2023), arXiv:2312.02368, reorders inside a batch instead, which saves nothing once batches overlap).
+Every process reads only the rows that it needs. The state of its iterator is the number of batches consumed, which is
+the same on every process and for any number of processes. Rows are read from a memory map by index, so the global
+shuffle costs nothing. Background threads build whole batches ahead of time and out of order, and deliver them in order
+(RINAS, Zhong et al. (2023), arXiv:2312.02368, reorders inside a batch instead, which saves nothing once batches
+overlap).
 """
 
 import sys
@@ -18,7 +19,7 @@ from jaxtrain.data.source_rows import blank_row
 from jaxtrain.data.split import Split
 from jaxtrain.shapes import Batch
 
-_ENDLESS = 1 << 40  # batches: grain computes with lengths, which sys.maxsize would overflow
+_ENDLESS = 1 << 40  # batches; grain multiplies lengths, and sys.maxsize would overflow
 _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)  # in batches, which can be large
 
 
@@ -42,7 +43,7 @@ def loader(
       sequence_length: tokens of a row.
       seed: of the shuffle. Use a constant for validation, so that every run is measured on the same batches.
       rows: which rows of each global batch to build, in this order; all of them by default.
-      rows_consumed: rows of the global order already consumed, for a phase that goes on with another batch size.
+      rows_consumed: rows of the global order already consumed, for a phase that continues with another batch size.
       num_epochs: passes over the split; endless by default. The last batch is filled up with rows of weight 0.
 
     Raises:
@@ -55,7 +56,7 @@ def loader(
 def batches_of(
     every: Rows, *, batch_size: int, rows: Sequence[int] | None = None, rows_consumed: int = 0
 ) -> grain.DatasetIterator[Batch]:
-    """Return the iterator of `loader` over rows that are open already; its arguments mean the same."""
+    """Return the iterator of `loader` over rows that are already open. The arguments have the same meaning."""
     rows = range(batch_size) if rows is None else rows
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"{rows=} must name at least one row, each from 0 to {batch_size=} - 1.")
@@ -67,7 +68,10 @@ def batches_of(
 
 
 def describe_batch(every: Rows, *, batch_size: int, batch: int, rows_consumed: int = 0) -> str:
-    """Return, one line a row, which tokens of which documents a batch of `batches_of` with these arguments holds."""
+    """Return a text with a line for each row of a batch: the tokens and documents in it.
+
+    The batch is the one that `batches_of` gives with these arguments.
+    """
     first = rows_consumed + batch * batch_size
     numbers = range(first, min(first + batch_size, len(every)))
     lines = [f"  row {number - first}: {every.describe(number)}" for number in numbers]
@@ -75,7 +79,7 @@ def describe_batch(every: Rows, *, batch_size: int, batch: int, rows_consumed: i
 
 
 class _PartOfBatches:
-    """The chosen rows of batch after batch, as one sequence; rows past the end are blank."""
+    """The chosen rows of all batches, as one sequence. Rows past the end are blank."""
 
     def __init__(self, every: Rows, batch_size: int, chosen: tuple[int, ...], rows_consumed: int):
         self._every = every
@@ -95,4 +99,5 @@ class _PartOfBatches:
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:
-    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+    # A Batch is of numpy arrays up to the step, and annotated for the step.
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]

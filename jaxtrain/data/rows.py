@@ -1,4 +1,4 @@
-"""All the rows of a split, over every source: the one global order that every process reads its part of."""
+"""All rows of a split, over all sources, in the global order. Every process reads a part of them."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxtrain.shapes import Batch
 
 
 class Rows:
-    """Random access to rows (a grain data source). Without end, or `num_epochs` times every row of every source."""
+    """Random access to rows (a grain data source): endless, or `num_epochs` times every row of every source."""
 
     def __init__(
         self,
@@ -39,19 +39,22 @@ class Rows:
         return self.sources[source].row(row)
 
     def describe(self, index: int) -> str:
-        """Return the source and the stretches of documents that a row holds."""
+        """Return a text that names the source of a row and the parts of documents in it."""
         source, row = self._interleaving.locate(index)
         return f"{self._labels[source]}: {self.sources[source].describe(row)}"
 
     def ledger(self, rows: int) -> dict[str, int]:
-        """Return how many tokens that bear loss each source gives to the first `rows` rows, by the source's text."""
+        """Return how many tokens with loss each source has in the first `rows` rows, by the label of the source."""
         counts = self._interleaving.counts(rows)
         tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
         return dict(zip(self._labels, tokens, strict=True))
 
 
 def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
-    """Tokenise what the cache lacks, and return the text as it is now, which stays so however its files change."""
+    """Return the token stores of all sources, and tokenise those that the cache lacks.
+
+    A store does not change when the files of its source change.
+    """
     return tuple(open_store(source, config.tokenizer) for source in config.sources)
 
 
@@ -64,10 +67,10 @@ def open_rows(
     num_epochs: int | None = None,
     stores: Sequence[TokenStore] | None = None,
 ) -> Rows:
-    """Return the rows of a split, of the text as it is now or of `stores`, opened before.
+    """Return the rows of a split, from `stores` or else from the stores of the current text.
 
-    Endless rows of a mixture are interleaved by its weights; with `num_epochs`, in proportion to the sources' sizes,
-    so that every row comes exactly that often.
+    Endless rows of a mixture are interleaved by its weights. With `num_epochs` they are interleaved in proportion to
+    the sources' sizes, so that every row occurs exactly that often.
     """
     if sequence_length < 1:
         raise ValueError(f"{sequence_length=} must be at least 1.")
@@ -95,7 +98,7 @@ def open_rows(
 
 
 def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
-    """Return all that decides the rows of a split but the text itself, so not where that lies."""
+    """Return a text that determines the rows of a split, together with the documents, whatever their paths."""
     return (
         f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, "
         f"{config.source.describe_shares()}, validation_fraction={config.validation_fraction}"
@@ -103,7 +106,7 @@ def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
 
 
 def text_digest(stores: Sequence[TokenStore]) -> str:
-    """Return a name for the text itself (`TokenStore.digest` of every source)."""
+    """Return the digests of the stores (`TokenStore.digest`) as one text."""
     return "-".join(store.digest for store in stores)
 
 
@@ -115,13 +118,16 @@ def _source_rows(
 
 
 def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length: int) -> np.ndarray:
-    """Turn shares of tokens into shares of rows: a source whose rows carry more padding needs more of them."""
+    """Return the shares of rows that give the configured shares of tokens.
+
+    A source with more padding in its rows needs more rows.
+    """
     shares = config.source.token_shares([source.tokens_per_epoch for source in sources])
     tokens_per_row = np.array([source.tokens_per_epoch / source.rows_per_epoch for source in sources])
     return shares / tokens_per_row
 
 
 def _labels(config: DataConfig) -> list[str]:
-    """Return the sources' own texts, numbered where two are the same."""
+    """Return the `repr` of every source, numbered where two are the same."""
     texts = [repr(source) for source in config.sources]
     return [text if texts.count(text) == 1 else f"{text} #{number}" for number, text in enumerate(texts)]

@@ -9,7 +9,7 @@ from jaxtrain.data.split import Documents
 from jaxtrain.data.store import TokenStore
 from jaxtrain.shapes import Batch
 
-_EPOCHS_KEPT = 2  # reading ahead across the end of an epoch needs both
+_EPOCHS_KEPT = 2  # reading ahead across the end of an epoch needs the plans of both
 
 
 class SourceRows:
@@ -38,7 +38,7 @@ class SourceRows:
         self.rows_per_epoch = self._plan(0).rows
 
     def row(self, index: int) -> Batch:
-        """Return a row, without a batch axis: the pieces one after another, then padding."""
+        """Return a row without a batch axis: its pieces in order, then padding."""
         document, start, length = self._pieces(index)
         filled, pieces = int(length.sum()), np.arange(len(length))
         position = np.arange(filled) - np.repeat(np.cumsum(length) - length, length)
@@ -52,17 +52,17 @@ class SourceRows:
         return row
 
     def describe(self, index: int) -> str:
-        """Return which tokens of which documents a row holds: 'json/decoder.py[256:512], abc.py[0:90]'."""
+        """Return a text that names the tokens of a row: 'json/decoder.py[256:512], abc.py[0:90]'."""
         document, start, length = self._pieces(index)
-        original = self._documents.index[document]
-        begin = self._documents.starts[document] - self._store.starts[original] + start
+        number = self._documents.numbers[document]
+        begin = self._documents.starts[document] - self._store.starts[number] + start
         return ", ".join(
             f"{self._store.key(i)}[{first}:{first + count}]"
-            for i, first, count in zip(original.tolist(), begin.tolist(), length.tolist(), strict=True)
+            for i, first, count in zip(number.tolist(), begin.tolist(), length.tolist(), strict=True)
         )
 
     def tokens_in(self, rows: int) -> int:
-        """Return how many tokens that bear loss the first `rows` rows hold."""
+        """Return how many tokens with loss the first `rows` rows have."""
         epochs, rest = divmod(rows, self.rows_per_epoch)
         plan = self._plan(epochs)
         return epochs * self.tokens_per_epoch + int(plan.length[: plan.offsets[rest]].sum())
@@ -91,6 +91,8 @@ class SourceRows:
 
 
 def blank_row(sequence_length: int) -> Batch:
-    """Return a row of nothing but padding, without a batch axis."""
+    """Return a row of padding, without a batch axis."""
     ids = np.zeros((4, sequence_length), np.int32)
-    return Batch(ids[0], ids[1], np.zeros(sequence_length, np.float32), ids[2], ids[3])
+    weights = np.zeros(sequence_length, np.float32)
+    # A Batch is of numpy arrays up to the step, and annotated for the step.
+    return Batch(ids[0], ids[1], weights, ids[2], ids[3])  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Training and validation: which tokens of a store belong to which.
+"""The training and the validation split of a store.
 
-By document, where that comes out near what was asked: a document whose key hashes below `validation_fraction` is for
-validation, whatever else the source holds and in whatever order. With few documents (one novel, one log) the share
-that falls to validation can be nothing or nearly everything; then every document is cut instead, and its last
+A document is for validation if the hash of its key, as a number from 0 to 1, is below `validation_fraction`. So its
+split does not depend on other documents or their order. With few documents (one novel, one log) the share of tokens
+for validation can be far from `validation_fraction`. Then every document is cut instead, and its last
 `validation_fraction` of tokens is for validation.
 """
 
@@ -13,13 +13,16 @@ import numpy as np
 from jaxtrain.data.store import TokenStore
 
 Split = Literal["train", "validation"]
-_TOLERATED_FACTOR = 4  # between the share of tokens asked for and the share that splitting by document gives
+_TOLERATED_FACTOR = 4  # largest ratio of the configured share of tokens and the share that splitting by document gives
 
 
 class Documents(NamedTuple):
-    """The documents of one split, or parts of them: part i is tokens[starts[i] : starts[i] + lengths[i]]."""
+    """The documents of one split, or parts of them: part i is tokens[starts[i] : starts[i] + lengths[i]].
 
-    index: np.ndarray
+    It belongs to document numbers[i] of the store.
+    """
+
+    numbers: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
 
@@ -28,7 +31,7 @@ def documents_of(store: TokenStore, *, split: Split, validation_fraction: float)
     """Return the documents of one split that hold at least one (token, next token) pair.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such document.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"{split=} must be 'train' or 'validation'.")
@@ -42,7 +45,7 @@ def documents_of(store: TokenStore, *, split: Split, validation_fraction: float)
         else:
             chosen = _cut(everything, split, validation_fraction)
     chosen = _where(chosen, chosen.lengths >= 2)
-    if not len(chosen.index):
+    if not len(chosen.numbers):
         raise ValueError(
             f"{validation_fraction=} leaves no text in {split=} of {int(store.lengths.sum())} tokens in "
             f"{len(store.lengths)} documents. Give more text or another validation_fraction."
@@ -58,7 +61,7 @@ def _is_near(for_validation: np.ndarray, lengths: np.ndarray, fraction: float) -
 
 def _cut(everything: Documents, split: Split, fraction: float) -> Documents:
     tail = (everything.lengths * fraction).astype(np.int64)
-    tail[tail < 2] = 0  # a lone token has no next one to predict
+    tail[tail < 2] = 0  # a single token has no next token to predict
     head = everything.lengths - tail
     if split == "train":
         return everything._replace(lengths=head)

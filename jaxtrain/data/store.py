@@ -1,18 +1,18 @@
-"""A source tokenised once: its tokens, memory-mapped from a cache folder.
+"""Token stores: the tokens of a source, written once to a cache folder and memory-mapped from it.
 
 A store is the folder <cache>/tokens/<key> of
 
-    tokens.bin          every document's ids, with those that begin and end it, uint16 or uint32
+    tokens.bin          every document's ids, with its beginning and end ids, uint16 or uint32
     document_ends.npy   where in tokens.bin each document ends
     keys.bin            the documents' keys, UTF-8        key_ends.npy    where in keys.bin each key ends
-    key_hashes.npy      64 bits of each key: what decides between training and validation
+    key_hashes.npy      a 64-bit hash of each key, which decides between training and validation
     meta.json           the token type, a digest of all tokens and keys, and every file's size and checksum
 
-under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` hashes the source's fingerprint, which determines its text, and the
-tokenizer's identity: changed text or another tokenizer is another store, and nothing is ever updated in place. A store
-is built in a folder of its own and renamed when complete: processes may race, and be killed, at any point. One that
-does not match its meta.json is built anew. How documents are divided into training and validation is decided when
-reading, not stored.
+under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` is a hash of the source's fingerprint, which determines its text,
+and of the tokenizer's identity. So changed text or another tokenizer has another store, and no store is updated in
+place. A store is built in a temporary folder and renamed when it is complete, so processes may race, and may be killed,
+at any point. A store that does not match its meta.json is built again. The split into training and validation is
+computed on reading and not stored.
 """
 
 import array
@@ -39,7 +39,7 @@ from jaxtrain.data.tokenizers.base import Tokenizer
 _FORMAT = 2
 _BATCH_CHARACTERS = 2**22
 _BATCH_DOCUMENTS = 1024
-_CHECKED_BYTES = 2**26  # a checksum of the whole of a large store would delay every start by a full read
+_CHECKED_BYTES = 2**26  # of each file; a checksum of all bytes of a large store would delay every start by a full read
 _ABANDONED_SECONDS = 24 * 3600
 _FILES = ("tokens.bin", "document_ends.npy", "keys.bin", "key_ends.npy", "key_hashes.npy")
 
@@ -55,7 +55,7 @@ class TokenStore(NamedTuple):
     key_hashes: np.ndarray
     key_bytes: np.ndarray
     key_ends: np.ndarray
-    digest: str  # of names and tokens of all documents, the same on whatever machine they lie
+    digest: str  # of the keys and tokens of all documents, the same on every machine
 
     def key(self, document: int) -> str:
         begin = self.key_ends[document - 1] if document else 0
@@ -63,13 +63,14 @@ class TokenStore(NamedTuple):
 
 
 def open_store(source: Source, tokenizer: Tokenizer) -> TokenStore:
-    """Open the store of a source, tokenising it first where the cache has none that is whole.
+    """Return the store of a source. Tokenise the source first where the cache has no undamaged store.
 
     Raises:
       ValueError: the source has no text, or changes while it is read.
+      OSError: the store cannot be written.
     """
     folder = cache_folder() / "tokens" / _key(source, tokenizer)
-    for _ in range(3):  # another process may replace a damaged store between our check and our use
+    for _ in range(3):  # another process may replace a damaged store between our check and our use of it
         store = _read(folder)
         if store is not None:
             return store
@@ -83,7 +84,7 @@ def _key(source: Source, tokenizer: Tokenizer) -> str:
 
 
 def _read(folder: Path) -> TokenStore | None:
-    """Return the store, or None where there is none, or one that its meta.json does not describe."""
+    """Return the store, or None where it does not exist or does not match its meta.json."""
     try:
         return _opened(folder, json.loads((folder / "meta.json").read_bytes()))
     except FileNotFoundError:
@@ -131,7 +132,7 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         except OSError as error:
             if error.filename is not None:
                 raise
-            # A write does not tell where it failed, for want of room say.
+            # The error of a write, such as a full disk, does not name the file.
             raise OSError(f"{source} cannot be tokenised into {folder}: {error.strerror or error}") from error
         if _key(source, tokenizer) != folder.name:
             raise ValueError(f"{source} changed while it was read. Begin again when its files are complete.")
@@ -174,7 +175,7 @@ def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Group non-empty documents so that a tokenizer can work in parallel and memory stays bounded."""
+    """Yield groups of non-empty documents, which a tokenizer encodes in parallel, in bounded memory."""
     batch, characters = [], 0
     for document in documents:
         if document.text:
@@ -188,7 +189,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _publish(whole: Path, folder: Path, *, damaged: Path) -> None:
-    """Rename a complete store to its place, unless another process was first with a good one."""
+    """Rename a complete store to its place, unless another process has put an undamaged one there first."""
     if folder.exists() and _read(folder) is None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, damaged)
@@ -200,10 +201,10 @@ def _publish(whole: Path, folder: Path, *, damaged: Path) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Delete what killed builds left behind."""
+    """Delete the temporary folders of builds that were killed."""
     for building in itertools.islice(parent.glob(".building-*"), 100):
         with contextlib.suppress(FileNotFoundError):
-            # A folder's own time does not change while the files in it grow.
+            # The modification time of a folder does not change while its files grow.
             latest = max(path.stat().st_mtime for path in (building, *building.rglob("*")))
             if time.time() - latest > _ABANDONED_SECONDS:
                 shutil.rmtree(building, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How many parameters a model has and how many multiply every token, read from their shapes and their facts."""
+"""The number of a model's parameters, and of those that multiply activations, from their shapes and their facts."""
 
 import math
 from typing import NamedTuple
@@ -10,9 +10,10 @@ from jaxtrain.shapes import ModelState, ParamTree
 
 
 class Counts(NamedTuple):
-    """`multiplying` are the matrices: a token takes 6 operations for each of their elements, forward and backward.
+    """Numbers of elements. `multiplying` counts those of matrices.
 
-    Frozen ones have no gradient of their own, and take 4.
+    For each of them a token takes 6 FLOPs, forward and backward. Frozen matrices have no gradient of their own, so a
+    token takes 4 FLOPs for each of their elements.
     """
 
     parameters: int
@@ -27,7 +28,7 @@ def counts(shapes: ModelState, axes: ModelState) -> Counts:
 
 
 def _of_tree(tree: ParamTree, axes: ParamTree) -> tuple[int, int]:
-    """Return how many elements there are, and how many of them are those of matrices."""
-    facts = jax.tree.leaves(axes)
+    """Return the number of elements of all arrays, and of matrices alone."""
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
-    return sum(sizes), sum(size for own, size in zip(facts, sizes, strict=True) if own.kind is Kind.MATRIX)
+    kinds = [facts.kind for facts in jax.tree.leaves(axes)]
+    return sum(sizes), sum(size for kind, size in zip(kinds, sizes, strict=True) if kind is Kind.MATRIX)

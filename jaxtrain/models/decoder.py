@@ -2,11 +2,11 @@
 
 The parameters of the pattern are stacked over its repeats ([R, ...] on every leaf) and the repeats run in a scan, so
 neither the program nor its compile time grows with depth. The layout of the parameters is the same with the scan
-unrolled. Nothing here knows of devices: `gather` and `constrain` carry logical names only.
+unrolled. Nothing here depends on devices: `gather` and `constrain` take logical names only.
 """
 
 import functools
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,8 +37,8 @@ from jaxtrain.sharding import axis_size, constrain
 class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
-    A loss computes the logits of so many words a device at a time (`nn/head.py: TILE`), where a device has more than
-    twice as many. They are then not kept but computed again in the backward pass, which costs a product with the head.
+    Where a device has more than two tiles of the vocabulary (`nn/head.py: TILE`), a loss computes logits one tile at a
+    time. The backward pass then recomputes them, which costs a product with the head.
     """
 
     vocab_size: int
@@ -75,24 +75,24 @@ class DecoderConfig:
 
     @property
     def parameter_count(self) -> int:
-        found = _counts(self)
-        return found.parameters + found.frozen
+        numbers = _counts(self)
+        return numbers.parameters + numbers.frozen
 
     def flops_per_token(self, length: int) -> float:
-        """Return the floating-point operations a token costs in forward and backward, recomputation not counted.
+        """Return the FLOPs of a token, forward and backward, without recomputation.
 
-        6 a parameter that multiplies (head included, look-ups not), and what mixing along the length takes: for
-        attention 12 a head dimension for every key a query sees. Counted in Kaplan et al. (2020), arXiv:2001.08361,
-        section 2.1, with causal attention at its true half.
+        They are 6 for each parameter that multiplies (the head included, look-ups not; 4 for a frozen one), and those
+        of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in Kaplan et
+        al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
         """
         tied_head = self.tied_embeddings * self.vocab_size * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
-        found = _counts(self)
-        return 6.0 * (found.multiplying + tied_head) + 4.0 * found.frozen_multiplying + mixing
+        numbers = _counts(self)
+        return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing
 
 
-def context_of(batch: Batch, keys: Keys | None, taps: Container[str] = ()) -> TokenContext:
-    """Return what layers know of the tokens of whole sequences."""
+def context_of(batch: Batch, keys: Keys | None, taps: Collection[str] = ()) -> TokenContext:
+    """Return the TokenContext of a batch of whole sequences."""
     return TokenContext(
         positions=batch.positions,
         segment_ids=batch.segment_ids,
@@ -112,12 +112,14 @@ class Pattern(Layer):
         )
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: tuple) -> Out:
-        """Run the blocks one after another. States are a tuple of theirs; counts and taps lie under their index."""
-        states, sums, taps = [], {}, {}
+        """Run the blocks one after another. `state` has one for each; counts and taps are nested by their index."""
+        states: list[Any] = []
+        sums: dict[str, Sums] = {}
+        taps: dict[str, Mapping[str, Any]] = {}
         for i, block in enumerate(self.blocks):
-            x, own, sums[str(i)], seen = block(x, context.in_layer(i), state[i])
-            states.append(own)
-            taps |= {str(i): seen} if seen else {}
+            x, new_state, sums[str(i)], tapped = block(x, context.in_layer(i), state[i])
+            states.append(new_state)
+            taps |= {str(i): tapped} if tapped else {}
         return Out(x, tuple(states), joined(**sums), taps)
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
@@ -149,10 +151,10 @@ class Decoder(nnx.Module):
         """Return float32 logits of whole sequences."""
         return self.head.logits(self.hidden(batch, keys).y)
 
-    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Container[str] = ()) -> Out:
-        """Return what the head reads, with the sums of all layers and the values asked for, stacked over repeats.
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Collection[str] = ()) -> Out:
+        """Return the hidden states that the head reads, the sums of all layers, and the taps, stacked over repeats.
 
-        `taps` are names of values of a block: block_input, mixer_output, mlp_output.
+        `taps` are the names of the values to return of each block: block_input, mixer_output, mlp_output.
         """
         if batch.tokens.shape[1] > self.config.max_length:
             raise ValueError(
@@ -166,7 +168,7 @@ class Decoder(nnx.Module):
         return (None,) * len(self.config.pattern)
 
     def initial_states(self, batch: int, length: int):
-        """Return empty decoding states for so many tokens, stacked over repeats."""
+        """Return empty decoding states for `length` tokens, stacked over repeats."""
         dtype = jnp.dtype(self.config.compute_dtype)
         one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.stacks["blocks"].blocks)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.config.repeats, *leaf.shape)), one)
@@ -182,7 +184,7 @@ class Decoder(nnx.Module):
         return constrain(x, "batch", "residual_length", None)
 
     def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states) -> Out:
-        """Run all repeats of the pattern; return the hidden states and the new decoding states."""
+        """Run all repeats of the pattern. Return the hidden states, the new decoding states, the sums and the taps."""
         c, axes, pattern = self.config, self.repeat_axes(), self.pattern()
 
         def repeat(x, inputs):
@@ -201,51 +203,51 @@ class Decoder(nnx.Module):
     def pattern(self) -> Callable[..., Out]:
         """Return one repeat as a pure function of its gathered arrays: (model state, x, context, states) -> Out."""
         graph, _ = split(self.stacks["blocks"])
-        return lambda own, x, context, states: merge(graph, own)(x, context, states)
+        return lambda state, x, context, states: merge(graph, state)(x, context, states)
 
     def repeat_axes(self) -> ModelState:
         """Return the facts about the variables of one repeat."""
         return axes_of(self.stacks["blocks"])
 
     def updated_buffers(self, counts: Mapping[str, Any]) -> ParamTree:
-        """Return the buffers as the layers replace them, from the counts of a whole step."""
+        """Return the new buffers, which the layers compute from the counts of a whole step."""
         graph, stacked = split(self.stacks["blocks"])
 
-        def one(own: ModelState, counts: Mapping[str, Any]) -> ParamTree:
-            pattern = merge(graph, own)
+        def one(state: ModelState, counts: Mapping[str, Any]) -> ParamTree:
+            pattern = merge(graph, state)
             pattern.update_buffers(counts)
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, own.buffers)
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, state.buffers)
 
         blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
         return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers
 
     @property
     def head(self) -> Head:
-        """Return what makes logits or cross-entropies of hidden states."""
+        """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
         table = self.embedding.table if c.tied_embeddings else self.output.kernel
         return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        # Every device looks all rows up in its part of the width, then rows and widths change places: far less
-        # travels than if the table were gathered.
+        # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
+        # to rows, which moves far less data than a gather of the table.
         x = look_up(param[...].astype(self.config.compute_dtype), ids)
         return constrain(x, "wide_batch", "length", "embed")
 
 
 def whole(sums: Sums) -> Sums:
-    """Return the sums of a stack from those of its repeats: terms add up, counts stay `[repeats, ...]`."""
+    """Return the sums of a stack from those of its repeats: terms are added, counts stay `[repeats, ...]`."""
     return Sums(
         {name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts and {"blocks": sums.counts}
     )
 
 
 def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
-    """Return a model's trees with other ones in place of its stacks; a collection that is empty stays so."""
+    """Return a model's trees with its stacks replaced. A collection for which the new stacks are empty is unchanged."""
 
     def replaced(tree: ParamTree, *of_stacks: ParamTree) -> ParamTree:
-        found = {name: own for name, own in zip(stacks, of_stacks, strict=True) if own}
-        return tree | {"stacks": found} if found else tree
+        filled = {name: stack for name, stack in zip(stacks, of_stacks, strict=True) if stack}
+        return tree | {"stacks": filled} if filled else tree
 
     return ModelState(*map(replaced, model, *stacks.values()))
 
@@ -256,7 +258,7 @@ def of_stack(model: ModelState, name: str) -> ModelState:
 
 
 class AbstractModel(NamedTuple):
-    """A model of which nothing is computed: its structure, the shapes of its arrays, and the facts about them."""
+    """A model without values: its structure, the shapes of its arrays, and the facts about them."""
 
     graph: nnx.GraphDef
     shapes: ModelState

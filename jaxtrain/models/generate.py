@@ -1,8 +1,8 @@
 """Sampling from a decoder, one token at a time, with cached states.
 
-Temperature; the k likeliest tokens (Fan et al., 2018, arXiv:1805.04833); nucleus sampling (Holtzman et al., 2020,
-arXiv:1904.09751). Prompts of a batch may differ in length: short ones are padded on the right, and padding is a
-document of its own that nothing attends to.
+By temperature, top-k (Fan et al., 2018, arXiv:1805.04833) and top-p, nucleus sampling (Holtzman et al., 2020,
+arXiv:1904.09751). Prompts of a batch may differ in length: short ones are padded on the right. The padding is a
+document of its own, so no token attends to it.
 """
 
 import functools
@@ -26,9 +26,9 @@ from jaxtrain.sharding import constrain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Temperature 0 takes the likeliest token, as does one by which float32 cannot divide (below 1.2e-38).
+    """Temperature 0 takes the likeliest token; so does one below 1.2e-38, by which float32 cannot divide.
 
-    `top_k` and `top_p` leave only the likeliest tokens to draw from.
+    With `top_k` or `top_p`, only the likeliest tokens can be drawn.
     """
 
     temperature: float = 1.0
@@ -44,10 +44,10 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
 
     def draw(self, logits: Float[Array, "B W"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
-        """Return one token a row; the smallest set of likeliest tokens whose probability reaches top_p is kept."""
+        """Return a token for each row, from the smallest set of likeliest tokens whose probability reaches top_p."""
         if self.temperature < LEAST_FLOAT32:
             return jnp.argmax(logits, axis=-1)
-        # Less their maximum, so that what overflows at low temperatures is what is not drawn.
+        # The maximum becomes 0, so that at low temperatures only logits of unlikely tokens overflow, to -inf.
         logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
         if self.top_k is not None:
             smallest = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
@@ -72,7 +72,7 @@ def generate(
     key: Key[Array, ""],
     stop_token: int | None = None,
 ) -> list[list[int]]:
-    """Return each prompt's continuation: up to `tokens` tokens, ended by `stop_token` (not included).
+    """Return the continuation of each prompt: up to `tokens` tokens, up to but without the first `stop_token`.
 
     The draws of a prompt depend on its index in the batch and on `key`, not on the other prompts.
 
@@ -99,7 +99,7 @@ def generate(
 
 
 def _remedy(room: int, prompt_room: int) -> str:
-    """What to change: `room` tokens fit after the prompt, or a prompt of `prompt_room` tokens before what is asked."""
+    """Return what to change: ask for at most `room` tokens, or shorten the prompt to `prompt_room` tokens."""
     to = f" to at most {prompt_room} tokens" if prompt_room > 0 else ""
     if room < 1:
         return f"shorten the prompt{to}; more of it fits where fewer tokens are asked for (--tokens)"
@@ -108,7 +108,7 @@ def _remedy(room: int, prompt_room: int) -> str:
 
 
 def _padded(length: int, max_length: int) -> int:
-    """Round a prompt length up to a power of two, so that few lengths are compiled."""
+    """Return a prompt length rounded up to a power of two, so that few lengths are compiled."""
     return min(1 << (length - 1).bit_length(), max_length)
 
 
@@ -129,7 +129,7 @@ def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sa
 
     def step(chunk, states, start):
         length = chunk.shape[1]
-        # A slot not written yet has a later position than any query, so causality hides it.
+        # A slot not written yet has a later position than any query, so the causal mask hides it.
         context = TokenContext(
             positions=jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1),
             segment_ids=jax.lax.dynamic_slice_in_dim(segment_ids, start, length, axis=1),
@@ -152,5 +152,5 @@ def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sa
         return (draw(hidden[:, 0], t + 1), states), token
 
     (final, _), drawn = jax.lax.scan(advance, (draw(last, 0), states), jnp.arange(tokens - 1))
-    # Whole on every device, since every process reads all rows.
+    # Replicated, because every process reads all rows.
     return constrain(jnp.concatenate([drawn, final[None]]).swapaxes(0, 1), None, None)

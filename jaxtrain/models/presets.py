@@ -27,7 +27,7 @@ def llama(
     scaling: RopeScaling | None = None,
     window: int | None = None,
 ) -> DecoderConfig:
-    """Return a decoder of the Llama shape at any size: gated SiLU, RMSNorm, rotary positions, untied head."""
+    """Return a Llama decoder at any size: gated SiLU, RMSNorm, rotary embeddings, untied head."""
     rope = RopeConfig(theta=theta, scaling=scaling)
     attention = AttentionConfig(heads=heads, kv_heads=kv_heads, head_dim=d_model // heads, rope=rope, window=window)
     return DecoderConfig(
@@ -127,7 +127,7 @@ def qwen3(
     tied: bool,
     vocab_size: int = 151_936,
 ) -> DecoderConfig:
-    """Return a Qwen 3 decoder at any size: as Llama, with normalised queries and keys and a free head dim."""
+    """Return a Qwen 3 decoder at any size: Llama with normalised queries and keys, and any head dim."""
     attention = AttentionConfig(
         heads=heads,
         kv_heads=kv_heads,
@@ -170,7 +170,7 @@ def gemma2(
     window: int = 4096,
     max_length: int = 8192,
 ) -> DecoderConfig:
-    """Return a Gemma 2 decoder at any size: local and global attention in turn, soft caps, norms on both sides."""
+    """Return a Gemma 2 decoder at any size: alternating local and global attention, soft caps, pre- and post-norms."""
     if layers % 2:
         raise ValueError(f"{layers=}: must be even, as layers with a window and without take turns")
 

@@ -1,1 +1,1 @@
-"""Layers: one family a file, each NNX module beside its frozen configuration."""
+"""Layers, one family in each file: an NNX module beside its frozen configuration."""

@@ -1,4 +1,4 @@
-"""A residual block: a mixer over the length, then a feed-forward layer over the width, each behind a norm."""
+"""A residual block: a mixer over the length, then a feed-forward layer over the width, each after a norm."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxtrain.sharding import constrain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockConfig:
-    """`post_norm` normalises what each layer adds to the residual stream as well (Gemma 2)."""
+    """The layers of a block. `post_norm` also normalises what each layer adds to the residual stream (Gemma 2)."""
 
     mixer: MixerConfig
     mlp: FeedForwardConfig
@@ -41,20 +41,21 @@ class Block(Layer):
             self.mlp_post_norm = norm.build(d_model)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state=None) -> Out:
-        # The residual stream is split along the length over `tensor`; each layer gathers it and scatters its sum back.
-        seen = Taps(context.taps)
-        x = seen("block_input", x)
+        # The residual stream is split along the length over `tensor`. Each layer gathers it, and its output is
+        # reduce-scattered back.
+        tap = Taps(context.taps)
+        x = tap("block_input", x)
         h = constrain(self.mixer_norm(x), "batch", "length", None)
-        mixed = self.mixer(h, context.in_layer(2), state)  # 0 and 1 are the block's own places
-        h = constrain(seen("mixer_output", mixed.y), "batch", "residual_length", None)
+        mixed = self.mixer(h, context.in_layer(2), state)  # 0 and 1 are the sites of the block's own dropout
+        h = constrain(tap("mixer_output", mixed.y), "batch", "residual_length", None)
         h = self.mixer_post_norm(h) if self.config.post_norm else h
         x = x + dropout(h, self.dropout, context.keys, site=0)
         h = constrain(self.mlp_norm(x), "batch", "length", None)
         fed = self.mlp(h, context.in_layer(3))
-        h = constrain(seen("mlp_output", fed.y), "batch", "residual_length", None)
+        h = constrain(tap("mlp_output", fed.y), "batch", "residual_length", None)
         h = self.mlp_post_norm(h) if self.config.post_norm else h
         x = x + dropout(h, self.dropout, context.keys, site=1)
-        return Out(x, mixed.state, joined(mixer=mixed.sums, mlp=fed.sums), seen.values)
+        return Out(x, mixed.state, joined(mixer=mixed.sums, mlp=fed.sums), tap.values)
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         self.mixer.update_buffers(counts.get("mixer", {}))
@@ -62,7 +63,7 @@ class Block(Layer):
 
 
 class Taps:
-    """Names values of a block, for remat policies, and keeps those that were asked for."""
+    """Names the values of a block, for remat policies, and keeps those that the caller asked for."""
 
     def __init__(self, asked: Container[str]):
         self.values: dict[str, jax.Array] = {}

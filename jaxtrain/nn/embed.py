@@ -9,7 +9,7 @@ from jaxtrain.nn.param import normal
 
 
 class Embedding(nnx.Module):
-    """A table looked up by token; rows have unit variance over sqrt(D) so that a tied head starts near uniform."""
+    """A table looked up by token. Elements have variance 1/D, so that a tied head starts near uniform probabilities."""
 
     def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
         shape, names = (vocab_size, d_model), ("vocab", "embed")
@@ -17,7 +17,7 @@ class Embedding(nnx.Module):
 
 
 class Positions(nnx.Module):
-    """One learned vector a position (GPT-2)."""
+    """A learned vector for each position (GPT-2)."""
 
     def __init__(self, max_length: int, d_model: int, *, rngs: nnx.Rngs):
         shape, names = (max_length, d_model), ("places", "embed")

@@ -1,4 +1,4 @@
-"""The head: from the last hidden states to logits, or to the cross-entropy of targets without all of the logits."""
+"""The head: from the last hidden states to logits, or to cross-entropies without all logits in memory at once."""
 
 import functools
 from collections.abc import Callable
@@ -17,8 +17,8 @@ TILE = 16_384  # words of the vocabulary whose logits a device computes at a tim
 class Head(NamedTuple):
     """Final norm, product with the table of the vocabulary, soft cap. The table may be that of the embedding.
 
-    A cross-entropy gathers the table, and computes its logits, at most `tile` rows a device at a time, or all of them
-    where there are no more than two tiles.
+    A cross-entropy gathers the table and computes the logits a tile at a time: `tile` rows of the table on each device,
+    or all rows of a device where they make no more than two tiles.
     """
 
     norm: Callable
@@ -35,13 +35,13 @@ class Head(NamedTuple):
     def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return -log softmax(logits)[target] and log-sum-exp(logits) of every token, float32."""
         shards = axis_size("vocab", len(self.table))
-        own = len(self.table) // shards
+        rows = len(self.table) // shards  # of each device
         return cross_entropy(
             self._normed(x),
             narrow_gradients(self.table, self.axes, self.dtype),
             targets,
             softcap=self.softcap,
-            tile=self.tile if own > 2 * self.tile else own,  # in two tiles more would be gathered than is saved
+            tile=self.tile if rows > 2 * self.tile else rows,  # two tiles would gather more than they save
             shards=shards,
             project=self._project,
         )
@@ -55,7 +55,7 @@ class Head(NamedTuple):
 
 
 def _project(axes: Axes, dtype: str, x: Float[Array, "B L D"], rows: Float[Array, "C D"]) -> Float[Array, "B L C"]:
-    """Return x rows^T of rows of the table as they are stored, in shards."""
+    """Return x rows^T for rows of the table, which are stored in shards."""
     return constrain(project(x, gather(rows, axes, dtype), _as_between_layers), "batch", "length", "vocab")
 
 

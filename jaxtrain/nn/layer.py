@@ -1,8 +1,8 @@
-"""What every layer is told about the tokens it sees, and what it returns beside what it adds to the residual stream."""
+"""What every layer gets beside its activations (TokenContext), and what it returns (Out)."""
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Int, Key
 
 
 class Keys(NamedTuple):
-    """The randomness of a step. `rows` has one key a row of the global batch, so that the noise of a row depends on
-    neither the mesh nor the microbatch it came in; `step` is for what all rows share.
+    """The random keys of a step.
+
+    `rows` has a key for each row of the global batch, so that the noise of a row depends neither on the mesh nor on its
+    microbatch. `step` is for what all rows share.
     """
 
     rows: Key[Array, " B"]
@@ -20,10 +22,11 @@ class Keys(NamedTuple):
 
 
 class TokenContext(NamedTuple):
-    """What every layer may know of its tokens. Keys and queries differ only when decoding with a cache.
+    """What every layer may read about its tokens. Keys and queries differ only when decoding with a cache.
 
-    `keys` are those of the layer, and are there in every training step; None, in evaluation and decoding, asks for no
-    noise. `taps` names the values that somebody asked for (a dict, so that its names are static).
+    `cache_index` comes with a decoding state: the place in the cache of the first new token. `keys` are the layer's
+    random keys in every training step, and None in evaluation and decoding, which have no noise. `taps` names the
+    values that the caller asked for (a dict, so that its names are static).
     """
 
     positions: Int[Array, "B L"]
@@ -35,13 +38,21 @@ class TokenContext(NamedTuple):
     taps: Mapping[str, None] = {}
 
     def in_layer(self, layer: Int[Array, ""] | int) -> "TokenContext":
-        """Return the context with the keys of one layer of a stack."""
+        """Return the context with the random keys of one layer of several."""
         return self._replace(keys=fold_in(self.keys, layer))
 
     @property
     def real(self) -> Float[Array, "B L"]:
-        """Return 1 where there is a token and 0 at padding."""
+        """Return 1 for tokens and 0 for padding."""
         return (self.segment_ids != 0).astype(jnp.float32)
+
+
+@overload
+def fold_in(keys: Keys, data: Int[Array, ""] | int) -> Keys: ...
+
+
+@overload
+def fold_in(keys: None, data: Int[Array, ""] | int) -> None: ...
 
 
 def fold_in(keys: Keys | None, data: Int[Array, ""] | int) -> Keys | None:
@@ -52,10 +63,10 @@ def fold_in(keys: Keys | None, data: Int[Array, ""] | int) -> Keys | None:
 
 
 class Sums(NamedTuple):
-    """What layers add up over their tokens, in float32; microbatches, devices and stages add further.
+    """Sums of layers over their tokens, in float32. They are added over microbatches, devices and stages as well.
 
-    `terms` are added to the loss, each divided by the number of real tokens of the global batch. `counts` are what
-    buffers are made of once a step, and no gradient flows through them; they lie under the place of their layer.
+    `terms` are added to the loss, each divided by the number of real tokens of the global batch. `counts` are nested by
+    the path of their layer. Buffers are computed from them once a step, and no gradient flows through them.
     """
 
     terms: Mapping[str, Float[Array, "..."]] = {}
@@ -63,8 +74,10 @@ class Sums(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What a layer returns: `y`, what it adds to the residual stream, or the stream itself; the new decoding state;
-    its sums; and the values that were asked for.
+    """What a layer returns.
+
+    `y` is what the layer adds to the residual stream, or the stream itself. `state` is the new decoding state, and
+    `taps` are the values that the caller asked for.
     """
 
     y: Float[Array, "B L D"]
@@ -74,21 +87,21 @@ class Out(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """A module of the residual stream. Its call returns an `Out`."""
+    """A module that is called with activations and a `TokenContext` and returns an `Out`."""
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
-        """Replace the layer's buffers, from the counts of a whole step. Called after the optimizer's update."""
+        """Replace the layer's buffers by what the counts of a whole step give. Called after the optimizer's update."""
 
 
 def joined(**parts: Sums) -> Sums:
-    """Return the sums of parts at different places: terms of one name add up, counts lie under the place's name."""
+    """Return the sums of different layers: terms of one name are added, counts are nested under the layer's name."""
     terms = _added_terms(part.terms for part in parts.values())
-    counts = {place: jax.tree.map(_count, part.counts) for place, part in parts.items() if part.counts}
+    counts = {layer: jax.tree.map(_count, part.counts) for layer, part in parts.items() if part.counts}
     return Sums(terms, counts)
 
 
 def added(*runs: Sums) -> Sums:
-    """Return the sums of one model that ran more than once, or not at all."""
+    """Return the total sums of one model that ran any number of times."""
     if not runs:
         return Sums()
     counts = functools.reduce(functools.partial(jax.tree.map, jnp.add), (run.counts for run in runs))
@@ -110,7 +123,7 @@ def _count(x: Array) -> Float[Array, "..."]:
 def dropout(x: Float[Array, "B *rest"], rate: float, keys: Keys | None, site: int) -> Float[Array, "B *rest"]:
     """Zero elements with probability `rate` and scale the rest by 1/(1-rate); identity without keys.
 
-    `site` numbers the places within a layer that drop.
+    `site` tells the dropouts of one layer apart: each has its own random numbers.
     """
     if keys is None or rate == 0.0:
         return x

@@ -1,4 +1,4 @@
-"""Variables that carry the facts about themselves, and the way between a module and its arrays."""
+"""Variables that carry their facts, and the conversion between a module and its arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,21 @@ from jaxtrain.shapes import ModelState, ParamTree
 
 
 class Frozen(nnx.Variable):
-    """What no gradient reaches: it is used, and stacked, moved and gathered as a parameter is, and never trained."""
+    """A variable that no gradient reaches. It is stacked, moved and gathered as a parameter is, but never trained."""
 
 
 class Buffer(nnx.Variable):
-    """What the model replaces itself, once an optimizer step, in `update_buffers` of the layer that owns it."""
+    """A variable that its layer replaces, once an optimizer step, in `update_buffers`."""
 
 
-def split(module: nnx.Module) -> tuple[nnx.GraphDef, ModelState]:
+def split[Module: nnx.Module](module: Module) -> tuple[nnx.GraphDef[Module], ModelState]:
     """Return the structure of a module and its arrays."""
     graph, *collections = nnx.split(module, nnx.Param, Frozen, Buffer)
     return graph, ModelState(*map(nnx.to_pure_dict, collections))
 
 
-def merge(graph: nnx.GraphDef, state: ModelState) -> nnx.Module:
+def merge[Module: nnx.Module](graph: nnx.GraphDef[Module], state: ModelState) -> Module:
+    """Return the module of a structure and arrays."""
     return nnx.merge(graph, *state)
 
 
@@ -35,14 +36,14 @@ def normal(
     fan_in: int,
     kind: Kind = Kind.MATRIX,
 ) -> nnx.Param:
-    """Return a float32 parameter drawn from a normal of variance 1/fan_in, truncated at two deviations."""
-    # 0.8796 is the deviation of a unit normal truncated at two.
+    """Return a float32 parameter drawn from a normal truncated at two deviations, with variance 1/fan_in."""
+    # 0.8796 is the standard deviation of a unit normal truncated at two.
     value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * (fan_in**-0.5 / 0.87962566)
     return nnx.Param(value, axes=Axes(names, kind, cast=True))
 
 
 def constant(value: float, shape: tuple[int, ...], names: tuple[str | None, ...]) -> nnx.Param:
-    """Return a float32 vector of one value."""
+    """Return a float32 vector whose elements all have one value."""
     return vector(jnp.full(shape, value, jnp.float32), names)
 
 
@@ -52,7 +53,7 @@ def vector(value: Float[Array, "..."], names: tuple[str | None, ...]) -> nnx.Par
 
 
 def axes_of(module: nnx.Module) -> ModelState:
-    """Return the facts about a module's variables, in trees like those of the arrays."""
+    """Return the facts about a module's variables, in trees nested like those of the arrays."""
 
     def facts(collection: type[nnx.Variable]) -> ParamTree:
         state = nnx.state(module, collection)

@@ -1,1 +1,1 @@
-"""What is minimised: objectives, each a sum of means over what the data say counts."""
+"""Objectives, the functions that training minimises: each is a sum of means over the data."""

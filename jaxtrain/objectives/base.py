@@ -1,30 +1,31 @@
-"""What an objective is: a sum of terms, each the mean of something over what a batch holds of it.
+"""The base class of objectives. An objective is a sum of terms, each a sum over a batch divided by its denominator.
 
-What a term is divided by depends on the data alone: loss tokens, real tokens, pairs, sequences. It is summed over the
-whole batch before anything is differentiated, so that every part of a batch (a device's rows, a microbatch) gives its
+A denominator depends on the data alone: the number of loss tokens, real tokens, pairs or sequences. It is summed over
+the whole batch before anything is differentiated. So every part of a batch (a device's rows, a microbatch) gives its
 contribution to the mean, contributions add up exactly, and a loss mask does not change the share of another term.
 """
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtrain.models.decoder import Decoder
-from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.head import Head
+from jaxtrain.nn.layer import Keys, Out
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.shapes import Batch
 from jaxtrain.technique import Technique
 
-Sums = dict[str, Float[Array, ""]]  # by term, float32: added over microbatches, stages and devices
+Sums = dict[str, Float[Array, ""]]  # by the name of the term, float32: added over microbatches, stages and devices
 
 
 class Terms(NamedTuple):
-    """Sums over the rows at hand. The loss adds the means of the `minimised`; the `reported` are shown beside it.
+    """The sums of terms over some rows. The loss is the sum of the means of `minimised`; `reported` are logged with it.
 
-    `layers` are the sums of the layers that ran, which are put there for the objective. Their terms are added to the
-    loss, too, each divided by the real tokens of the batch.
+    `layers` are the sums of the layers that ran. The objective leaves them empty, and `Loss` sets them. Their terms are
+    added to the loss, too, each divided by the number of real tokens of the batch.
     """
 
     minimised: Sums
@@ -32,8 +33,19 @@ class Terms(NamedTuple):
     layers: LayerSums = LayerSums()
 
 
+class Model(Protocol):
+    """What an objective may read of the decoder that it gets."""
+
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Collection[str] = ()) -> Out:
+        """Return the hidden states that the head reads, and the taps."""
+
+    @property
+    def head(self) -> Head:
+        """The head, which makes logits or cross-entropies of hidden states."""
+
+
 class Objective(Technique):
-    """A frozen dataclass that gives the terms of a batch and what each is divided by.
+    """A frozen dataclass that gives the terms of a batch and their denominators.
 
     Evaluation reports the mean of the term `evaluated`, in nats a token.
     """
@@ -43,13 +55,13 @@ class Objective(Technique):
 
     @abstractmethod
     def weights(self, batch: Batch) -> Sums:
-        """Return what every term is divided by, summed over a batch. It reads the data and no model."""
+        """Return the denominator of every term, summed over a batch. It depends on the data, not on the model."""
 
     @abstractmethod
-    def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
+    def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
         """Return the sum of every term over the rows of a batch."""
 
 
 def means(sums: Sums, weights: Sums) -> Sums:
-    """Return every term's share of its mean; a term that nothing counts for is 0."""
+    """Return each sum divided by its denominator, or by 1 where that is smaller: a term over nothing is 0."""
     return {name: value / jnp.maximum(weights[name], 1.0) for name, value in sums.items()}

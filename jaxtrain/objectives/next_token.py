@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxtrain.models.decoder import Decoder
 from jaxtrain.nn.layer import Keys
-from jaxtrain.objectives.base import Objective, Sums, Terms
+from jaxtrain.objectives.base import Model, Objective, Sums, Terms
 from jaxtrain.shapes import Batch
 
 
@@ -25,7 +24,7 @@ class NextToken(Objective):
     def weights(self, batch: Batch) -> Sums:
         return dict.fromkeys(("nll", "z_loss"), jnp.sum(batch.weights))
 
-    def __call__(self, model: Decoder, batch: Batch, keys: Keys | None) -> Terms:
+    def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
         nll_BL, log_z_BL = model.head.cross_entropy(model.hidden(batch, keys).y, batch.targets)
         nll = jnp.sum(nll_BL * batch.weights)
         if not self.z_loss:

@@ -1,7 +1,7 @@
 """Adafactor, second moments factored into rows and columns. Shazeer and Stern (2018), arXiv:1804.04235.
 
-optax's transformation on the matrix that each layer's parameter is: a projection by heads is embed x (heads and
-head_dim), which factors whatever the head dimension.
+This is optax's transformation, on each layer's parameters as matrices. A projection to heads is the matrix embed x
+(heads and head_dim), which is factored whatever the head dimension is.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SMALLEST_SIDE = 128  # a matrix with a shorter side keeps its second moments who
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adafactor(Optimizer):
-    """A few numbers a row and column in place of AdamW's two a weight. The rate is relative to a layer's weights."""
+    """Keeps a few numbers for each row and column, not two a weight; the rate is relative to a layer's weights."""
 
     learning_rate: Schedule
     decay_rate: float = 0.8
@@ -42,18 +42,18 @@ class Adafactor(Optimizer):
             clipping_threshold=self.clipping_threshold,
             weight_decay_rate=None,
         )
-        # The decay that optax offers here is not multiplied by the learning rate; that of the others is.
+        # optax.adafactor does not multiply its weight decay by the learning rate, as the other optimizers do.
         decay = optax.add_decayed_weights(lambda count: -self.weight_decay * rate(count), mask=decays(axes))
         return optax.chain(per_layer(_of_matrices(factored, axes), axes), decay)
 
 
 def _of_matrices(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTransformation:
-    """Return `tx`, which sees as matrices those parameters of one layer whose second moments it is to factor."""
+    """Return `tx` for the parameters of one layer, with those reshaped to matrices whose second moments it factors."""
 
     def flat(tree: dict) -> dict:
-        def one(own: Axes, x: jax.Array) -> jax.Array:
-            shape = matrix_shape(own, x.shape)
-            # What is not factored keeps its shape, by which its moments are laid out like it.
+        def one(facts: Axes, x: jax.Array) -> jax.Array:
+            shape = matrix_shape(facts, x.shape)
+            # A parameter that is not factored keeps its shape, so that its moments have it, too, and are sharded alike.
             return x.reshape(shape) if len(shape) == 2 and min(shape) >= SMALLEST_SIDE else x
 
         return jax.tree.map(one, axes, tree)

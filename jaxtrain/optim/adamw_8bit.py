@@ -1,18 +1,18 @@
 """AdamW with both moments in eight bits. Dettmers et al. (2022), arXiv:2110.02861; with FP8, arXiv:2410.19313 (COAT).
 
-Per parameter and step the moments are dequantized, updated and quantized again in one pass, so no 32-bit moments are
-ever held. Tables that tokens look up and tensors under 4,096 elements a layer keep moments of 32 bits. Left out: the
-stable embedding layer of the paper, which changes the model.
+In every step the moments of a parameter are dequantized, updated and quantized again in one pass, so no 32-bit moments
+are ever held. Tables that tokens look up, and tensors under 4,096 elements a layer, keep moments of 32 bits. Left out:
+the stable embedding layer of the paper, which changes the model.
 
-A block is 256 elements: 8 x 32 over the longest other axis and the last one, rather than 256 along the last, so that
-shards hold whole blocks on the meshes that are used, and scales are sharded like codes. Where a shard does not, the
-result is the same and only scales travel.
+A block is 256 elements: 8 x 32 over the longest other axis and the last one, rather than 256 along the last. So shards
+hold whole blocks on the meshes that are used, and scales are sharded like codes. Where a shard does not hold whole
+blocks, the result is the same, and only scales are moved between devices.
 """
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +39,18 @@ Moment = QuantizedArray | Array
 
 
 class AdamW8bitState(NamedTuple):
-    """Moments: quantized arrays, and plain ones where a parameter is small or looked up."""
+    """The moments: quantized arrays, or plain ones for parameters that are small or looked up."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count; optax and checkpoints have this name
     m: dict
     v: dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW8bit(Optimizer):
-    """AdamW in about a quarter of its memory. Give it a dtype of moments by type.
+    """AdamW in about a quarter of its memory; `moments` chooses the format of the moments.
 
-    `implementation` names a kernel that is not the default for the device yet; each device runs it on its own shards.
+    `implementation` names a kernel that is not yet the default of the device. Each device runs it on its own shards.
     """
 
     learning_rate: Schedule
@@ -76,18 +76,18 @@ class AdamW8bit(Optimizer):
         def update(gradients: dict, state: AdamW8bitState, params: dict) -> tuple[dict, AdamW8bitState]:
             step, learning_rate = state.count + 1, rate(state.count)
 
-            def one(parameter, gradient, m, v, own):
-                decayed = self.weight_decay if own.decays else 0.0
-                rule = Rule(b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=decayed)
+            def one(parameter, gradient, m, v, facts):
+                weight_decay = self.weight_decay if facts.decays else 0.0
+                rule = Rule(b1=self.b1, b2=self.b2, epsilon=self.epsilon, weight_decay=weight_decay)
                 options = {"rule": rule, "learning_rate": learning_rate, "step": step}
                 if not isinstance(m, QuantizedArray):
                     return tuple(_adamw_32bit(parameter, gradient, m, v, **options))
                 run = functools.partial(adamw_8bit, implementation=self.implementation, **options)
                 if self.implementation:
-                    return tuple(on_each_shard(run, own.names, parameter, gradient, m, v))
+                    return tuple(on_each_shard(run, facts.names, parameter, gradient, m, v))
                 return tuple(run(parameter, gradient, m, v))
 
-            treedef = jax.tree.structure(params)
+            treedef: Any = jax.tree.structure(params)  # JAX's stubs declare no methods of a PyTreeDef
             trees = (params, gradients, state.m, state.v, axes)
             results = [one(*leaves) for leaves in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
             updates, m, v = (treedef.unflatten(column) for column in zip(*results, strict=True))
@@ -106,7 +106,7 @@ def _adamw_32bit(
     learning_rate: Float[Array, ""],
     step: Int[Array, ""],
 ) -> tuple[Array, Array, Array]:
-    """Return the same step with plain moments."""
+    """Return the update and the new moments, as `adamw_8bit` does, for plain moments."""
     m = rule.b1 * m + (1 - rule.b1) * gradient
     v = rule.b2 * v + (1 - rule.b2) * jnp.square(gradient)
     direction = (m / (1 - rule.b1**step)) / (jnp.sqrt(v / (1 - rule.b2**step)) + rule.epsilon)
@@ -114,11 +114,12 @@ def _adamw_32bit(
 
 
 def _zeros(format: Format, axes: dict, params: dict) -> dict:
-    """Return moments of zero, quantized where they are to be."""
+    """Return moments of zero: quantized, or plain where they keep 32 bits."""
 
-    def one(own: Axes, parameter: Array) -> Moment:
-        zeros = jax.lax.optimization_barrier(jnp.zeros_like(parameter))  # or the compiler quantizes them, for seconds
-        blocks = blocks_of(own, parameter.shape)
+    def one(facts: Axes, parameter: Array) -> Moment:
+        # Without the barrier the compiler quantizes the zeros itself, which takes it seconds.
+        zeros = jax.lax.optimization_barrier(jnp.zeros_like(parameter))
+        blocks = blocks_of(facts, parameter.shape)
         return zeros if blocks is None else quantize(zeros, format=format, block=blocks.sizes, axis=blocks.axes)
 
     return jax.tree.map(one, axes, params)
@@ -126,10 +127,10 @@ def _zeros(format: Format, axes: dict, params: dict) -> dict:
 
 def blocks_of(axes: Axes, shape: tuple[int, ...]) -> Blocks | None:
     """Return the blocks of a parameter's moments; None where they keep 32 bits."""
-    own = [axis for axis, name in enumerate(axes.names) if name != STACK]  # a stack holds one tensor a layer
-    if axes.kind is Kind.TABLE or math.prod(shape[axis] for axis in own) < LEAST_ELEMENTS:
+    of_layer = [axis for axis, name in enumerate(axes.names) if name != STACK]  # a stack has one tensor for each layer
+    if axes.kind is Kind.TABLE or math.prod(shape[axis] for axis in of_layer) < LEAST_ELEMENTS:
         return None
-    *others, last = (axis - len(shape) for axis in own)
+    *others, last = (axis - len(shape) for axis in of_layer)
     if not others:
         return Blocks(sizes=(BLOCK_ELEMENTS,), axes=(last,))
     width = min(BLOCK_WIDTH, shape[last])

@@ -1,4 +1,4 @@
-"""What every optimizer is, and how one is put behind the clipping of gradients."""
+"""The base class of optimizers, and an optimizer together with the clipping of gradients."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -12,8 +12,8 @@ from jaxtrain.technique import Technique
 class Optimizer(Technique):
     """A frozen dataclass that builds an optax transformation. A subclass has the field `learning_rate`.
 
-    `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled and falls on
-    matrices and tables alone.
+    `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled, and applies
+    to matrices and tables only.
     """
 
     __slots__ = ()
@@ -22,9 +22,9 @@ class Optimizer(Technique):
 
     @abstractmethod
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
-        """Return the transformation for parameters of which these are the facts.
+        """Return the transformation for parameters that have the facts `axes`.
 
-        `rate` is the learning rate of the phase at hand, by the number of updates made.
+        `rate` is the learning rate of the phase, by the number of updates made.
         """
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
@@ -35,7 +35,7 @@ class Optimizer(Technique):
 def transformation(
     optimizer: Optimizer, rate: optax.Schedule, axes: dict, *, clip_norm: float | None
 ) -> optax.GradientTransformation:
-    """Return the optimizer behind clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063)."""
+    """Return clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063), then the optimizer."""
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer.build(rate, axes))
 

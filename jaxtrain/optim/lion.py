@@ -13,7 +13,7 @@ from jaxtrain.ranges import check_decay, check_not_negative
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lion(Optimizer):
-    """Half the state of AdamW. Its rate wants to be 3 to 10 times smaller, and its decay as much larger."""
+    """Has half the state of AdamW; needs a rate 3 to 10 times smaller, and a decay as much larger."""
 
     learning_rate: Schedule
     b1: float = 0.9

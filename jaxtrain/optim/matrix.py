@@ -1,7 +1,7 @@
-"""Which matrix a parameter is, by the logical names of its axes: the one rule of rows and columns.
+"""The matrix that a parameter stands for: which of its axes are rows and which columns, by their logical names.
 
 A layer keeps the heads of a projection as an axis of their own, `[embed, heads, head_dim]`. The matrix is
-embed x (heads and head_dim): heads and their channels are one side. In a stack there is such a matrix a layer.
+embed x (heads and head_dim): heads and their channels are one side. A stack has such a matrix for each layer.
 """
 
 import math
@@ -12,18 +12,18 @@ from jaxtrain.axes import STACK, Axes
 
 
 def decays(axes: dict) -> dict:
-    """Return a tree of booleans: on which parameters weight decay falls."""
-    return jax.tree.map(lambda own: own.decays, axes)
+    """Return a tree of booleans: the parameters to which weight decay applies."""
+    return jax.tree.map(lambda facts: facts.decays, axes)
 
 
 def matrix_shape(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return (rows, columns) of a matrix, and the length alone of a vector; `shape` is that of one layer."""
+    """Return (rows, columns) of a matrix, or (length,) of a vector. `shape` is that of one layer."""
     return tuple(math.prod(shape[axis] for axis in side) for side in _sides(axes))
 
 
 def _sides(axes: Axes) -> list[list[int]]:
     """Return the axes of each side, counted within one layer."""
-    sides = []
+    sides: list[list[int]] = []
     for axis, name in enumerate(name for name in axes.names if name != STACK):
         if name == "head_dim" and sides:
             sides[-1].append(axis)

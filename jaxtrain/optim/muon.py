@@ -1,6 +1,6 @@
 """Muon: momentum whose singular values are made one. Jordan et al. (2024), kellerjordan.github.io/posts/muon.
 
-The momentum is the reference's and that of `torch.optim.Muon`, Nesterov's without bias correction: m <- momentum m + g,
+The momentum is Nesterov's without bias correction, as in the reference and in `torch.optim.Muon`: m <- momentum m + g,
 then g + momentum m. (They scale both by 1 - momentum, which the iteration divides out. optax corrects the bias.) Five
 rounds of the Newton-Schulz iteration x <- a x + (b x x^T + c (x x^T)^2) x with the reference's (a, b, c) =
 (3.4445, -4.7750, 2.0315) bring singular values to about 0.7 to 1.2. Updates are scaled to the size of AdamW's as in Liu
@@ -50,8 +50,8 @@ class Muon(Optimizer):
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
-        taken = jax.tree.map(lambda own: "muon" if takes(own) else "adam", axes)
-        return optax.partition({"muon": muon, "adam": optax.adam(rate, b1=self.b1, b2=self.b2)}, taken)
+        labels = jax.tree.map(lambda facts: "muon" if takes(facts) else "adam", axes)
+        return optax.partition({"muon": muon, "adam": optax.adam(rate, b1=self.b1, b2=self.b2)}, labels)
 
 
 def takes(axes: Axes) -> bool:
@@ -62,17 +62,17 @@ def takes(axes: Axes) -> bool:
 def _orthogonalise(axes: dict) -> optax.GradientTransformation:
     """Return the transformation that orthogonalises the matrices of one layer."""
 
-    def one(own: Axes, x: Array) -> Array:
-        if not takes(own):
-            return x  # a mask: it is Adam's
-        shape = matrix_shape(own, x.shape)
+    def one(facts: Axes, x: Array) -> Array:
+        if not takes(facts):
+            return x  # masked: Adam updates it
+        shape = matrix_shape(facts, x.shape)
         return ADAMW_RMS * max(shape) ** 0.5 * newton_schulz(x.reshape(shape)).reshape(x.shape)
 
     return optax.stateless(lambda updates, _: jax.tree.map(one, axes, updates))
 
 
 def newton_schulz(x: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    """Return U S V^T for x = U (anything) V^T, with S about 1; singular values near 0 grow, but not all the way."""
+    """Return U S V^T with S about 1, for the singular vectors U, V of x. Values near 0 grow, but do not reach 1."""
     if x.shape[0] > x.shape[1]:
         return newton_schulz(x.T).T  # the products with x x^T are the smaller ones
     a, b, c = COEFFICIENTS

@@ -1,8 +1,8 @@
-"""A transformation that takes norms or matrices, on each layer of a stack.
+"""An optax transformation that takes norms or matrices, applied to each layer of a stack by itself.
 
-The blocks are stacked over their repeats, so a leaf of theirs is `[layers, ...]`. A transformation that takes the norm
-of a leaf, or its rows and columns, would take those of the whole stack. `vmap` over the stacks makes it see one layer,
-and computes what it did for that layer alone.
+The blocks are stacked over their repeats, so each of their leaves is `[layers, ...]`. A transformation that takes the
+norm of a leaf, or its rows and columns, would take those of the whole stack. `vmap` over the layers gives it one layer
+at a time, with the same result as for that layer alone.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,16 @@ Path = tuple
 
 
 def per_layer(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTransformation:
-    """Return `tx`, which sees the layers of a stack one by one, and parameters outside of stacks as they are.
+    """Return `tx` applied to each layer of a stack by itself, and to parameters outside of stacks as they are.
 
-    Its state has the structure that `tx` gives it: what belongs to a parameter of a stack is stacked as well, found by
-    its path, which ends in the parameter's; counters stay one number. `tx` treats each parameter apart from the others.
+    `tx` must treat each parameter apart from the others. The state has the structure that `tx` gives it. The state of a
+    stacked parameter is stacked as well. It is found by its path, which ends in the parameter's path. Counters stay one
+    number.
     """
-    stacked = {path for path, own in jax.tree_util.tree_leaves_with_path(axes) if own.in_stack}
+    stacked = {path for path, facts in jax.tree_util.tree_leaves_with_path(axes) if facts.in_stack}
 
-    def lengths(params: dict) -> dict[Path, int]:
-        """Return the layers of every stack; None for what is in no stack."""
+    def lengths(params: dict) -> dict[Path, int | None]:
+        """Return the number of layers of every parameter; None for one that is in no stack."""
         leaves = jax.tree_util.tree_leaves_with_path(params)
         return {path: len(leaf) if path in stacked else None for path, leaf in leaves}
 
@@ -32,8 +33,8 @@ def per_layer(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTra
         return _over_layers(tx.init, layers, (params,), like=state)
 
     def update(gradients: dict, state: optax.OptState, params: dict | None = None) -> tuple[dict, optax.OptState]:
-        given = (gradients, state, params)
-        return _over_layers(tx.update, lengths(gradients), given, like=(gradients, state))
+        arguments = (gradients, state, params)
+        return _over_layers(tx.update, lengths(gradients), arguments, like=(gradients, state))
 
     return optax.GradientTransformation(init, update)
 
@@ -48,20 +49,20 @@ def _first_of(layers: dict[Path, int | None]) -> Callable:
 
 
 def _over_layers(function: Callable, layers: dict[Path, int | None], arguments: tuple, *, like):
-    """Return `function` of the arguments, mapped over the layers of stacks; stacks of one length go together.
+    """Return `function` of the arguments, mapped over the layers of stacks by one vmap for each length of a stack.
 
-    `like` has the paths of the result.
+    `like` is a tree with the paths of the result.
     """
 
     def mapped(tree, length: int):
         return jax.tree_util.tree_map_with_path(lambda path, _: 0 if _owner(path, layers) == length else None, tree)
 
-    for length in sorted(set(layers.values()) - {None}):
+    for length in sorted({length for length in layers.values() if length is not None}):
         into = tuple(mapped(argument, length) for argument in arguments)
         function = jax.vmap(function, in_axes=into, out_axes=mapped(like, length), axis_size=length)
     return function(*arguments)
 
 
 def _owner(path: Path, layers: dict[Path, int | None]) -> int | None:
-    """Return the layers of the parameter that a value belongs to: the one whose path is the longest end of its own."""
+    """Return the layers of the parameter that a value belongs to: its path is the longest suffix of the value's."""
     return next((layers[path[start:]] for start in range(len(path)) if path[start:] in layers), None)

@@ -1,7 +1,7 @@
 """Schedule-free AdamW, which averages instead of decaying. Defazio et al. (2024), arXiv:2405.15682.
 
-As in the authors' package `schedulefree`, an iterate is weighted by the square of the largest rate so far, that of the
-update which made it included. Deviation: their warm-up starts above 0, ours with an update at rate 0.
+As in the authors' package `schedulefree`, an iterate is weighted by the square of the largest learning rate up to the
+update that made it, its own included. Deviation: their warm-up starts above 0, ours with an update at rate 0.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jaxtrain.ranges import check_decay, check_not_negative, check_positive
 class ScheduleFree(Optimizer):
     """Gradients are taken at the interpolated point; evaluation, samples and exports use the average.
 
-    Its learning rate wants no decay: give it `Constant` with a warm-up.
+    The learning rate needs no decay: give it `Constant` with a warm-up.
     """
 
     learning_rate: Schedule
@@ -36,12 +36,12 @@ class ScheduleFree(Optimizer):
         check_not_negative(self, "weight_decay")
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
-        base = optax.chain(  # AdamW without its first moment, for which the interpolation stands
+        base = optax.chain(  # AdamW without its first moment, which the interpolation replaces
             optax.scale_by_rms(decay=self.b2, eps=self.epsilon, eps_in_sqrt=False, bias_correction=True),
             optax.add_decayed_weights(self.weight_decay, mask=decays(axes)),
             optax.scale_by_learning_rate(rate),
         )
-        # optax counts from 1 here and from 0 in the base, and would weight an iterate by the rate of the next update.
+        # optax counts from 1 here and from 0 in the base. Without the -1 an iterate gets the next update's weight.
         return optax.contrib.schedule_free(base, learning_rate=lambda count: rate(count - 1), b1=self.b1)
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:

@@ -1,7 +1,7 @@
 """Learning-rate schedules: optax schedules of the number of updates made.
 
-Every one warms up linearly from 0 over `warmup_steps`, and spans the steps of the run unless told otherwise. A warm-up
-longer than the run is refused.
+Every schedule warms up linearly from 0 over `warmup_steps`, and spans the steps that it is built for. A warm-up longer
+than those is an error.
 """
 
 from abc import abstractmethod
@@ -23,10 +23,10 @@ class Schedule(Technique):
     warmup_steps: int
 
     def build(self, total_steps: int) -> optax.Schedule:
-        """Return the rate by the number of updates made, in a run of so many steps.
+        """Return the learning rate by the number of updates made, for a run of `total_steps`.
 
         Raises:
-            ValueError: what the schedule does takes more steps than there are.
+            ValueError: the schedule takes more steps than the run has.
         """
         if self.warmup_steps > total_steps:
             raise ValueError(
@@ -38,7 +38,7 @@ class Schedule(Technique):
 
     @abstractmethod
     def after_warmup(self, steps: int) -> optax.Schedule:
-        """Return the rate by the number of updates made since the warm-up, of which there will be so many."""
+        """Return the learning rate by the number of updates since the warm-up, of which there are `steps`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

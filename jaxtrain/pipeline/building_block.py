@@ -1,13 +1,15 @@
 """Schedules as one repeated block: the V family of Qi et al. (2024), arXiv:2405.15362.
 
-Every microbatch repeats the same block six units after the one before: F and B and W of a stage's two chunks. With the
-V placement a microbatch runs down the stages (F of chunk i), back up (F of chunk 2p-1-i), down again (B of the second
-chunk) and up (B of the first). The block is set by how many units pass from stage to stage on each of these four legs;
-shorter legs keep activations for less time. A stage's peak is the lifetimes of its two chunks over the interval.
+The block holds F, B and W of a stage's two chunks. Every microbatch repeats it six units after the microbatch before.
+With the V placement a microbatch runs down the stages (F of chunk i), back up (F of chunk 2p-1-i), down again (B of the
+second chunk) and up (B of the first). The block is set by how many units pass from stage to stage on each of these four
+legs. Shorter legs keep activations for less time. A stage's peak is the sum of the lifetimes of its two chunks, divided
+by the interval.
 
-The paper then squeezes out the waits of the start and the end without exceeding the peak. Here both steps are derived,
-not taken from the authors' program: the pause before a microbatch turns back on stage 0 is the smallest that keeps the
-four passes of every stage on different units of the interval; `reorder` squeezes. The figures agree with the paper's.
+The paper then removes idle time at the start and the end without exceeding the peak. Here both steps are derived, not
+taken from the authors' program. Before B a microbatch pauses on stage 0. Every pause is tried that keeps the four
+passes of a stage on different units of the interval, and the fastest table is taken. `reorder` removes the idle time.
+The figures agree with the paper's.
 """
 
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ class Legs(NamedTuple):
 
 
 def v_table(stages: int, microbatches: int, *, legs: Legs, limit: int) -> Table:
-    """The fastest table of these legs that keeps at most `limit` chunk activations on every stage."""
+    """Return the fastest table of these legs that keeps at most `limit` chunk activations on every stage."""
     require_positive(stages=stages, microbatches=microbatches)
     tables = [_squeeze(_repeat(stages, microbatches, times), limit) for times in _blocks(stages, legs)]
     fitting = [table for table in tables if table is not None]
@@ -43,7 +45,7 @@ Block = list[dict[tuple[Unit, int], int]]
 
 
 def _blocks(stages: int, legs: Legs) -> Iterator[Block]:
-    """Start times of one microbatch's passes by stage, for each pause on stage 0 that lets the block repeat."""
+    """Yield start times of one microbatch's passes by stage, for each pause on stage 0 that lets the block repeat."""
     last = stages - 1
     for pause in range(1, INTERVAL + 1):
         forward_down = [legs.forward_down * stage for stage in range(stages)]
@@ -56,7 +58,7 @@ def _blocks(stages: int, legs: Legs) -> Iterator[Block]:
 
 
 def _with_weights(first: int, second: int, times: tuple[int, int, int, int]) -> dict[tuple[Unit, int], int]:
-    """Put the two W on the two free units of the interval, as soon after their B as that allows."""
+    """Return all start times: the two W take the two free units of the interval, as soon after their B as possible."""
     forward_down, forward_up, backward_down, backward_up = times
     free = [unit for unit in range(INTERVAL) if unit not in {time % INTERVAL for time in times}]
     choices = [(_after(backward_down, a), _after(backward_up, b)) for a, b in (free, free[::-1])]

@@ -1,4 +1,4 @@
-"""A list of equations cut in two: what some results need, and what the others need besides."""
+"""Cut a jaxpr in two: the equations that some outputs need, and what the other outputs need besides."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from jax.extend.core import Jaxpr, Literal, Var
 
 from jaxtrain.pipeline.equations import part, variables
 
-COMPUTED_ONCE = (  # matrix products, what may hold some, and collectives
+COMPUTED_ONCE = (  # matrix products, equations that may contain one, and collectives
     "dot_general",
     "conv_general_dilated",
     "scan",
@@ -37,19 +37,20 @@ class Cut(NamedTuple):
 
 
 def cut(whole: Jaxpr, first: list[Var | Literal], second: list[Var | Literal], *, known: list[Var]) -> Cut:
-    """Return what computes the `first` outputs, and what then computes the `second` from the known inputs.
+    """Return a jaxpr of the `first` outputs, and a jaxpr of the `second` outputs that runs later.
 
-    Values that the first part computes and the second reads are deferred, so the second repeats nothing costly. What
-    the second can have from the known inputs without a matrix product or a collective it computes again, so that it
-    need not be stored. Inputs that are not known are deferred, too.
+    Values that the first one computes and the second one reads are deferred, so no costly equation runs twice. Two
+    kinds of values are not stored but computed again by the second one: those that follow from the known inputs without
+    a matrix product or a collective, and those that are a deferred value in another shape. Inputs that are not known
+    are deferred, too.
     """
     in_first = {id(equation) for equation in part(whole, whole.invars, first).eqns}
-    at_hand = _at_hand(whole, known)
+    recomputable = _recomputable(whole, known)
     wanted, deferred = variables(second), []
     for equation in reversed(whole.eqns):
         used = wanted.intersection(equation.outvars)
-        redone = at_hand.issuperset(used) or equation.primitive.name in FREE
-        if id(equation) in in_first and not redone:
+        recomputed = recomputable.issuperset(used) or equation.primitive.name in FREE
+        if id(equation) in in_first and not recomputed:
             deferred += [var for var in equation.outvars if var in used]
         elif used:
             wanted |= variables(equation.invars)
@@ -57,8 +58,8 @@ def cut(whole: Jaxpr, first: list[Var | Literal], second: list[Var | Literal], *
     return Cut(part(whole, whole.invars, [*first, *deferred]), part(whole, [*known, *deferred], second), deferred)
 
 
-def _at_hand(jaxpr: Jaxpr, known: Iterable[Var]) -> set[Var]:
-    """Return what can be had from the known values without a matrix product or a collective."""
+def _recomputable(jaxpr: Jaxpr, known: Iterable[Var]) -> set[Var]:
+    """Return the values that follow from the known ones without a matrix product or a collective."""
     found = {*known, *jaxpr.constvars}
     for equation in jaxpr.eqns:
         if equation.primitive.name not in COMPUTED_ONCE and variables(equation.invars) <= found:

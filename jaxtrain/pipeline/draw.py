@@ -1,9 +1,8 @@
 """Draw a simulated schedule in the terminal: one row a stage, time to the right, the microbatch's number in each
 action.
 
-Hue says what is computed, depth which of the stage's chunks (the first of the model lightest), and a prime (`3'`) that
-the microbatch travels on the second copy of the weights. What is left open is the bubble.
-`picture` draws the same as PNG and SVG.
+The hue is the unit. The depth is the chunk: the first of a stage is the lightest. A prime (`3'`) marks a microbatch on
+the second copy of the weights. Dots are idle time, the bubble. `picture` draws the same as PNG and SVG.
 """
 
 import math
@@ -34,7 +33,7 @@ _MOST_COLUMNS = 100_000  # a thousand screens
 
 
 def grid(table: Table, simulation: Simulation, *, width: int, letters: bool) -> Group:
-    """The timelines and a legend, folded where they are wider than `width`; `letters` for places without colour."""
+    """Return the timelines and a legend, folded at `width`; `letters` writes the units, for output without colour."""
     scale = _columns_per_time(table, simulation, letters)
     total = math.ceil(round(simulation.makespan * scale, 6))
     rows = [_row(table, spans, scale, total, letters) for spans in simulation.timelines]
@@ -48,7 +47,7 @@ def grid(table: Table, simulation: Simulation, *, width: int, letters: bool) -> 
 
 
 def legend(table: Table) -> Text:
-    """What the colours mean, of the units this table has."""
+    """Return what the colours mean, for the units of this table."""
     line = Text()
     for unit in units(table):
         line.append(f" {unit} ", style=f"black on {_style(mix(*HUES[unit], 0.3))}").append(f" {NAMES[unit]}   ")
@@ -57,30 +56,30 @@ def legend(table: Table) -> Text:
 
 
 def notes(table: Table) -> list[str]:
-    """What depth and primes mean, where the table has any."""
+    """Return what depth and primes mean, if the table has any."""
     deep = any(len(chunks) > 1 for chunks in _chunks(table))
     return ["deeper: later chunk"] * deep + ["0': on the second weight copy"] * (table.placement.replicas > 1)
 
 
 def name(table: Table, action: Action) -> str:
-    """The microbatch's number, with a prime for each further weight copy."""
+    """Return the microbatch's number, with a prime on the second weight copy."""
     return f"{action.microbatch}{chr(39) * table.routes[action.microbatch]}"
 
 
 def units(table: Table) -> list[Unit]:
-    """The units that occur, in the order of `Unit`."""
+    """Return the units that occur, in the order of `Unit`."""
     used = {action.unit for actions in table.stages for action in actions}
     return [unit for unit in Unit if unit in used]
 
 
 def color(table: Table, action: Action) -> Color:
-    """Hue by unit, depth by the chunk's place among those its stage holds, of whichever weight copy."""
+    """Return the colour: hue by unit, depth by the chunk's index among those of its stage, over both weight copies."""
     chunks = _chunks(table)[table.home(action)]
     return mix(*HUES[action.unit], chunks.index(action.chunk) / (len(chunks) - 1) if len(chunks) > 1 else 0.4)
 
 
 def ink(fill: Color) -> Color:
-    """Black on light fills, white on deep ones."""
+    """Return the colour of text: black on light fills, white on deep ones."""
     return (0, 0, 0) if sum(fill) > 380 else (255, 255, 255)
 
 
@@ -90,12 +89,16 @@ def mix(light: Color, deep: Color, depth: float) -> Color:
 
 
 def _chunks(table: Table) -> list[list[int]]:
-    """The chunks that each stage holds, in the model's order."""
+    """Return the chunks that each stage holds, in the model's order."""
     return [sorted({chunk for _, chunk in held}) for held in table.placement.held]
 
 
 def _columns_per_time(table: Table, simulation: Simulation, letters: bool) -> float:
-    """Columns that let the shortest action show its microbatch and a gap; ValueError where no one could read them."""
+    """Return the columns a unit of time, so many that the shortest action shows its microbatch and a gap.
+
+    Raises:
+        ValueError: the timelines would have more than `_MOST_COLUMNS`.
+    """
     shortest = min(span.end - span.start for spans in simulation.timelines for span in spans)
     widest = max(len(_text(table, action, letters)) for actions in table.stages for action in actions)
     if not shortest or not (widest + 1) * (simulation.makespan / shortest) <= _MOST_COLUMNS:  # neither inf nor nan

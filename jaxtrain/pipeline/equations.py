@@ -1,22 +1,23 @@
-"""Functions as lists of equations, so that one can be cut in two.
+"""Functions as jaxprs, lists of equations, so that one can be cut in two.
 
-`trace` writes a function down (its jaxpr), with nested calls and the recomputation of remat policies spelled out;
-`part` keeps the equations that some values need; `run` computes.
+`trace` makes the jaxpr of a function, with nested calls and the recomputation of remat policies inlined. `part` keeps
+the equations that some values need. `run` computes a jaxpr.
 """
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-# Calls, and under which name they hold what they call. A derivative of one's own is taken before anything is traced.
+# Calls, and the parameter with the jaxpr that they call. Custom derivatives were applied before the trace.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def trace(function: Callable, *arguments) -> Jaxpr:
-    """Return the equations of a function for arguments like these."""
-    return rewritten(jax.make_jaxpr(function)(*arguments), _spelled_out, *arguments)
+    """Return the jaxpr of a function for arguments like these, with calls inlined."""
+    return rewritten(jax.make_jaxpr(function)(*arguments), _inlined, *arguments)
 
 
 def part(jaxpr: Jaxpr, inputs: Iterable[Var], outputs: Iterable[Var | Literal]) -> Jaxpr:
@@ -31,12 +32,18 @@ def part(jaxpr: Jaxpr, inputs: Iterable[Var], outputs: Iterable[Var | Literal]) 
 
 
 def run(jaxpr: Jaxpr, *arguments) -> list[jax.Array]:
-    """Compute the outputs from trees of inputs, whatever axes of length one these have."""
-    leaves = [x.reshape(var.aval.shape) for x, var in zip(jax.tree.leaves(arguments), jaxpr.invars, strict=True)]
+    """Compute the outputs from trees of inputs, which may have more or fewer axes of length one."""
+    leaves = [x.reshape(aval(var).shape) for x, var in zip(jax.tree.leaves(arguments), jaxpr.invars, strict=True)]
     return list(jax.core.eval_jaxpr(jaxpr, jaxpr.consts, *leaves))
 
 
+def aval(var: Var) -> jax.core.ShapedArray:
+    """Return the type of a value."""
+    return cast(jax.core.ShapedArray, var.aval)  # JAX declares the base class; the values of these jaxprs are arrays
+
+
 def variables(atoms: Iterable[Var | Literal]) -> set[Var]:
+    """Return the atoms that are not literals."""
     return {atom for atom in atoms if not isinstance(atom, Literal)}
 
 
@@ -62,19 +69,19 @@ def bind(equation: JaxprEqn, inputs: list) -> list:
     return outputs if primitive.multiple_results else [outputs]
 
 
-def _spelled_out(equation: JaxprEqn, inputs: list) -> list:
-    """Compute an equation with its calls unfolded.
+def _inlined(equation: JaxprEqn, inputs: list) -> list:
+    """Compute an equation, with calls inlined.
 
-    A checkpoint that guards itself (`prevent_cse`) stays one equation: it has memory of its own to save.
+    A checkpoint with `prevent_cse` stays one equation, so that it still saves memory.
     """
     name, params = equation.primitive.name, equation.params
     if name not in CALLS or params.get("prevent_cse"):
         return bind(equation, inputs)
-    return _evaluate(params[CALLS[name]], _spelled_out, *inputs)
+    return _evaluate(params[CALLS[name]], _inlined, *inputs)
 
 
 def _evaluate(jaxpr: Jaxpr, rewrite: Callable[[JaxprEqn, list], list], *arguments) -> list:
-    """Compute a jaxpr, each equation as `rewrite` does."""
+    """Compute a jaxpr, each of its equations by `rewrite`."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*jaxpr.consts, *arguments], strict=True))
 
     def read(atom):

@@ -1,9 +1,9 @@
 """The loop that runs a tick program: loss and gradients of a model cut over the stages of a mesh.
 
-One `lax.scan` over ticks; `tick_program` says what a tick is. Each has two regions that are manual over the stages, and
-between them what all stages do together, left to the compiler, with the vocabulary split over the stages (Yeung et al.,
-2024, arXiv:2411.05288): the look-up of a microbatch that enters, the head with its loss and its gradient, and the
-gradient of the embedding.
+It is one `lax.scan` over ticks; `tick_program` says what a tick is. Each tick has two regions that are manual over the
+stages. Around them is what all stages do together, over auto axes and with the vocabulary split over the stages (Yeung
+et al., 2024, arXiv:2411.05288): the look-up of a microbatch that enters, the head with its loss and its gradient, and
+the gradient of the embedding.
 
     embed        one microbatch, if one enters                     all stages
     arrive, F    a loop over the repeats of the stage's chunk       each stage
@@ -11,9 +11,9 @@ gradient of the embedding.
     B, W, send   loops over repeats, then two exchanges             each stage
     unembed      one microbatch, if one came back                  all stages
 
-What a stage does is in `stage`. What all do together is skipped by a branch that all take alike. The two exchanges are
-in no branch and in no loop but this one. Memory is the program's slots whatever the number of microbatches. Gradients
-of weights are summed in float32.
+What a stage does is in `stage`. What all stages do together is in a branch that all of them take or skip. The two
+exchanges are in no branch and in no loop but the scan. Memory is that of the program's slots, whatever the number of
+microbatches. Weight gradients are summed in float32.
 
 Left out: the overlap of the head with F and B of other microbatches, which that paper schedules as passes of their own.
 """
@@ -49,11 +49,11 @@ class Parts(NamedTuple):
 class Row(NamedTuple):
     """The tables of the program, and in the scan over them, one tick."""
 
-    forward: Forward
-    from_head: FromHead
-    backward: Backward
-    weight: Weight
-    arrivals: Arrivals
+    forward: Forward[jax.Array]
+    from_head: FromHead[jax.Array]
+    backward: Backward[jax.Array]
+    weight: Weight[jax.Array]
+    arrivals: Arrivals[jax.Array]
     embedding: jax.Array
     head: jax.Array
     embedding_gradient: jax.Array
@@ -67,7 +67,7 @@ class Totals(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from tick to tick; `y` are the outputs of the last F, for a late head."""
+    """What goes from tick to tick. `y`: with a late head, the outputs of the last F."""
 
     buffers: Buffers
     totals: Totals
@@ -93,10 +93,10 @@ def value_and_grad(
     residuals: Residuals,
     poison: bool = False,
 ) -> Result:
-    """Return the sums of a model and the gradients of its loss to the parameters.
+    """Return the sums of a model and the gradients of its loss with respect to the parameters.
 
-    The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, slots that hold
-    nothing are NaN, before they are written and after they were read for the last time.
+    The leaves of `data` are `[microbatches, ...]`, those of `blocks` `[repeats, ...]`. With `poison`, empty slots
+    hold NaN: before they are written, and after they are read for the last time.
     """
     loop = _Loop(parts, program, outer, blocks, data, residuals, poison)
     (buffers, totals, _), _ = jax.lax.scan(loop.tick, loop.start(), loop.rows)
@@ -109,7 +109,10 @@ def allocated(
 ) -> Buffers:
     """Return the shapes of the stages' buffers, with the rows of all stages on the first axis."""
     return jax.eval_shape(
-        lambda *trees: _Loop(parts, program, *trees, residuals, False).start().buffers, outer, blocks, data
+        lambda outer, blocks, data: _Loop(parts, program, outer, blocks, data, residuals, False).start().buffers,
+        outer,
+        blocks,
+        data,
     )
 
 
@@ -124,7 +127,7 @@ class _Loop:
         blocks: ModelState,
         data: Tree,
         residuals: Residuals,
-        poison,
+        poison: bool,
     ):
         self.repeats = len(jax.tree.leaves(blocks)[0])
         stacking = Stacking(placement=program.placement, repeats=self.repeats)
@@ -134,9 +137,9 @@ class _Loop:
         self.chunks = Chunks(self.stack(moved), jnp.asarray(stacking.starts), jnp.asarray(stacking.lengths))
         tables = (program.forward, program.from_head, program.backward, program.weight, program.arrivals)
         shared = (program.embedding, program.head, program.embedding_gradient)
-        self.rows = jax.tree.map(jnp.asarray, Row(*tables, *shared))
+        self.rows = Row(*jax.tree.map(jnp.asarray, (*tables, *shared)))
         self.x = jax.eval_shape(parts.embed, outer, at(data, 0))
-        repeat, self.passed = self._take_apart()
+        repeat, self.passed = self._units()
         self.chunks_shape = stacking.wanted.shape  # stages, held, longest
         longest = self.chunks_shape[2]
         self.stage = Stage(
@@ -144,16 +147,16 @@ class _Loop:
         )
 
     def _gather(self, chunks: Chunks, held: jax.Array, repeat: jax.Array) -> ModelState:
-        """One repeat's arrays, whole along the axes over which they are stored in shards."""
-        # The barrier keeps the gather from choosing a layout for the whole stack, which would be copied into it.
+        """Return one repeat's arrays, gathered along the axes over which they are sharded."""
+        # Without the barrier the gather would choose the layout of the whole stack, and XLA would copy the stack.
         own = jax.tree.map(jax.lax.optimization_barrier, at(chunks.repeats, held, repeat))
         return gather(own, self.parts.repeat_axes, self.parts.compute_dtype)
 
-    def _take_apart(self) -> tuple[Repeat, Passed]:
-        """Trace the repeat where it will run; also return the shapes of what its units pass on, on one stage."""
+    def _units(self) -> tuple[Repeat, Passed]:
+        """Return the units of the repeat, traced in the region they run in, and the shapes they pass on in a stage."""
         repeats = []
 
-        def look(chunks, shared):
+        def trace_repeat(chunks, shared):
             data, x = shared
             own = self._gather(chunks, 0, 0)
             weights, data = own.params, (at(data, 0), chunks.starts[0], own.frozen, own.buffers)
@@ -161,7 +164,7 @@ class _Loop:
             y, sums, residuals = repeat.forward(weights, data, x)
             return Passed(residuals, repeat.input_gradient(weights, data, residuals, y)[1], sums)
 
-        shapes = jax.eval_shape(functools.partial(on_stages, look), self.chunks, (self.data, self.x))
+        shapes = jax.eval_shape(functools.partial(on_stages, trace_repeat), self.chunks, (self.data, self.x))
         return repeats[0], jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape[1:], like.dtype), shapes)
 
     # -- beginning and end --------------------------------------------------------------------------------------
@@ -176,13 +179,13 @@ class _Loop:
         return Carry(buffers, Totals(zeros(sums), self._lay_out(zeros(self.outer))), y)
 
     def unstack(self, sums: Tree) -> Tree:
-        """Bring sums of each repeat, gradients or others, back to `[repeats, ...]`; copies of a repeat are added."""
+        """Return sums of each repeat, gradients or others, as `[repeats, ...]`; copies of a repeat are added."""
         if not jax.tree.leaves(sums):
             return sums
         stacked = jax.tree.map(lambda s: s.reshape(*self.chunks_shape, *s.shape[1:]), sums)
         like = jax.tree.map(lambda s: jax.ShapeDtypeStruct((self.repeats, *s.shape[1:]), s.dtype), sums)
-        (brought,) = jax.linear_transpose(self.stack, like)(stacked)
-        return brought
+        (unstacked,) = jax.linear_transpose(self.stack, like)(stacked)
+        return unstacked
 
     def _lay_out(self, outer: Tree) -> Tree:
         return lay_out(outer, self.parts.outer_axes)
@@ -190,22 +193,23 @@ class _Loop:
     # -- one tick -----------------------------------------------------------------------------------------------
 
     def tick(self, carry: Carry, row: Row) -> tuple[Carry, None]:
-        (buffers, totals, y), late = carry, self.program.late_head
+        buffers, totals, last_y = carry
         embedded = self._embed(row.embedding)
-        if late:
+        if last_y is not None:  # a late head
+            totals, dy = self._head(totals, row.head, last_y)
+        forward = (self.chunks, row.arrivals, row.forward)
+        buffers, y = update_on_stages(self.stage.arrive_and_forward, buffers, forward, (embedded, self.data))
+        if last_y is None:
             totals, dy = self._head(totals, row.head, y)
-        own = (self.chunks, row.arrivals, row.forward)
-        buffers, y = update_on_stages(self.stage.arrive_and_forward, buffers, own, (embedded, self.data))
-        if not late:
-            totals, dy = self._head(totals, row.head, y)
-        own = (self.chunks, y, row.forward, row.from_head, row.backward, row.weight)
-        buffers, dx = update_on_stages(self.stage.backward_and_send, buffers, own, (dy, self.data))
-        return Carry(buffers, self._unembed(totals, row.embedding_gradient, dx), y if late else None), None
+        backward = (self.chunks, y, row.forward, row.from_head, row.backward, row.weight)
+        buffers, dx = update_on_stages(self.stage.backward_and_send, buffers, backward, (dy, self.data))
+        totals = self._unembed(totals, row.embedding_gradient, dx)
+        return Carry(buffers, totals, None if last_y is None else y), None
 
     # -- all stages together ------------------------------------------------------------------------------------
 
     def _embed(self, microbatches: jax.Array) -> jax.Array:
-        """Look up the microbatch that enters each weight copy, if one does."""
+        """Return the embedded microbatch that enters on each weight copy; zeros where none does."""
 
         def embed(microbatch):
             return self.parts.embed(self.outer, at(self.data, microbatch))
@@ -239,7 +243,7 @@ class _Loop:
         return totals, jnp.stack(gradients)
 
     def _unembed(self, totals: Totals, microbatches: jax.Array, dx: jax.Array) -> Totals:
-        """Add the gradient of the look-up of the microbatch that came back to chunk 0."""
+        """Add the embedding's gradient for the microbatch whose B of chunk 0 ran."""
 
         def compute(stage, gradient, microbatch, dx):
             embed = functools.partial(self.parts.embed, data=at(self.data, microbatch))
@@ -255,6 +259,6 @@ class _Loop:
 
 
 def _of_stage(x: jax.Array, stage: int) -> jax.Array:
-    """One stage's value, for all."""
+    """Return one stage's value, on all stages."""
     own = jnp.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1)) == stage
     return jax.lax.reduce(jnp.where(own, x, 0), jnp.zeros((), x.dtype), jax.lax.add, (0,))

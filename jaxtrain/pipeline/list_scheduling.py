@@ -1,12 +1,12 @@
 """Make a table faster by list scheduling: keep its order as the priority, but let no stage wait while it has work.
 
 Several papers describe a schedule by a pattern or a search rather than by an order. Their files write down the
-priority (an ideal order that ignores waiting), and `reorder` turns it into per-stage orders by playing the step
-through: whenever a stage is free, it takes the first action in its priority order whose inputs are there.
+priority, an ideal order that ignores waiting. `reorder` turns it into per-stage orders by simulating the step: whenever
+a stage is free, it takes the first action in its priority order whose inputs have arrived.
 
-Two ways to bound memory. `limit` caps the activations a stage keeps: an action may overtake others only if everything
-left, run in priority order after it, stays under the cap, so that no deadlock can arise. `in_flight` caps the
-microbatches on their way: one enters when the one that many places before it (on the same weight copy) has left.
+Two options bound memory. `limit` caps the activations a stage keeps. An action may overtake others only if the rest,
+run in priority order after it, stays under the cap; so no deadlock can arise. `in_flight` caps the microbatches that
+have entered and not left. One enters when the one `in_flight` before it on the same weight copy has left.
 """
 
 import heapq
@@ -17,12 +17,12 @@ from jaxtrain.pipeline.simulator import Costs
 from jaxtrain.pipeline.table import Action, Table, Unit, backward, of_stages
 from jaxtrain.pipeline.validation import result
 
-_NOW = 1e-9  # two times closer than this are one
+_NOW = 1e-9  # times closer than this are equal
 
 
 @dataclass(kw_only=True, slots=True)
 class _Stage:
-    """What one stage still has to do. `ready` maps actions with all inputs known to the time these arrive."""
+    """What one stage still has to do. `ready` maps each action whose inputs are computed to the time they arrive."""
 
     pending: list[Action]
     position: dict[Action, int]
@@ -38,7 +38,7 @@ class _Stage:
         return cls(pending=list(actions), position={a: at for at, a in enumerate(actions)}, forwards=forwards)
 
     def choose(self, now: float, limit: float, patient: bool, costs: Costs) -> Action | None:
-        """The first action in priority order that can start now; W last once no forward is left."""
+        """Return the first action in priority order that can start now; once no F is left, W come last."""
         candidates = [action for action, arrival in self.ready.items() if arrival <= now + _NOW]
         candidates.sort(key=lambda action: (not self.forwards and action.unit == Unit.WEIGHT, self.position[action]))
         for action in candidates:
@@ -57,7 +57,7 @@ class _Stage:
         self.free_at = end
 
     def _keeps_within(self, action: Action, limit: float) -> bool:
-        """Whether memory stays under the limit if the action goes first and the rest follows in priority order."""
+        """Tell whether memory stays under the limit if the action runs first and the rest in priority order."""
         if _change(action) < 0 and self.kept <= limit:
             return True
         kept = self.kept + _change(action)
@@ -68,7 +68,7 @@ class _Stage:
         return kept <= limit
 
     def _delays_first(self, action: Action, end: float) -> bool:
-        """Whether the action would still run when the first one in priority order could start."""
+        """Tell whether the action would still run when the first one in priority order could start."""
         first = self.pending[0]
         return action != first and self.ready.get(first, float("inf")) < end - _NOW
 
@@ -78,13 +78,13 @@ def reorder(
 ) -> Table:
     """Return the table with each stage's actions in the order that list scheduling runs them.
 
-    `patient` lets nothing overtake the first action in priority order if that is known to become ready meanwhile.
+    With `patient` an action does not overtake the first one in priority order if that one becomes ready meanwhile.
     """
     stages = [_Stage.of(actions) for actions in table.stages]
     waiting, consumers = _dependencies(table, in_flight)
     events = [0.0]
-    for action in [action for action, needs in waiting.items() if not needs]:
-        stages[table.home(action)].ready[action] = 0.0
+    for entry in [action for action, needs in waiting.items() if not needs]:
+        stages[table.home(entry)].ready[entry] = 0.0
     arrivals: dict[Action, float] = defaultdict(float)
     while events:
         now = _next(events)
@@ -96,11 +96,11 @@ def reorder(
             stage.take(action, end)
             heapq.heappush(events, end)
             for consumer in consumers[result(action)]:
-                there = table.home(consumer)
-                arrivals[consumer] = max(arrivals[consumer], end + costs.transfer * (there != home))
+                target = table.home(consumer)
+                arrivals[consumer] = max(arrivals[consumer], end + costs.transfer * (target != home))
                 waiting[consumer] -= 1
                 if not waiting[consumer]:
-                    stages[there].ready[consumer] = arrivals[consumer]
+                    stages[target].ready[consumer] = arrivals[consumer]
                     heapq.heappush(events, arrivals[consumer])
     if any(stage.pending for stage in stages):
         raise ValueError(
@@ -110,7 +110,7 @@ def reorder(
 
 
 def _dependencies(table: Table, in_flight: int | None) -> tuple[dict[Action, int], dict[Action | None, list[Action]]]:
-    """How many results each action waits for, and who waits for each result."""
+    """Return how many results each action waits for, and which actions wait for each result."""
     waiting: dict[Action, int] = {}
     consumers: dict[Action | None, list[Action]] = defaultdict(list)
     entry = _entry_gates(table, in_flight)
@@ -124,11 +124,11 @@ def _dependencies(table: Table, in_flight: int | None) -> tuple[dict[Action, int
 
 
 def _entry_gates(table: Table, in_flight: int | None) -> dict[Action, tuple[Action, ...]]:
-    """For each microbatch's first forward, the last backward of the one that has to leave before it enters."""
+    """Return, for the first F of each microbatch, the last B of the microbatch that has to leave before it."""
     if in_flight is None:
         return {}
     entered: dict[int, list[int]] = defaultdict(list)
-    gates = {}
+    gates: dict[Action, tuple[Action, ...]] = {}
     for microbatch, route in enumerate(table.routes):
         before = entered[route]
         if len(before) >= in_flight:
@@ -138,6 +138,7 @@ def _entry_gates(table: Table, in_flight: int | None) -> dict[Action, tuple[Acti
 
 
 def _next(events: list[float]) -> float:
+    """Remove the next event and those equal to it; return the time of the last."""
     now = heapq.heappop(events)
     while events and events[0] <= now + _NOW:
         now = max(now, heapq.heappop(events))

@@ -1,4 +1,4 @@
-"""Pieces that several schedules' orders are made of."""
+"""Orders of actions that several schedules share."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -10,20 +10,20 @@ from jaxtrain.pipeline.table import Action, Table, backward, forward, fused, of_
 
 
 def one_forward_one_backward(forwards: Sequence[Action], backwards: Sequence[Action], warmup: int) -> list[Action]:
-    """`warmup` forwards, then one forward and one backward in turn, then the backwards that are left."""
+    """Return `warmup` forwards, then one forward and one backward in turn, then the backwards that are left."""
     pairs = zip_longest(forwards[warmup:], backwards)
     return [*forwards[:warmup], *(action for pair in pairs for action in pair if action is not None)]
 
 
 def grouped(stages: int, microbatches: int, chunks: Iterable[int]) -> list[tuple[int, int]]:
-    """(microbatch, chunk) in groups of `stages` microbatches, each group through one chunk after the other."""
+    """Return (microbatch, chunk) in groups of `stages` microbatches, each group through one chunk after the other."""
     chunks = list(chunks)
     groups = [range(start, min(start + stages, microbatches)) for start in range(0, microbatches, stages)]
     return [(microbatch, chunk) for group in groups for chunk in chunks for microbatch in group]
 
 
 def interleaved_row(stage: int, stages: int, microbatches: int, chunks_per_stage: int) -> list[Action]:
-    """A stage's row of the interleaved schedule of Narayanan et al. (2021), backward not split."""
+    """Return a stage's row of the interleaved schedule of Narayanan et al. (2021), with fused backward."""
     chunks = range(stage, stages * chunks_per_stage, stages)
     forwards = [forward(*unit) for unit in grouped(stages, microbatches, chunks)]
     backwards = [fused(*unit) for unit in grouped(stages, microbatches, reversed(chunks))]
@@ -31,12 +31,15 @@ def interleaved_row(stage: int, stages: int, microbatches: int, chunks_per_stage
 
 
 def interleaved_warmup(stage: int, stages: int, chunks_per_stage: int) -> int:
-    """Forwards before the first backward: both then run in every tick, one stage later on each stage back."""
+    """Return the forwards before the first backward, so many that afterwards every tick can run one of both.
+
+    The first backward is then one tick later on each stage back.
+    """
     return 2 * (stages - 1 - stage) + (chunks_per_stage - 1) * stages
 
 
 def split_row(stage: int, microbatches: int, *, warmup: int, deferred: int) -> list[Action]:
-    """1F1B with its backward split: each W follows the B of `deferred` microbatches later, the rest come last."""
+    """Return 1F1B with a split backward: each W follows the B of `deferred` microbatches later, the rest come last."""
     row = [forward(microbatch, stage) for microbatch in range(min(warmup, microbatches))]
     for microbatch in range(microbatches):
         row.append(backward(microbatch, stage))
@@ -46,10 +49,11 @@ def split_row(stage: int, microbatches: int, *, warmup: int, deferred: int) -> l
 
 
 def by_age(placement: Placement, microbatches: int) -> Table:
-    """The fastest order of a fused schedule found by list scheduling: of what is ready, the oldest first.
+    """Return the table of a fused schedule that list scheduling finds: of the actions that are ready, the oldest first.
 
-    A microbatch is as old as if one entered for each stage-forward (B counted as two F) and none ever waited. With two
-    weight copies the microbatches take turns on them and each pair counts as equally old. At most 2p are on their way.
+    The age of an action is the time at which it would run if a microbatch entered in every interval of a stage's F,
+    and none ever waited; B counts as two F. With two weight copies the microbatches take turns on them, and a pair has
+    one age. At most 2p microbatches have entered and not left.
     """
     copies, per_stage = placement.replicas, placement.chunks // placement.stages
     routes = [microbatch % copies for microbatch in range(microbatches)]

@@ -1,7 +1,7 @@
 """Which stage holds which chunk of the model.
 
-The blocks are cut into `chunks` consecutive pieces. A placement maps each chunk to a stage; with two weight copies
-(`replicas`), each copy has its own map. Four published shapes, for four stages:
+A chunk is a number of consecutive repeats. A placement maps each chunk to a stage. With two weight copies (`replicas`),
+each copy has its own map. Four published shapes, for four stages:
 
     loop           0 1 2 3 0 1 2 3    Narayanan et al. (2021), arXiv:2104.04473
     V              0 1 2 3 3 2 1 0    Qi et al. (2024), arXiv:2405.15362
@@ -45,7 +45,7 @@ class Placement:
 
     @property
     def chunks(self) -> int:
-        """Pieces the model is cut into; each microbatch visits all of them."""
+        """Chunks of the model; each microbatch passes all of them."""
         return len(self.homes[0])
 
     @property
@@ -54,7 +54,7 @@ class Placement:
         return self.chunks / self.stages
 
     def stage(self, chunk: int, replica: int = 0) -> int:
-        """Stage that holds this copy of the chunk."""
+        """Return the stage that holds this copy of the chunk."""
         return self.homes[replica][chunk]
 
     @property
@@ -67,7 +67,7 @@ class Placement:
         return tuple(map(tuple, held))
 
     def repeats(self, count: int) -> tuple[range, ...]:
-        """Cut `count` repeats into consecutive chunks, the first ones a repeat longer where it does not divide."""
+        """Return the repeats of each chunk. If `count` does not divide, the first chunks have one repeat more."""
         if count < self.chunks:
             fit = count // self.stages * self.stages
             most = count * self.stages // self.chunks  # stages, with as many chunks on each
@@ -83,14 +83,14 @@ class Placement:
 
 
 def loop(stages: int, chunks_per_stage: int = 1) -> Placement:
-    """Chunk c on stage c mod p."""
+    """Return the placement with chunk c on stage c mod p."""
     require_positive(stages=stages, chunks_per_stage=chunks_per_stage)
     require_room(stages=stages, chunks_per_stage=chunks_per_stage)
     return Placement(stages=stages, homes=(tuple(range(stages)) * chunks_per_stage,))
 
 
 def wave(stages: int, waves: int = 1) -> Placement:
-    """There and back, `waves` times; both turning points pass data on within the stage."""
+    """Return the placement that goes there and back `waves` times; at both turns data stays on its stage."""
     require_positive(stages=stages, waves=waves)
     require_room(stages=stages, waves=waves)
     there = tuple(range(stages))
@@ -98,7 +98,7 @@ def wave(stages: int, waves: int = 1) -> Placement:
 
 
 def v_shape(stages: int) -> Placement:
-    """One wave: stage i holds chunks i and 2p-1-i, so stage 0 has both the first and the last."""
+    """Return one wave: stage i holds chunks i and 2p-1-i, so stage 0 has both the first and the last."""
     return wave(stages, waves=1)
 
 
@@ -111,14 +111,14 @@ def bidirectional(placement: Placement) -> Placement:
 
 
 def require_positive(**counts: int) -> None:
-    """Raise for a count below one, by its name."""
+    """Raise for a count below 1, with its name."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}={count} must be at least 1; nearest 1")
 
 
 def require_room(**counts: int) -> None:
-    """Raise where so many make a table that would take minutes and gigabytes to write."""
+    """Raise if a table of these counts would have too many actions: it would take minutes and gigabytes to write."""
     actions = 2 * math.prod(counts.values())
     if actions > MOST_ACTIONS:
         given = " x ".join(f"{name}={count}" for name, count in counts.items())
@@ -126,7 +126,7 @@ def require_room(**counts: int) -> None:
 
 
 def require_even(stages: int) -> None:
-    """Raise for a number of stages on which two weight copies cannot run in opposite directions."""
+    """Raise for an odd number of stages: two weight copies cannot run in opposite directions on it."""
     if stages % 2:
         raise ValueError(
             f"stages={stages}: two directions meet in the middle, so the number of stages must be even; "
@@ -135,7 +135,7 @@ def require_even(stages: int) -> None:
 
 
 def require_neighbours(placement: Placement) -> None:
-    """Raise where the exchanges of one loop cannot carry a microbatch from chunk to chunk."""
+    """Raise if the exchanges of one loop cannot carry a microbatch from chunk to chunk."""
     for home in placement.homes:
         for chunk, (here, there) in enumerate(pairwise(home)):
             if (there - here) % placement.stages not in (0, 1, placement.stages - 1):
@@ -146,6 +146,6 @@ def require_neighbours(placement: Placement) -> None:
 
 
 def nearest(value: int, factor: int) -> str:
-    """The multiples of `factor` around `value`, as an error message names them."""
+    """Return the multiples of `factor` around `value`, as text for an error message."""
     below = value // factor * factor
     return f"{below} or {below + factor}" if below else f"{factor}"

@@ -1,16 +1,16 @@
-"""One repeat taken apart into F, B, W, and B with W at once, as plain functions of arrays.
+"""One repeat taken apart into F, B, W, and fused B and W, as plain functions of arrays.
 
-A repeat is traced once. Its residuals, what automatic differentiation saves for the backward, are divided in two. Those
-that depend on the repeat's input are stored. The others (weights laid out for use, masks, rotary angles, dropout noise)
-are recomputed from the weights and the microbatch, so no weight ever lies in an activation buffer. A remat policy
-decides what a repeat saves; its recomputation is part of B.
+A repeat is traced once. Its residuals are what automatic differentiation saves for the backward. Those that depend on
+the repeat's input are stored. The others (weights laid out for use, masks, rotary angles, dropout noise) are recomputed
+from the weights and the microbatch, so a slot never holds weights. A remat policy decides what a repeat saves; its
+recomputation is part of B.
 
-What a repeat adds to the loss itself (balance and z-losses) is a second result, whose cotangent is one in every B. Its
-sums come out of F alone, so that running a repeat again counts nothing twice.
+What a repeat adds to the loss itself (balance and z-losses) is a second result. Its cotangent is one in every B. The
+sums come out of F alone, so recomputing a repeat counts nothing twice.
 
 The backward is one list of equations. Those that the input's gradient needs are B; those that only the weights' need
 are W (Qi et al., 2023, arXiv:2401.10241). Values that B computes and W reads are deferred, so W repeats no matrix
-product of B. What W can compute from the residuals without one is recomputed, not stored.
+product of B. What W can compute from the residuals without a matrix product is recomputed, not stored.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,8 @@ class Repeat(NamedTuple):
 def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Repeat:
     """Return the units of a repeat for arguments like these.
 
-    Only their shapes matter, and in a shard_map over which axes they vary, so this is called where the units will be.
+    Of the arguments only the shapes matter, and in a region the mesh axes over which they vary. So call this in the
+    region in which the units will run.
     """
     forward, residuals_alone, pull = _forward(apply, weights, data, x)
 
@@ -64,7 +65,7 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Repeat:
 
     def input_gradient(weights, data, residuals, dy):
         dx, *deferred = run(first, weights, data, residuals, dy)
-        return dx, _slim(deferred)
+        return dx, _squeezed(deferred)
 
     def weight_gradient(weights, data, residuals, deferred):
         return structure.unflatten(run(second, weights, data, residuals, deferred))
@@ -73,7 +74,7 @@ def take_apart(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> Repeat:
 
 
 def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Callable, Callable, Callable]:
-    """Return F, the part of it that computes its residuals, and the pullback of dy from those residuals."""
+    """Return F, the part of F that computes the residuals, and the pullback of dy, which reads those residuals."""
     structures = []
 
     def with_residuals(weights, data, x):
@@ -83,34 +84,37 @@ def _forward(apply: Apply, weights: Tree, data: Tree, x: jax.Array) -> tuple[Cal
         return y, jax.tree.leaves(sums), residuals
 
     jaxpr = divide_forward(trace(with_residuals, weights, data, x), weights, data, x)
-    (pulls, of_sums, adds_to_loss), (y, *others) = structures[0], jaxpr.outvars
-    sums, residuals = others[: of_sums.num_leaves], others[of_sums.num_leaves :]
+    (pulls, of_sums, adds_to_loss), (y, *rest) = structures[0], jaxpr.outvars
+    sums, residuals = rest[: of_sums.num_leaves], rest[of_sums.num_leaves :]
     *others, source = jaxpr.invars
     stored = _origins(jaxpr, variables(residuals) & dependents(jaxpr, [source]))
     whole, for_stored = part(jaxpr, jaxpr.invars, [y, *sums, *stored]), part(jaxpr, jaxpr.invars, stored)
-    again = part(jaxpr, [*others, *stored], residuals)
+    recompute = part(jaxpr, [*others, *stored], residuals)
 
     def forward(weights, data, x):
         y, *values = run(whole, weights, data, x)
-        return y, of_sums.unflatten(values[: len(sums)]), _slim(values[len(sums) :])
+        return y, of_sums.unflatten(values[: len(sums)]), _squeezed(values[len(sums) :])
 
     def residuals_alone(weights, data, x):
-        return _slim(run(for_stored, weights, data, x))
+        return _squeezed(run(for_stored, weights, data, x))
 
     def pull(weights, data, residuals, dy):
-        return pulls.unflatten(run(again, weights, data, residuals))((dy, jnp.float32(1) if adds_to_loss else None))
+        return pulls.unflatten(run(recompute, weights, data, residuals))((dy, jnp.float32(1) if adds_to_loss else None))
 
     return forward, residuals_alone, pull
 
 
-def _slim(values: Arrays) -> Arrays:
-    """Drop axes of length one. Left in, a compiler may put them elsewhere for the writer of a buffer than for its
-    reader, and then copies the whole buffer in every tick though not a byte changes place; `run` brings them back."""
+def _squeezed(values: Arrays) -> Arrays:
+    """Return the values without axes of length one; `run` restores them.
+
+    XLA may order such an axis differently in the layouts of a buffer's writer and of its reader. It then copies the
+    whole buffer in every tick, although no byte moves.
+    """
     return [jnp.squeeze(value) for value in values]
 
 
 def _origins(jaxpr: Jaxpr, wanted: set[Var]) -> list[Var]:
-    """Return the values of which the wanted ones are copies in another shape, in the order of the equations."""
+    """Return the wanted values, each that is another value in another shape replaced by that one; in equation order."""
     for equation in reversed(jaxpr.eqns):
         if equation.primitive.name in FREE and equation.outvars[0] in wanted:
             wanted = wanted - {equation.outvars[0]} | variables(equation.invars)
@@ -119,7 +123,7 @@ def _origins(jaxpr: Jaxpr, wanted: set[Var]) -> list[Var]:
 
 
 def _split(backward: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
-    """Cut a backward in B, with the values it defers behind dx, and W, which reads them in place of dy."""
+    """Cut a backward into B, which returns dx and then the deferred values, and W, which reads them instead of dy."""
     *known, dy = backward.invars
     dx, *dweights = backward.outvars
     return cut(backward, [dx], dweights, known=known)[:2]

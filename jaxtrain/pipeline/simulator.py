@@ -1,18 +1,18 @@
-"""How long a table takes, where it waits, what it keeps and what it sends.
+"""Simulate a table: how long it takes, where stages are idle, what they keep and what they send.
 
-Two modes. *Free-running*: each stage goes on as soon as its inputs are there, as separate programs would; these are the
-papers' figures. *Tick*: one compiled loop, where a stage starts a tick once it and its neighbours have finished the one
-before, because every tick ends in an exchange between them. All stages compute the head together, so where there is one
-they meet: between F and B, or before the next tick where that is early enough for B (`ticks.late_head`). Without `head`
-the last stage has it alone.
+There are two modes. *Free-running*: each stage goes on as soon as its inputs have arrived, as separate programs would;
+these are the papers' figures. *Tick*: one compiled loop. Every tick ends in an exchange between neighbours, so a stage
+starts a tick when it and its neighbours have finished the tick before. All stages compute the head together, so in a
+tick with a head they wait for one another: between F and B, or before the next tick if that is early enough for B
+(`ticks.late_head`). Without `head` the last stage computes it alone.
 
-Two bubble figures are in print; both are given. `idle_share` is idle time over total time, (p-1)/(m+p-1) for GPipe;
-`overhead` is idle time over work, (p-1)/m. `idle_inside` counts only waiting between a stage's own first and last
-action: a "zero bubble" schedule has none there, and still starts and ends staggered within one synchronous step.
+Papers use two figures for the bubble; both are given. `idle_share` is idle time over total time, (p-1)/(m+p-1) for
+GPipe. `overhead` is idle time over work, (p-1)/m. `idle_inside` counts only idle time between a stage's own first and
+last action. A "zero bubble" schedule has none there; within one synchronous step it still starts and ends staggered.
 
-Contention between transfers is left out: links are as wide as needed, each transfer takes `Costs.transfer`. So are the
-time of the head itself and of embeddings, which stages share, and their look-up: what stages wait for that in one loop
-is less than a point of all time at p=8 and m=32, 2.2 points for Chimera.
+Left out: contention between transfers, each of which takes `Costs.transfer`; the time of the head itself and of the
+embeddings, which stages share. At p=8 and m=32 stages wait for these in one loop for less than a point of all time, 2.2
+points for Chimera.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ PerChunk = float | tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """Time of one action on one chunk, alike or one for each chunk, and of handing a result to another stage."""
+    """Time of one action on one chunk, one number for all chunks or one for each, and of a transfer between stages."""
 
     forward: PerChunk = 1.0
     backward: PerChunk = 1.0
@@ -46,7 +46,7 @@ class Costs:
             raise ValueError(f"transfer={self.transfer} must be at least 0 and finite; nearest 0")
 
     def spread(self, table: Table) -> Self:
-        """Read these as a whole stage's, and divide them over its chunks: the same model under any placement."""
+        """Return these costs of a whole stage, divided over its chunks: the same model under any placement."""
         share = table.placement.chunks_per_stage
         return replace(
             self,
@@ -56,22 +56,23 @@ class Costs:
         )
 
     def of_repeats(self, count: float, *, again: bool = False) -> Self:
-        """Read these as one repeat's, and multiply them; `again`: B runs the forwards of all but the last once more."""
-        backward = count * self.backward + (max(count - 1, 0) * self.forward if again else 0)
-        return replace(self, forward=count * self.forward, backward=backward, weight=count * self.weight)
+        """Return these costs of one repeat, for `count` repeats. `again`: B recomputes the F of all but the last."""
+        forward, backward, weight = _one(self.forward), _one(self.backward), _one(self.weight)
+        recomputed = max(count - 1, 0) * forward if again else 0
+        return replace(self, forward=count * forward, backward=count * backward + recomputed, weight=count * weight)
 
     def of_chunks(self, repeats: Sequence[int], *, again: bool = False) -> Self:
-        """Read these as one repeat's, for chunks of so many repeats."""
+        """Return these costs of one repeat, for chunks of so many repeats."""
         chunks = [self.of_repeats(count, again=again) for count in repeats]
         return replace(
             self,
-            forward=tuple(chunk.forward for chunk in chunks),
-            backward=tuple(chunk.backward for chunk in chunks),
-            weight=tuple(chunk.weight for chunk in chunks),
+            forward=tuple(_one(chunk.forward) for chunk in chunks),
+            backward=tuple(_one(chunk.backward) for chunk in chunks),
+            weight=tuple(_one(chunk.weight) for chunk in chunks),
         )
 
     def of(self, action: Action) -> float:
-        """Time of the action."""
+        """Return the time of the action."""
         if action.unit == Unit.FUSED:
             return _at(self.backward, action.chunk) + _at(self.weight, action.chunk)
         cost = {Unit.FORWARD: self.forward, Unit.BACKWARD: self.backward, Unit.WEIGHT: self.weight}[action.unit]
@@ -95,7 +96,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Simulation:
-    """Timelines by stage; peaks in chunk activations by stage; messages by link; ticks of the loop, in tick mode."""
+    """By stage: timelines, and peaks in chunk activations. By link: transfers. In tick mode: ticks of the loop."""
 
     timelines: tuple[tuple[Span, ...], ...]
     peaks: tuple[int, ...]
@@ -113,7 +114,7 @@ class Simulation:
 
     @property
     def idle(self) -> float:
-        """Waiting of all stages from the step's start to its end."""
+        """Idle time of all stages from the step's start to its end."""
         return self.makespan * len(self.timelines) - sum(self.work)
 
     @property
@@ -128,18 +129,18 @@ class Simulation:
 
     @property
     def idle_inside(self) -> tuple[float, ...]:
-        """Waiting of each stage between its own first start and last end."""
+        """Idle time of each stage between its own first start and last end."""
         spans = zip(self.timelines, self.work, strict=True)
         return tuple(line[-1].end - line[0].start - busy for line, busy in spans)
 
 
 def peak_activations(table: Table) -> tuple[int, ...]:
-    """Most chunks each stage keeps activations of at once, from the F to the end of the W. Order alone decides it."""
+    """Return the most chunk activations that each stage keeps at once, from F to the end of W. Times do not matter."""
     return _peaks(table, lambda action: action.starts_activation, lambda action: action.ends_activation)
 
 
 def peak_deferred(table: Table) -> tuple[int, ...]:
-    """Most chunks for which each stage keeps what W needs of B, beside the activations, where the two are apart."""
+    """Return the most chunks whose deferred values each stage keeps at once: from B to W, if they are separate."""
     return _peaks(table, lambda action: action.unit == Unit.BACKWARD, lambda action: action.unit == Unit.WEIGHT)
 
 
@@ -156,7 +157,7 @@ def _peaks(table: Table, starts: Callable[[Action], bool], ends: Callable[[Actio
 
 
 def check_memory(table: Table, limit: float) -> None:
-    """Raise if some stage keeps more than `limit` stages' worth of activations of one microbatch."""
+    """Raise if some stage keeps more than `limit` microbatches' activations of a whole stage."""
     worst = max(peak_activations(table)) / table.placement.chunks_per_stage
     if worst > limit:
         raise ValueError(
@@ -166,7 +167,7 @@ def check_memory(table: Table, limit: float) -> None:
 
 
 def simulate(table: Table, costs: Costs | None = None) -> Simulation:
-    """Run the table free: each action starts when its stage is free and its inputs have arrived."""
+    """Simulate the table free-running: each action starts when its stage is free and its inputs have arrived."""
     costs = costs or Costs()
     validate(table)
     ends: dict[Action | None, tuple[int, float]] = {}
@@ -182,7 +183,7 @@ def simulate(table: Table, costs: Costs | None = None) -> Simulation:
 def simulate_ticks(
     table: Table, costs: Costs | None = None, *, ticks: Ticks | None = None, head: bool = True
 ) -> Simulation:
-    """Run the table as one compiled loop, packed as given or as `choose_ticks` does."""
+    """Simulate the table as one compiled loop, with the given ticks or those of `choose_ticks`."""
     costs = costs or Costs()
     packed = ticks or choose_ticks(table, costs, head=head)
     cells = [_cells(actions, at) for actions, at in zip(table.stages, packed, strict=True)]
@@ -196,7 +197,7 @@ def simulate_ticks(
         ]
         if meet and late:
             clock = [max(clock)] * len(clock)
-        now = [cell.get(tick, ()) for cell in cells]
+        now = [cell.get(tick, []) for cell in cells]
         forwards = [[action for action in actions if action.unit == Unit.FORWARD] for actions in now]
         clock = _run(forwards, lines, clock, costs)
         meet = head and any(action.chunk == last for actions in forwards for action in actions)
@@ -219,7 +220,7 @@ def _run(cells: list[list[Action]], lines: list[list[Span]], clock: list[float],
 def choose_ticks(
     table: Table, costs: Costs | None = None, *, weight_slots: int = WEIGHT_SLOTS, head: bool = True
 ) -> Ticks:
-    """Pack in pairs or one action a tick, whichever takes less time at these costs, or as much in fewer ticks."""
+    """Return paired or single ticks: those that take less time at these costs, or as much time in fewer ticks."""
 
     def time(ticks: Ticks) -> tuple[float, int]:
         return round(simulate_ticks(table, costs, ticks=ticks, head=head).makespan, 9), max(map(max, ticks))
@@ -233,7 +234,7 @@ def _cells(actions: tuple[Action, ...], ticks: tuple[int, ...]) -> dict[int, lis
 
 
 def _neighbours(table: Table) -> list[set[int]]:
-    """The stages that each stage waits for in every tick: on either side, round the ring if something goes there."""
+    """Return the stages that each stage waits for in every tick: both neighbours, on a ring if it is used."""
     count = len(table.stages)
     ring = any(abs(link.source - link.target) == count - 1 for link in _transfers(table))
     beside = [{(stage - 1) % count, (stage + 1) % count} if ring else {stage - 1, stage + 1} for stage in range(count)]
@@ -258,6 +259,13 @@ def _transfers(table: Table) -> Mapping[Link, int]:
 
 def _at(cost: PerChunk, chunk: int) -> float:
     return cost[chunk] if isinstance(cost, tuple) else cost
+
+
+def _one(cost: PerChunk) -> float:
+    """Return the cost that all chunks share."""
+    if isinstance(cost, tuple):
+        raise ValueError(f"{cost=}: the cost of one repeat is one number")
+    return cost
 
 
 def _parts(cost: PerChunk) -> tuple[float, ...]:

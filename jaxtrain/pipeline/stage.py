@@ -1,8 +1,8 @@
 """What one stage does in a tick: arrivals, F, B, W and the exchanges, over its chunks and buffers.
 
-F, B and W are loops over the repeats of a chunk. A stage with nothing to do runs no round, and a short chunk fewer than
-a long one: no branch differs by stage, and loops update buffers in place. All of this runs inside regions that are
-manual over the stages, so every array here is one stage's own.
+F, B and W are loops over the repeats of a chunk. With nothing to do a stage runs no round, and for a short chunk fewer
+rounds than for a long one. So no branch differs by stage, and the loops update buffers in place. All of this runs
+inside regions that are manual over the stages, so every array here is one stage's own.
 """
 
 import functools
@@ -23,12 +23,12 @@ from jaxtrain.sharding import constrain
 
 
 class Buffers(NamedTuple):
-    """The arrays that a stage carries from tick to tick. Outside of the regions the first axis has the rows of all
-    stages, one stage after another.
+    """The arrays that a stage carries from tick to tick.
 
-    The mailboxes, `inputs` and `gradients`, have one slot more, where writes to slot -1 go. A slot of the others has a
-    row for each repeat of the longest chunk. Slots and repeats share one axis: with two axes, one of length one could
-    have another layout for the writer than for the reader, and XLA would copy the whole buffer in every tick.
+    Outside of the regions the first axis has the rows of all stages, one stage after another. The mailboxes, `inputs`
+    and `gradients`, have one slot more, where writes to slot -1 go. A slot of the other buffers has a row for each
+    repeat of the longest chunk. Slots and repeats share one axis: if they were two axes, one of length one could have
+    another layout for the writer than for the reader, and XLA would copy the whole buffer in every tick.
     """
 
     inputs: jax.Array  # [slots + 1, ...]
@@ -42,7 +42,7 @@ class Buffers(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """The repeats of a stage, the first one of each chunk it holds, and how many repeats that has."""
+    """The repeats of a stage, the index of the first repeat of each chunk it holds, and the length of each chunk."""
 
     repeats: ModelState
     starts: jax.Array
@@ -58,9 +58,9 @@ class Passed(NamedTuple):
 
 
 def empty_buffers(
-    program: TickProgram, stored: Residuals, weights: Tree, x: jax.Array, passed: "Passed", *, poison: bool
+    program: TickProgram, stored: Residuals, weights: Tree, x: jax.Array, passed: Passed, *, poison: bool
 ) -> Buffers:
-    """Return the buffers of all stages, zeros or NaN, from the weights and the shapes that a repeat's units pass on."""
+    """Return the buffers of all stages, zeros or NaN, for these weights and what a repeat's units pass on."""
     residuals, deferred = passed.residuals, passed.deferred
     stages, held, longest, *_ = jax.tree.leaves(weights)[0].shape
     slots, payloads = program.slots, program.payloads
@@ -103,11 +103,12 @@ class Stage:
         self.program, self.stored, self.repeat, self.longest, self.poison = program, stored, repeat, longest, poison
         self.gather, self.axes = gather, axes
 
-    def _row(self, slot: jax.Array, repeat: jax.Array) -> jax.Array:
-        """Return where a slot has a repeat."""
+    def _row(self, slot: jax.Array, repeat: jax.Array | int) -> jax.Array:
+        """Return the row of a repeat in a slot."""
         return slot * self.longest + repeat
 
     def arrive_and_forward(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
+        """Run the first region of a tick: arrivals and F. Return the buffers and the output of F."""
         chunks, arrivals, row = own
         embedded, data = shared
         buffers = self._arrive(buffers, arrivals)
@@ -118,7 +119,7 @@ class Stage:
 
         def repeat(i, carry):
             x, slots, sums = carry
-            x, added, residuals = self.repeat.forward(*self._told(chunks, row.held, i, data, start), x)
+            x, added, residuals = self.repeat.forward(*self._arguments(chunks, row.held, i, data, start), x)
             slots = self.stored.store(slots, residuals, self._row(row.residual, i))
             return x, slots, _add(sums, added, self._row(row.held, i))
 
@@ -126,13 +127,15 @@ class Stage:
         y, slots, sums = jax.lax.fori_loop(0, _length(chunks, row), repeat, (x, slots, buffers.sums))
         return buffers._replace(residuals=slots, sums=sums), y
 
-    def _told(self, chunks: Chunks, held: jax.Array, i: jax.Array, data: Tree, start: jax.Array) -> tuple[Tree, Tree]:
-        """Return the weights of a repeat, made whole, and all else it is told: what nothing is differentiated in."""
+    def _arguments(
+        self, chunks: Chunks, held: jax.Array, i: jax.Array, data: Tree, start: jax.Array
+    ) -> tuple[Tree, Tree]:
+        """Return the arguments of a repeat but x: its gathered weights, and what it is not differentiated in."""
         own = self.gather(chunks, held, i)
         return own.params, (data, start + i, own.frozen, own.buffers)
 
-    def _arrive(self, buffers: Buffers, row: Arrivals) -> Buffers:
-        """Put what the neighbours sent into the mailboxes: an activation first, if it can be both."""
+    def _arrive(self, buffers: Buffers, row: Arrivals[jax.Array]) -> Buffers:
+        """Write what the neighbours sent into the mailboxes. Of two payloads the first is an activation."""
         inputs, gradients = buffers.inputs, buffers.gradients
         if len(buffers.from_previous):
             inputs = put(inputs, buffers.from_previous[0], row.input_from_previous)
@@ -143,6 +146,7 @@ class Stage:
         return buffers._replace(inputs=inputs, gradients=gradients)
 
     def backward_and_send(self, buffers: Buffers, own, shared) -> tuple[Buffers, jax.Array]:
+        """Run the second region of a tick: B, W and the exchanges. Return the buffers and the result of B."""
         chunks, y, forward, from_head, backward, weight = own
         dhidden, data = shared
         buffers = buffers._replace(gradients=put(buffers.gradients, dhidden[from_head.replica], from_head.slot))
@@ -155,8 +159,10 @@ class Stage:
         )
         return self._send(buffers, y, forward.target, dx), dx
 
-    def _backward(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Backward) -> tuple[Buffers, jax.Array]:
-        """B of one chunk, last repeat first, with W or without."""
+    def _backward(
+        self, buffers: Buffers, chunks: Chunks, data: Tree, row: Backward[jax.Array]
+    ) -> tuple[Buffers, jax.Array]:
+        """Run B of one chunk, last repeat first, with W if it is fused."""
         dy, length = buffers.gradients[row.gradient], _length(chunks, row)
         dy = constrain(dy, "batch", "residual_length", None)
         buffers = self._clear(buffers, gradients=row.gradient)
@@ -168,15 +174,15 @@ class Stage:
         def fused(i, carry):
             dy, sums = carry
             i = length - 1 - i
-            told, residuals = self._told(chunks, row.held, i, data, start), at(slots, first + i)
-            dx, dweights = self.repeat.backward(*told, residuals, dy)
+            arguments, residuals = self._arguments(chunks, row.held, i, data, start), at(slots, first + i)
+            dx, dweights = self.repeat.backward(*arguments, residuals, dy)
             return dx, self._add_gradient(sums, dweights, self._row(row.held, i))
 
         def split(i, carry):
             dy, (passed, deferred) = carry
             i = length - 1 - i
-            told, residuals = self._told(chunks, row.held, i, data, start), at(slots, first + i)
-            dx, made = self.repeat.input_gradient(*told, residuals, dy)
+            arguments, residuals = self._arguments(chunks, row.held, i, data, start), at(slots, first + i)
+            dx, made = self.repeat.input_gradient(*arguments, residuals, dy)
             at_repeat = self._row(row.deferred, i)
             return dx, (put_all(passed, self.stored.deferred(residuals), at_repeat), put_all(deferred, made, at_repeat))
 
@@ -188,12 +194,14 @@ class Stage:
             dx, deferred = jax.lax.fori_loop(0, jnp.where(row.fused == 0, length, 0), split, (dx, deferred))
         return buffers._replace(weight_gradients=sums, deferred=deferred), dx
 
-    def _recompute(self, chunks: Chunks, data: Tree, row: Backward, shape: tuple[int, ...], x: jax.Array) -> Arrays:
-        """Return the residuals of a chunk's repeats, from its input. Of the last repeat only what they need is run."""
+    def _recompute(
+        self, chunks: Chunks, data: Tree, row: Backward[jax.Array], shape: tuple[int, ...], x: jax.Array
+    ) -> Arrays:
+        """Recompute the residuals of a chunk's repeats from its input; the last repeat runs only what they need."""
         length, start, x = _length(chunks, row), chunks.starts[row.held], x.reshape(shape)
 
         def arguments(i, x):
-            return *self._told(chunks, row.held, i, data, start), x
+            return *self._arguments(chunks, row.held, i, data, start), x
 
         def repeat(i, carry):
             x, residuals = carry
@@ -211,14 +219,16 @@ class Stage:
         carry = jax.lax.fori_loop(0, length - 1, repeat, (x, residuals))
         return jax.lax.fori_loop(jnp.maximum(length - 1, 0), length, last, carry)[1]
 
-    def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight) -> Buffers:
-        """W of one chunk."""
+    def _weight(self, buffers: Buffers, chunks: Chunks, data: Tree, row: Weight[jax.Array]) -> Buffers:
+        """Run W of one chunk."""
         data, start = at(data, row.microbatch), chunks.starts[row.held]
 
         def repeat(i, sums):
             passed, deferred = at(buffers.deferred, self._row(row.deferred, i))
             residuals = self.stored.load_deferred(buffers.residuals, self._row(row.residual, i), passed)
-            dweights = self.repeat.weight_gradient(*self._told(chunks, row.held, i, data, start), residuals, deferred)
+            dweights = self.repeat.weight_gradient(
+                *self._arguments(chunks, row.held, i, data, start), residuals, deferred
+            )
             return self._add_gradient(sums, dweights, self._row(row.held, i))
 
         sums = jax.lax.fori_loop(0, _length(chunks, row), repeat, buffers.weight_gradients)
@@ -249,8 +259,8 @@ class Stage:
 
         def cleared(buffer, slot, rows):
             slots = buffer.reshape(-1, rows, *buffer.shape[1:])
-            hole = jnp.full(slots.shape[1:], _nothing(buffer.dtype, True), buffer.dtype)
-            return put_if(slots, hole, slot).reshape(buffer.shape)
+            filler = jnp.full(slots.shape[1:], _nothing(buffer.dtype, True), buffer.dtype)
+            return put_if(slots, filler, slot).reshape(buffer.shape)
 
         rows = {"residuals": self.stored.rows(self.longest), "deferred": self.longest}
 
@@ -265,11 +275,11 @@ def _add(sums: Tree, added: Tree, row: jax.Array) -> Tree:
     return jax.tree.map(lambda s, a: put(s, s[row] + a.astype(s.dtype), row), sums, added)
 
 
-def _length(chunks: Chunks, row: Forward | Backward | Weight) -> jax.Array:
-    """Repeats to run: none where there is nothing to do."""
+def _length(chunks: Chunks, row: Forward[jax.Array] | Backward[jax.Array] | Weight[jax.Array]) -> jax.Array:
+    """Return how many repeats to run: 0 if there is nothing to do."""
     return jnp.where(row.microbatch < 0, 0, chunks.lengths[row.held])
 
 
 def _nothing(dtype: jnp.dtype, poison: bool) -> float:
-    """Return what a slot that holds nothing is filled with."""
+    """Return the value that fills empty slots: NaN to poison them, else 0."""
     return jnp.nan if poison and jnp.issubdtype(dtype, jnp.inexact) else 0

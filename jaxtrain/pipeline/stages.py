@@ -1,10 +1,10 @@
-"""Regions that are manual over the stages, and the way of the weights into them.
+"""Regions that are manual over the stages, and how weights get into them.
 
-Inside a region there is one stage; all other axes of the mesh stay with the compiler. The parameters of a model lie as
-`[repeats, ...]`, so that checkpoints know nothing of stages. For a step they are brought to the stages that run them,
-as `[held, longest, ...]` on each: the chunks of the placement, short ones padded. Where the stages divide the repeats,
-each stores an equal run of them; with one chunk a stage, that is what it runs, and nothing moves. Otherwise every
-stage stores all.
+A region is written for one stage; all other axes of the mesh stay auto axes. The parameters of a model are stored as
+`[repeats, ...]`, so that checkpoints know nothing of stages. For a step they are moved to the stages that run them, as
+`[held, longest, ...]` on each: the chunks that the stage holds, short ones padded. If the number of stages divides the
+repeats, each stage stores an equal run of them; with one chunk a stage these are the ones it runs, and nothing moves.
+If it does not, every stage stores all repeats.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ AXIS = "stage"
 
 
 def stages_of_mesh() -> int:
-    """Return the stages of the mesh at hand."""
+    """Return how many stages the current mesh has."""
     return jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
 
 
@@ -40,11 +40,11 @@ def on_stages(function: Callable, own, shared=()):
 def update_on_stages(function: Callable, buffers, own, shared):
     """Call `function(buffers, own, shared)` on every stage, which returns its buffers, updated, and a result.
 
-    The first axis of a buffer is split over the stages as it is, `[stages * slots, ...]`. An axis of stages would have
-    to be taken off and put back, and XLA for CPU copies a buffer that it both updates and reshapes.
+    The first axis of a buffer is split over the stages as it is, `[stages * slots, ...]`. With an axis of stages of its
+    own it would be reshaped, and XLA for CPU copies a buffer that it both updates and reshapes.
 
-    With `check_vma=True` JAX types the residuals of a region inside this one as split over `stage` too, and refuses
-    them. Without it nothing may differentiate through a region of the stages; repeats are differentiated inside it.
+    `check_vma` is False: with True JAX types the residuals of a region inside this one as split over `stage`, too, and
+    refuses them. With False nothing may differentiate through this region; repeats are differentiated inside it.
     """
 
     def on_one(buffers, own, shared):
@@ -57,7 +57,7 @@ def update_on_stages(function: Callable, buffers, own, shared):
 
 
 def shift(x: jax.Array, by: int, *, ring: bool = True) -> jax.Array:
-    """Send to the stage `by` places on; without a ring the ends send to nobody and receive zeros."""
+    """Send `x` to the stage `by` further on; without a ring the ends send to nobody and receive zeros."""
     stages = jax.lax.axis_size(AXIS)
     pairs = [(stage, stage + by) for stage in range(stages)]
     return jax.lax.ppermute(x, AXIS, [(a, b % stages) for a, b in pairs if ring or 0 <= b < stages])
@@ -65,7 +65,7 @@ def shift(x: jax.Array, by: int, *, ring: bool = True) -> jax.Array:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stacking:
-    """Which repeats of the model lie where on which stage."""
+    """Which repeats of the model each stage holds, and in which order."""
 
     placement: Placement
     repeats: int
@@ -82,9 +82,9 @@ class Stacking:
 
     @property
     def wanted(self) -> np.ndarray:
-        """The repeat in every place, [stages, held, longest]. Padding repeats the last one; nothing reads it."""
-        places = np.arange(self.lengths.max())[None, None]
-        return self.starts[..., None] + np.minimum(places, np.maximum(self.lengths - 1, 0)[..., None])
+        """The repeat at every position, [stages, held, longest]. Padding is the last repeat again; nothing reads it."""
+        positions = np.arange(self.lengths.max())[None, None]
+        return self.starts[..., None] + np.minimum(positions, np.maximum(self.lengths - 1, 0)[..., None])
 
     def _by_held(self, number: Callable[[range], int]) -> np.ndarray:
         repeats, held = self.placement.repeats(self.repeats), self.placement.held
@@ -99,7 +99,7 @@ class Stacking:
         return self.wanted.size != self.repeats or (self.wanted.ravel() != np.arange(self.repeats)).any()
 
     def stack(self, blocks):
-        """Bring `[repeats, ...]` to `[stages, held, longest, ...]`. Its transpose sums the copies of a weight."""
+        """Return `[repeats, ...]` as `[stages, held, longest, ...]`. The transpose sums the copies of a weight."""
         stages, wanted = self.placement.stages, self.wanted
         if self.repeats % stages:
             return on_stages(lambda own, shared: jax.tree.map(lambda w: w[own], shared), jnp.asarray(wanted), blocks)
@@ -116,30 +116,30 @@ class Stacking:
 
 
 class _Exchange:
-    """Rounds in which each stage sends stored rows to the stage some places on, as few rows as the round needs."""
+    """Rounds in which each stage sends stored rows to the stage `by` further on, no more than the round needs."""
 
     def __init__(self, wanted: np.ndarray, stored: int):
         stages = range(len(wanted))
         sent = [[_rows_between(wanted, a, (a + by) % len(wanted), stored) for a in stages] for by in stages]
         self.rounds = [by for by in stages if any(sent[by])]
         padded = [_padded(sent[by]) for by in self.rounds]
-        places = np.zeros(wanted.shape, np.int32)
+        positions = np.zeros(wanted.shape, np.int32)
         for stage in stages:
             sources = [(stage - by) % len(wanted) for by in self.rounds]
             received = [
                 source * stored + row for source, rows in zip(sources, padded, strict=True) for row in rows[source]
             ]
-            places[stage] = [[received.index(row) for row in chunk] for chunk in wanted[stage]]
-        self.tables = [jnp.asarray(rows) for rows in padded], jnp.asarray(places)
+            positions[stage] = [[received.index(row) for row in chunk] for chunk in wanted[stage]]
+        self.tables = [jnp.asarray(rows) for rows in padded], jnp.asarray(positions)
 
-    def bring(self, rows: jax.Array, sends: list[jax.Array], places: jax.Array) -> jax.Array:
+    def bring(self, rows: jax.Array, sends: list[jax.Array], positions: jax.Array) -> jax.Array:
         """Return a stage's wanted rows from its stored ones; the tables are the stage's own."""
         received = [shift(rows[send], by) if by else rows[send] for by, send in zip(self.rounds, sends, strict=True)]
-        return jnp.concatenate(received)[places]
+        return jnp.concatenate(received)[positions]
 
 
 def _rows_between(wanted: np.ndarray, source: int, target: int, stored: int) -> list[int]:
-    """Return which of the rows that one stage stores another wants."""
+    """Return which of the rows that `source` stores are wanted by `target`, counted from its first row."""
     return [int(row) - source * stored for row in np.unique(wanted[target]) if row // stored == source]
 
 

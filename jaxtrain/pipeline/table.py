@@ -1,8 +1,8 @@
 """A pipeline schedule as data: for every stage, the ordered list of what it computes.
 
 Units are F (forward of one microbatch through one chunk), B (gradient to the chunk's input), W (gradient to its
-weights) and BW (both at once, where a schedule does not split the backward: the next stage waits for all of it). A
-table says in which order each stage runs its units, not when: the simulator adds times, `pack` adds the ticks of one
+weights) and BW (B and W fused, where a schedule does not split the backward: the next stage waits for all of it). A
+table says in which order each stage runs its units, not when. The simulator adds times; `pack` adds the ticks of one
 compiled loop.
 
 Text form, one line a stage, microbatch.chunk, after a header with the stage of every chunk:
@@ -52,7 +52,7 @@ class Action(NamedTuple):
 
     @property
     def ends_activation(self) -> bool:
-        """Nothing needs them any more: the weight gradient is done."""
+        """From here on nothing needs this chunk's activations: the weight gradient is done."""
         return self.unit in (Unit.WEIGHT, Unit.FUSED)
 
     @property
@@ -95,11 +95,11 @@ class Table:
         return any(action.unit == Unit.WEIGHT for actions in self.stages for action in actions)
 
     def home(self, action: Action) -> int:
-        """The stage that has to run this action."""
+        """Return the stage that has to run this action."""
         return self.placement.stage(action.chunk, self.routes[action.microbatch])
 
     def needs(self, action: Action) -> tuple[Action, ...]:
-        """The actions whose results this one reads. B of the next chunk stands for BW, too."""
+        """Return the actions whose results this one reads. B of the next chunk stands for BW, too."""
         unit, microbatch, chunk = action
         if unit == Unit.FORWARD:
             return (forward(microbatch, chunk - 1),) if chunk else ()
@@ -109,7 +109,7 @@ class Table:
         return (own,) if chunk == self.placement.chunks - 1 else (own, backward(microbatch, chunk + 1))
 
     def dump(self) -> str:
-        """The text form."""
+        """Return the text form."""
         chunks = " / ".join(" ".join(map(str, home)) for home in self.placement.homes)
         routes = [f"routes: {' '.join(map(str, self.routes))}"] if self.placement.replicas > 1 else []
         rows = [f"stage {stage}: {' '.join(map(str, actions))}" for stage, actions in enumerate(self.stages)]
@@ -142,16 +142,16 @@ def of_stages(placement: Placement, stages: Iterable[Iterable[Action]], routes: 
 
 
 def _lines(text: str) -> dict[str, str]:
-    """The entries of every line by its name."""
+    """Return the entries of every line by its name."""
     found: dict[str, str] = {}
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not _content(line):
             continue
         name, entries = _split(number, line)
-        if name in places:
-            raise ValueError(f"line {number}: `{name}:` stands on line {places[name]} already; remove one of the two")
-        found[name], places[name] = entries, number
+        if name in numbers:
+            raise ValueError(f"line {number}: `{name}:` stands on line {numbers[name]} already; remove one of the two")
+        found[name], numbers[name] = entries, number
     return found
 
 

@@ -1,7 +1,7 @@
 """Proof that a table can run: every unit once, on the right stage, inputs before use, no deadlock.
 
-`walk` is the one traversal of a table: it yields the actions in an order in which all inputs exist, and stops with the
-reason where no stage can go on. The simulator and the tick packing use it too.
+`walk` is the one traversal of a table. It yields the actions in an order in which all inputs exist. If no stage can go
+on, it raises with the reason. The simulator and the tick packing use it, too.
 """
 
 from collections import Counter
@@ -11,14 +11,18 @@ from jaxtrain.pipeline.table import Action, Table, Unit, backward
 
 
 def result(action: Action) -> Action | None:
-    """What others wait for, spelt the way `Table.needs` spells it; None for W, which nobody waits for."""
+    """Return what other actions wait for, as `Table.needs` names it: B for BW, too; None for W."""
     if action.unit == Unit.WEIGHT:
         return None
     return backward(action.microbatch, action.chunk) if action.sends_gradient else action
 
 
 def walk(table: Table) -> Iterator[tuple[int, Action]]:
-    """Yield (stage, action) so that each action follows what it needs; ValueError where all stages wait."""
+    """Yield (stage, action) so that each action follows what it needs.
+
+    Raises:
+        ValueError: all stages wait.
+    """
     done: set[Action | None] = set()
     position = [0] * table.placement.stages
     moved = True
@@ -41,7 +45,11 @@ def walk(table: Table) -> Iterator[tuple[int, Action]]:
 
 
 def validate(table: Table) -> Table:
-    """Return the table if it can run, else raise ValueError with the action and the rule it breaks."""
+    """Return the table.
+
+    Raises:
+        ValueError: the table cannot run; with the action and the rule it breaks.
+    """
     _check_routes(table)
     _check_homes(table)
     _check_once(table)

@@ -1,9 +1,9 @@
 """Read compiled HLO text: computations, instructions, array types, and how often each computation runs.
 
-Only what counting needs: names, opcodes, operands, result types and the attributes that name other computations. The
-text is what `compiled.as_text()` gives on CPU, GPU and TPU. Loops are multiplied out: the trip count is the compiler's
-own note where it leaves one (`known_trip_count`), otherwise it is worked out from the loop's counter and condition.
-Left out: everything about layouts and schedules.
+It reads only what counting needs: names, opcodes, operands, result types and the attributes that name other
+computations. The text is what `compiled.as_text()` gives on CPU, GPU and TPU. The body of a loop runs as often as its
+trip count says. That is the compiler's own note, if there is one (`known_trip_count`). Otherwise it is computed from
+the loop's counter and condition. Left out: everything about layouts and schedules.
 """
 
 import bisect
@@ -19,7 +19,7 @@ _CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computati
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\]")
-_UNBOUNDED = 2**40  # rounds past which a loop counts as endless
+_UNBOUNDED = 2**40  # a loop of more rounds counts as one of unknown trip count
 
 Scalar = int | bool | tuple | None  # what `_Frame` knows of a value: a number, a tuple of these, or nothing
 
@@ -34,9 +34,17 @@ class Instruction:
     attributes: str  # everything after the parentheses
 
     def attribute(self, pattern: str) -> str | None:
-        """Return the first group of a pattern where the attributes hold it."""
+        """Return the first group of a pattern, or None if the attributes do not match it."""
         found = re.search(pattern, self.attributes)
         return found and found[1]
+
+    def required(self, pattern: str) -> str:
+        """Return the first group of a pattern that the attributes must match."""
+        if (found := self.attribute(pattern)) is None:
+            raise ValueError(
+                f"{self.opcode} {self.name} has no attribute {pattern!r}; the text is of no known compiler"
+            )
+        return found
 
     def called(self) -> tuple[str, ...]:
         """Return the computations this one calls: body of a loop or fusion, branches; not the condition of a loop."""
@@ -53,7 +61,7 @@ class Computation:
 
 
 class Run(NamedTuple):
-    """A computation that runs: how often a step, and whether a loop around it has a length nobody knows."""
+    """A computation that runs: how often a step, and whether a loop around it has an unknown trip count."""
 
     computation: Computation
     times: int
@@ -66,10 +74,10 @@ class Program:
     entry: str
 
     def runs(self) -> Iterator[Run]:
-        """Yield every computation that runs, once for each place it is called from.
+        """Yield every computation that runs, once for each instruction that calls it.
 
-        A loop of unknown length counts as one round; of a conditional every branch counts. Bodies of fusions and the
-        scalar functions of reductions are not yielded: they belong to the instruction that calls them.
+        A loop of unknown trip count counts as one round. Of a conditional every branch counts. Bodies of fusions and
+        the scalar functions of reductions are not yielded: they belong to the instruction that calls them.
         """
         yield from self._runs(self.entry, (), 1, False)
 
@@ -89,8 +97,15 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Parse the text of a compiled program. Raises ValueError where it has no entry computation."""
-    computations, entry, name, lines = {}, None, None, []
+    """Parse the text of a compiled program.
+
+    Raises:
+        ValueError: the text has no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry: str | None = None
+    name: str | None = None
+    lines: list[str] = []
     for line in text.splitlines():
         if opening := _OPENING.match(line):
             name, lines = opening[2], []
@@ -153,7 +168,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Return the place after the parenthesis that closes the one at `opening`."""
+    """Return the position after the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -163,31 +178,33 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _loop(program: Program, loop: Instruction, start: Scalar) -> tuple[int | None, Scalar]:
-    """Return how often a loop turns (None: unknown) and what its body knows of the carried values in every round."""
+    """Return the trip count of a loop (None: unknown), and the carried values that are the same in every round."""
     following = _result(program, loop.called()[0], (start,))
     if not isinstance(start, tuple) or not isinstance(following, tuple):
         start = following = ()
     carried = tuple(a if a == b else None for a, b in zip(start, following, strict=True))
     if noted := _TRIPS.search(loop.attributes):
         return int(noted[1]), carried
-    condition = loop.attribute(r"\bcondition=%?([\w.\-]+)")
+    condition = loop.required(r"\bcondition=%?([\w.\-]+)")
 
-    def goes_on(rounds: int) -> Scalar:
-        # Counters of compiled loops advance by a constant, so any round can be told from the first two.
+    def continues(rounds: int) -> Scalar:
+        # Counters of compiled loops advance by a constant, so the first two rounds determine every other one.
         state = (_advanced(a, b, rounds) for a, b in zip(start, following, strict=True))
         return _result(program, condition, (tuple(state),))
 
     high = 1
-    while goes_on(high) is True and high < _UNBOUNDED:
+    while continues(high) is True and high < _UNBOUNDED:
         high *= 2
-    if goes_on(high) is not False:
+    if continues(high) is not False:
         return None, carried
-    return bisect.bisect_left(range(high), True, key=lambda rounds: goes_on(rounds) is False), carried
+    return bisect.bisect_left(range(high), True, key=lambda rounds: continues(rounds) is False), carried
 
 
 def _advanced(first: Scalar, second: Scalar, rounds: int) -> Scalar:
-    known = isinstance(first, int) and isinstance(second, int)
-    return first + rounds * (second - first) if known else None
+    """Return a counter after so many rounds, from its first two values; None if they are not known."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first + rounds * (second - first)
+    return None
 
 
 _OPERATIONS = {
@@ -210,10 +227,10 @@ class _Frame:
 
     def value(self, name: str) -> Scalar:
         if name not in self.known:
-            self.known[name] = self._work_out(self.computation.instructions[name])
+            self.known[name] = self._evaluate(self.computation.instructions[name])
         return self.known[name]
 
-    def _work_out(self, instruction: Instruction) -> Scalar:
+    def _evaluate(self, instruction: Instruction) -> Scalar:
         match instruction.opcode:
             case "constant":
                 return int(instruction.inside) if re.fullmatch(r"-?\d+", instruction.inside) else None
@@ -226,11 +243,13 @@ class _Frame:
                 return tuple(self.value(operand) for operand in instruction.operands)
             case "get-tuple-element":
                 whole = self.value(instruction.operands[0])
-                return whole[int(instruction.attribute(r"\bindex=(\d+)"))] if whole else None
+                if not isinstance(whole, tuple) or not whole:
+                    return None
+                return whole[int(instruction.required(r"\bindex=(\d+)"))]
             case "add" | "subtract" | "multiply" | "compare":
                 left, right = (self.value(operand) for operand in instruction.operands)
                 operation = _OPERATIONS.get(instruction.attribute(r"\bdirection=(\w+)") or instruction.opcode)
-                return operation(left, right) if None not in (left, right, operation) else None
+                return None if operation is None or left is None or right is None else operation(left, right)
             case "fusion" | "call":
                 arguments = tuple(self.value(operand) for operand in instruction.operands)
                 return _result(self.program, instruction.called()[0], arguments)
@@ -238,6 +257,6 @@ class _Frame:
 
 
 def _result(program: Program, name: str, arguments: tuple[Scalar, ...]) -> Scalar:
-    """Return what a call of a computation gives, as far as it can be told."""
+    """Return what is known of the result of a call."""
     computation = program.computations[name]
     return _Frame(program, computation, arguments).value(computation.root)

@@ -9,8 +9,8 @@ import jax
 class Memory:
     """Bytes a device. `aliased` is the part of the outputs that takes over the memory of donated arguments.
 
-    `peak` is the most that lives at once. TPU compilers count more as temporaries: what lives only inside loops that
-    carry stacks, as a backward pass does, once again as fragmentation (docs/log.md).
+    `peak` is the most that lives at once. TPU compilers report more as temporaries: they count what lives only inside
+    loops that carry stacks, such as a backward pass, a second time as fragmentation (docs/log.md).
     """
 
     arguments: int
@@ -22,13 +22,19 @@ class Memory:
 
     @property
     def needed_bytes(self) -> int:
-        """What has to fit at once: arguments, temporaries, and outputs with memory of their own."""
+        """Bytes that must fit at once: arguments, temporaries, and outputs with memory of their own."""
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:
-    """Return the memory of a compiled program. `compiled` is what `jax.jit(f).lower(...).compile()` gives."""
+    """Return the memory of a compiled program. `compiled` is what `jax.jit(f).lower(...).compile()` gives.
+
+    Raises:
+        NotImplementedError: the compiler does not report it.
+    """
     found = compiled.memory_analysis()
+    if found is None:
+        raise NotImplementedError("the compiler of this platform does not report the memory of a program")
     return Memory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes,

@@ -7,8 +7,8 @@ Per JAX device, without structured sparsity: where a vendor gives the figure wit
 * GPU: NVIDIA's data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU" and "DGX B200" and
   "HGX B200" (an eighth of the system).
 
-Runs in float32 are held against the same figure. Their matrix products, at JAX's default precision, are in bfloat16 on
-TPU and in TF32 on GPU: the figure of the plain float32 units would not bound them.
+Runs in float32 are compared with the same figure. At JAX's default precision their matrix products are in bfloat16 on
+TPU and in TF32 on GPU, so they may exceed the figure of the plain float32 units.
 """
 
 PEAKS = {
@@ -32,5 +32,5 @@ PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Return the denominator of MFU for a device; None where it is not known."""
+    """Return the denominator of MFU for a device, or None if it is not known."""
     return PEAKS.get(device_kind)

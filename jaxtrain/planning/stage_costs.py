@@ -1,4 +1,4 @@
-"""What F, B and W of a model's repeats cost, by their FLOPs: for the simulator, and for how ticks are packed."""
+"""The costs of F, B and W of a model's repeats, by their FLOPs, for the simulator and for packing ticks."""
 
 from jaxtrain.models.counts import counts
 from jaxtrain.models.decoder import DecoderConfig, abstract_model, of_stack
@@ -8,8 +8,8 @@ from jaxtrain.pipeline.simulator import Costs
 def repeat_costs(model: DecoderConfig, length: int, *, forward_again: bool = False) -> Costs:
     """Return the costs of one repeat of the pattern at this length, in units of its forward.
 
-    A product with weights costs as much in B and in W as in F. What mixes along the length has no weights: it costs
-    twice as much in B and nothing in W. With `forward_again` B also runs the forward of a repeat that kept no values.
+    A product with weights costs as much in B and in W as in F. Mixing along the length has no weights: it costs twice
+    as much in B and nothing in W. With `forward_again` a repeat stores no residuals, and B also recomputes its forward.
     """
     _, shapes, axes = abstract_model(model)
     products = 2.0 * counts(of_stack(shapes, "blocks"), of_stack(axes, "blocks")).multiplying / model.repeats

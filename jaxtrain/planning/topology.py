@@ -1,7 +1,7 @@
 """Ahead-of-time compilation for a topology: a TPU slice or GPU servers of any size, on a laptop.
 
 `devices_of("v5e:4x4")` gives devices for `MeshConfig.build`. `compile_ahead_of_time(jax.jit(f).lower(...))`, with
-arguments laid out on that mesh, then runs the real compiler, with its memory analysis, collectives and out-of-memory
+arguments sharded over that mesh, then runs the real compiler, with its memory analysis, collectives and out-of-memory
 errors. Nothing can be executed. TPUs need `libtpu`, GPUs the CUDA plugin of JAX and `ptxas`: ordinary wheels, no driver
 and no CUDA libraries. A GPU is described to the compiler by a file in targets/.
 """
@@ -17,8 +17,8 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 TARGETS = Path(__file__).parent / "targets"
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h100",)
-# The compiler looks for a TPU of its own, for a lock on it and for the hosts beside it, and complains where it finds
-# none; nothing of this matters where nothing runs.
+# The TPU compiler looks for a local TPU, for a lock on it and for the other hosts, and complains if there are none.
+# These variables stop that: nothing runs here.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -46,7 +46,7 @@ def devices_of(topology: str) -> list[Any]:
 
 
 def stay_on_cpu() -> None:
-    """Keep JAX from looking for a TPU to run on, as it would with the compiler installed, unless the user chose."""
+    """Make JAX run on CPU, unless the user chose a platform. With libtpu installed it would look for a TPU."""
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
 
@@ -54,9 +54,9 @@ def stay_on_cpu() -> None:
 def compile_ahead_of_time(
     lowered: jax.stages.Lowered, *, compiler_options: dict[str, bool | int | str] | None = None
 ) -> jax.stages.Compiled:
-    """Compile ahead of time for a topology, past the persistent compilation cache.
+    """Compile ahead of time for a topology, without the persistent compilation cache.
 
-    The cache takes such programs, but gives none back: it can load a program only onto a device.
+    The cache stores such programs but cannot return them: it loads a program onto a device.
     """
     enabled = jax.config.jax_enable_compilation_cache
     try:

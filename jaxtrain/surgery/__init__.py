@@ -1,1 +1,1 @@
-"""From parameters to parameters: import and export of other formats."""
+"""Changing parameters outside of training: import from other formats, export to them, and older checkpoint layouts."""

@@ -1,8 +1,8 @@
-"""Trees of parameters as earlier layouts of checkpoints have them.
+"""Conversion of parameter trees between the current layout of checkpoints and earlier ones.
 
-Layout 1: layers owned matrices where they own linears today (`query` for `query/kernel`, `query_bias` for
-`query/bias`); the one stack lay beside the other parameters as `blocks`, where it is `stacks/blocks` today; and what a
-training state holds besides its parameters had an empty place for them.
+Layout 1 differs from the current layout 2 in three ways. Layers had matrices instead of linears (`query` for
+`query/kernel`, `query_bias` for `query/bias`). The one stack was `blocks`, beside the other parameters, and not
+`stacks/blocks`. The part of a training state without parameters had an empty `params` in their place.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxtrain.shapes import ParamTree
 
-LAYOUT = 2  # of what is written today
+LAYOUT = 2  # the layout that is written now
 Path = tuple[str | int, ...]
 
 _LINEARS = {
@@ -21,13 +21,17 @@ _LINEARS = {
     "decay": ("down", "up"),
     "mlp": ("gate", "up", "down"),
 }
-_KERNELS = {(layer, name, "kernel"): (layer, name) for layer, names in _LINEARS.items() for name in names}
-_BIASES = {(layer, name, "bias"): (layer, f"{name}_bias") for layer, names in _LINEARS.items() for name in names}
+_KERNELS: dict[Path, Path] = {
+    (layer, name, "kernel"): (layer, name) for layer, names in _LINEARS.items() for name in names
+}
+_BIASES: dict[Path, Path] = {
+    (layer, name, "bias"): (layer, f"{name}_bias") for layer, names in _LINEARS.items() for name in names
+}
 _LAYOUT_1 = _KERNELS | _BIASES | {("decay", "step", "kernel"): ("decay", "weight")}
 
 
 def as_saved(tree: Any, layout: int) -> Any:
-    """Return a tree, in which trees of parameters may lie anywhere, with the names that a layout has for its leaves."""
+    """Return a tree with the names that `layout` has for its leaves. Parameter trees may be anywhere in it."""
     if layout == LAYOUT:
         return tree
     renamed = jax.tree.map(lambda x: _in_layout_1(x) if _is_model(x) else x, tree, is_leaf=_is_model)
@@ -35,11 +39,12 @@ def as_saved(tree: Any, layout: int) -> Any:
 
 
 def as_now(saved: Any, like: Any, layout: int) -> Any:
-    """Return the leaves of a saved tree in the structure of `like`, of which `as_saved` has made its own."""
+    """Return the leaves of a saved tree in the structure of `like`. The structure of `saved` is as_saved(like)."""
     leaves, structure = jax.tree.flatten(like)
-    places = jax.tree.leaves(as_saved(structure.unflatten(range(len(leaves))), layout))
-    by_place = dict(zip(places, jax.tree.leaves(saved), strict=True))
-    return structure.unflatten(by_place[place] for place in range(len(leaves)))
+    numbered = jax.tree.unflatten(structure, range(len(leaves)))
+    numbers = jax.tree.leaves(as_saved(numbered, layout))
+    by_number = dict(zip(numbers, jax.tree.leaves(saved), strict=True))
+    return jax.tree.unflatten(structure, [by_number[number] for number in range(len(leaves))])
 
 
 def _is_model(tree: Any) -> bool:

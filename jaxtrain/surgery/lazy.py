@@ -1,4 +1,4 @@
-"""Parameters that are not in memory yet, and are read when they are needed."""
+"""Parameters that are not in memory, and are read when they are needed."""
 
 import abc
 import math
@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 Box = tuple[slice, ...]
-Rows = Callable[[int | None], np.ndarray]  # a repeat of a stacked parameter, or None for all of it, to its values
+Rows = Callable[[int | None], np.ndarray]  # from a repeat of a stacked parameter, or None for the whole, to its values
 
 
 class LazyLeaf(abc.ABC):
-    """One parameter; a leaf of a tree of parameters, in the place of its array."""
+    """One parameter: a leaf of a parameter tree in place of its array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,4 +30,4 @@ class LazyLeaf(abc.ABC):
 
     @abc.abstractmethod
     def rows(self) -> Rows:
-        """Return a function that gives the values; what had to be read for it is held as long as the function is."""
+        """Return a function that returns values of the parameter. Values that it has read stay in memory with it."""

@@ -1,4 +1,4 @@
-"""Folders made whole or not at all."""
+"""Writing a folder whole or not at all."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill, which takes the place of `target` when the `with` ends without an error."""
+    """Yield an empty folder to fill. It is renamed to `target` when the `with` ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         whole = Path(temporary) / "whole"

@@ -1,10 +1,10 @@
-"""The checkpoints of a run: Orbax, written in the background, checked before they count, and before they are used.
+"""The checkpoints of a run, written by Orbax in the background. They are checked once written, and again before use.
 
 A checkpoint has the items `params`, `buffers` where the model has some, `progress` (optimizer state and counters),
 `data` (how far it was read) and one for each hook with a state, and a manifest. Frozen weights are written once, beside
-the checkpoints (frozen.py). A checkpoint takes its name when it is seen to have all that a restore needs; after that
-older ones are removed. Orbax's own CheckpointManager, which removes before that, is not used. What lies in the folder,
-and under which names: stored.py.
+the checkpoints (frozen.py). A checkpoint gets its final name only when it was found to have all that a restore needs.
+Older ones are removed after that. Orbax's own CheckpointManager removes them before, so it is not used. stored.py
+describes the folder and the names in it.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import fault, read_manifest, write_manifest
 from jaxtrain.train.state import TrainState
 
-# Made in the background, a folder that cannot be made has the threads that wait for it wait for 300 s.
+# Otherwise Orbax makes folders in the background. If it cannot make one, threads that need it wait for it for 300 s.
 _OPTIONS = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 Shapes = dict[str, tuple[int, ...]]  # of the leaves of an item, by their paths
 
 
 class Snapshot(NamedTuple):
-    """Everything a checkpoint holds. Hooks map a name to a tree of arrays; `data` is JSON."""
+    """Everything a checkpoint holds. `hooks` has a tree of arrays by the hook's name; `data` is JSON."""
 
     state: TrainState
     data: dict
@@ -39,7 +39,7 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """Keep the last `keep_last` checkpoints, and every one at a multiple of `keep_every_steps`."""
+    """Keep the last `keep_last` checkpoints, and all those at a multiple of `keep_every_steps`."""
 
     keep_last: int = 2
     keep_every_steps: int | None = None
@@ -50,21 +50,21 @@ class Retention:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Close it, or use it in a `with`, to wait for the save in flight."""
+    """The checkpoints of one run folder. Close it, or use it in a `with`, to wait for the current save."""
 
     def __init__(self, folder: Path, retention: Retention = Retention()):
         self.folder = folder.absolute()
         self._retention = retention
         handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=_OPTIONS))
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
-        self._sealing: threading.Thread | None = None
+        self._finishing: threading.Thread | None = None
         self._failure: SaveError | None = None
-        self._valid_frozen: str | None = None  # the tree of the last save, seen to be whole; others may have gone
+        self._valid_frozen: str | None = None  # the frozen tree of the last save, which is valid; others may be removed
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
-        """Make the folder of a checkpoint, so that whoever is killed before its `save` is known to have been saving.
+        """Make the folder of a checkpoint. After a kill before `save`, it tells that the checkpoint was being saved.
 
         Raises:
             SaveError: it cannot be made.
@@ -78,7 +78,7 @@ class Checkpoints:
         """Copy the snapshot to the host and write it in the background.
 
         Raises:
-            SaveError: this or the previous save failed, the disk being full perhaps.
+            SaveError: this or the previous save failed, for example because the disk is full.
         """
         self.check(wait=True)
         stragglers.silence()
@@ -91,20 +91,20 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = ocp.args.JsonSave(snapshot.data)
         self.begin(step)
-        with contextlib.ExitStack() as until_sealed:
+        with contextlib.ExitStack() as until_finished:
             try:
-                folder = until_sealed.enter_context(plain_path(self.folder))
+                folder = until_finished.enter_context(plain_path(self.folder))
                 path, reference = folder / stored.saving_name(step), self._write_frozen(snapshot.state.model.frozen)
                 self._orbax.save(path, args=ocp.args.Composite(**items), force=True)
             except (OSError, ValueError) as error:
                 raise self._failed(step, error) from error
             shapes = {name: _shapes(tree) for name, tree in trees.items()}
-            arguments = (step, path, shapes, reference, until_sealed.pop_all())
-        self._sealing = threading.Thread(target=self._seal, args=arguments, name=f"seal-{step}")
-        self._sealing.start()
+            arguments = (step, path, shapes, reference, until_finished.pop_all())
+        self._finishing = threading.Thread(target=self._finish, args=arguments, name=f"finish-{step}")
+        self._finishing.start()
 
     def _write_frozen(self, tree: ParamTree) -> str | None:
-        """Return the name under which a frozen tree lies in the folder; write it first, if it is not there."""
+        """Write a frozen tree, unless a valid copy is there. Return its name in the folder, None for no tree."""
         if not tree:
             return None
         name = frozen.fingerprint(tree)
@@ -120,17 +120,17 @@ class Checkpoints:
             distributed.by_first(lambda: frozen.finish(saving))
         return name
 
-    def _seal(
+    def _finish(
         self,
         step: int,
         path: Path,
         shapes: dict[str, Shapes],
         reference: str | None,
-        until_sealed: contextlib.ExitStack,
+        until_finished: contextlib.ExitStack,
     ) -> None:
-        """Wait in the background until all is written; see that it is whole, and let it count."""
+        """Wait in the background until all is written, check it, write its manifest, and give it its final name."""
         try:
-            with until_sealed:
+            with until_finished:
                 self._orbax.wait_until_finished()
                 if jax.process_index() == 0:
                     _check_is_whole(path, shapes)
@@ -138,7 +138,7 @@ class Checkpoints:
                     stored.finish_saving(self.folder, step)
                     stored.prune(self.folder, self._retention.keeps)
                     frozen.remove_unused(stored.finished_or_aside(self.folder), self.folder / frozen.FOLDER)
-        except Exception as error:  # whatever it was, the step loop must hear of it
+        except Exception as error:  # of any kind: the step loop must get it
             self._failure = self._failed(step, error)
             self._failure.__cause__ = error
 
@@ -146,10 +146,10 @@ class Checkpoints:
         return SaveError(f"checkpoint {step} could not be written to {self.folder}", error)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise SaveError if the save in the background has failed; `wait` for its end, or look only."""
-        if self._sealing and (wait or not self._sealing.is_alive()):
-            self._sealing.join()
-            self._sealing = None
+        """Raise SaveError if the save in the background has failed. With `wait`, wait for its end first."""
+        if self._finishing and (wait or not self._finishing.is_alive()):
+            self._finishing.join()
+            self._finishing = None
         if self._failure:
             failure, self._failure = self._failure, None
             raise failure
@@ -167,7 +167,7 @@ class Checkpoints:
         try:
             self.close()
         except SaveError:
-            if error is None:  # or else the error on its way tells the user more
+            if error is None:  # otherwise the error that is being raised tells the user more
                 raise
 
     # -- finding ------------------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ class Checkpoints:
         return stored.latest_valid(self.folder)
 
     def clear_after(self, step: int | None) -> None:
-        """Leave no checkpoint later than the one to go on from: half-written ones go, refused ones are set aside."""
+        """Leave no checkpoint later than `step`: remove unfinished ones, and set the others aside."""
         distributed.by_first(lambda: stored.clear_after(self.folder, step))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def has_progress(self, step: int) -> bool:
-        """Tell a checkpoint of a run from one of parameters alone, such as imported ones."""
+        """Tell whether a checkpoint has a training state. One that was imported has parameters alone."""
         return (self.folder / str(step) / "progress").is_dir()
 
     def restore_model(self, step: int, target: ModelState) -> ModelState:
@@ -230,7 +230,7 @@ class Checkpoints:
         return self._restore(step, _item(name), target) if there else None
 
     def restore_data(self, step: int) -> dict:
-        """Return the snapshot's `data`; {} for parameters alone."""
+        """Return the snapshot's `data`; {} for a checkpoint of parameters alone."""
         if not self.has_progress(step):
             return {}
         with plain_path(self.folder) as folder:
@@ -251,7 +251,7 @@ def _progress(state: TrainState) -> dict:
 
 
 def _check_is_whole(path: Path, shapes: dict[str, Shapes]) -> None:
-    """Open all that a restore opens. Raises ValueError where something is missing, or is of another shape."""
+    """Open all that a restore opens. Raise ValueError where something is missing, or has another shape."""
     ocp.JsonCheckpointHandler().restore(path / "data")
     for item, written in shapes.items():
         if _saved_shapes(path / item) != written:

@@ -1,6 +1,6 @@
-"""Several processes: starting up together, and agreeing.
+"""Several processes: how they start together, and how they agree.
 
-Found out on TPU pods and under SLURM, or told by three environment variables.
+On TPU pods and under SLURM, JAX detects the other processes. Elsewhere three environment variables name them.
 """
 
 import functools
@@ -9,10 +9,11 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import cast
 
 import jax
 import numpy as np
-from jax._src import clusters  # JAX has no public names for what it finds out about a cluster, and for its store
+from jax._src import clusters  # JAX has no public names for its cluster detection and its key-value store
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
@@ -21,17 +22,17 @@ from jaxtrain.train import peers
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-ARRIVAL_SECONDS = 300  # for all processes to come
+ARRIVAL_SECONDS = 300  # for all processes to connect
 log = logging.getLogger(__name__)
 
 
 def start(remedy: Callable[[], str] = str) -> None:
     """Join the other processes of this run, if there are any. Call before the first use of a device.
 
-    From then on they are watched: where one is gone this one ends, and says so and `remedy`.
+    From then on they are watched: if one is gone, this one prints that and `remedy`, and ends.
 
     Raises:
-        ValueError: only some of the three variables are set, or one is not a number; or not all processes came.
+        ValueError: only some of the three variables are set, one is not a number, or not all processes connected.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if jax.distributed.is_initialized():
@@ -40,37 +41,39 @@ def start(remedy: Callable[[], str] = str) -> None:
         missing = [name for name in VARIABLES if name not in given]
         raise ValueError(f"{', '.join(given)} set but not {', '.join(missing)}: set all three, or none for one process")
     if given:
-        _join(*_told(), None, remedy)
+        _join(*_from_variables(), None, remedy)
     elif all(os.environ.get(name) for name in SLURM_STEP):
         if _number("SLURM_NTASKS", os.environ["SLURM_NTASKS"]) > 1:
-            _join(*_found_out(), remedy)
+            _join(*_detected(), remedy)
     elif _on_tpu_machine():
         _start_tpu(remedy)
 
 
-def _told() -> tuple[str, int, int]:
-    """Return the first process's address, the number of processes, and this one's index, as the variables have them."""
-    address, count, index = (os.environ[name] for name in VARIABLES)
-    count, index = _number(VARIABLES[1], count), _number(VARIABLES[2], index)
+def _from_variables() -> tuple[str, int, int]:
+    """Return the first process's address, the number of processes, and this one's index, from the variables."""
+    address = os.environ[VARIABLES[0]]
+    count, index = (_number(name, os.environ[name]) for name in VARIABLES[1:])
     if not 0 <= index < count:
         raise ValueError(f"JAX_PROCESS_ID={index}: must be at least 0 and below JAX_NUM_PROCESSES={count}")
     return address, count, index
 
 
-def _found_out() -> tuple[str, int, int, Sequence[int] | None]:
-    """Return the first process's address, the number of processes, and this one's index and devices.
+def _detected() -> tuple[str, int, int, Sequence[int] | None]:
+    """Return the first process's address, the number of processes, and this one's index and devices, from JAX.
 
     Raises:
         ValueError: JAX finds no cluster.
     """
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, ARRIVAL_SECONDS)
-    if None in found[:3]:
+    address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, ARRIVAL_SECONDS
+    )
+    if address is None or count is None or index is None:
         raise ValueError("JAX finds no cluster that this process is a part of")
-    return found
+    return address, count, index, devices
 
 
 def _join(address: str, count: int, index: int, devices: Sequence[int] | None, remedy: Callable[[], str]) -> None:
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which is ours
+    jax.config.update("jax_enable_preemption_service", False)  # it handles SIGTERM, which jaxtrain handles itself
     watched = peers.watch(index, count, remedy)
     initialize = functools.partial(
         jax.distributed.initialize,
@@ -78,7 +81,7 @@ def _join(address: str, count: int, index: int, devices: Sequence[int] | None, r
         num_processes=count,
         process_id=index,
         local_device_ids=devices,
-        initialization_timeout=2 * ARRIVAL_SECONDS,  # when it aborts in native code
+        initialization_timeout=2 * ARRIVAL_SECONDS,  # after which it aborts in native code
     )
     try:
         _in_thread(initialize, ARRIVAL_SECONDS)
@@ -87,12 +90,12 @@ def _join(address: str, count: int, index: int, devices: Sequence[int] | None, r
             f"not all of {count} processes came to {address} in {ARRIVAL_SECONDS} s, this is process {index}: "
             f"start all of them, the first at that address"
         ) from None
-    if not watched.meet(address, global_state.client):
+    if not watched.meet(address, cast(peers.Store, global_state.client)):  # set by initialize
         log.warning("not all processes can be watched: should one be lost, the others notice after 100 s")
 
 
 def _in_thread(function: Callable[[], None], seconds: float) -> None:
-    """Call a function that waits in native code, where Ctrl-C does not reach it, but reaches us."""
+    """Call, in another thread, a function that waits in native code, so that Ctrl-C still interrupts this thread."""
     outcome: Future[None] = Future()
 
     def call():
@@ -111,18 +114,18 @@ def _on_tpu_machine() -> bool:
 
 
 def _start_tpu(remedy: Callable[[], str]) -> None:
-    """Join the pod: Kubernetes lists its hosts in a variable; elsewhere JAX asks the machine's metadata server."""
+    """Join the TPU pod. Kubernetes lists its hosts in a variable; elsewhere JAX asks the machine's metadata server."""
     named = next((name for name in TPU_HOSTS if os.environ.get(name)), None)
     if named:
         if named == TPU_HOSTS[0] or "," in os.environ[named]:
-            _join(*_found_out(), remedy)
+            _join(*_detected(), remedy)
     elif not os.environ.get("TPU_SKIP_MDS_QUERY"):
         try:
-            found = _found_out()
+            detected = _detected()
         except (OSError, ValueError) as error:
             log.warning("this TPU machine knows of no pod (%s): training on it alone", error)
             return
-        _join(*found, remedy)
+        _join(*detected, remedy)
 
 
 def _number(name: str, text: str) -> int:
@@ -133,20 +136,20 @@ def _number(name: str, text: str) -> int:
 
 
 def anywhere(flag: bool) -> bool:
-    """Tell whether `flag` holds on any process. All of them must call this at the same point."""
+    """Tell whether `flag` is true on any process. All of them must call this at the same point."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def of_first(number: int) -> int:
-    """Return the number that the first process gives. All of them must call this at the same point."""
+    """Return the first process's `number`. All of them must call this at the same point."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.array(number)))
 
 
 def by_first(action: Callable[[], None]) -> None:
-    """Have the first process do something; what it raises there ends all of them. All must call this together.
+    """Run `action` on the first process. If it fails there, all processes raise. All must call this at the same point.
 
     Raises:
-        Exception: what `action` did on the first process; a ValueError on the others.
+        Exception: the error of `action` on the first process; a ValueError on the others.
     """
     failure = None
     if jax.process_index() == 0:

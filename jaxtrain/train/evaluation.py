@@ -1,4 +1,4 @@
-"""The objective over validation: always the same batches in the same order, whatever the run's seed."""
+"""The objective over the validation split: always the same batches in the same order, whatever the run's seed."""
 
 import itertools
 import math
@@ -19,17 +19,17 @@ SEED = 0
 
 
 def validation_rows(data: DataConfig, *, sequence_length: int, stores: Sequence[TokenStore] | None = None) -> Rows:
-    """Return one whole pass over validation, of the text as it is now or of `stores`, opened before."""
+    """Return one pass over the validation rows: of `stores`, opened before, or else of the text as it is now."""
     return open_rows(data, split="validation", sequence_length=sequence_length, seed=SEED, num_epochs=1, stores=stores)
 
 
 def perplexity(nats: float) -> float:
-    """Return e^nats; of a run that diverged beyond the largest float, infinity."""
+    """Return e^nats, or infinity where a float cannot hold it, as of a run that diverged."""
     return math.inf if nats > math.log(sys.float_info.max) else math.exp(nats)
 
 
 class Evaluation(NamedTuple):
-    """The mean of the term that an objective is evaluated by, in nats a token, and over how much."""
+    """The mean of the term that an objective is evaluated by, in nats a token, and its denominator."""
 
     loss: float
     weight: float

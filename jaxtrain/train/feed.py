@@ -1,9 +1,10 @@
 """Batches for the step: each process reads the rows its devices need and joins them into one global array.
 
-How far a run has read is the number of rows taken of each stream: the same on any mesh and any number of processes, and
-still right when the batch size changes. A stream is some text cut to some sequence length, named by what decides its
-rows and a digest of the text, not by where that lies; phases that read the same stream go on where the one before
-stopped. Text that was edited between a kill and its resume is another stream, and begins at its first row.
+How far a run has read is the number of rows consumed of each stream. It does not depend on the mesh or on the number of
+processes, and stays right when the batch size changes. A stream is a text cut to rows of one sequence length. It is
+named by all that decides its rows and a digest of the text, but not by where the text is stored. A phase that reads the
+same stream as the one before goes on where that stopped. Text that was edited between a kill and its resume is another
+stream, and begins at its first row.
 """
 
 import functools
@@ -22,20 +23,20 @@ from jaxtrain.train.phases import Phase
 
 
 class Layout:
-    """How a [B, L] batch lies over a mesh, and which of its rows this process holds."""
+    """The layout of a [B, L] batch over a mesh, and the rows of it that this process holds."""
 
     def __init__(self, batch_size: int, sequence_length: int, mesh: Mesh):
         self._shape = (batch_size, sequence_length)
         self._sharding = NamedSharding(mesh, activation_spec(("batch", "length"), self._shape, mesh))
-        slices = self._sharding.addressable_devices_indices_map(self._shape).values()
-        self.rows = tuple(sorted({row for rows, _ in slices for row in range(batch_size)[rows]}))
+        indices = self._sharding.addressable_devices_indices_map(self._shape).values()
+        self.rows = tuple(sorted({row for index in indices if index for row in range(batch_size)[index[0]]}))
         self._place = {row: place for place, row in enumerate(self.rows)}
 
     def globalise(self, batch: Batch) -> Batch:
         """Return the sharded global batch from this process's rows."""
 
-        def leaf(local: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(self._shape, self._sharding, self._reader(local))
+        def leaf(local: jax.typing.ArrayLike) -> jax.Array:
+            return jax.make_array_from_callback(self._shape, self._sharding, self._reader(np.asarray(local)))
 
         return Batch(*map(leaf, batch))
 
@@ -48,7 +49,7 @@ class Layout:
 
 
 def _check_same_everywhere(stream: str) -> None:
-    number = zlib.crc32(stream.encode()) >> 1  # what fits an int32
+    number = zlib.crc32(stream.encode()) >> 1  # fits in an int32
     if distributed.anywhere(distributed.of_first(number) != number):
         raise ValueError(
             f"the processes of this run do not read the same data, here {stream!r}: give all hosts the same files"
@@ -58,7 +59,8 @@ def _check_same_everywhere(stream: str) -> None:
 class Feed:
     """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated.
 
-    `is_new`: other streams have been read from, this one has not; `text_changed`: this one's text was another then.
+    `is_new`: other streams have been read before, but not this one. `text_changed`: one of them differs from this one
+    in its text alone.
 
     Raises:
         ValueError: on every process, if they do not read the same text in the same way.
@@ -86,5 +88,5 @@ class Feed:
         return self._layout.globalise(batch)
 
     def describe(self, *, ago: int) -> str:
-        """Say which documents a batch was made of: the last one taken, or the one so many before it."""
+        """Return the documents that a batch was made of. It was taken `ago` batches before the last one."""
         return self._describe(batch=self._batches - 1 - ago)

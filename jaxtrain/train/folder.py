@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.gin"
-FILES = "kept_files"  # copies of what config.gin names by path
+FILES = "kept_files"  # copies of the files that config.gin names
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SaveError(RuntimeError):
-    """A run could not be written, the disk being full perhaps; what was saved before is unharmed."""
+    """A run could not be written, for example because the disk is full. What was saved before is unharmed."""
 
     def __init__(self, what: str, cause: BaseException):
         remedy = (
@@ -32,7 +32,7 @@ class SaveError(RuntimeError):
 
 @contextlib.contextmanager
 def saving(what: str) -> Iterator[None]:
-    """Raise SaveError, beginning with `what`, where the operating system cannot write in the `with`."""
+    """Turn an OSError in the `with` into a SaveError that begins with `what`."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def saving(what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the operating system's words for why a file could not be written, where they can be found."""
+    """Return why a file could not be written: the operating system's message if any, else that of the first error."""
     code = _os_code(error)
     if code is not None:
         return os.strerror(code)
@@ -49,12 +49,12 @@ def reason(error: BaseException) -> str:
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether it was for want of room that a file could not be written."""
+    """Tell whether a file could not be written because there is no room."""
     return _os_code(error) in _NO_ROOM
 
 
 def _os_code(error: BaseException) -> int | None:
-    """Return the number of the operating system's error; of several, the one that says there is no room."""
+    """Return the errno of a chain of errors. Of several, take the one that says there is no room."""
     codes = [code for at in _chain(error) if (code := _own_os_code(at))]
     return next((code for code in codes if code in _NO_ROOM), codes[0] if codes else None)
 
@@ -67,14 +67,14 @@ def _own_os_code(error: BaseException) -> int | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, the one it came from, and so on."""
+    """Yield an error, the error that caused it, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file whole and to the disk, or leave what is there as it is.
+    """Replace a small file atomically, and flush it to the disk. On failure the old file stays as it is.
 
     Raises:
         OSError: it cannot be written.
@@ -94,7 +94,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk know which files are in a folder; some network file systems see to it themselves and refuse."""
+    """Flush the list of a folder's files to the disk. Some network file systems do that themselves and refuse."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -106,7 +106,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """Return a path in a folder at which nothing is: invalid-12-1 or -2 or ... for "invalid-12-{}"."""
+    """Return the first unused path in a folder: invalid-12-1, or -2, and so on, for "invalid-12-{}"."""
     paths = (folder / name.format(number) for number in itertools.count(1))
     return next(path for path in paths if not os.path.lexists(path))
 
@@ -147,7 +147,7 @@ class RunFolder:
             file.write(f"--- step {step} ---\n{text}\n")
 
     def cut_samples(self, *, step: int) -> None:
-        """Drop the samples of later steps, which a run that goes on from `step` writes anew."""
+        """Remove the samples of later steps. A run that goes on from `step` writes them again."""
         if not self.samples.is_file():
             return
         with saving(f"later samples could not be cut off from {self.samples}"):
@@ -163,17 +163,17 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether what is here was written by a run, and is no folder of the same name that somebody else made."""
+        """Whether a run wrote what is here. If not, somebody else made a folder of the same name."""
         finished = self.checkpoints.glob("*/manifest.json")
         return self.config.exists() or self.metrics.is_file() or any(path.is_file() for path in finished)
 
     def write_config(self, text: str) -> None:
-        """Write the operative configuration, whole or not at all."""
+        """Write the operative configuration atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.config, text)
 
     def clear(self) -> None:
-        """Remove the run that is here, if one is, and nothing that is not a run's.
+        """Remove the files of the run that is here, if one is, and no others.
 
         Raises:
             OSError: it cannot be removed.
@@ -187,7 +187,7 @@ class RunFolder:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or what lies in its place; of a folder on another disk, reached by a link, what it holds."""
+    """Remove a folder, or a file of its name. If it is a link to a folder, on another disk perhaps, empty that."""
     if path.is_symlink() and path.is_dir():
         for inner in path.iterdir():
             _remove_plainly(inner)

@@ -23,19 +23,20 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(tree: ParamTree) -> str:
-    """Return a name for the paths, shapes, types and bits of a tree, whatever its layout on devices; "" for no leaves.
+    """Return a fingerprint of the paths, shapes, dtypes and bits of a tree; "" if it has no leaves.
 
-    Two trees that differ by accident have the same name with a probability of 2^-128.
+    It does not depend on the layout over devices. Two trees that differ by accident have the same fingerprint with a
+    probability of 2^-128.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         return ""
     sums = jax.device_get(_all_sums([leaf for _, leaf in leaves]))
-    facts = [
-        [jax.tree_util.keystr(path), list(leaf.shape), leaf.dtype.name, own.tolist()]
-        for (path, leaf), own in zip(leaves, sums, strict=True)
+    parts = [
+        [jax.tree_util.keystr(path), list(leaf.shape), leaf.dtype.name, of_leaf.tolist()]
+        for (path, leaf), of_leaf in zip(leaves, sums, strict=True)
     ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 @jax.jit
@@ -44,36 +45,36 @@ def _all_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _sums(x: jax.Array) -> jax.Array:
-    """Return four sums, modulo 2^32, of a hash of every element and its place. No order of adding changes them."""
+    """Return four sums, modulo 2^32, of a hash of every element and its index. They do not depend on the order."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
     for axis in reversed(range(x.ndim)):
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
         stride *= x.shape[axis]
     bits = x.astype(jnp.uint32)
-    return jnp.stack([jnp.sum(_mixed(bits ^ _mixed(place + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
+    return jnp.stack([jnp.sum(_mixed(bits ^ _mixed(index + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3 (Appleby, 2011): every bit of the result depends on every bit of `x`."""
+    """Return the finaliser of MurmurHash3 (Appleby, 2011): every bit of it depends on every bit of `x`."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def finish(saving: Path) -> None:
-    """Declare a tree written, and give it its name."""
+    """Write the manifest of a tree that is written, and give it its final name."""
     write_manifest(saving)
     finished = saving.with_suffix("")
-    if finished.exists():  # and is damaged, or it would not be written again
+    if finished.exists():  # it is damaged: otherwise it would not be written again
         finished.rename(free_name(finished.parent, f"{finished.name}.invalid-{{}}"))
     saving.rename(finished)
     flush_folder(saving.parent)
 
 
 def remove_unused(checkpoints: list[Path], folder: Path) -> None:
-    """Remove the trees that none of these checkpoints refers to; none while one of them cannot be asked."""
+    """Remove the trees that none of the checkpoints refers to. If a manifest cannot be read, remove none."""
     if not folder.is_dir():
         return
     try:
@@ -87,7 +88,7 @@ def remove_unused(checkpoints: list[Path], folder: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed left half-written or half-removed."""
+    """Remove what a killed process left half-written or half-removed."""
     for suffix in ("saving", "removing"):
         for tree in folder.glob(f"*.{suffix}"):
             shutil.rmtree(tree, ignore_errors=True)

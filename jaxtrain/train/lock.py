@@ -1,8 +1,9 @@
-"""One run, one process group: a file in the run folder that says who trains there, held by the first process.
+"""The lock of a run folder: a file that names the process that trains there, so that only one run does.
 
-On one machine, and on network file systems that pass locks on, the system's lock (flock) tells at once, and a process
-that was killed holds it no longer. Other file systems keep locks to each machine. There a lock whose holder is on
-another machine is watched for a while: a holder touches the file all the time, so one that does not is gone.
+The first process of a run holds it. On one machine, and on network file systems that share locks, the system's lock
+(flock) tells at once whether it is held, and a killed process no longer holds it. On other file systems a machine sees
+only its own locks. There a lock whose holder is on another machine is watched for a while: a holder touches the file
+every few seconds, so one that does not is gone.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ class Holder(NamedTuple):
 
 
 class RunLock:
-    """In a `with` nobody else trains in the folder; a `with` of the same lock inside it changes nothing.
+    """In a `with`, no other run trains in the folder. A `with` of the same lock inside it has no effect.
 
     All processes of a run enter together.
 
@@ -75,7 +76,7 @@ class RunLock:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; remove those that were made here and are still empty at the end."""
+    """Make a folder and its parents. At the end, remove those that were made here and are still empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,13 +92,13 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file in the `with`, and remove it at the end."""
     file = _open_locked(path)
     try:
-        _see_that_holder_is_gone(path)
+        _check_holder_is_gone(path)
         try:
-            _sign(file)
-            with _beating(file):
+            _write_holder(file)
+            with _heartbeat(file):
                 yield
         finally:
-            with contextlib.suppress(OSError):  # a disk that is read-only by now: a lock that nobody holds does no harm
+            with contextlib.suppress(OSError):  # the disk is read-only by now: a file that nobody holds is harmless
                 if _is_at(path, file):
                     path.unlink()
     finally:
@@ -114,7 +115,7 @@ def _open_locked(path: Path) -> int:
             raise
         if _is_at(path, file):
             return file
-        os.close(file)  # the holder before has removed it since it was opened
+        os.close(file)  # the previous holder removed it after it was opened
 
 
 def _lock(path: Path, file: int) -> None:
@@ -125,13 +126,13 @@ def _lock(path: Path, file: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        holder = _holder(path)  # a file system without locks: what the file says must do
+        holder = _holder(path)  # a file system without locks: go by what the file says
         if holder and holder.is_here and _runs(holder.process):
             raise ValueError(_refusal(path, holder)) from None
 
 
-def _see_that_holder_is_gone(path: Path) -> None:
-    """Return where a holder of the file that was not locked is gone. Raises ValueError where it is not."""
+def _check_holder_is_gone(path: Path) -> None:
+    """Raise ValueError if the holder that the file names is still there, though the file was not locked."""
     holder = _holder(path)
     if holder is None:
         return
@@ -148,14 +149,14 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 
 def _holder(path: Path) -> Holder | None:
-    """Return who the file says holds it; None where that was not written whole."""
+    """Return the holder that the file names; None if that was not fully written."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _sign(file: int) -> None:
+def _write_holder(file: int) -> None:
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(Holder(socket.gethostname(), os.getpid(), now)._asdict()).encode(), 0)
@@ -163,8 +164,8 @@ def _sign(file: int) -> None:
 
 
 @contextlib.contextmanager
-def _beating(file: int) -> Iterator[None]:
-    """Touch the file now and then in the `with`, for those on other machines."""
+def _heartbeat(file: int) -> Iterator[None]:
+    """Touch the file every `BEAT_SECONDS` in the `with`, for processes on other machines to see."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -182,7 +183,7 @@ def _beating(file: int) -> Iterator[None]:
 
 
 def _is_touched(path: Path) -> bool:
-    """Watch a file for a while; tell whether anybody touches it."""
+    """Watch a file for `WATCH_SECONDS`, and tell whether anybody touches it."""
     before, end = _touched(path), time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(WATCH_SECONDS / 20)
@@ -192,7 +193,7 @@ def _is_touched(path: Path) -> bool:
 
 
 def _touched(path: Path) -> int:
-    with path.open("rb") as file:  # opening it has a network file system ask its server
+    with path.open("rb") as file:  # opening it makes a network file system ask its server
         return os.fstat(file.fileno()).st_mtime_ns
 
 
@@ -210,5 +211,5 @@ def _runs(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's
+        pass  # it runs, as another user
     return True

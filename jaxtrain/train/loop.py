@@ -38,7 +38,7 @@ class Result(NamedTuple):
     state: TrainState
     step: int
     finished: bool
-    numbers: Numbers  # the last of everything measured
+    numbers: Numbers  # the latest value of everything measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Trainer:
             return self.train_from(self.find_start())
 
     def find_start(self) -> int | None:
-        """Return the step that `train` goes on from, None for a run that begins; change nothing. Raises as it does."""
+        """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
         first_save = min((saving.every_steps for saving in self._saving), default=1)
         return find_start(self.folder, first_save=min(first_save, self.recipe.total_steps))
 
@@ -78,7 +78,7 @@ class Trainer:
         return [hook.saving for hook in self.hooks if hook.saving]
 
     def train_from(self, start: int | None) -> Result:
-        """Run the phases from where `find_start` says, with the lock held since."""
+        """Run the phases from `start`, which `find_start` returned, with the lock held since then."""
         retention = next((saving.retention for saving in self._saving), Retention())
         graph, _, axes = abstract_model(self.recipe.model)
         evaluation_step = make_evaluation_step(graph, self.recipe.objective)
@@ -115,6 +115,7 @@ class Trainer:
             with stop.reporting():
                 checkpoints.check(wait=True)
             stop.settle()
+        assert state is not None, "a run has at least one phase"
         return Result(state, run.step, run.step >= self.recipe.total_steps, recorder.latest)
 
     def _recorder(self, start: int | None, stop: Stop) -> Recorder:
@@ -148,7 +149,7 @@ class Trainer:
             devices=mesh.size,
         )
         length = phase.sequence_length
-        # Where evaluation is asked for, and then once: of the text that the feed has opened.
+        # Opened when an evaluation first needs it, from the text that the feed has opened.
         validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
         return RunningPhase(span, data, feed, validation, self.recipe.program(span, mesh))
 
@@ -160,7 +161,7 @@ class Trainer:
         start: int | None,
         checkpoints: Checkpoints,
     ) -> TrainState:
-        """Return the state to begin a phase with: created, restored, or moved from the phase before."""
+        """Return the state that a phase begins with: created, restored, or moved from the mesh of the phase before."""
         target = program.target
         if state is not None:
             return jax.device_put(state, _layout(target))
@@ -168,21 +169,21 @@ class Trainer:
             return create_state(self.recipe.model, program.tx, axes, program.mesh, jax.random.key(self.seed))
         if checkpoints.has_progress(start):
             return checkpoints.restore_state(start, target)
-        begin = functools.partial(state_of, tx=program.tx)  # a model alone, such as an imported one
+        begin = functools.partial(state_of, tx=program.tx)  # the checkpoint is a model alone, such as an imported one
         model = checkpoints.restore_model(start, target.model)
         return jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(model)
 
 
 def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
-    """Make the steps of a phase, or those until the run is asked to stop, and then save."""
+    """Make the steps of a phase. If the run is asked to stop before its end, save and return."""
     program, feed, end = run.phase.program, run.phase.feed, run.phase.span.end
-    key = jax.random.fold_in(run.key, 1)  # the run's own is that of its first values
+    key = jax.random.fold_in(run.key, 1)  # the run's key itself has initialised the parameters
     with jax.set_mesh(program.mesh):
         while run.step < end and not run.stop.decided():
             with jax.profiler.StepTraceAnnotation("train", step_num=run.step):
                 state, measured = program.step(state, next(feed), key)
             run.step += 1
-            run.finish_step()  # the one before: meanwhile the devices work on this one
+            run.finish_step()  # the step before, while the devices work on this one
             run.recorder.begin(run.step, measured)
             state = run.hooks.after_step(run, state)
             profiler.step_done(state)

@@ -1,10 +1,10 @@
 """The manifest of a checkpoint: its name, its layout, and the size and CRC-32 of every file in it; written last.
 
 A checkpoint that does not match it is damaged: a file is missing, changed or one too many, or the folder was renamed.
-What the manifest lists is on the disk, and not only in the system's memory, by the time it is written.
+The files that it lists are flushed to the disk before it is written.
 
-The layout is that of the trees in a checkpoint. Layout 1, before there were stacks with names and linears, had a
-manifest of its own: the files alone.
+The layout is the version of the trees in a checkpoint. A manifest of layout 1, which had neither named stacks nor
+linears, lists the files alone.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from jaxtrain.surgery.layouts import LAYOUT
 from jaxtrain.train.folder import flush_folder, write_whole
@@ -31,7 +31,7 @@ class Manifest(NamedTuple):
 
 
 def write_manifest(folder: Path, *, frozen: str | None = None) -> None:
-    """Declare a checkpoint finished, with the files it has now. `12` and `12.saving` are both the checkpoint 12."""
+    """Write the manifest of a finished checkpoint. The folders `12` and `12.saving` both have the name 12 in it."""
     files = _files(folder)
     with ThreadPoolExecutor(_READERS) as pool:
         digests = dict(zip(files, pool.map(_flushed_digest, files.values()), strict=True))
@@ -42,7 +42,7 @@ def write_manifest(folder: Path, *, frozen: str | None = None) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a checkpoint has a manifest of its own, which is not to say that it matches."""
+    """Tell whether a checkpoint has a manifest with its name. Its files are not compared with it."""
     try:
         return bool(read_manifest(folder).files)
     except ValueError:
@@ -50,7 +50,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
-    """Say what is wrong with a checkpoint's files, None if nothing is; read only the `part`-th of `parts` shares."""
+    """Return what is wrong with a checkpoint's files, None if nothing. Read only share `part` of `parts` of them."""
     try:
         listed, there = read_manifest(folder).files, _files(folder)
     except ValueError as error:
@@ -65,7 +65,7 @@ def fault(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
 
 
 def check_layout(folder: Path) -> None:
-    """Raise ValueError where a checkpoint was written by a later version, in a layout that this one does not know."""
+    """Raise ValueError if a later version wrote the checkpoint, in a layout that this one does not know."""
     try:
         manifest = read_manifest(folder)
     except ValueError:
@@ -78,22 +78,22 @@ def check_layout(folder: Path) -> None:
 
 
 def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
-    """Return what the manifest of a checkpoint says, which has the folder's name, or any of one that was `renamed`.
+    """Return the manifest of a checkpoint. It must have the folder's name, unless the checkpoint was `renamed`.
 
     Raises:
-        ValueError: with what is wrong with it.
+        ValueError: the manifest is missing, damaged or of another checkpoint; with which of these.
     """
     damaged = f"its file {MANIFEST} is damaged"
     try:
         match json.loads((folder / MANIFEST).read_bytes()):
             case {
-                "checkpoint": str(own),
+                "checkpoint": str(name),
                 "layout": int(layout),
                 "frozen": str() | None as frozen,
                 "files": {**files},
             } if _are_digests(files):
-                if own != folder.name and not renamed:
-                    raise ValueError(f"its {MANIFEST} is that of checkpoint {own}")
+                if name != folder.name and not renamed:
+                    raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
                 return Manifest(layout, frozen, files)
             case {**files} if _are_digests(files):
                 return Manifest(1, None, files)
@@ -106,19 +106,19 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
     raise ValueError(damaged)
 
 
-def _are_digests(files: dict) -> bool:
+def _are_digests(files: dict) -> TypeGuard[dict[str, Digest]]:
     return bool(files) and all(isinstance(d, list) and list(map(type, d)) == [int, int] for d in files.values())
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return all files but the manifest by their relative paths. Raises OSError where one cannot be seen."""
+    """Return all files but the manifest, by their relative paths. Raises OSError if a folder cannot be listed."""
 
     def fail(error: OSError):
         raise error
 
-    found = [at / name for at, _, names in folder.walk(on_error=fail, follow_symlinks=True) for name in names]
-    own = (path for path in sorted(found) if path.parent != folder or not path.name.startswith(MANIFEST))
-    return {path.relative_to(folder).as_posix(): path for path in own}
+    paths = [at / name for at, _, names in folder.walk(on_error=fail, follow_symlinks=True) for name in names]
+    listed = (path for path in sorted(paths) if path.parent != folder or not path.name.startswith(MANIFEST))
+    return {path.relative_to(folder).as_posix(): path for path in listed}
 
 
 def _file_fault(folder: Path, name: str, digest: Digest) -> str | None:

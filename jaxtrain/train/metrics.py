@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 class JsonLines:
     """One JSON object a line, flushed as it is written. On resuming, lines after the restored step are dropped.
 
-    Lines that are not those of a step are, too, and then the file as it was is kept beside the new one.
+    Lines that are not the record of a step are dropped, too. Then the file as it was is kept beside the new one.
     """
 
     def open(self, folder: Path, *, from_step: int) -> Sink:
         path = folder / METRICS
-        found = parse_metrics(path)
-        if found.foreign:
+        parsed = parse_metrics(path)
+        if parsed.foreign:
             shutil.copyfile(path, free_name(folder, "invalid-metrics-{}.jsonl"))
-        _say_what_is_left_out(path, found)
-        write_whole(path, "".join(_line(record) for record in found.records if record["step"] <= from_step))
+        _log_left_out(path, parsed)
+        write_whole(path, "".join(_line(record) for record in parsed.records if record["step"] <= from_step))
         return _JsonLinesSink(path.open("a", buffering=1))
 
 
@@ -48,13 +48,13 @@ class _JsonLinesSink:
 
 
 def _line(record: dict) -> str:
-    """Return a record as a line; JSON has no word for a number that is not finite, so it is null."""
+    """Return a record as a line. A number that is not finite becomes null, because JSON has none."""
     plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
 
 
 class ParsedMetrics(NamedTuple):
-    """The records of a metrics.jsonl, and the numbers of the lines that are none: `foreign`, or the last, `torn`."""
+    """The records of a metrics.jsonl, and the numbers of other lines: `foreign` ones, and a last one that is `torn`."""
 
     records: list[dict]
     foreign: list[int]
@@ -62,14 +62,14 @@ class ParsedMetrics(NamedTuple):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Return the records of a metrics.jsonl, null being NaN; name the lines that are left out because they are none."""
-    found = parse_metrics(path)
-    _say_what_is_left_out(path, found)
-    return found.records
+    """Return the records of a metrics.jsonl, with NaN for null. Log which lines are left out because they are none."""
+    parsed = parse_metrics(path)
+    _log_left_out(path, parsed)
+    return parsed.records
 
 
 def parse_metrics(path: Path) -> ParsedMetrics:
-    """Return what is in a metrics.jsonl; nothing if there is no such file."""
+    """Return what is in a metrics.jsonl: no records if there is no such file."""
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = [_record(line) for line in lines]
     wrong = [number for number, record in enumerate(records[:-1], 1) if record is None]
@@ -89,15 +89,15 @@ def _record(line: bytes) -> dict | None:
 
 
 def _number(value) -> float:
-    """Return a number as it is. Raises ValueError or OverflowError where it is none that a float can hold."""
+    """Return a number unchanged. Raise ValueError or OverflowError if it is none that a float can hold."""
     if type(value) not in (int, float):
         raise ValueError(f"{value=}: not a number")
     float(value)
     return value
 
 
-def _say_what_is_left_out(path: Path, found: ParsedMetrics) -> None:
-    numbers = [*found.foreign, *found.torn]
+def _log_left_out(path: Path, parsed: ParsedMetrics) -> None:
+    numbers = [*parsed.foreign, *parsed.torn]
     if numbers:
         shown = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
         log.warning("%s: left out line %s, which is not the record of a step", path, shown)
@@ -108,7 +108,7 @@ def _raise(failure: SaveError) -> None:
 
 
 class Metrics:
-    """All sinks of a run as one; only the first process writes. `report` takes a sink's failure, or raises it."""
+    """All sinks of a run as one. Only the first process writes. `report` gets a sink's failure, or raises it."""
 
     def __init__(
         self,
@@ -125,7 +125,8 @@ class Metrics:
         with self._reported(), contextlib.ExitStack() as opened:
             if writes:
                 folder.mkdir(parents=True, exist_ok=True)
-                for writer in (JsonLines(), *writers):
+                all_writers: tuple[JsonLines | Writer, ...] = (JsonLines(), *writers)
+                for writer in all_writers:
                     sink = writer.open(folder, from_step=from_step)
                     self._sinks.append(opened.enter_context(contextlib.closing(sink)))
             self._opened = opened.pop_all()

@@ -1,8 +1,8 @@
-"""What a run needs of memory at least, counted from its configuration before anything is allocated or compiled.
+"""The memory that a run needs at least, counted from its configuration before anything is allocated or compiled.
 
-Counted is what no compiler does without: parameters, state of the optimizer, averages, the batch on the host, hidden
-states and logits of a microbatch, decoding states of a sample. All of it is compared once, over all machines, with all
-the memory there is: what is refused here fits under no mesh. `jaxtrain compile` counts exactly, for one mesh.
+It counts what every program must hold: parameters, state of the optimizer, averages, the batch on the host, hidden
+states and logits of a microbatch, decoding states of a sample. The sum over all machines is compared with all their
+memory, so what does not fit here fits on no mesh. `jaxtrain compile` gives the exact memory, for one mesh.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _BYTES = 4  # of a parameter, a logit, and every field of a batch's tokens
 
 
 class Need(NamedTuple):
-    """Bytes over all machines, and what for, with the keys that decide it."""
+    """Bytes over all machines, and what they are for, with the configuration keys that decide it."""
 
     size: int
     what: str
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The memory of all machines, in bytes, and of all devices, 0 where that is the machines'."""
+    """The memory of all machines and of all devices, in bytes. `devices` is 0 where they use that of the machines."""
 
     hosts: int
     devices: int
@@ -53,16 +53,16 @@ def check_run(
     microbatches: int,
     room: Room,
 ) -> None:
-    """Raise ValueError, naming what is needed and what there is, where a run cannot fit."""
+    """Raise ValueError if a run cannot fit, naming what is needed and what there is."""
     lasting = [parameters(model), *_averages(hooks, model)]
-    _check(lasting, room)  # also that there are few enough of them to be counted further
+    _check(lasting, room)  # first, so that there are few enough parameters for the counts below
     lasting += [_optimizer_state(model, optimizer, clip_norm), *_decoding_states(hooks, model)]
     for index, phase in enumerate(phases):
         _check([*lasting, *batch(phase, f"phases[{index}]", model, microbatches)], room)
 
 
 def check_evaluation(model: DecoderConfig, phase: Phase, devices: Sequence[jax.Device]) -> None:
-    """Raise ValueError where a trained model and a batch of a phase cannot fit."""
+    """Raise ValueError if a trained model and a batch of a phase cannot fit."""
     _check([parameters(model), *batch(phase, "phases[-1]", model, 1)], room_of(devices))
 
 
@@ -72,7 +72,7 @@ def parameters(model: DecoderConfig) -> Need:
 
 
 def batch(phase: Phase, where: str, model: DecoderConfig, microbatches: int) -> list[Need]:
-    """Return what a batch of a phase holds on the hosts, and what a microbatch of it makes of the devices."""
+    """Return what a batch of a phase takes on the hosts, and what a microbatch of it takes on the devices."""
     key = f"({where}.batch_size={phase.batch_size}, sequence_length={phase.sequence_length})"
     tokens = phase.tokens_per_step // microbatches
     hidden = tokens * model.d_model * jnp.dtype(model.compute_dtype).itemsize
@@ -114,7 +114,7 @@ def _size(tree) -> int:
 
 
 def most_room(devices: int) -> Room:
-    """Return more memory than so many devices have, and their machines, of any kind there is."""
+    """Return more memory than this many devices of any kind, and their machines, have."""
     return Room(hosts=10**18, devices=devices * 10**12)
 
 
@@ -127,7 +127,7 @@ def room_of(devices: Sequence[jax.Device]) -> Room:
 
 
 def _memory_of_this_machine() -> int:
-    """Return the bytes there are, or those that the container at hand may use."""
+    """Return the bytes that this machine has, or that its container may use."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
@@ -151,6 +151,6 @@ def _compare(needs: list[Need], there: int, owner: str) -> None:
 
 
 def _shown(size: int) -> str:
-    """Return a number of bytes in the unit that suits it."""
+    """Return a number of bytes as text, in a unit that fits it."""
     power = min((len(str(size)) - 1) // 3, len(_UNITS) - 1)
     return f"{size / 1000**power:,.3g} {_UNITS[power]}" if size < 10**21 else f"10^{len(str(size)) - 1} bytes"

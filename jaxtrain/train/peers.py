@@ -1,9 +1,9 @@
-"""Watching the other processes of a run: where one is gone, this one says which, and ends.
+"""Watches the other processes of a run: if one is gone, this one prints which, and ends.
 
 A collective whose partner is gone waits for ever, or fails without naming it, and JAX takes 100 s to notice. So every
 process holds a TCP connection to the first. The system closes the connections of a process that dies, however it dies;
-those of a machine that is gone fail after `KEEPALIVE`. A process that is busy, or stopped for a while, is not gone: the
-system answers for it.
+those of a machine that is gone fail after `KEEPALIVE`. A process that is busy, or stopped for a while, is not gone: its
+system still answers.
 """
 
 import asyncio
@@ -19,50 +19,50 @@ from typing import NamedTuple, NoReturn, Protocol
 
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}  # seconds, seconds, times: 14 s in all
 GRACE_SECONDS = 10  # for a process to end by itself when another has ended with an error
-VERDICT_SECONDS = 5  # from what the end of a process brings about here to our hearing of it
+VERDICT_SECONDS = 5  # from a failure here that the end of another process caused, until we learn of that end
 LEAVE_SECONDS = 1
 CONNECT_SECONDS = 60
 _KEY = "jaxtrain/peers"
 
 
 class Store(Protocol):
-    """Where processes leave texts for one another: JAX's distributed client."""
+    """The key-value store that all processes share: JAX's distributed client."""
 
     def key_value_set(self, key: str, value: str) -> None: ...
 
     def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
 
 
-class Loss(NamedTuple):
-    """A process that is no longer there, with its exit code if it still told the others."""
+class LostProcess(NamedTuple):
+    """A process that has ended, with its exit code if it told the others."""
 
-    index: int
+    process: int
     code: int | None
 
     def __str__(self) -> str:
         end = "is gone" if self.code is None else f"has ended with exit code {self.code}"
-        return f"process {self.index} {end}"
+        return f"process {self.process} {end}"
 
     def line(self) -> bytes:
-        return f"{self.index} {'' if self.code is None else self.code}\n".encode()
+        return f"{self.process} {'' if self.code is None else self.code}\n".encode()
 
     @classmethod
-    def read(cls, line: bytes) -> "Loss":
-        index, _, code = line.decode().strip().partition(" ")
-        return cls(int(index), int(code) if code else None)
+    def read(cls, line: bytes) -> "LostProcess":
+        process, _, code = line.decode().strip().partition(" ")
+        return cls(int(process), int(code) if code else None)
 
 
 class Peers:
-    """The connections of one of `count` processes. Calls `lost` in a thread of its own when another is gone."""
+    """The connections of process `index` of `count`. Calls `on_loss`, in another thread, when a process is gone."""
 
-    def __init__(self, index: int, count: int, lost: Callable[[Loss], object]):
-        self._index, self._count, self._lost = index, count, lost
+    def __init__(self, index: int, count: int, on_loss: Callable[[LostProcess], object]):
+        self._index, self._count, self._on_loss = index, count, on_loss
         self._others: dict[int, asyncio.StreamWriter] = {}
-        self._tasks: set[asyncio.Task] = set()  # asyncio holds none of them
-        self._met, self._found = threading.Event(), threading.Event()
+        self._tasks: set[asyncio.Task] = set()  # asyncio keeps weak references only
+        self._met, self._learned = threading.Event(), threading.Event()
         if count == 1:
             self._met.set()
-        self._loss: Loss | None = None
+        self._lost: LostProcess | None = None
         self._ends = False
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="peers", daemon=True).start()
@@ -70,16 +70,16 @@ class Peers:
     # -- meeting ------------------------------------------------------------------------------------------------
 
     def relay(self, address: str) -> str:
-        """Return an address on this machine that leads to `address`, and never closes a connection by itself.
+        """Return an address on this machine that forwards to `address`, and stays connected when `address` disconnects.
 
         JAX aborts a process, in native code, as soon as its connection to the first one closes.
         """
         host, port = _split(address)
-        server = self._run(asyncio.start_server(lambda *near: _relayed(*near, host, port), "127.0.0.1", 0))
+        server = self._run(asyncio.start_server(lambda near, back: _relayed(near, back, host, port), "127.0.0.1", 0))
         return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     def meet(self, address: str, store: Store) -> bool:
-        """Connect with the others through the first, whose machine is that of `address`; tell whether all came."""
+        """Connect with the others through the first process, on the machine of `address`; tell whether all did."""
         if self._index == 0:
             token = secrets.token_hex(16)
             listener = _listener()
@@ -116,39 +116,39 @@ class Peers:
         self._tasks.add(task)
 
     async def _hear(self, index: int, reader: asyncio.StreamReader) -> None:
-        """Wait until a process says who was lost, or that it ends, or is lost itself."""
+        """Wait until a process tells who was lost or that it ends itself, or until it is lost."""
         line = b""
         with contextlib.suppress(OSError):
             line = await reader.readline()
-        loss = Loss.read(line) if line else Loss(index, None)
+        lost = LostProcess.read(line) if line else LostProcess(index, None)
         self._others.pop(index).close()
         if self._ends:
             return
-        self._ends, self._loss = True, loss
-        await self._tell(loss)
-        self._found.set()
-        if loss.code is not None:
+        self._ends, self._lost = True, lost
+        await self._tell(lost)
+        self._learned.set()
+        if lost.code is not None:
             await asyncio.sleep(GRACE_SECONDS)
-        self._lost(loss)
+        self._on_loss(lost)
 
-    async def _tell(self, loss: Loss) -> None:
+    async def _tell(self, lost: LostProcess) -> None:
         for writer in self._others.values():
-            writer.write(loss.line())
+            writer.write(lost.line())
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(writer.drain() for writer in self._others.values())), 1)
 
     def verdict(self) -> None:
-        """Something has failed here that the loss of a process would explain: end if there is one, else return."""
-        if self._found.wait(VERDICT_SECONDS) and self._loss:
-            self._lost(self._loss)
+        """Wait for news of a lost process that would explain a failure here: end if there is one, else return."""
+        if self._learned.wait(VERDICT_SECONDS) and self._lost:
+            self._on_loss(self._lost)
 
     def leave(self, code: int) -> None:
-        """Tell the others that this process ends with an error; with 0 they end as well, and need not be told."""
+        """Tell the others that this process ends with an error. With code 0 they end as well, and are not told."""
         if code:
-            self._found.wait(LEAVE_SECONDS)  # the loss of another may be why, and is then said in that time
+            self._learned.wait(LEAVE_SECONDS)  # if the loss of another is why, it is printed in that time
         self._ends = True
         if code:
-            self._run(self._tell(Loss(self._index, code)))
+            self._run(self._tell(LostProcess(self._index, code)))
 
     def _run(self, coroutine: Coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -180,7 +180,7 @@ def _split(address: str) -> tuple[str, str]:
 
 
 def _listener() -> socket.socket:
-    """Return a socket at one port of all addresses of this machine."""
+    """Return a socket that listens at one port of all addresses of this machine."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))
@@ -200,23 +200,23 @@ _speaking = threading.Lock()
 
 
 def watch(index: int, count: int, remedy: Callable[[], str]) -> Peers:
-    """Begin to watch: where a process is gone, this one says so, with `remedy`, and ends with exit code 1."""
+    """Begin to watch the others: if one is gone, this process prints that and `remedy`, and ends with exit code 1."""
     global _peers
 
-    def end(loss: Loss) -> NoReturn:
-        _speaking.acquire()  # for good
+    def end(lost: LostProcess) -> NoReturn:
+        _speaking.acquire()  # and never release it
         with contextlib.suppress(Exception):
-            _say(f"jaxtrain: stopped: {loss}. {remedy()}".rstrip())
+            _say(f"jaxtrain: stopped: {lost}. {remedy()}".rstrip())
         os._exit(1)  # nothing else ends a thread that waits in a collective
 
     _peers = Peers(index, count, end)
-    atexit.register(_peers.leave, 0)  # before JAX's own, in which all wait for all
-    sys.excepthook = _failed(sys.excepthook)
+    atexit.register(_peers.leave, 0)  # runs before JAX's own handler, in which all processes wait for each other
+    sys.excepthook = _excepthook(sys.excepthook)
     return _peers
 
 
-def _failed(say: Callable[..., object]) -> Callable[..., None]:
-    """What the interpreter does with an exception that nobody catches, in a process that has others."""
+def _excepthook(say: Callable[..., object]) -> Callable[..., None]:
+    """Return the handler of uncaught exceptions of a process that has others."""
 
     def hook(kind: type[BaseException], *error) -> None:
         if issubclass(kind, Exception):
@@ -228,13 +228,13 @@ def _failed(say: Callable[..., object]) -> Callable[..., None]:
 
 
 def verdict() -> None:
-    """End the process if what failed in it is due to the loss of another."""
+    """End the process if a failure in it is due to the loss of another."""
     if _peers:
         _peers.verdict()
 
 
 def leave(code: int) -> None:
-    """End with an error where there are other processes, and tell them; JAX would wait for them."""
+    """If there are other processes, tell them and end at once with exit code `code`. JAX would wait for them."""
     if _peers:
         _peers.leave(code)
         sys.stdout.flush()
@@ -243,7 +243,7 @@ def leave(code: int) -> None:
 
 
 def _say(text: str) -> None:
-    """Write to the terminal while another thread may hold its locks, and may have a live display on it."""
+    """Write a line to the terminal although another thread may hold its locks, and may have a live display there."""
     if os.isatty(1):
         os.write(1, b"\033[?25h\n")  # the cursor, which displays hide
     os.write(2, f"{text}\n".encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""A run is a list of phases: so many steps of one batch size, sequence length, data, learning rate and mesh."""
+"""Phases. A run is a list of them, each with its steps, batch size, sequence length, data, learning rate and mesh."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtrain.optim.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """`batch_size` counts sequences over all devices. What is None stays as the run has it.
+    """`batch_size` counts sequences over all devices. A field that is None is the run's.
 
     A phase's own `learning_rate` starts counting at the phase's first step.
     """
@@ -39,7 +39,7 @@ class Phase:
 class Span(NamedTuple):
     """A phase and the steps of the run it covers: first <= step < end."""
 
-    index: int
+    number: int  # of the phase, from 0
     phase: Phase
     first: int
     end: int
@@ -47,24 +47,24 @@ class Span(NamedTuple):
 
 def spans(phases: tuple[Phase, ...]) -> Iterator[Span]:
     first = 0
-    for index, phase in enumerate(phases):
-        yield Span(index, phase, first, first + phase.steps)
+    for number, phase in enumerate(phases):
+        yield Span(number, phase, first, first + phase.steps)
         first += phase.steps
 
 
 def remaining(phases: tuple[Phase, ...], step: int) -> Iterator[Span]:
-    """Yield the phases not over at a step; the last one when all are over."""
+    """Return the phases that are not over at a step; the last one when all are over."""
     *_, last = spans(phases)
     return (span for span in spans(phases) if step < span.end or (span == last and step >= last.end))
 
 
 def learning_rate(span: Span, schedule: Schedule, *, total_steps: int) -> optax.Schedule:
     """Return the rate of a phase: its own from its first step on, or the run's `schedule` over all steps of the run."""
-    own = span.phase.learning_rate
-    if own is None:
+    phase = span.phase
+    if phase.learning_rate is None:
         return schedule.build(total_steps)
-    rate = own.build(span.phase.steps)
-    return lambda count: rate(jnp.maximum(count - span.first, 0))  # behind the steps by those that were skipped
+    rate = phase.learning_rate.build(phase.steps)
+    return lambda count: rate(jnp.maximum(count - span.first, 0))  # less than the steps by those that were skipped
 
 
 def total_steps(phases: tuple[Phase, ...]) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-WARM_UP = 2  # steps: compilation, and the one that was waiting for it
+WARM_UP = 2  # steps: the one that compiles, and the one that waited for it
 
 
 class Profiler:
@@ -16,7 +16,7 @@ class Profiler:
         self._tracing = False
 
     def step_done(self, state) -> None:
-        """Count a step that was started, `state` being what it returns."""
+        """Count a step that was started. `state` is what it returned."""
         self._made += 1
         if self._steps and self._made == WARM_UP:
             jax.block_until_ready(state)

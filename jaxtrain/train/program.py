@@ -1,6 +1,6 @@
 """The program of a phase: optimizer, layout of the state, and the jitted step, assembled in this one place.
 
-The loop runs it. Ahead-of-time compilation, and the check before a run gives way to another, look at the same one.
+The loop runs it. Ahead-of-time compilation, and the check before a run is replaced by another, trace the same one.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
 from jaxtrain.train.state import TrainState, abstract_state
-from jaxtrain.train.step import TrainStep, make_train_step
+from jaxtrain.train.step import make_train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What decides the numbers of a run, besides its data, its seed and its mesh."""
+    """What determines the results of a run, besides its data, its seed and its mesh."""
 
     model: DecoderConfig
     objective: Objective
@@ -51,7 +51,7 @@ class Recipe:
         tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
         step = make_train_step(graph, self.objective, self.gradients, tx, rate)
-        # Without a layout of its own the compiler might return the state in another one than a checkpoint restores.
+        # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
         return Program(span.phase, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
 
@@ -63,16 +63,16 @@ class Program(NamedTuple):
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState
-    step: TrainStep
+    step: jax.stages.Wrapped  # of a TrainStep
 
     def trace(self) -> jax.stages.Traced:
-        """Return the step as it is traced: what no configuration shows is refused here."""
+        """Return the traced step. Tracing raises errors that no check of the configuration finds."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         with jax.set_mesh(self.mesh):
             return self.step.trace(self.target, abstract_batch(self.phase, self.mesh), key)
 
     def compile(self, compiler_options: dict | None = None) -> jax.stages.Compiled:
-        """Return the step compiled for the devices of the mesh, which may be those of a topology alone."""
+        """Return the step compiled for the devices of the mesh, which may be those of a topology."""
         traced = self.trace()
         with jax.set_mesh(self.mesh):
             return compile_ahead_of_time(traced.lower(), compiler_options=compiler_options)
@@ -84,4 +84,4 @@ def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
     integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch(integers, integers, weights, integers, integers)
+    return Batch._make((integers, integers, weights, integers, integers))

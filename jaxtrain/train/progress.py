@@ -1,6 +1,7 @@
-"""How far a run is: step, loss, tokens a second, MFU where the device's peak is known, time left.
+"""The display of progress: step, loss, tokens a second, MFU where the device's peak is known, time left.
 
-On a terminal or in a notebook a live bar, elsewhere (a file, the log of a cluster's job) a plain line now and then.
+On a terminal or in a notebook it is a live bar. Elsewhere (a file, the log of a cluster's job) it is a plain line now
+and then.
 """
 
 import datetime
@@ -15,7 +16,7 @@ from jaxtrain.planning.peaks import peak_flops
 
 
 class Speed:
-    """Tokens a second over the recent steps; time spent between steps, in hooks and compilation, is left out."""
+    """Tokens a second over the recent steps. Time between steps, in hooks and compilation, is left out."""
 
     SMOOTHING = 0.9
 
@@ -24,7 +25,7 @@ class Speed:
         self._seconds_per_token: float | None = None
 
     def pause(self) -> None:
-        """Do not count the time until the next step is done: it holds something other than a step."""
+        """Do not count the time until the next step is done: it includes other work."""
         self._since = None
 
     def step_done(self, tokens: int) -> float | None:
@@ -47,7 +48,7 @@ def model_flops_utilization(tokens_per_second: float, flops_per_token: float, de
 
 
 class Display(Protocol):
-    """Shows numbers in a `with`; its console prints lines between."""
+    """Shows numbers in a `with`. Its `console` prints other lines."""
 
     console: Console
 
@@ -59,7 +60,7 @@ class Display(Protocol):
 
 
 def display(total: int, *, start: int, shown: bool) -> Display:
-    """Return what fits the standard output; only the first process shows it."""
+    """Return the display that fits the standard output. Only the first process shows it."""
     console = Console(quiet=not shown)
     if console.is_interactive or console.is_jupyter:
         return Bar(console, total, start=start)
@@ -67,7 +68,7 @@ def display(total: int, *, start: int, shown: bool) -> Display:
 
 
 class Bar:
-    """A rich progress bar; none where no step is left."""
+    """A rich progress bar. It is not shown if no step is left."""
 
     def __init__(self, console: Console, total: int, *, start: int):
         self.console = console
@@ -93,7 +94,7 @@ class Bar:
 
 
 class Lines:
-    """A line for the first step, for the last, and between them one every `SECONDS` at most."""
+    """A line for the first step and for the last, and between them at most one every `SECONDS`."""
 
     SECONDS = 10
 
@@ -110,19 +111,19 @@ class Lines:
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
         now = _Moment(step, time.perf_counter())
-        self._first = self._first or now
-        if now is not self._first and step < self._total and now.seconds < self._next:
+        first = self._first = self._first or now
+        if now is not first and step < self._total and now.seconds < self._next:
             return
         self._next = now.seconds + self.SECONDS
-        text = f"step {step:,} of {self._total:,}  {_shown(numbers)}{self._left(now)}"
+        text = f"step {step:,} of {self._total:,}  {_shown(numbers)}{self._left(first, now)}"
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _left(self, now: "_Moment") -> str:
-        """Time for the steps to come if they take as long as those since the first, all between them included."""
-        made = now.step - self._first.step
+    def _left(self, first: "_Moment", now: "_Moment") -> str:
+        """Return the time left at the mean pace since the first step, with the time between steps."""
+        made = now.step - first.step
         if not made or now.step >= self._total:
             return ""
-        seconds = (now.seconds - self._first.seconds) / made * (self._total - now.step)
+        seconds = (now.seconds - first.seconds) / made * (self._total - now.step)
         return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
 

@@ -1,6 +1,6 @@
-"""What a step measured, on its way from the devices to the metrics and the display of progress.
+"""The recorder takes what a step measured from the devices to the metrics and the display of progress.
 
-It is read one step late, so that the devices work on a step while the host waits for the one before it.
+It reads that one step late, so that the devices work on a step while the host waits for the one before it.
 """
 
 import time
@@ -21,7 +21,7 @@ class _Pending(NamedTuple):
 
 
 class Recorder:
-    """In a `with`, shows progress; on the way out closes the metrics. `latest` is the last of everything measured."""
+    """Shows progress in a `with`, and closes the metrics at its end. `latest` has the latest value of each number."""
 
     def __init__(self, metrics: Metrics, display: Display):
         self._metrics, self._display = metrics, display
@@ -38,7 +38,7 @@ class Recorder:
         try:
             self._metrics.close()
         except SaveError:
-            if error is None:  # or else the error on its way tells the user more
+            if error is None:  # otherwise the error that is being raised tells the user more
                 raise
 
     def enter_phase(self, *, tokens_per_step: int, flops_per_token: float, devices: int) -> None:
@@ -46,17 +46,17 @@ class Recorder:
         self._tokens_per_step, self._flops_per_token, self._devices = tokens_per_step, flops_per_token, devices
 
     def begin(self, step: int, measured: dict[str, jax.Array]) -> None:
-        """Take what a step that has just been started is going to measure."""
+        """Take the measurements of a step that was just started, which the devices still compute."""
         assert self._pending is None
         self._pending = _Pending(step, measured, {})
 
     def add(self, numbers: Numbers) -> None:
-        """Add what a hook measured after the step at hand."""
+        """Add what a hook measured after the current step."""
         assert self._pending is not None, "the step's line is written already: numbers come before checkpoints"
         self._pending.added.update(numbers)
 
     def finish(self) -> tuple[int, Numbers] | None:
-        """Wait for the step at hand and write what it measured; return it, or None if there is none at hand."""
+        """Wait for the current step and write what it measured. Return that, or None if there is no current step."""
         if self._pending is None:
             return None
         (step, measured, added), self._pending = self._pending, None
@@ -67,11 +67,11 @@ class Recorder:
         return step, numbers
 
     def interrupted(self) -> None:
-        """Leave the interval at hand out of the speed: a hook takes its time in it."""
+        """Leave the current interval out of the speed: a hook takes time in it."""
         self._speed.pause()
 
     def flush(self) -> None:
-        """See to it that all lines up to here survive the machine."""
+        """Flush all lines up to here to the disk, so that they survive the machine."""
         self._metrics.flush()
 
     def say(self, text: str) -> None:

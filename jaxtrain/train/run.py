@@ -1,4 +1,4 @@
-"""A run in one of its phases: what the loop has at hand, and what its hooks see of it (hooks.base.RunView)."""
+"""A run in one of its phases: what the loop works with, and what its hooks see of it (hooks.base.RunView)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -109,12 +109,12 @@ class Run:
         if self.saved == self.step:
             return
         with self.stop.reporting():
-            self.checkpoints.begin(self.step)  # before its line: killed between the two, the run begins anew
-        self.finish_step()  # its line comes first, so that a run resumed from here lacks none
+            self.checkpoints.begin(self.step)  # before its line: if killed between the two, the run begins anew
+        self.finish_step()  # writes its line before the checkpoint, so that a run resumed from here lacks none
         self.recorder.flush()
         with self.stop.reporting():
             self.checkpoints.check(wait=True)
-        with self.stop.reporting():  # all processes save, or none: also where the save before has failed
+        with self.stop.reporting():  # apart: all processes must save, also where the save before has failed
             self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()))
         self.saved = self.step
         self.recorder.interrupted()

@@ -1,4 +1,4 @@
-"""Where a run goes on: from its newest valid checkpoint, or from the beginning where nothing is lost by that."""
+"""Where a run starts: at its newest valid checkpoint, or at the beginning if nothing is lost by that."""
 
 from jaxtrain.plain_path import plain_path
 from jaxtrain.train import distributed, stored
@@ -7,16 +7,16 @@ from jaxtrain.train.metrics import parse_metrics
 
 
 def find_start(folder: RunFolder, *, first_save: int) -> int | None:
-    """Return the step to go on from, None for a run that begins; change nothing.
+    """Return the step to go on from, None for a new run. Change nothing.
 
-    A run that was killed before `first_save`, the first step with a checkpoint, or in saving it, begins anew.
+    A run that was killed before `first_save`, the first step with a checkpoint, or while saving it, begins anew.
 
     Raises:
         ValueError: there are checkpoints, but none of them is valid; or there are metrics, and no checkpoints;
             or the folder has a path that cannot be used.
     """
     with plain_path(folder.path):
-        pass  # or else its first checkpoint would end the run
+        pass  # otherwise the first checkpoint would end the run
     if folder.metrics.exists() and not folder.metrics.is_file():
         raise ValueError(f"{folder.metrics} is not a file: move it away, or name another folder for the run")
     step = stored.latest_valid(folder.checkpoints)
@@ -42,8 +42,8 @@ def _check_nothing_is_lost(folder: RunFolder, first_save: int) -> None:
 
 
 def _outlives_its_checkpoints(folder: RunFolder, first_save: int) -> bool:
-    """Tell whether there are metrics that no run killed before its first checkpoint would have left."""
-    found = parse_metrics(folder.metrics)
-    last = max((record["step"] for record in found.records), default=0)
+    """Tell whether the metrics show more steps than a run leaves that is killed before its first checkpoint."""
+    metrics = parse_metrics(folder.metrics)
+    last = max((record["step"] for record in metrics.records), default=0)
     in_first_save = any(step <= first_save for step in stored.being_saved(folder.checkpoints))
-    return bool(found.foreign) or (last >= first_save and not in_first_save)
+    return bool(metrics.foreign) or (last >= first_save and not in_first_save)

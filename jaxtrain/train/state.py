@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
     @property
     def updates(self) -> Int[Array, ""]:
-        """Updates made so far: what learning-rate schedules count."""
+        """The number of updates made so far, by which learning-rate schedules count."""
         return self.step - self.skipped
 
 
@@ -39,34 +39,35 @@ def initial_model(config: DecoderConfig, key: Key[Array, ""]) -> ModelState:
 
 
 def state_of(model: ModelState, tx: optax.GradientTransformation) -> TrainState:
-    """Return the state of a model that no step has been made with."""
-    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each, or they could not all be donated
+    """Return the training state of a model before its first step."""
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # each has its own buffer, so that all can be donated
     return TrainState(model, tx.init(model.params), *counters)
 
 
 def state_shardings(state: TrainState, axes: ModelState, mesh: Mesh) -> TrainState:
-    """Return where every leaf of a state lies: moments as the parameter they belong to, all else on every device.
+    """Return the sharding of every leaf of a state: that of its parameter for a moment, replicated for all else.
 
-    A moment is found by its path, which ends in its parameter's, and its shape; factored moments are small. One key
-    further are the parts of a quantized moment: codes, and scales, which have as many axes in fewer, equal pieces and
-    are split alike where the mesh divides them.
+    A moment is a leaf whose path ends in the path of a parameter and that has the parameter's shape. Factored moments
+    have another shape and are small. The parts of a quantized moment have a path that is one key longer. They are codes
+    and scales. Scales have as many axes, of fewer elements, and are split like the parameter where the mesh divides
+    them.
     """
     model = shardings(axes, state.model, mesh)
     whole = NamedSharding(mesh, P())
     leaves = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(model.params), strict=True)
-    known = {path: (leaf.shape, found) for (path, leaf), found in leaves}
+    of_params = {path: (leaf.shape, own_sharding) for (path, leaf), own_sharding in leaves}
 
     def sharding(path, leaf):
         for start in range(len(path)):
-            shape, found = known.get(path[start:], (None, whole))
-            part_of, part_found = known.get(path[start:-1], (None, whole))
+            shape, of_param = of_params.get(path[start:], (None, whole))
+            shape_quantized, of_quantized = of_params.get(path[start:-1], (None, whole))
             if shape == leaf.shape:
-                return found
-            if part_of is not None and splits_alike(leaf.shape, part_of, part_found):
-                return part_found
+                return of_param
+            if shape_quantized is not None and splits_alike(leaf.shape, shape_quantized, of_quantized):
+                return of_quantized
         return whole
 
-    others = jax.tree_util.tree_map_with_path(sharding, state._replace(model=()))
+    others = jax.tree_util.tree_map_with_path(sharding, state._replace(model=ModelState({})))
     return others._replace(model=model)
 
 
@@ -75,7 +76,7 @@ def _creator(config: DecoderConfig, tx: optax.GradientTransformation):
 
 
 def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh) -> TrainState:
-    """Return the shapes and the layout of a state, computing nothing."""
+    """Return the shapes and the layout of a state. Nothing is computed."""
     state = jax.eval_shape(_creator(config, tx), jax.random.key(0))
     layout = state_shardings(state, axes, mesh)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
@@ -84,7 +85,7 @@ def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes
 def create_state(
     config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh, key: Key[Array, ""]
 ) -> TrainState:
-    """Initialise a state, each shard on its own device; the values do not depend on the mesh."""
+    """Return an initial state, with each shard made on its own device. The values do not depend on the mesh."""
     layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, axes, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(_creator(config, tx), out_shardings=layout)(key)

@@ -26,7 +26,7 @@ _STEP = np.uint32(2**32 - 1)  # no row has this number
 
 
 def step_keys(key: Key[Array, ""], rows: int) -> Keys:
-    """Return one key a row of the global batch, the same however the rows are spread or cut, and that of all rows."""
+    """Return a key for each row of the global batch, whatever the mesh and the microbatches, and one for all rows."""
     by_row = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
     return Keys(by_row, jax.random.fold_in(key, _STEP))
 
@@ -50,7 +50,7 @@ def make_train_step(
         norm = optax.tree.norm(gradient)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old_params, old_state = _behind(gradient, (state.params, state.opt_state))
+        old_params, old_state = _after(gradient, (state.params, state.opt_state))
         updates, opt_state = tx.update(gradient, old_state, old_params)
         params = optax.apply_updates(old_params, updates)
         buffers = updated_buffers(graph, state.model._replace(params=params), terms.layers.counts)
@@ -59,7 +59,7 @@ def make_train_step(
             (params, opt_state, buffers),
             (old_params, old_state, state.model.buffers),
         )
-        own = {
+        of_step = {
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": learning_rate(state.updates),
@@ -67,7 +67,7 @@ def make_train_step(
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
         of_objective = means(terms.minimised | terms.reported, mean.weights)
-        metrics = _together(own, of_objective, mean.layer_means(terms.layers))
+        metrics = _merged(of_step, of_objective, mean.layer_means(terms.layers))
         skipped = state.skipped + jnp.where(finite, 0, 1)
         model = ModelState(params, state.model.frozen, buffers)
         return TrainState(model, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
@@ -75,8 +75,8 @@ def make_train_step(
     return train_step
 
 
-def _together(*parts: Metrics) -> Metrics:
-    """Return all numbers in one; none may hide another of its name."""
+def _merged(*parts: Metrics) -> Metrics:
+    """Return all numbers in one dict. Raises ValueError if two have the same name."""
     metrics: Metrics = {}
     for part in parts:
         if shared := metrics.keys() & part.keys():
@@ -85,24 +85,24 @@ def _together(*parts: Metrics) -> Metrics:
     return metrics
 
 
-def _behind(first, then):
-    """Return `then` so that nothing is done with it before `first` is there.
+def _after(dependency, value):
+    """Return `value`, ordered after `dependency` by an optimization barrier.
 
-    Left alone, XLA for TPU brings parameters and moments into the layout in which the optimizer reads them before the
-    layers run, and keeps the copies all the while.
+    Without it XLA for TPU copies parameters and moments, before the layers run, to the layout in which the optimizer
+    reads them, and keeps the copies until then.
     """
-    return jax.lax.optimization_barrier((first, then))[1]
+    return jax.lax.optimization_barrier((dependency, value))[1]
 
 
 def updated_buffers(graph: nnx.GraphDef, model: ModelState, counts: Mapping[str, Any]) -> ParamTree:
-    """Return the buffers of the next step, from the counts of this one and its new parameters."""
+    """Return the buffers of the next step, from the counts and the new parameters of this one."""
     return merge(graph, model).updated_buffers(counts) if model.buffers else {}
 
 
 def make_evaluation_step(
     graph: nnx.GraphDef, objective: Objective
 ) -> Callable[[ModelState, Batch], tuple[Terms, Sums]]:
-    """Return the jitted `(model, batch) -> (terms, weights)` of an evaluation, sums both: no noise."""
+    """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
         return objective(merge(graph, model), batch, None)._replace(layers=LayerSums()), objective.weights(batch)

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +19,26 @@ from jaxtrain.train.folder import SaveError
 
 _GO_ON, _ASKED, _FAILED = range(3)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None  # what signal.signal returns
 
 
 class Stop:
-    """In a `with`, takes the signals, but not a SIGHUP that is ignored (nohup); a second Ctrl-C interrupts at once."""
+    """Handles the signals in a `with`, but not a SIGHUP that is ignored (nohup). A second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self._asked = False
         self._failure: SaveError | None = None
         self._answer: jax.Array | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows no other thread to
-            self._before = {number: signal.signal(number, self._ask) for number in _taken()}
+            self._before = {number: signal.signal(number, self._ask) for number in _handled()}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set from Python
 
     def _ask(self, number, frame) -> None:
         self._asked = True
@@ -43,9 +46,9 @@ class Stop:
         signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
 
     def report(self, failure: SaveError) -> None:
-        """Take a failure to write: raised here by a single process, and by all of several when they next agree.
+        """Take a failure to write. A single process raises it at once; several raise it together, when they next agree.
 
-        A process that left alone would have the others wait for it in the next collective.
+        If one process ended alone, the others would wait for it in the next collective.
         """
         if jax.process_count() == 1:
             raise failure
@@ -53,7 +56,7 @@ class Stop:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Report a SaveError that is raised in the `with`."""
+        """Pass a SaveError that is raised in the `with` to `report`."""
         try:
             yield
         except SaveError as failure:
@@ -62,8 +65,8 @@ class Stop:
     def decided(self) -> bool:
         """Tell whether the run is to stop now. All processes must call this at the same points.
 
-        With several processes the answer is to the question of the call before: by now the devices have it, so that
-        nobody waits for the step that they are at.
+        With several processes the answer is that of the previous call. The devices have computed it by now, so that
+        no process waits for the current step.
 
         Raises:
             SaveError: on every process, if one of them reported it.
@@ -77,7 +80,7 @@ class Stop:
         return answer == _ASKED
 
     def settle(self) -> None:
-        """Raise SaveError on every process if one has reported it since they last agreed; for the end of a run."""
+        """Raise SaveError on every process if one reported it since they last agreed. Call it at the end of a run."""
         if distributed.anywhere(self._failure is not None):
             self._fail()
 
@@ -86,12 +89,12 @@ class Stop:
         raise self._failure or SaveError("the run ends", elsewhere)
 
 
-def _taken() -> list[signal.Signals]:
+def _handled() -> list[signal.Signals]:
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _greatest(number: int) -> jax.Array:
-    """Return, before it is known, the greatest number that any process gives."""
+    """Return the greatest number of all processes, without waiting until it is computed."""
     compute, sharding = _greatest_computation()
     local = np.full(jax.local_device_count(), number)
     return compute(jax.make_array_from_process_local_data(sharding, local))

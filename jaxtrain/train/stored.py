@@ -2,12 +2,12 @@
 
     12/             finished: it takes this name when all of it is on the disk, its manifest last
     15.saving/      being written, or left by a process that was killed: never finished, so it is removed
-    10.removing/    no longer to be kept, on its way out
+    10.removing/    no longer to be kept, being removed
     frozen/         frozen weights, which checkpoints refer to (frozen.py)
     invalid-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
 
-A finished checkpoint is removed where Retention says so and a newer one was seen to be whole, and never otherwise;
-`--overwrite` alone removes a run.
+A finished checkpoint is removed only if Retention does not keep it and a newer one was found to be complete. Only
+`--overwrite` removes a run.
 """
 
 import logging
@@ -34,8 +34,8 @@ def steps(folder: Path) -> list[int]:
 
 
 def being_saved(folder: Path) -> list[int]:
-    """Return the steps of which a checkpoint was begun and not finished."""
-    return [int(path.name.split(".")[0]) for path in _left(folder) if path.suffix != REMOVING]
+    """Return the steps whose checkpoint was begun but not finished."""
+    return [int(path.name.split(".")[0]) for path in _unfinished(folder) if path.suffix != REMOVING]
 
 
 def names(folder: Path) -> list[str]:
@@ -45,12 +45,12 @@ def names(folder: Path) -> list[str]:
 
 def finished_or_aside(folder: Path) -> list[Path]:
     """Return the checkpoints that are finished, and those that were set aside."""
-    left = _left(folder)
-    return [path for path in _folders(folder) if path not in left]
+    unfinished = _unfinished(folder)
+    return [path for path in _folders(folder) if path not in unfinished]
 
 
-def _left(folder: Path) -> list[Path]:
-    """Return what processes that were killed left half-written or half-removed."""
+def _unfinished(folder: Path) -> list[Path]:
+    """Return the checkpoints that killed processes left half-written or half-removed."""
     return [path for path in _folders(folder) if _UNFINISHED.fullmatch(path.name)]
 
 
@@ -61,32 +61,32 @@ def _folders(folder: Path) -> list[Path]:
 
 def latest_valid(folder: Path) -> int | None:
     """Return the newest step with a valid checkpoint; log which checkpoints were skipped and why."""
-    left = steps(folder)
-    while (step := distributed.of_first(max(left, default=-1))) >= 0:
+    candidates = steps(folder)
+    while (step := distributed.of_first(max(candidates, default=-1))) >= 0:
         path = folder / str(step)
         check_layout(path)
-        found = _fault(path)
-        if found:
-            log.warning("checkpoint %s is refused: %s", path, found)
-        if not distributed.anywhere(found is not None):
+        problem = _fault(path)
+        if problem:
+            log.warning("checkpoint %s is refused: %s", path, problem)
+        if not distributed.anywhere(problem is not None):
             return step
-        left = [earlier for earlier in left if earlier < step]
+        candidates = [earlier for earlier in candidates if earlier < step]
     return None
 
 
 def _fault(path: Path) -> str | None:
-    """Say what is wrong with the files of a checkpoint, and with those it refers to, if anything is."""
+    """Return what is wrong with the files of a checkpoint or of its frozen weights, None if nothing."""
     share = {"part": jax.process_index(), "parts": jax.process_count()}
-    found = fault(path, **share)
-    if found or not (name := read_manifest(path).frozen):
-        return found
+    problem = fault(path, **share)
+    if problem or not (name := read_manifest(path).frozen):
+        return problem
     of_frozen = fault(path.parent / frozen.FOLDER / name, **share)
     return of_frozen and f"of its frozen weights, {frozen.FOLDER}/{name}, {of_frozen}"
 
 
 def clear_after(folder: Path, step: int | None) -> None:
-    """Remove what was never finished; set aside what is later than a step, refused and about to be written anew."""
-    for path in _left(folder):
+    """Remove unfinished checkpoints. Set aside those later than `step`: they were skipped, and will be written anew."""
+    for path in _unfinished(folder):
         if path.suffix != REMOVING:
             log.warning("checkpoint %s is refused: it was never finished", path)
         shutil.rmtree(path, ignore_errors=True)
@@ -97,14 +97,14 @@ def clear_after(folder: Path, step: int | None) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Keep a checkpoint under a name that no run goes on from."""
+    """Rename a checkpoint so that no run goes on from it."""
     aside = free_name(path.parent, f"invalid-{path.name}-{{}}")
     path.rename(aside)
     log.warning("checkpoint %s is kept as %s", path, aside.name)
 
 
 def begin_saving(folder: Path, step: int) -> None:
-    """Make the folder that a checkpoint is written into, unless it is there and empty."""
+    """Make the empty folder that a checkpoint is written into, unless it is there."""
     path = folder / saving_name(step)
     if path.is_dir() and not any(path.iterdir()):
         return
@@ -113,7 +113,7 @@ def begin_saving(folder: Path, step: int) -> None:
 
 
 def finish_saving(folder: Path, step: int) -> None:
-    """Give a checkpoint that is whole the name by which it is found."""
+    """Give a complete checkpoint its final name."""
     finished = folder / str(step)
     if finished.exists():
         set_aside(finished)
@@ -126,7 +126,7 @@ def saving_name(step: int) -> str:
 
 
 def prune(folder: Path, keeps: Callable[..., bool]) -> None:
-    """Remove what need not be kept; where that fails nothing is lost but room, and the run goes on."""
+    """Remove the checkpoints that need not be kept. If that fails, only disk space is lost, and the run goes on."""
     finished = [step for step in steps(folder) if is_finished(folder / str(step))]
     for newer, step in enumerate(reversed(finished)):
         if not keeps(step, newer=newer):
@@ -137,6 +137,6 @@ def prune(folder: Path, keeps: Callable[..., bool]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; if killed meanwhile, what is left does not look like one."""
+    """Remove a checkpoint. It is renamed first: if killed meanwhile, what is left does not look like one."""
     removing = path.rename(path.with_name(f"{path.name}{REMOVING}"))
     shutil.rmtree(removing)

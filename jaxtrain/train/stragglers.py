@@ -1,7 +1,7 @@
-"""Silence for the rest of a failed save.
+"""Silences the remaining writes of a failed save.
 
-Orbax leaves a save at the first write that fails, and the writes beside it then report to nobody: each would print a
-traceback around the one message that tells the user what happened. They may end at any time after, so this is for good.
+Orbax gives a save up at the first write that fails. Nobody awaits the other writes any more, so each would print a
+traceback around the one message that tells the user what happened. They may end at any later time, so they stay silent.
 """
 
 import functools

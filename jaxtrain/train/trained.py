@@ -38,24 +38,26 @@ def trained_model(
         if weights is not None and weights not in averages:
             raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
         _, _, axes = abstract_model(model)
-        rate = optax.constant_schedule(0.0)  # the optimizer is asked for the shapes of its state alone
+        rate = optax.constant_schedule(0.0)  # only the shapes of the optimizer's state are needed
         tx = transformation(optimizer, rate, axes.params, clip_norm=None)
         target = abstract_state(model, tx, axes, mesh)
         trained = checkpoints.has_progress(step)
         if weights is None and not (trained and optimizer.averages):
             return step, checkpoints.restore_model(step, target.model)
-        state = checkpoints.restore_state(step, target) if trained else None
-        if weights is None:
-            params = evaluation_params(optimizer, state.opt_state, state.params)
-            return step, state.model._replace(params=params)
-        own = _saved_state(checkpoints, step, averages[weights], state) if trained else None
-    params = None if own is None else averages[weights].averaged_params(own)
-    if params is None:
-        raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")
-    return step, state.model._replace(params=params)
+        if trained:
+            state = checkpoints.restore_state(step, target)
+            params = (
+                evaluation_params(optimizer, state.opt_state, state.params)
+                if weights is None
+                else _averaged_params(checkpoints, step, averages[weights], state)
+            )
+            if params is not None:
+                return step, state.model._replace(params=params)
+    raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")
 
 
-def _saved_state(checkpoints: Checkpoints, step: int, hook: Hook, state: TrainState) -> ParamTree | None:
-    own = hook.initial_state(state)
-    layout = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), own)
-    return checkpoints.restore_hook(step, hook.name, layout)
+def _averaged_params(checkpoints: Checkpoints, step: int, hook: Hook, state: TrainState) -> ParamTree | None:
+    initial = hook.initial_state(state)
+    layout = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
+    hook_state = checkpoints.restore_hook(step, hook.name, layout)
+    return None if hook_state is None else hook.averaged_params(hook_state)

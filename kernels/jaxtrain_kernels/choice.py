@@ -1,8 +1,8 @@
 """Which implementation of an operation runs a call.
 
-An operation lists its implementations in order of preference. Unnamed, the first *proven* one that takes the call runs:
-one that has run on the hardware it is written for, with its row in docs/benchmarks.md. A named one runs or refuses, and
-never falls back. Where none is left, one error gives every implementation's reasons.
+An operation lists its implementations in order of preference. If the caller names none, the first *proven* one that
+takes the call runs. Proven means that it has run on the hardware it is written for, with its row in docs/benchmarks.md.
+A named implementation runs or refuses; there is no fallback. If all refuse, one error gives the reasons of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Reasons = Callable[..., Sequence[str]]
 
 
 def takes_all(*_: Any, **__: Any) -> Sequence[str]:
-    """Return no reason to refuse, whatever the call."""
+    """Return no reason to refuse, for any call."""
     return ()
 
 
@@ -28,7 +28,7 @@ class Implementation:
 
 
 def check_named(operation: str, implementations: Sequence[Implementation], named: str | None) -> None:
-    """Raise ValueError where `named` is neither None nor the name of an implementation."""
+    """Raise ValueError if `named` is neither None nor the name of an implementation."""
     names = [implementation.name for implementation in implementations]
     if named is not None and named not in names:
         raise ValueError(f"implementation={named!r}: {operation} has {', '.join(names)}")

@@ -1,11 +1,12 @@
-"""What the recurrent operations share: sequences taken step by step or cut into chunks, and where states start anew.
+"""What the recurrent operations share: sequences step by step or in chunks, and where the state is reset.
 
-A sequence is a row of *runs*, stretches of equal segment id; the state of one is forgotten where the next begins. The
-first run continues the initial state. Letters beyond the legend: J key heads, G query heads a key head, N chunks, C
-steps of a chunk.
+A *run* is a stretch of a sequence with equal segment ids. The state is reset where a run begins; the first run
+continues the initial state. Letters beyond the legend: J key heads, G query heads a key head, N chunks, C steps of a
+chunk.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -15,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtrain_kernels.dtypes import check_dtypes
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
-LOWEST_LOG_DECAY = (
-    -50.0
-)  # 2e-22: what is left of a state is no more than rounding; keeps sums of log-decays exact enough
+# exp(-50) is 2e-22: less of the state is left than its rounding. The bound keeps sums of log-decays exact enough.
+LOWEST_LOG_DECAY = -50.0
 
 
 def check_chunk_size(chunk_size: int) -> None:
+    """Raise ValueError for a chunk size that the implementations do not take."""
     if chunk_size % SMALLEST_CHUNK or not SMALLEST_CHUNK <= chunk_size <= LARGEST_CHUNK:
         raise ValueError(
             f"{chunk_size=}: must be a multiple of {SMALLEST_CHUNK} from {SMALLEST_CHUNK} to {LARGEST_CHUNK}"
@@ -28,7 +29,7 @@ def check_chunk_size(chunk_size: int) -> None:
 
 
 def check_shapes(q, k, v, initial_state, segment_ids) -> None:
-    """Raise ValueError where arrays do not fit each other; [B, L, H, K], [B, L, J, K], [B, L, J, V] and so on."""
+    """Raise ValueError if the shapes do not fit: q [B, L, H, K], k [B, L, J, K], v [B, L, J, V] and so on."""
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {x.shape}: must have four axes, batch, length, heads and channels")
@@ -45,7 +46,7 @@ def check_shapes(q, k, v, initial_state, segment_ids) -> None:
 
 
 def check_shapes_of_step(q, k, v, state) -> None:
-    """Raise ValueError where the arrays of one step do not fit each other; [B, H, K], [B, J, K], [B, J, V]."""
+    """Raise ValueError if the shapes of one step do not fit: q [B, H, K], k [B, J, K], v [B, J, V]."""
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.ndim != 3:
             raise ValueError(f"{name} has shape {x.shape}: must have three axes, batch, heads and channels")
@@ -77,7 +78,7 @@ def _check_heads(H: int, J: int) -> None:
 
 
 def fitting_chunk(chunk_size: int, length: int) -> int:
-    """Return the chunk size, or the smallest that holds the whole of a shorter sequence."""
+    """Return the chunk size, or for a shorter sequence the smallest one that holds it."""
     return min(chunk_size, -(-length // SMALLEST_CHUNK) * SMALLEST_CHUNK)
 
 
@@ -92,8 +93,8 @@ def runs_of(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return jnp.pad(jnp.cumsum(changes, axis=1), ((0, 0), (1, 0)))
 
 
-def per_step(log_decay: Array | None, like: Float[Array, "B L J K"]) -> Float[Array, "B L J 1|K"]:
-    """Return any kind of log-decay as one for every step and key head, with a last axis of 1 or of K."""
+def per_step(log_decay: Array | None, like: Float[Array, "B L J K"]) -> Float[Array, "B L J #K"]:
+    """Return the log-decay of every step and key head, from any of its shapes; the last axis is 1 or K."""
     B, L, J, _ = like.shape
     dtype = accumulator(like.dtype)
     if log_decay is None:
@@ -109,7 +110,7 @@ def step_by_step(
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
     """Return the output of every step and the state after the last of `step(state, *tensors) -> (output, state)`.
 
-    The leaves of `tensors` are [B, L, ...]; the state is forgotten where a run begins.
+    `tensors` are [B, L, ...]. The state is reset to zero where a run begins.
     """
 
     def advance(carry, inputs):
@@ -125,7 +126,7 @@ def step_by_step(
 
 
 def split(x: Array, chunk: int, *, edge: bool = False) -> Array:
-    """Return [B, L, ...] as [N, B, C, ...], padded behind with zeros or with its last step."""
+    """Return [B, L, ...] as [N, B, C, ...], padded at the end with zeros or, with `edge`, with the last step."""
     pad = [(0, 0)] * x.ndim
     pad[1] = (0, -x.shape[1] % chunk)
     x = jnp.pad(x, pad, mode="edge") if edge else jnp.pad(x, pad)
@@ -137,24 +138,26 @@ def split_heads(x: Float[Array, "B L H K"], chunk: int) -> Float[Array, "N B H C
 
 
 def last_first(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:
-    """Return the steps of each chunk from the last to the first.
+    """Return the steps of each chunk in reverse order.
 
-    Queries and outputs lie so in matrix products: sums over them, in the backward pass, then begin with what has
-    decayed most, and lose fewer digits.
+    Matrix products take queries and outputs in this order. Sums over them in the backward pass then begin with the most
+    decayed terms, and lose fewer digits.
     """
     return jnp.flip(x, -2)
 
 
 def merge_outputs(x: Float[Array, "N B H C V"], length: int) -> Float[Array, "B L H V"]:
-    """Return chunks, their steps last first, as sequences, and drop what padded them."""
+    """Return chunks with reversed steps as sequences in order, without the padding."""
     N, B, H, C, V = x.shape
     return last_first(x).transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, V)[:, :length]
 
 
-class Sum(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sum:
     """Sums of log-decays in two parts, so that large sums and their differences keep their last digits.
 
-    The coarse part is a multiple of 1/256, so that its sums and differences are exact.
+    The coarse part is a multiple of 1/256, so its sums and differences are exact.
     """
 
     coarse: Array
@@ -167,46 +170,49 @@ class Sum(NamedTuple):
         return Sum(self.coarse.reshape(shape), self.fine.reshape(shape))
 
     def since(self, earlier: "Sum") -> "Sum":
+        """Return the sums from `earlier` on."""
         return Sum(self.coarse - earlier.coarse, self.fine - earlier.fine)
 
-    def exp(self, where: Array) -> Array:
-        """Return the exponential, 0 elsewhere; one of the sum of both parts would round the sum first."""
+    def exp(self, where: Array | bool) -> Array:
+        """Return the exponential, 0 elsewhere, of each part: adding the parts first would round the sum."""
         return jnp.exp(jnp.where(where, self.coarse, -jnp.inf)) * jnp.exp(self.fine)
 
     def rough_exp(self, where: Array) -> Array:
-        """Return the exponential of small sums, 0 elsewhere."""
+        """Return the exponential of small sums, 0 elsewhere: of both parts at once."""
         return jnp.exp(jnp.where(where, self.coarse + self.fine, -jnp.inf))
 
 
 def running_sum(log_decay: Array, axis: int) -> Sum:
+    """Return the sum up to each step, that step included."""
     coarse = coarse_part(log_decay)
     return Sum(jnp.cumsum(coarse, axis=axis), jnp.cumsum(log_decay - coarse, axis=axis))
 
 
 def coarse_part(log_decay: Array) -> Array:
+    """Return the nearest multiple of 1/256; no gradient flows through it."""
     return jax.lax.stop_gradient(jnp.round(log_decay * 256) / 256)
 
 
 def sum_of_later(x: Array, axis: int) -> Array:
-    """Return for each step the sum over those behind it.
+    """Return for each step the sum over the later steps.
 
-    A difference of two running sums has the same value, but its gradient would be a difference of sums over the whole
-    chunk, with their rounding.
+    A difference of two running sums has the same value. But its gradient would be a difference of sums over the whole
+    chunk, with the rounding of those.
     """
     return jax.lax.cumsum(x, axis=axis, reverse=True) - x
 
 
 class Weights(NamedTuple):
-    """How much of what passes in one chunk; the last axis is 1, or K where each key channel has its gate."""
+    """The decays of one chunk. The last axis is 1, or K if each key channel has a gate."""
 
     cumulative: Sum  # [B J C 1|K], log-decay from the chunk's start to each step, that step's included
-    fine: Float[Array, "B J C 1|K"]  # of each step, as `running_sum` takes it
-    into: Float[Array, "B J C 1|K"]  # what each step sees of the state before the chunk
-    out: Float[Array, "B J C 1|K"]  # what the state after the chunk keeps of each step
+    fine: Float[Array, "B J C #K"]  # of each step, the fine part of its log-decay
+    into: Float[Array, "B J C #K"]  # how much each step sees of the state before the chunk
+    out: Float[Array, "B J C #K"]  # how much the state after the chunk keeps of each step
     seen: Bool[Array, "B 1 C C"]  # which steps each step sees: itself and earlier ones of its run
 
 
-def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: Int[Array, " B"]) -> Weights:
+def weights(log_decay: Float[Array, "B J C #K"], runs: Int[Array, "B C"], run: Int[Array, " B"]) -> Weights:
     """Return the weights of a chunk; `run` is the run of the state before it. Exponents are never positive."""
     cumulative, fine = running_sum(log_decay, axis=2), log_decay - coarse_part(log_decay)
     after = Sum(cumulative.coarse[:, :, -1:] - cumulative.coarse, sum_of_later(fine, axis=2))
@@ -222,19 +228,20 @@ def weights(log_decay: Float[Array, "B J C 1|K"], runs: Int[Array, "B C"], run: 
 
 
 def pairwise_decay(w: Weights) -> Float[Array, "B J C C"]:
-    """Return what each step keeps of each earlier one, for a scalar decay."""
-    later, earlier = w.cumulative, Sum(*(x.swapaxes(2, 3) for x in w.cumulative))
+    """Return how much each step sees of each earlier one, for a scalar decay."""
+    later, earlier = w.cumulative, jax.tree.map(lambda x: x.swapaxes(2, 3), w.cumulative)
     decay = jax.lax.stop_gradient(later.since(earlier).exp(where=w.seen))
     return of_steps_between(w.fine, decay[..., None])[..., 0]
 
 
 @jax.custom_vjp
 def of_steps_between(
-    log_decay: Float[Array, "... C 1|K"], decay: Float[Array, "... C C 1|K"]
-) -> Float[Array, "... C C 1|K"]:
-    """Return the decay, with its gradient: that of a log-decay is the sum over all pairs which its step lies between.
+    log_decay: Float[Array, "... C #K"], decay: Float[Array, "... C C #K"]
+) -> Float[Array, "... C C #K"]:
+    """Return `decay`, with the gradient of `log_decay` defined here.
 
-    As a gradient of running sums it would be a small difference of the sums over all pairs behind the step.
+    The gradient of a step's log-decay is the sum over all pairs of steps that the step lies between. Automatic
+    differentiation of running sums would give it as a small difference of the sums over all pairs of later steps.
     """
     return decay
 
@@ -254,5 +261,5 @@ of_steps_between.defvjp(_decay_forward, _decay_backward)
 
 
 def product(equation: str, *operands: Array, dtype: jnp.dtype) -> Array:
-    """Return an einsum of operands in `dtype`, accumulated and returned in at least float32."""
+    """Return an einsum of the operands in `dtype`, accumulated and returned in at least float32."""
     return jnp.einsum(equation, *(x.astype(dtype) for x in operands), preferred_element_type=accumulator(dtype))

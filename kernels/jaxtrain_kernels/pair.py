@@ -1,4 +1,4 @@
-"""Recurrent operations as differentiable functions that keep nothing but their inputs, and the list of their forms."""
+"""Recurrent operations as differentiable functions whose residuals are their inputs, and their implementations."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxtrain_kernels.choice import Implementation
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def differentiable(forward: Callable, backward: Callable, chunk: int, *inputs):
-    """Run `forward`; its gradient is `backward` of the inputs, so that only they are kept."""
+    """Run `forward`. Its gradient is `backward` of the inputs, which are the only residuals."""
     return forward(*inputs, chunk=chunk)
 
 
@@ -29,7 +29,7 @@ differentiable.defvjp(_keep_inputs, _backward)
 def implementations(
     *, xla: ModuleType, tpu: ModuleType, gpu: ModuleType, reference: Callable
 ) -> tuple[Implementation, ...]:
-    """Return the four forms of a recurrent operation; modules have `forward`, `backward`, kernels `refuses` too."""
+    """Return the implementations of a recurrent operation. Modules have `forward` and `backward`, kernels `refuses`."""
 
     def pair(module: ModuleType) -> Callable:
         return functools.partial(differentiable, module.forward, module.backward)

@@ -2,12 +2,12 @@
 2, no traceback, and every run folder as it was, byte for byte."""
 
 import functools
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
+from messages import check, refusal
 from tiny_run import command, content, sets
 
 from jaxtrain.cli.config_file import load
@@ -16,15 +16,6 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
-
-
-def refused(capsys, *arguments):
-    """Run a command that must be refused and return the one line it ends with."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("jaxtrain: error: ") and error.endswith("\n") and error.count("\n") == 1, error
-    return error.removeprefix("jaxtrain: error: ").rstrip("\n")
 
 
 @pytest.fixture
@@ -45,200 +36,162 @@ def files(tmp_path_factory):
     return folder
 
 
-# Changes to a configuration that is right, and what the line must say: the key or file, the rule, the remedy.
+# Changes to a configuration that is right, and what the line must name: the key or file, the value, the remedy.
 CONFIGURATIONS = {
-    "unknown key": (
-        {"model.d_modle": 64},
-        r"model\.d_modle=64: decoder\.DecoderConfig has no key 'd_modle'; the nearest valid name is 'd_model'",
-    ),
-    "unknown class": ({"optimizer": "@AdanW()"}, r"optimizer=.*no class 'AdanW'; the nearest valid name is 'AdamW'"),
-    "wrong type": ({"model.d_model": "wide"}, r"model\.d_model='wide' must be int, not str"),
-    "wrong type in a tuple": ({"phases[0].steps": 1.5}, r"phases\[0\]\.steps=1\.5 must be int, not float"),
-    "value out of range": ({"phases[0].steps": 0}, r"phases\[0\].*steps=0: must be at least 1"),
-    "mesh that does not divide the devices": (
-        {"mesh.data": 3},
-        r"mesh data=3 x fsdp=-1 does not fit 8 devices: .*3, which does not divide 8; change one of them",
-    ),
+    "unknown key": ({"model.d_modle": 64}, ("model.d_modle=64", "d_model")),
+    "unknown class": ({"optimizer": "@AdanW()"}, ("optimizer", "AdanW", "AdamW")),
+    "wrong type": ({"model.d_model": "wide"}, ("model.d_model='wide'", "int")),
+    "wrong type in a tuple": ({"phases[0].steps": 1.5}, ("phases[0].steps=1.5", "int")),
+    "value out of range": ({"phases[0].steps": 0}, ("phases[0]", "steps=0", 1)),
+    "mesh that does not divide the devices": ({"mesh.data": 3}, ("data=3", "fsdp=-1", 8)),
     "mesh of too many devices": (
         {"mesh.fsdp": 4, "mesh.tensor": 4},
-        r"mesh fsdp=4 x tensor=4 does not fit 8 devices: the axes must multiply to 8; set one of them to -1 .*; or "
-        r"simulate devices on this CPU, XLA_FLAGS=--xla_force_host_platform_device_count=16 before JAX starts",
+        ("fsdp=4", "tensor=4", 8, -1, "XLA_FLAGS=--xla_force_host_platform_device_count=16"),
     ),
-    "mesh that does not divide the model": (
-        {"model.d_model": 36},
-        r"mesh axis .*fsdp=8 does not divide the dimension 'embed' of size 36: choose a divisor of 36",
-    ),
+    "mesh that does not divide the model": ({"model.d_model": 36}, ("fsdp=8", "embed", 36)),
     "batch not divisible": (
         {"phases[0].batch_size": 12},
-        r"phases\[0\]\.batch_size=12 is not divisible by 8 \(mesh fsdp=8, microbatches=1\): use 16$",
+        ("phases[0].batch_size=12", 8, "fsdp=8", "microbatches=1", 16),
     ),
     "batch between two numbers of microbatches": (
         {"gradients.microbatches": 3, "phases[0].batch_size": 32},
-        r"phases\[0\]\.batch_size=32 is not divisible by 24 .*: use 48, or gradients\.microbatches=2 or 4$",
+        ("phases[0].batch_size=32", 24, 48, "gradients.microbatches=2 or 4"),
     ),
     "batch not divisible by microbatches": (
         {"gradients.microbatches": 2},
-        r"phases\[0\]\.batch_size=8 is not divisible by 16 \(mesh fsdp=8, microbatches=2\): use 16, "
-        r"or gradients\.microbatches=1$",
+        ("phases[0].batch_size=8", 16, "fsdp=8", "microbatches=2", "gradients.microbatches=1"),
     ),
     "batch and microbatches, where the schedule has a rule too": (
         {"mesh.stage": 8, "model.repeats": 16, "gradients": "@Pipelined(microbatches=16)", "phases[0].batch_size": 24},
-        r"phases\[0\]\.batch_size=24 is not divisible by 16 \(microbatches=16\): use 32, "
-        r"or gradients\.microbatches=8 or 24$",
+        ("phases[0].batch_size=24", 16, "microbatches=16", 32, "gradients.microbatches=8 or 24"),
     ),
-    "heads not divisible by tensor": (
-        {"mesh.tensor": 8},
-        r"model\.pattern\[0\]\.mixer\.heads=4 is not divisible by mesh\.tensor=8: choose a tensor axis that divides",
-    ),
-    "stages without a pipeline": (
-        {"mesh.stage": 4},
-        r"mesh\.stage=4 needs a pipeline: set gradients to Pipelined\(microbatches=\.\.\.\), or leave mesh\.stage at 1",
-    ),
+    "heads not divisible by tensor": ({"mesh.tensor": 8}, ("model.pattern[0].mixer.heads=4", "mesh.tensor=8")),
+    "stages without a pipeline": ({"mesh.stage": 4}, ("mesh.stage=4", "Pipelined", 1)),
     "microbatches that do not fit the schedule": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2)"},
-        r"PairedInterleaved\(.*\) with mesh\.stage=4: microbatches=2 must be a multiple of 4 \(.*\); nearest 4",
+        ("PairedInterleaved", "mesh.stage=4", "microbatches=2", "nearest 4"),
     ),
     "more chunks than layers": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},
-        r"with mesh\.stage=4: model\.repeats=1 cannot fill 8 chunks, .*; nearest model\.repeats=8$",
+        ("mesh.stage=4", "model.repeats=1", 8, "model.repeats=8"),
     ),
     "two directions over an odd number of stages": (
         {"gradients": "@Pipelined(microbatches=1,schedule=@Chimera())"},
-        r"Chimera\(\) with mesh\.stage=1: stages=1: .*must be even; nearest 2",
+        ("Chimera()", "mesh.stage=1", "stages=1", 2),
     ),
     "activations that a pipeline would offload": (
         {"gradients": "@Pipelined(microbatches=1)", "model.remat": "@OffloadOutputs()"},
-        r"model\.remat=OffloadOutputs\(\): a pipeline .*; use SaveOutputs\(\) or FullRemat\(\)",
+        ("model.remat=OffloadOutputs()", "SaveOutputs()", "FullRemat()"),
     ),
     "sequence longer than the model's": (
         {"phases[0].sequence_length": 512},
-        r"phases\[0\]\.sequence_length=512 exceeds model\.max_length=256: shorten the sequences or raise max_length",
+        ("phases[0].sequence_length=512", "model.max_length=256"),
     ),
-    "sample longer than the model's": (
-        {"hooks[1].tokens": 300},
-        r"hooks\[1\]\.tokens=300 after a prompt of 4 exceed model\.max_length=256: shorten them or raise max_length",
-    ),
-    "sample of no tokens": ({"hooks[1].tokens": 0}, r"hooks\[1\].*tokens=0: must be at least 1"),
-    "sample at a negative temperature": (
-        {"hooks[1].temperature": -1.0},
-        r"hooks\[1\].*temperature=-1\.0: must be at least 0, which takes the likeliest token",
-    ),
-    "seed that is too large": (
-        {"seed": 2**63},
-        r"seed=9223372036854775808: no integer of a configuration may reach 2\^63",
-    ),
+    "sample longer than the model's": ({"hooks[1].tokens": 300}, ("hooks[1].tokens=300", 4, "model.max_length=256")),
+    "sample of no tokens": ({"hooks[1].tokens": 0}, ("hooks[1]", "tokens=0", 1)),
+    "sample at a negative temperature": ({"hooks[1].temperature": -1.0}, ("hooks[1]", "temperature=-1.0", 0)),
+    "seed that is too large": ({"seed": 2**63}, ("seed=9223372036854775808", "2^63")),
     "class of another key": (
         {"optimizer": "@Cosine(peak=1e-3)"},
-        r"optimizer=@schedules\.Cosine\(\) must be Adafactor \| AdamW \| AdamW8bit \| Lion \| Muon \| ScheduleFree$",
+        ("optimizer=@schedules.Cosine()", "AdamW8bit", "ScheduleFree"),
     ),
     "gradients without a range": (
         {"model.compute_dtype": "'float16'"},
-        r"model\.compute_dtype='float16': its gradients would underflow.*; use 'bfloat16' or 'float32'",
+        ("model.compute_dtype='float16'", "bfloat16", "float32"),
     ),
-    "abstract class": (
-        {"optimizer": "@jaxtrain.optim.base.Optimizer()"},
-        r"optimizer=.*base\.Optimizer.* is neither a dataclass nor a function",
-    ),
+    "abstract class": ({"optimizer": "@jaxtrain.optim.base.Optimizer()"}, ("optimizer", "base.Optimizer")),
     "warm-up longer than the run": (
         {"optimizer.learning_rate.warmup_steps": 4},
-        r"optimizer\.learning_rate: warmup_steps=4 exceeds the 3 steps there are: make it smaller or the run longer",
+        ("optimizer.learning_rate", "warmup_steps=4", 3),
     ),
     "warm-up longer than its phase": (
         {"phases[0].learning_rate": "@Constant(peak=1e-3,warmup_steps=4)"},
-        r"phases\[0\]\.learning_rate: warmup_steps=4 exceeds the 3 steps there are",
+        ("phases[0].learning_rate", "warmup_steps=4", 3),
     ),
     "schedule longer than the run": (
         {"optimizer.learning_rate": "@WarmupStableDecay(peak=1e-3,decay_steps=4)"},
-        r"optimizer\.learning_rate: warmup_steps=0 and decay_steps=4 exceed the 3 steps there are: make them",
+        ("optimizer.learning_rate", "warmup_steps=0", "decay_steps=4", 3),
     ),
     "schedule longer than its phase": (
         {"phases[0].learning_rate": "@WarmupStableDecay(peak=1e-3,warmup_steps=2,decay_steps=2)"},
-        r"phases\[0\]\.learning_rate: warmup_steps=2 and decay_steps=2 exceed the 3 steps there are: make them smaller",
+        ("phases[0].learning_rate", "warmup_steps=2", "decay_steps=2", 3),
     ),
     "checkpoints kept at every zeroth step": (
         {"hooks[2].keep_every_steps": 0},
-        r"hooks\[2\].*keep_every_steps=0: must be at least 1, or None",
+        ("hooks[2]", "keep_every_steps=0", 1, None),
     ),
-    "gradients clipped to nothing": ({"clip_norm": 0}, r"clip_norm=0\.0: must be above 0 .*, or None for none"),
-    "gradients clipped to what devices take for nothing": ({"clip_norm": 1e-300}, r"clip_norm=1e-300: must be above 0"),
-    "rate beyond float32": (
-        {"optimizer.learning_rate.peak": 1e300},
-        r"peak=1e\+300: must not be negative, and in float32 \(0, or 1\.2e-38 to 3\.4e38\)",
-    ),
-    "moving average that keeps everything": ({"optimizer.b2": 1.0}, r"optimizer.*b2=1\.0: must be in \[0, 1\)"),
-    "weights that would grow": (
-        {"optimizer.weight_decay": -0.1},
-        r"optimizer.*weight_decay=-0\.1: must not be negative",
-    ),
+    "gradients clipped to nothing": ({"clip_norm": 0}, ("clip_norm=0.0", 0, None)),
+    "gradients clipped to what devices take for nothing": ({"clip_norm": 1e-300}, ("clip_norm=1e-300", 0)),
+    "rate beyond float32": ({"optimizer.learning_rate.peak": 1e300}, ("peak=1e+300", 0, "1.2e-38", "3.4e38")),
+    "moving average that keeps everything": ({"optimizer.b2": 1.0}, ("optimizer", "b2=1.0", "[0, 1)")),
+    "weights that would grow": ({"optimizer.weight_decay": -0.1}, ("optimizer", "weight_decay=-0.1")),
     "schedule that ends below nothing": (
         {"optimizer.learning_rate.final_ratio": -0.1},
-        r"optimizer\.learning_rate.*final_ratio=-0\.1: must be in \[0, 1\]",
+        ("optimizer.learning_rate", "final_ratio=-0.1", "[0, 1]"),
     ),
-    "empty glob": (
-        {"data.source": "@TextFiles(glob='{files}/*.rst')"},
-        r"glob='{files}/\*\.rst' matches no file\. Correct it",
-    ),
-    "binary glob": (
-        {"data.source": "@TextFiles(glob='{files}/p*.txt')"},
-        r"matches {files}/picture\.txt, which is not UTF-8 text \(a zero byte at offset 8\)\. Narrow the glob, or",
-    ),
-    "glob of another encoding": (
-        {"data.source": "@TextFiles(glob='{files}/l*.txt')"},
-        r"matches {files}/latin\.txt, which is not UTF-8 text \(.*\)\. Narrow the glob, or convert the file to UTF-8",
-    ),
+    "empty glob": ({"data.source": "@TextFiles(glob='{files}/*.rst')"}, ("glob='{files}/*.rst'",)),
+    "binary glob": ({"data.source": "@TextFiles(glob='{files}/p*.txt')"}, ("{files}/picture.txt", "UTF-8", "offset 8")),
+    "glob of another encoding": ({"data.source": "@TextFiles(glob='{files}/l*.txt')"}, ("{files}/latin.txt", "UTF-8")),
     "binary glob in a later phase": (
         {
             "phases": "(@Phase(steps=1,batch_size=8,sequence_length=8),@Phase(steps=1,batch_size=8,sequence_length=8,"
             "data=@DataConfig(source=@TextFiles(glob='{files}/p*.txt'))))"
         },
-        r"matches {files}/picture\.txt, which is not UTF-8 text",
+        ("{files}/picture.txt", "UTF-8"),
     ),
     "tokenizer larger than the vocabulary": (
         {"data.tokenizer": "@HuggingFaceTokenizer(path='{files}/tokenizer.json')"},
-        r"the tokenizer has 400 tokens, model\.vocab_size=320: set model\.vocab_size to at least 400",
+        (400, "model.vocab_size=320"),
     ),
     "tokenizer that is not there": (
         {"data.tokenizer": "@HuggingFaceTokenizer(path='{files}/nothing.json')"},
-        r"path='{files}/nothing\.json' cannot be read \(.*\)\. Name a tokenizer JSON file",
+        ("path='{files}/nothing.json'",),
     ),
 }
 
 
-@pytest.mark.parametrize("changes, message", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_configuration_is_refused_and_nothing_is_written(tiny_run, files, tmp_path, capsys, changes, message):
+NOT_OURS = {  # but of Python or a library
+    "glob of another encoding": {"<python>": r"(?<=text )\(.*\)"},
+    "tokenizer that is not there": {"<tokenizers>": r"(?<=read )\(.*\)"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configuration_is_refused_and_nothing_is_written(tiny_run, files, tmp_path, capsys, name):
+    changes, facts = CONFIGURATIONS[name]
     before = content(tiny_run.folder)
     changes = {key: str(value).replace("{files}", str(files)) for key, value in changes.items()}
     command = [*tiny_run.command, *sets(changes)]
-    line = refused(capsys, *command, "--run", tiny_run.folder, "--overwrite")
-    assert re.search(message.replace("{files}", re.escape(str(files))), line), line
-    assert refused(capsys, *command, "--run", tmp_path / "new" / "run") == line
+    line = refusal(capsys, *command, "--run", tiny_run.folder, "--overwrite")
+    check(line, *(str(fact).replace("{files}", str(files)) for fact in facts), varies=NOT_OURS.get(name))
+    assert refusal(capsys, *command, "--run", tmp_path / "new" / "run") == line
     assert not (tmp_path / "new").exists()
     assert content(tiny_run.folder) == before
 
 
 @pytest.mark.parametrize(
-    "line, message",
+    "line, facts",
     [
-        ("decoder.DecoderConfig.d_modle = 64", r"own\.gin:4: .*no key 'd_modle'; the nearest valid name is 'd_model'"),
-        ("decoder.DecoderConfig.d_model = 'wide'", r"own\.gin:4: model\.d_model='wide' must be int, not str"),
-        ("include 'no.gin'", r"own\.gin:4: there is no configuration file 'no\.gin'"),
+        ("decoder.DecoderConfig.d_modle = 64", ("own.gin:4", "d_modle", "d_model")),
+        ("decoder.DecoderConfig.d_model = 'wide'", ("own.gin:4", "model.d_model='wide'", "int")),
+        ("include 'no.gin'", ("own.gin:4", "no.gin")),
     ],
+    ids=["key", "type", "include"],
 )
-def test_file_is_refused_by_line(tiny_run, tmp_path, capsys, line, message):
+def test_file_is_refused_by_line(tiny_run, tmp_path, capsys, line, facts):
     own = tmp_path / "own.gin"
     head = "from __gin__ import dynamic_registration\nfrom jaxtrain.models import decoder\n"
     own.write_text(f"{head}include '{tiny_run.command[1]}'\n{line}\n")
-    assert re.search(message, refused(capsys, "train", own, "--run", tmp_path / "run"))
+    check(refusal(capsys, "train", own, "--run", tmp_path / "run"), *facts)
     assert not (tmp_path / "run").exists()
 
 
 def test_another_configuration_in_the_folder_is_refused_with_the_difference(tiny_run, capsys):
     before = content(tiny_run.folder)
     other = [*tiny_run.command, *sets({"phases[0].steps": 5, "seed": 1}), "--run", tiny_run.folder]
-    line = refused(capsys, *other)
-    assert line.startswith(f"{tiny_run.folder} holds a run with another configuration")
-    assert "phases[0].steps: 3 -> 5; seed: 0 -> 1" in line
-    assert "pass --allow-config-change to go on with the new one, --overwrite to begin anew, or --run" in line
+    line = refusal(capsys, *other)
+    check(line, tiny_run.folder, "phases[0].steps: 3 -> 5; seed: 0 -> 1")
+    check(line, "--allow-config-change", "--overwrite", "--run", recorded=False)
     assert content(tiny_run.folder) == before
 
 
@@ -264,9 +217,8 @@ def test_overwrite_begins_anew(tiny_run, run_copy):
 @pytest.mark.parametrize("changes", [{"model.repeats": 2}, {"optimizer": "@Lion(learning_rate=@Constant(peak=1e-4))"}])
 def test_resuming_with_another_model_or_optimizer_is_refused(tiny_run, capsys, changes):
     before = content(tiny_run.folder)
-    line = refused(capsys, *tiny_run.command, *sets(changes), "--run", tiny_run.folder, "--allow-config-change")
-    assert line.startswith(f"{tiny_run.folder} cannot go on, its checkpoints are of another model or optimizer")
-    assert f"{next(iter(changes))}: " in line and "--overwrite" in line
+    line = refusal(capsys, *tiny_run.command, *sets(changes), "--run", tiny_run.folder, "--allow-config-change")
+    check(line, tiny_run.folder, f"{next(iter(changes))}: ", "--overwrite")
     assert content(tiny_run.folder) == before
 
 
@@ -274,23 +226,22 @@ def test_step_that_cannot_be_traced_leaves_the_run_as_it_was(tiny_run, capsys):
     mixer = "@LinearAttentionConfig(heads=4,kv_heads=4,head_dim=8,value_dim=8,implementation='gpu')"
     before = content(tiny_run.folder)
     changed = [*tiny_run.command, *sets({"model.pattern[0].mixer": mixer}), "--run", tiny_run.folder]
-    line = refused(capsys, *changed, "--overwrite")
-    assert line.startswith("linear_attention: no implementation takes this call. gpu: ")
+    line = refusal(capsys, *changed, "--overwrite")
+    check(line, "linear_attention", "gpu")
     assert content(tiny_run.folder) == before
 
 
 def test_run_that_is_a_file_is_refused(tiny_run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    line = refused(capsys, *tiny_run.command, "--run", tmp_path / "file", "--overwrite")
-    assert line == f"{tmp_path}/file is a file: name a folder, --run FOLDER"
+    line = refusal(capsys, *tiny_run.command, "--run", tmp_path / "file", "--overwrite")
+    check(line, tmp_path / "file", "--run")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_run_below_a_file_is_refused(tiny_run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    line = refused(capsys, *tiny_run.command, "--run", tmp_path / "file" / "run")
-    assert line.startswith(f"{tmp_path}/file/run cannot be written: Not a directory")
-    assert "see to it that the folder can be written, or name another one" in line
+    line = refusal(capsys, *tiny_run.command, "--run", tmp_path / "file" / "run")
+    check(line, tmp_path / "file" / "run", "Not a directory")
     assert content(tmp_path).keys() == {"file"}
 
 
@@ -307,16 +258,13 @@ def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, line):
         raise error
 
     monkeypatch.setattr("jaxtrain.cli.eval.run", fail)
-    assert refused(capsys, "eval", "run") == line
+    assert refusal(capsys, "eval", "run") == line
 
 
 def test_prompt_longer_than_the_context_is_refused(tiny_run, capsys):
     before = content(tiny_run.folder)
-    line = refused(capsys, "generate", tiny_run.folder, "--prompt", "x" * 240, "--tokens", 20)
-    assert line == (
-        "a prompt of 240 tokens and 20 more exceed the model's context of 256: shorten the prompt to at most "
-        "236 tokens or ask for at most 16 tokens (--tokens 16)"
-    )
+    line = refusal(capsys, "generate", tiny_run.folder, "--prompt", "x" * 240, "--tokens", 20)
+    check(line, 240, 20, 256, 236, "--tokens 16")
     assert content(tiny_run.folder) == before
 
 
@@ -324,7 +272,7 @@ def test_prompt_longer_than_the_context_is_refused(tiny_run, capsys):
 def test_folder_that_is_no_run_is_refused_by_name(tmp_path, capsys, command):
     (tmp_path / "empty").mkdir()
     rest = {"generate": ["--prompt", "x"], "convert": [tmp_path / "target"]}.get(command, [])
-    assert str(tmp_path / "empty") in refused(capsys, command, tmp_path / "empty", *rest)
+    check(refusal(capsys, command, tmp_path / "empty", *rest), tmp_path / "empty")
     assert content(tmp_path) == {"empty": "folder"}
 
 
@@ -333,17 +281,16 @@ def test_run_that_does_not_exist_is_refused_with_the_nearest(tmp_path, capsys, c
     for name in ("quickstart", "other"):
         (tmp_path / name).mkdir()
     rest = {"generate": ["--prompt", "x"], "convert": [tmp_path / "target"], "config diff": [tmp_path]}
-    line = refused(capsys, *command.split(), tmp_path / "quikstart", *rest.get(command, []))
-    assert re.search(r"quikstart'? does not exist|no run '.*quikstart'", line)
-    assert line.endswith("; the nearest valid name is 'quickstart'")
+    line = refusal(capsys, *command.split(), tmp_path / "quikstart", *rest.get(command, []))
+    check(line, "quikstart", "'quickstart'")
 
 
 def test_missing_safetensors_shard_is_refused_by_name(tmp_path, capsys):
     source = shutil.copytree(GOLDENS / "llama", tmp_path / "llama")
     (source / "model-00002-of-00002.safetensors").unlink()
     before = content(tmp_path)
-    line = refused(capsys, "convert", source, tmp_path / "run")
-    assert str(source) in line and "lacks model-00002-of-00002.safetensors" in line
+    line = refusal(capsys, "convert", source, tmp_path / "run")
+    check(line, source, "model-00002-of-00002.safetensors")
     assert content(tmp_path) == before
 
 
@@ -352,8 +299,8 @@ def test_family_that_convert_does_not_know_is_refused_with_those_it_knows(tmp_pa
     settings = (source / "config.json").read_text()
     (source / "config.json").write_text(settings.replace('"model_type": "qwen3"', '"model_type": "mamba"'))
     before = content(tmp_path)
-    line = refused(capsys, "convert", source, tmp_path / "run")
-    assert "model_type='mamba'" in line and "llama, mistral, qwen3, gemma2, gpt2" in line
+    line = refusal(capsys, "convert", source, tmp_path / "run")
+    check(line, "model_type='mamba'", "llama, mistral, qwen3, gemma2, gpt2")
     assert content(tmp_path) == before
 
 
@@ -363,30 +310,31 @@ def losses(folder):
 
 AVERAGE = "@LatestWeightAverage(every_steps=1, window=1000000000)"
 ABSURD = {
-    "steps": ({"phases[0].steps": 10**12}, "phases make 1,000,000,000,000 steps, of 256,000,000,000,000 tokens"),
-    "layers": ({"model.repeats": 2 * 10**9}, "parameters (model.repeats, "),
-    "vocabulary": ({"model.vocab_size": 10**12}, "parameters (model.repeats, "),
-    "averages": ({"hooks": f"({AVERAGE},)"}, "1,000,000,000 weights in the averages of hooks[0]"),
-    "rows": ({"phases[0].batch_size": 8 * 10**12}, "(phases[0].batch_size=8000000000000, sequence_length=32)"),
-    "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, "microbatches=1000000000000): use 8"),
-    "window": ({"model.pattern[0].mixer.window": 10**12}, "window=1000000000000: must be from 1 to 2147483647"),
-    "devices": ({"mesh.data": 10**12}, "mesh data=1000000000000 x fsdp=-1 does not fit 8 devices"),
-    "30 digits": ({"hooks[2].every_steps": 10**30}, "hooks[2].every_steps=1" + 30 * "0" + ": no integer of a"),
+    "steps": ({"phases[0].steps": 10**12}, ("1,000,000,000,000", "256,000,000,000,000")),
+    "layers": ({"model.repeats": 2 * 10**9}, ("parameters (model.repeats, ",)),
+    "vocabulary": ({"model.vocab_size": 10**12}, ("parameters (model.repeats, ",)),
+    "averages": ({"hooks": f"({AVERAGE},)"}, ("1,000,000,000", "hooks[0]")),
+    "rows": ({"phases[0].batch_size": 8 * 10**12}, ("phases[0].batch_size=8000000000000", "sequence_length=32")),
+    "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, ("microbatches=1000000000000", 8)),
+    "window": ({"model.pattern[0].mixer.window": 10**12}, ("window=1000000000000", 1, 2147483647)),
+    "devices": ({"mesh.data": 10**12}, ("data=1000000000000", "fsdp=-1", 8)),
+    "30 digits": ({"hooks[2].every_steps": 10**30}, ("hooks[2].every_steps=1" + 30 * "0",)),
 }
 
 
 @pytest.mark.parametrize("name", ABSURD)
 def test_absurd_size_is_refused_at_once_with_what_it_would_need(text, tmp_path, capsys, name):
-    changes, said = ABSURD[name]
-    line = refused(capsys, *command(text), "--run", tmp_path / "run", *sets(changes))
-    assert said in line
+    changes, facts = ABSURD[name]
+    line = refusal(capsys, *command(text), "--run", tmp_path / "run", *sets(changes))
+    memory = {"<memory>": r"(?<=machines have )\d\S* .?B"} if "machines have" in line else None
+    check(line, *facts, varies=memory)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("size", [("--stages", 4, "--microbatches", 10**9), ("--stages", 10**9, "--microbatches", 4)])
 def test_absurd_table_is_refused_at_once(capsys, size):
-    line = refused(capsys, "schedule", "show", "OneFOneB", *size)
-    assert "make a table of 8,000,000,000 actions or more: one has at most 1,048,576" in line
+    line = refusal(capsys, "schedule", "show", "OneFOneB", *size)
+    check(line, "8,000,000,000", "1,048,576")
 
 
 def test_want_of_memory_is_one_line(capsys, monkeypatch):
@@ -395,7 +343,7 @@ def test_want_of_memory_is_one_line(capsys, monkeypatch):
         (MemoryError(), "out of memory"),
     ]:
         monkeypatch.setattr("jaxtrain.cli.eval.run", functools.partial(_fail, error))
-        assert refused(capsys, "eval", "run").startswith(line)
+        assert refusal(capsys, "eval", "run").startswith(line)
 
 
 def _fail(error, arguments):

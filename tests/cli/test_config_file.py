@@ -4,6 +4,7 @@ import re
 
 import gin
 import pytest
+from messages import check, refused
 from toy.config import Phase, RunConfig
 from toy.layers import AttentionConfig, IdentityConfig, ModelConfig, NormConfig, tiny
 from toy.optim.adam import Adam, Constant
@@ -128,231 +129,231 @@ def test_key_of_an_included_file_may_fall_out_of_use_when_its_node_is_replaced(w
     write(RUN + "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.b1 = 0.8\n", "base.gin")
     replaced = 'include "base.gin"\nfrom toy.optim import adam\nconfig.RunConfig.optimizer = @adam.Adam()\n'
     assert load(write(replaced), root=RunConfig).config.optimizer == Adam()
-    assert "run.gin:8: lion.Lion.b1 is unused" in _error(write(replaced + "lion.Lion.b1 = 0.7\n"))
+    check(_error(write(replaced + "lion.Lion.b1 = 0.7\n")), "run.gin:8", "lion.Lion.b1")
 
 
 ERRORS = {
     "misspelt field": (
         "layers.ModelConfig.tide = True",
-        "run.gin:10: layers.ModelConfig has no key 'tide'; the nearest valid name is 'tied'",
+        ("run.gin:10", "'tide'", "'tied'"),
     ),
     "misspelt field in a block": (
         "layers.NormConfig:\n  epsilom = 1.0",
-        "run.gin:11: layers.NormConfig has no key 'epsilom'; the nearest valid name is 'epsilon'",
+        ("run.gin:11", "'epsilom'", "'epsilon'"),
     ),
     "misspelt class": (
         "layers.ModelConfi.tied = True",
-        "run.gin:10: layers.ModelConfi: toy.layers has no 'ModelConfi'; the nearest valid name is 'ModelConfig'",
+        ("run.gin:10", "layers.ModelConfi", "'ModelConfig'"),
     ),
     "misspelt module": (
         "from toy.optim import lionn",
-        "run.gin:10: there is no module 'toy.optim.lionn'; the nearest valid name is 'lion'",
+        ("run.gin:10", "toy.optim.lionn", "'lion'"),
     ),
     "name that is not imported": (
         "layer.ModelConfig.tied = True",
-        "run.gin:10: layer.ModelConfig: no import provides 'layer'; the nearest valid name is 'layers'",
+        ("run.gin:10", "layer.ModelConfig", "'layers'"),
     ),
     "misspelt macro": (
         "width = 3\nconfig.RunConfig.name = %widht\nconfig.RunConfig.note = %width",
-        "run.gin:11: there is no macro 'widht'; the nearest valid name is 'width'",
+        ("run.gin:11", "widht", "width"),
     ),
-    "unused macro": ("width = 3", "run.gin:10: the macro width is unused: no value refers to it; use it or remove it"),
+    "unused macro": ("width = 3", ("run.gin:10", "macro width")),
     "unused class": (
         "lion.Lion.b1 = 0.5",
-        "run.gin:10: lion.Lion.b1 is unused: nothing refers to @lion.Lion(); the nearest valid name is "
-        "'config.RunConfig'",
+        ("run.gin:10", "lion.Lion.b1", "config.RunConfig"),
     ),
     "misspelt scope": (
         "layers.ModelConfig.mixers = (@local/layers.AttentionConfig(),)\nlocal/layers.AttentionConfig.heads = 1\n"
         "locl/layers.AttentionConfig.window = 1",
-        "run.gin:12: locl/layers.AttentionConfig.window is unused: nothing refers to @locl/layers.AttentionConfig(); "
-        "the nearest valid name is 'local/layers.AttentionConfig'",
+        ("run.gin:12", "locl/layers.AttentionConfig.window", "local/layers.AttentionConfig"),
     ),
     "string for int": (
         "config.Phase.length = 'abc'",
-        "run.gin:10: phases[0].length='abc' must be int | None, not str",
+        ("run.gin:10", "phases[0].length='abc'", "int | None"),
     ),
-    "float for int": ("config.Phase.length = 1.0", "run.gin:10: phases[0].length=1.0 must be int | None, not float"),
-    "bool for int": ("config.Phase.length = True", "run.gin:10: phases[0].length=True must be int | None, not bool"),
-    "int for bool": ("layers.ModelConfig.tied = 1", "run.gin:10: model.tied=1 must be bool, not int"),
-    "None where not optional": ("config.RunConfig.name = None", "run.gin:10: name=None must be str"),
+    "float for int": ("config.Phase.length = 1.0", ("run.gin:10", "phases[0].length=1.0", "int | None")),
+    "bool for int": ("config.Phase.length = True", ("run.gin:10", "phases[0].length=True", "int | None")),
+    "int for bool": ("layers.ModelConfig.tied = 1", ("run.gin:10", "model.tied=1", "bool")),
+    "None where not optional": ("config.RunConfig.name = None", ("run.gin:10", "name=None", "str")),
     "not one of a Literal": (
         "layers.NormConfig.kind = 'rsm'\nlayers.ModelConfig.norm = @layers.NormConfig()",
-        "run.gin:10: model.norm.kind='rsm' must be Literal['rms', 'layer'], not str",
+        ("run.gin:10", "model.norm.kind='rsm'", "['rms', 'layer']"),
     ),
     "wrong item of a tuple": (
         "config.RunConfig.seeds = (1, 'b')",
-        "run.gin:10: seeds=(1, 'b') must be tuple[int, ...], not tuple",
+        ("run.gin:10", "seeds=(1, 'b')", "tuple[int, ...]"),
     ),
     "wrong length of a tuple": (
         "from toy.optim import adam\nconfig.RunConfig.optimizer = @adam.Adam()\nadam.Adam.betas = (0.9,)",
-        "run.gin:12: optimizer.betas=(0.9,) must be tuple[float, float], not tuple",
+        ("run.gin:12", "optimizer.betas=(0.9,)", "tuple[float, float]"),
     ),
-    "dict": ("config.RunConfig.name = {'a': 1}", "run.gin:10: name={'a': 1} must be str, not dict"),
+    "dict": ("config.RunConfig.name = {'a': 1}", ("run.gin:10", "name={'a': 1}", "str")),
     "dataclass of another kind": (
         "layers.ModelConfig.norm = @config.Phase()",
-        "run.gin:10: model.norm=@config.Phase() must be NormConfig",
+        ("run.gin:10", "model.norm=@config.Phase()", "NormConfig"),
     ),
     "not of the base class": (
         "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.schedule = @config.Phase()",
-        "run.gin:11: optimizer.schedule=@config.Phase() must be Schedule",
+        ("run.gin:11", "optimizer.schedule=@config.Phase()", "Schedule"),
     ),
     "leaf for a node": (
         "config.RunConfig.optimizer = 'adam'",
-        "run.gin:10: optimizer='adam' must be Optimizer, not str",
+        ("run.gin:10", "optimizer='adam'", "Optimizer"),
     ),
     "missing field": (
         "layers.ModelConfig.mixers = (@layers.AttentionConfig(),)",
-        "run.gin:10: model.mixers[0].heads is missing: bind layers.AttentionConfig.heads, "
-        "or give --set model.mixers[0].heads=...",
+        ("run.gin:10", "model.mixers[0].heads", "layers.AttentionConfig.heads", "--set model.mixers[0].heads"),
     ),
     "refused by the class": (
         "layers.ModelConfig.mixers = (@layers.AttentionConfig(),)\nlayers.AttentionConfig.heads = 0",
-        "run.gin:10: model.mixers[0] (layers.AttentionConfig): heads=0: must be at least 1",
+        ("run.gin:10", "model.mixers[0]", "layers.AttentionConfig", "heads=0", 1),
     ),
     "class that is not called": (
         "layers.ModelConfig.norm = @layers.NormConfig",
-        "run.gin:10: @layers.NormConfig is the class itself; write @layers.NormConfig()",
+        ("run.gin:10", "@layers.NormConfig", "@layers.NormConfig()"),
     ),
     "bound twice": (
         "config.Phase.steps = 20",
-        "run.gin:10: config.Phase.steps is bound already, at run.gin:8; remove one of the two",
+        ("run.gin:10", "config.Phase.steps", "run.gin:8"),
     ),
     "key of a function": (
         "layers.tiny.width = 3",
-        "run.gin:10: layers.tiny is a function; only keys of dataclasses can be bound",
+        ("run.gin:10", "layers.tiny", "function"),
     ),
     "string without quotes": (
         "config.RunConfig.name = abc",
-        "run.gin:10: Failed to parse token 'abc'; write strings in quotes",
+        ("run.gin:10", "'abc'", "quotes"),
     ),
-    "no statement": ("config.RunConfig", "run.gin:10: Couldn't parse statement, expected ':' or '='."),
+    "no statement": ("config.RunConfig", ("run.gin:10", "statement")),
     "number beyond floats": (
         "config.RunConfig.clip = 1e999",
-        "run.gin:10: no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+        ("run.gin:10", "1e999", 0, "2.3e-308", "1.7e308"),
     ),
     "number that a float rounds to nothing": (
         "config.RunConfig.clip = 3e-3000",
-        "run.gin:10: no float holds 3e-3000: write 0, or a number between 2.3e-308 and 1.7e308",
+        ("run.gin:10", "3e-3000", 0, "2.3e-308", "1.7e308"),
     ),
     "number of 400 digits": (
         f"config.RunConfig.clip = {'9' * 400}",
-        f"run.gin:10: no float holds {'9' * 60}... (400 characters): write 0, or a number between 2.3e-308 and 1.7e308",
+        ("run.gin:10", "9" * 60 + "...", 400, 0, "2.3e-308", "1.7e308"),
     ),
     "number of more digits than Python reads": (
         f"config.RunConfig.name = {'9' * 5000}",
-        f"run.gin:10: no float holds {'9' * 60}... (5000 characters): write 0, or a number between 2.3e-308 and "
-        "1.7e308",
+        ("run.gin:10", "9" * 60 + "...", 5000, 0, "2.3e-308", "1.7e308"),
     ),
     "number in a macro of a tuple": (
         "config.RunConfig.seeds = (%n, 1)\nn = 1e999",
-        "run.gin:11: no float holds 1e999: write 0, or a number between 2.3e-308 and 1.7e308",
+        ("run.gin:11", "1e999", 0, "2.3e-308", "1.7e308"),
     ),
     "minus that gin would drop before a macro": (
         "config.RunConfig.clip = -%n\nn = 1.0",
-        "run.gin:10: a minus stands before a number only",
+        ("run.gin:10", "minus"),
     ),
     "minus that gin would drop before a reference": (
         "config.RunConfig.optimizer = -@lion.Lion()",
-        "run.gin:10: a minus stands before a number only",
+        ("run.gin:10", "minus"),
     ),
     "escape that is none": (
         r"config.RunConfig.name = '\e'",
-        r"run.gin:10: Failed to parse token ''\e'': invalid escape sequence '\e'",
+        ("run.gin:10", r"'\e'"),
     ),
     "half of a surrogate pair": (
         r"config.RunConfig.name = '\ud800'",
-        r"run.gin:10: name='\ud800' holds '\ud800', which is no character of UTF-8",
+        ("run.gin:10", r"name='\ud800'", "UTF-8"),
     ),
-    "key of a dict that cannot be one": ("config.RunConfig.name = {[]: 1}", "run.gin:10: unhashable type: 'list'"),
-    "zero byte": ("config.RunConfig.name = 'a\0'", "run.gin holds a zero byte"),
+    "key of a dict that cannot be one": ("config.RunConfig.name = {[]: 1}", ("run.gin:10", "unhashable", "list")),
+    "zero byte": ("config.RunConfig.name = 'a\0'", ("run.gin", "zero byte")),
     "brackets beyond Python's": (
         f"config.RunConfig.seeds = {'[' * 3000}",
-        "run.gin:10: too many nested parentheses",
+        ("run.gin:10", "nested"),
     ),
     "macros beyond Python's depth": (
         "\n".join(f"a{i} = %a{i + 1}" for i in range(3000)) + "\na3000 = 1\nconfig.RunConfig.name = %a0",
-        "run.gin is nested too deeply",
+        ("run.gin", "nested"),
     ),
     "key of what is no class": (
         "layers.dataclass.x = 1",
-        "run.gin:10: layers.dataclass is neither a dataclass nor a function of no arguments that makes one and says "
-        "so, `def dataclass() -> Class`",
+        ("run.gin:10", "layers.dataclass", "`def dataclass() -> Class`"),
     ),
     "key below a value": (
         "layers.__name__.x.y = 1",
-        "run.gin:10: layers.__name__.x: toy.layers.__name__ has no 'x'",
+        ("run.gin:10", "layers.__name__.x", "toy.layers.__name__", "'x'"),
     ),
     "node in a tuple where there is none": (
         "layers.ModelConfig.norm = (@layers.NormConfig(),)",
-        "run.gin:10: model.norm[0]=@layers.NormConfig() is in a tuple, where none can be",
+        ("run.gin:10", "model.norm[0]=@layers.NormConfig()", "tuple"),
     ),
     "node within itself": (
         "config.RunConfig.optimizer = @lion.Lion()\nlion.Lion.schedule = @lion.Lion()",
-        "run.gin:11: @lion.Lion() contains itself; give the inner one a scope of its own",
+        ("run.gin:11", "@lion.Lion()", "itself"),
     ),
     "macro within itself": (
         "a = %b\nb = (%a,)\nconfig.RunConfig.seeds = %a",
-        "run.gin:11: %a contains itself",
+        ("run.gin:11", "%a", "itself"),
     ),
 }
 
 
-@pytest.mark.parametrize("extra, message", ERRORS.values(), ids=ERRORS.keys())
-def test_error_names_key_line_and_nearest_name(write, extra, message):
-    assert _error(write(RUN + extra + "\n")) == message
+NOT_OURS = {  # but of gin or Python
+    "string without quotes": {"<gin>": "(?<=run.gin:10: ).*(?='abc')"},
+    "no statement": {"<gin>": "(?<=run.gin:10: ).*"},
+    "escape that is none": {"<python>": "(?<=run.gin:10: ).*"},
+    "key of a dict that cannot be one": {"<python>": "(?<=run.gin:10: ).*"},
+    "brackets beyond Python's": {"<python>": "(?<=run.gin:10: ).*"},
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_names_key_line_and_nearest_name(write, name):
+    extra, facts = ERRORS[name]
+    check(_error(write(RUN + extra + "\n")), *facts, varies=NOT_OURS.get(name))
 
 
 def test_reference_that_cannot_make_a_configuration_is_refused(write):
     message = _error(write(RUN.replace("@layers.ModelConfig()", "@layers.sized()")))
-    assert message.startswith("run.gin:6: ") and "neither a dataclass nor a function of no arguments" in message
+    check(message, "run.gin:6", "layers.sized", "`def sized() -> Class`")
 
 
 def test_import_of_what_is_in_a_module_is_refused_with_the_module(write):
     head = "from __gin__ import dynamic_registration\nfrom toy.config import RunConfig\n"
-    assert _error(write(RUN, head=head)).endswith(
-        "toy.config.RunConfig: toy.config is a module, and modules are imported, not what is in them: write "
-        "`from toy import config` and config.RunConfig"
-    )
+    check(_error(write(RUN, head=head)), "toy.config.RunConfig", "`from toy import config`", "config.RunConfig")
 
 
 def test_bracket_left_open_is_refused_with_a_line(write):
-    assert re.fullmatch(
-        r"run.gin:1[01]: .*EOF in multi-line statement", _error(write(RUN + "config.RunConfig.seeds = (1,"))
-    )
+    message = _error(write(RUN + "config.RunConfig.seeds = (1,"))
+    assert re.fullmatch(r"run.gin:1[01]: .*EOF in multi-line statement", message), message
 
 
 def test_import_above_dynamic_registration_is_refused(write):
-    assert _error(write(RUN, head="from toy import config\n")).startswith("run.gin:1: write `from __gin__ import dyn")
+    message = _error(write(RUN, head="from toy import config\n"))
+    check(message, "run.gin:1", "`from __gin__ import dynamic_registration`")
 
 
 def test_error_in_an_included_file_names_that_file_once(write):
     write(RUN + "config.Phase.stepz = 1\n", "base.gin")
-    assert _error(write('include "base.gin"\n')).startswith("base.gin:10: config.Phase has no key 'stepz'")
+    check(_error(write('include "base.gin"\n')), "base.gin:10", "config.Phase", "'stepz'")
 
 
 def test_file_that_includes_itself_is_refused(write):
     write('include "run.gin"\n', "base.gin")
-    assert _error(write('include "base.gin"\n')) == "base.gin:5: 'run.gin' includes itself"
+    check(_error(write('include "base.gin"\n')), "base.gin:5", "'run.gin'")
 
 
 def test_missing_files_are_named_with_the_nearest(write):
     write(RUN, "quickstart.gin")
-    with pytest.raises(FileNotFoundError, match=r"no configuration file 'quikstart.gin'; .* 'quickstart.gin'"):
+    with refused(FileNotFoundError, "'quikstart.gin'", "'quickstart.gin'"):
         load("quikstart.gin", root=RunConfig)
-    with pytest.raises(FileNotFoundError, match=r"^run.gin:5: .* 'quickstrat.gin'; .* 'quickstart.gin'"):
+    with refused(FileNotFoundError, "run.gin:5", "'quickstrat.gin'", "'quickstart.gin'"):
         load(write('include "quickstrat.gin"\n'), root=RunConfig)
 
 
 def test_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "model.gin").write_bytes(b"\xff\xfe\x00")
-    assert _error(tmp_path / "model.gin").endswith("model.gin is not a text file in UTF-8")
+    check(_error(tmp_path / "model.gin"), tmp_path / "model.gin", "UTF-8")
 
 
 def test_file_without_the_root_is_refused(write):
-    assert _error(write("lion.Lion.b1 = 0.5\n")) == (
-        "run.gin binds no key of config.RunConfig, the root of every configuration"
-    )
+    check(_error(write("lion.Lion.b1 = 0.5\n")), "run.gin", "config.RunConfig")
 
 
 def test_load_leaves_no_gin_state_and_classes_as_they_were(write):

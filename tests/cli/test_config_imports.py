@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from messages import check
 from toy.config import RunConfig
 
 from jaxtrain.cli.config_file import load
@@ -41,7 +42,7 @@ def write(folder, line: str, name: str = "run.gin") -> str:
     return name
 
 
-def refused(path: str, overrides=(), import_from=()) -> str:
+def refusal_of(path: str, overrides=(), import_from=()) -> str:
     before = set(sys.modules)
     with pytest.raises(ValueError) as caught:
         load(path, overrides, root=RunConfig, import_from=import_from)
@@ -50,7 +51,6 @@ def refused(path: str, overrides=(), import_from=()) -> str:
 
 
 LINES = {"import mine": "mine", "from ours import lion": "ours.lion", "from apart import lion": "apart.lion"}
-REMEDY = "and of no installed package; if you trust what is there, let it run: --import-from "
 
 
 @pytest.mark.parametrize("line, name", LINES.items())
@@ -58,8 +58,8 @@ REMEDY = "and of no installed package; if you trust what is there, let it run: -
 def test_code_in_the_working_folder_is_refused_even_where_python_finds_it(folder, line, name, entry):
     if entry is not None:
         sys.path.insert(0, entry.format(folder=folder))
-    message = refused(write(folder, line))
-    assert message.startswith(f"run.gin:4: {name} is code in the folder ") and REMEDY in message
+    where = "." if entry is None else folder  # as Python found it
+    check(refusal_of(write(folder, line)), "run.gin:4", name, f"--import-from {where}")
 
 
 @pytest.mark.parametrize("line, name", LINES.items())
@@ -71,17 +71,16 @@ def test_code_runs_from_a_folder_that_the_user_names(folder, line, name):
 
 
 def test_a_folder_that_the_user_names_is_not_all_folders(folder):
-    assert "near is code in the folder runs" in refused(
-        write(folder, "import near", "runs/run.gin"), import_from=["ours"]
-    )
-    assert "--import-from nowhere: there is no such folder" in refused(write(folder, ""), import_from=["nowhere"])
+    message = refusal_of(write(folder, "import near", "runs/run.gin"), import_from=["ours"])
+    check(message, "near", "folder runs", "--import-from")
+    check(refusal_of(write(folder, ""), import_from=["nowhere"]), "--import-from nowhere")
 
 
 def test_an_override_imports_no_more_than_a_file(folder):
     sys.path.insert(0, "")
     path = write(folder, "")
-    message = refused(path, ["optimizer=@mine.Lion()"])
-    assert message.startswith("--set optimizer=@mine.Lion(): mine is code in the folder ") and REMEDY in message
+    message = refusal_of(path, ["optimizer=@mine.Lion()"])
+    check(message, "--set optimizer=@mine.Lion()", "mine is", folder, "--import-from")
     assert load(path, ["optimizer=@mine.Lion()"], root=RunConfig, import_from=[folder]).config.optimizer.b1 == 0.5
 
 
@@ -95,29 +94,29 @@ def test_a_name_beside_the_known_classes_wins_over_a_file_in_the_working_folder(
 def test_an_included_file_is_bounded_as_the_one_that_includes_it(folder):
     write(folder, "import near", "runs/base.gin")
     (folder / "run.gin").write_text("include 'runs/base.gin'\n")
-    assert refused("run.gin").startswith("runs/base.gin:4: near is code in the folder runs")
+    check(refusal_of("run.gin"), "runs/base.gin:4", "near", "folder runs")
 
 
 @pytest.mark.parametrize("name", ["pdb", "os.path", "antigravity", "this"])
 def test_modules_of_python_itself_are_not_imported(folder, name):
-    message = f"run.gin:4: {name} is a module of Python's own, in which there is no configuration"
-    assert refused(write(folder, f"import {name}")) == message
+    check(refusal_of(write(folder, f"import {name}")), "run.gin:4", name, "Python's own")
     assert "antigravity" not in sys.modules and "this" not in sys.modules
 
 
 def test_a_package_is_imported_and_not_run(folder):
-    assert refused(write(folder, "import pip.__main__")).startswith("run.gin:4: pip.__main__ is a program")
+    check(refusal_of(write(folder, "import pip.__main__")), "run.gin:4", "pip.__main__", "program")
 
 
 def test_nothing_is_imported_of_a_file_that_cannot_be_read_to_its_end(folder):
-    assert refused(write(folder, "import mine\nx ="), import_from=["."]).startswith("run.gin:5: ")
+    assert refusal_of(write(folder, "import mine\nx ="), import_from=["."]).startswith("run.gin:5: ")
 
 
 def test_code_that_fails_is_refused_in_one_line(folder):
-    for text, error in (("1 / 0", "ZeroDivisionError: division"), ("x =", "SyntaxError"), ("import zzz", "ModuleNot")):
+    for text, error in (("1 / 0", "ZeroDivisionError"), ("x =", "SyntaxError"), ("import zzz", "ModuleNotFoundError")):
         (folder / "broken.py").write_text(text)
-        message = refused(write(folder, "import broken"), import_from=["."])
-        assert message.startswith(f"run.gin:4: broken cannot be imported: {error}") and "\n" not in message
+        message = refusal_of(write(folder, "import broken"), import_from=["."])
+        check(message, "run.gin:4", "broken", error, varies={"<python>": f"(?<={error}: ).*"})
+        assert "\n" not in message
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_installed_packages_are_imported_linked_ones_too(environment, name):
 
 
 def test_what_lies_beside_a_linked_package_is_not_installed(environment, folder):
-    assert f"stray is code in the folder {folder / 'project'} {REMEDY}" in refused(write(folder, "import stray"))
+    check(refusal_of(write(folder, "import stray")), "stray", folder / "project", "--import-from")
 
 
 def test_a_run_names_its_modules_too_and_needs_the_folder_again(folder):
@@ -158,7 +157,7 @@ def test_a_run_names_its_modules_too_and_needs_the_folder_again(folder):
     (folder / "run").mkdir()
     (folder / "run" / "config.gin").write_text(render(loaded.config))
     del sys.modules["mine"]  # as in another process
-    assert REMEDY in refused("run")
+    check(refusal_of("run"), "mine", folder, "--import-from")
     assert render(load("run", root=RunConfig, import_from=["."]).config) == render(loaded.config)
 
 

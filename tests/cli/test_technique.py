@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import check, refusal
 
 from jaxtrain.cli.main import main
 
@@ -32,38 +33,35 @@ CASES = {
     "no build": (
         "(Optimizer)",
         RATE,
-        "optimizer (outside.Mine) lacks `build`, which jaxtrain.optim.base.Optimizer asks of it: write it",
+        ("optimizer (outside.Mine)", "`build`", "jaxtrain.optim.base.Optimizer"),
     ),
     "no field": (
         "(Optimizer)",
         BUILD,
-        "optimizer (outside.Mine) lacks `learning_rate`, which jaxtrain.optim.base.Optimizer asks of it: write it",
+        ("optimizer (outside.Mine)", "`learning_rate`", "jaxtrain.optim.base.Optimizer"),
     ),
     "two bases": (
         "(Optimizer, Schedule)",
         RATE + BUILD,
-        "Mine has 2 bases, jaxtrain.optim.base.Optimizer and jaxtrain.optim.schedules.Schedule: write a class for each",
+        ("Mine", "jaxtrain.optim.base.Optimizer", "jaxtrain.optim.schedules.Schedule"),
     ),
-    "no base": ("", RATE + BUILD, "optimizer=@outside.Mine() must be "),
-    "another base": ("(Hook)", RATE + BUILD, "optimizer=@outside.Mine() must be "),
+    "no base": ("", RATE + BUILD, ("optimizer=@outside.Mine()", "AdamW8bit")),
+    "another base": ("(Hook)", RATE + BUILD, ("optimizer=@outside.Mine()", "AdamW8bit")),
 }
 
 
-@pytest.mark.parametrize(("bases", "body", "message"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("bases", "body", "facts"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("way", ["gin", "set"])
-def test_a_class_that_is_not_all_that_its_base_asks_for_is_refused_in_one_line(
-    way, bases, body, message, folder, capsys
-):
+def test_a_class_that_is_not_all_that_its_base_asks_for_is_refused_in_one_line(way, bases, body, facts, folder, capsys):
     (folder / "outside.py").write_text(f"{HEAD}@dataclass(frozen=True)\nclass Mine{bases}:\n{body}")
     (folder / "mine.gin").write_text(
         "from __gin__ import dynamic_registration\nimport outside\nfrom jaxtrain import config\n"
         f"include '{QUICKSTART}'\nconfig.TrainConfig.optimizer = @outside.Mine()\n"
     )
     words = ["mine.gin"] if way == "gin" else [QUICKSTART, "--set", "optimizer=@outside.Mine()"]
-    assert main(["config", "show", *words, "--import-from", "."]) == 2
-    said = capsys.readouterr()
-    assert message in said.err and said.err.count("\n") == 1 and not said.out
-    assert said.err.startswith("jaxtrain: error: " + ("mine.gin:" if way == "gin" else "--set")), "its place"
+    line = refusal(capsys, "config", "show", *words, "--import-from", ".")
+    assert line.startswith("mine.gin:" if way == "gin" else "--set"), "its place"
+    check(line, *facts)
 
 
 def test_a_run_of_an_earlier_version_is_read_although_its_classes_have_moved(folder, capsys):
@@ -78,8 +76,8 @@ def test_a_run_of_an_earlier_version_is_read_although_its_classes_have_moved(fol
         and shown["writers[0].project"] == "'p'"
     )
     (folder / "config.gin").write_text(BEFORE.replace("optimizers.Lion", "optimizers.Lien"))
-    assert main(["config", "show", "config.gin"]) == 2
-    assert "optimizers.Lien: jaxtrain.optim.optimizers has no 'Lien'" in capsys.readouterr().err
+    line = refusal(capsys, "config", "show", "config.gin")
+    check(line, "config.gin", "optimizers.Lien", "jaxtrain.optim.optimizers")
 
 
 BEFORE = """\

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from messages import refused
 
 from jaxtrain.data import ByteTokenizer, DataConfig, bigram_loss, loader, open_rows
 from jaxtrain.data.bigram import _pair_counts, _smoothed
@@ -65,5 +66,5 @@ class _Large(ByteTokenizer):
 
 
 def test_a_vocabulary_too_large_to_count_is_refused(many_files):
-    with pytest.raises(ValueError, match="vocab_size=1025 is too large to count pairs: at most 1024"):
+    with refused(ValueError, "vocab_size=1025", 1024):
         bigram_loss(DataConfig(source=many_files, tokenizer=_Large()), **SHAPE)

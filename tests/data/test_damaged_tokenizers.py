@@ -8,6 +8,7 @@ import random
 import pytest
 import sentencepiece
 import tokenizers
+from messages import refused
 from tokenizers import processors
 
 from jaxtrain.data import HuggingFaceTokenizer, SentencePiece
@@ -47,54 +48,64 @@ TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) 
 TWO = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "a": 2, "b": 2}, "unk_token": "<unk>"}
 OUTSIDE = json.loads(processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 77)]).__getstate__())
 DAMAGED = {
-    "empty": (b"", "is not a `tokenizers` JSON file"),
-    "cut": (json.dumps(word_level()).encode()[:-40], "is not a `tokenizers` JSON file"),
-    "no text": (b"\xff\xfe\0", "is not a `tokenizers` JSON file"),
-    "deeply nested": (b"[" * 100_000, "is not a `tokenizers` JSON file"),
+    "empty": (b"", ("is not a `tokenizers` JSON file",)),
+    "cut": (json.dumps(word_level()).encode()[:-40], ("is not a `tokenizers` JSON file",)),
+    "no text": (b"\xff\xfe\0", ("is not a `tokenizers` JSON file",)),
+    "deeply nested": (b"[" * 100_000, ("is not a `tokenizers` JSON file",)),
     "no token for unknown words": (
         without("<unk>", "model", "vocab"),
-        r"cannot encode a text \(WordLevel error: Missing",
+        ("cannot encode a text",),
     ),
-    "two tokens of one id": (changed(model=TWO), r"the id 2 stands for 2 tokens, \['[ab]', '[ab]'\]"),
+    "two tokens of one id": (changed(model=TWO), ("id 2", "2 tokens", "'a'", "'b'")),
     "an added token with the id of another": (
         changed(added_tokens=[TOKEN | {"content": "a", "id": 1}]),
-        "its added token 'a' cannot have the id 1",
+        ("'a'", "id 1"),
     ),
     "a key that the library passes over": (
         changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace", "patern": 1}]}),
-        r"its key pre_tokenizer\.pretokenizers\.0\.patern is not understood",
+        ("pre_tokenizer.pretokenizers.0.patern",),
     ),
     "a key of the model that the library passes over": (
         changed(model=word_level()["model"] | {"unk_tokens": "a"}),
-        r"its key model\.unk_tokens is not understood",
+        ("model.unk_tokens",),
     ),
-    "no tokens": (changed(model=TWO | {"vocab": {}}, added_tokens=[]), "it has no tokens"),
+    "no tokens": (changed(model=TWO | {"vocab": {}}, added_tokens=[]), ("no tokens",)),
     "a special token without ids": (
         without("<s>", "post_processor", "special_tokens"),
-        "puts '<s>' before texts and does not say what ids",
+        ("'<s>'", "ids"),
     ),
-    "a special token that is none": (changed(post_processor=OUTSIDE), r"begins texts with \[77\], and it has 4 ids"),
+    "a special token that is none": (changed(post_processor=OUTSIDE), ("[77]", 4)),
     "two templates in a row": (
         changed(post_processor={"type": "Sequence", "processors": [OUTSIDE, OUTSIDE]}),
-        "its post-processor is TemplateProcessing and TemplateProcessing in a row",
+        ("post-processor", "TemplateProcessing"),
     ),
     # The library panics on these, which is no Exception.
     "a normalizer that is no text": (
         changed(normalizer={"type": "Precompiled", "precompiled_charsmap": 1}),
-        "is not a `tokenizers` JSON file",
+        ("is not a `tokenizers` JSON file",),
     ),
     "a normalizer that is empty": (
         changed(normalizer={"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(4)).decode()}),
-        "cannot encode a text",
+        ("cannot encode a text",),
     ),
 }
 
 
+# What the library says of a file, and the order of tokens in its vocabulary.
+UNREADABLE = {"<tokenizers>": r"(?<=`tokenizers` JSON file )\(.*\)"}
+LIBRARY = dict.fromkeys(("empty", "cut", "no text", "deeply nested", "a normalizer that is no text"), UNREADABLE)
+LIBRARY |= dict.fromkeys(
+    ("no token for unknown words", "a normalizer that is empty"), {"<tokenizers>": r"(?<=a text )\(.*\)"}
+)
+LIBRARY["two tokens of one id"] = {"<tokens>": r"\['a', 'b'\]|\['b', 'a'\]"}
+
+
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_tokenizers_file_is_refused_by_name(tmp_path, name):
-    content, reason = DAMAGED[name]
-    with pytest.raises(ValueError, match=rf"path='.*/tokenizer\.json' .*{reason}"):
-        use(content, tmp_path / "tokenizer.json")
+    content, facts = DAMAGED[name]
+    path = tmp_path / "tokenizer.json"
+    with refused(ValueError, f"path={str(path)!r}", *facts, varies=LIBRARY.get(name)):
+        use(content, path)
 
 
 def test_a_whole_file_passes(tmp_path):
@@ -161,14 +172,14 @@ def test_no_damage_to_a_sentence_piece_model_is_anything_but_a_value_error_that_
 
 def test_an_empty_sentence_piece_model_is_refused_by_name(tmp_path):
     (tmp_path / "pieces.model").touch()
-    with pytest.raises(ValueError, match=r"pieces\.model' is not a SentencePiece model \(it is empty\)"):
+    with refused(ValueError, "pieces.model'", "SentencePiece", "empty"):
         _ = SentencePiece(path=str(tmp_path / "pieces.model")).vocab_size
 
 
 @pytest.mark.parametrize("kind", [HuggingFaceTokenizer, SentencePiece])
 def test_a_folder_and_a_name_that_no_file_has_are_refused_by_name(kind, tmp_path):
     for path, reason in ((str(tmp_path), "is not a file"), ("a\0b", "cannot be read"), ("", "cannot be read")):
-        with pytest.raises(ValueError, match=rf"path=.* {reason}"):
+        with refused(ValueError, f"{path=}", reason, recorded=False):
             _ = kind(path=path).vocab_size
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from messages import refused
 
 from jaxtrain.data import TextFiles
 from jaxtrain.data.sources.local_files import matching
@@ -61,7 +62,7 @@ def test_a_link_to_nothing_is_refused_where_it_matches(tmp_path):
     _write(tmp_path / "a.txt")
     (tmp_path / "b.txt").symlink_to("gone.txt")
     (tmp_path / "c.bak").symlink_to("gone.bak")
-    with pytest.raises(FileNotFoundError, match=r"A link to a file that does not exist.*b\.txt"):
+    with refused(FileNotFoundError, tmp_path / "b.txt"):
         _texts(tmp_path / "*.txt")
     assert set(_texts(tmp_path / "**" / "a*.txt")) == {"a.txt"}
 

@@ -4,13 +4,13 @@ import bz2
 import gzip
 import json
 import lzma
-import re
 
 import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
 from array_record.python import array_record_module
+from messages import refused
 
 from jaxtrain.data import ArrayRecord, JsonLines, Parquet, Source, StandardLibrary, TextFiles
 
@@ -112,7 +112,7 @@ def test_a_null_is_passed_over_and_a_missing_field_is_not(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"other": "b"}\n')
     documents = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
     assert next(documents) == ("a.jsonl:2", "a")
-    with pytest.raises(ValueError, match=r"field='text' of .*a\.jsonl:3 must be a text; the line has \['other'\]"):
+    with refused(ValueError, "field='text'", f"{tmp_path}/a.jsonl:3", ["other"]):
         next(documents)
 
 
@@ -129,7 +129,7 @@ def test_a_null_is_passed_over_and_a_missing_field_is_not(tmp_path):
 )
 def test_a_line_that_json_cannot_read_is_refused_with_its_number(line, reason, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\n' + line)
-    with pytest.raises(ValueError, match=rf"a\.jsonl:2 cannot be read as JSON lines \({reason}.*get it again") as error:
+    with refused(ValueError, f"{tmp_path}/a.jsonl:2", reason, varies={"<json>": r"\(.*\)"}) as error:
         list(JsonLines(glob=f"{tmp_path}/*.jsonl").documents())
     assert "\n" not in str(error.value)
 
@@ -158,7 +158,7 @@ def test_parquet_text_is_read_however_it_is_kept_and_nulls_are_passed_over(kind,
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
     table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"column='text' is not one of .*a\.parquet; it has \['text', 'text'\]"):
+    with refused(ValueError, "column='text'", f"{tmp_path}/a.parquet", ["text", "text"]):
         list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
 
 
@@ -168,14 +168,14 @@ def test_a_glob_without_files_is_refused_by_name(kind, make, tmp_path):
     glob = str(tmp_path / "nowhere")
     if make == "folder":
         (tmp_path / "nowhere").mkdir()
-    with pytest.raises(ValueError, match=rf"glob='{re.escape(glob)}' matches no file.*folder/\*\*"):
+    with refused(ValueError, f"{glob=}", "folder/**"):
         list(kind(glob=glob).documents())
     with pytest.raises(ValueError, match="matches no file"):
         kind(glob=glob).fingerprint()
 
 
 def test_an_unknown_protocol_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="glob='nope://x/\\*' cannot be listed.*local path"):
+    with refused(ValueError, "glob='nope://x/*'", varies={"<fsspec>": r"(?<=listed: ).*?(?=\. )"}):
         TextFiles(glob="nope://x/*").fingerprint()
 
 
@@ -183,9 +183,9 @@ def test_an_unknown_protocol_is_refused_with_the_remedy():
 def test_a_binary_file_is_refused_by_name_with_the_remedy(content, tmp_path):
     (tmp_path / "a.txt").write_text("fine")
     (tmp_path / "b.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"b\.txt, which is not UTF-8 text .*Narrow the glob") as error:
+    with refused(ValueError, tmp_path / "b.txt", f"glob='{tmp_path}/*.txt'", varies={"<python>": r"\(.*?\)"}) as error:
         list(TextFiles(glob=f"{tmp_path}/*.txt").documents())
-    assert str(tmp_path / "*.txt") in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +205,11 @@ def test_a_file_of_another_format_is_refused_by_name(source, message, tmp_path):
 def test_a_missing_field_or_column_is_refused_naming_those_there_are(tmp_path):
     _write_json_lines(str(tmp_path))
     _write_parquet(str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"field='text' of .*a\.jsonl:1 must be a text; the line has \['body', 'other'\]"
-    ):
+    with refused(ValueError, "field='text'", f"{tmp_path}/a.jsonl:1", ["body", "other"]):
         list(JsonLines(glob=f"{tmp_path}/*.jsonl").documents())
-    with pytest.raises(ValueError, match=r"column='text' is not one of .*a\.parquet; it has \['body', 'other'\]"):
+    with refused(ValueError, "column='text'", f"{tmp_path}/a.parquet", ["body", "other"]):
         list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
-    with pytest.raises(ValueError, match="column='other' .* holds int64, not text"):
+    with refused(ValueError, "column='other'", "int64"):
         list(Parquet(glob=f"{tmp_path}/*.parquet", column="other").documents())
 
 
@@ -227,5 +225,5 @@ def test_the_standard_library_is_more_than_five_megabytes_of_sources_and_documen
 
 def test_a_python_without_its_sources_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match=r"StandardLibrary\(\) found no sources.*TextFiles"):
+    with refused(ValueError, "StandardLibrary()", tmp_path, "TextFiles"):
         StandardLibrary().fingerprint()

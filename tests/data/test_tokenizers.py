@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import refused
 
 from jaxtrain.cli.tokenizer import train_tokenizer
 from jaxtrain.data import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, TextFiles, Tokenizer
@@ -138,5 +139,5 @@ def test_a_missing_file_and_a_file_of_another_kind_are_refused_by_name(kind, tmp
 
 
 def test_an_end_of_document_that_is_no_token_is_refused_naming_the_special_ones(bpe):
-    with pytest.raises(ValueError, match=r"end_of_document='</s>' is not a token of .*\['<\|endoftext\|>'\]"):
+    with refused(ValueError, "end_of_document='</s>'", bpe.path, ["<|endoftext|>"]):
         _ = dataclasses.replace(bpe, end_of_document="</s>").end_of_document_id

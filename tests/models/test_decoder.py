@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jaxtrain_kernels.flash_attention import Blocks, xla
+from jaxtrain_kernels.flash_attention import xla
 from tiny import DECODER, PRESETS, packed_batch, random_params, training_batch, variant
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
@@ -77,7 +77,7 @@ def test_a_window_bounds_how_far_a_token_reaches():
 @pytest.mark.parametrize("name", PRESETS)
 def test_blocks_of_queries_change_nothing(name, monkeypatch):
     batch = training_batch(ROWS, LENGTH, vocab_size=VOCAB)
-    monkeypatch.setattr(xla, "CPU", Blocks(rows=1, queries=24, keys=32, written_out=16))  # read while tracing
+    monkeypatch.setattr(xla, "CPU", xla.Sizes(rows=1, queries=24, keys=32, written_out=16))  # read while tracing
     blocked = _compiled(PRESETS[name])(random_params(PRESETS[name]), batch)
     monkeypatch.undo()
     documents = batch.segment_ids > 0

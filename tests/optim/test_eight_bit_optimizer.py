@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from jaxtrain_kernels.block_quant import QuantizedArray
+from messages import refused
 from tiny import bytes_of, variant
 from tolerances import CLOSED_FORM, EXACT, assert_close
 
@@ -109,7 +110,7 @@ def test_another_mesh_gives_the_same_codes_with_no_collective(optimizer):
 
 def test_a_kernel_refuses_shards_that_hold_no_whole_blocks():
     tx, mesh = _transformation(AdamW8bit(learning_rate=RATES, implementation="xla")), MeshConfig(fsdp=8, data=1).build()
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="take the default implementation, or fewer devices"):
+    with jax.set_mesh(mesh), refused(ValueError, "implementation='xla'"):
         jax.eval_shape(_step(tx), jax.eval_shape(lambda params: state_of(ModelState(params), tx), SHAPES), SHAPES)
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import refused
 from pipeline_cases import table_of
 from tiny import variant
 
@@ -112,7 +113,7 @@ def test_in_one_loop_a_transfer_costs_every_tick():
 
 def test_memory_is_checked_against_a_limit_in_microbatches():
     check_memory(table_of(Interleaved(), 4, 8), 5.5)
-    with pytest.raises(ValueError, match="memory_limit=5: the schedule keeps 5.5 microbatches.*raise the limit to 5.5"):
+    with refused(ValueError, "memory_limit=5", "limit to 5.5"):
         check_memory(table_of(Interleaved(), 4, 8), 5)
 
 
@@ -160,7 +161,7 @@ def test_gpipe_is_reordered_to_fit_into_the_memory_of_1f1b():
 
 
 def test_a_limit_that_no_order_keeps_is_refused():
-    with pytest.raises(ValueError, match="memory_limit=1 activations a stage: no order of this schedule keeps so few"):
+    with refused(ValueError, "memory_limit=1"):
         reorder(table_of(Interleaved(), 4, 8), Costs(), limit=1)
 
 

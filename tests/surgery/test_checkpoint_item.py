@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from messages import refused
 
 from jaxtrain.surgery import checkpoint_item
 from jaxtrain.surgery.checkpoint_item import boxes, open_params, write_params
@@ -81,12 +82,9 @@ def test_what_cannot_be_read_again_was_not_written(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_model_is_refused(step):
-    for name, shape, message in (
-        ("table", (500, 33), r"table is \(501, 33\), the configuration has \(500, 33\)"),
-        ("extra", (2,), "has no extra, which the configuration asks for"),
-    ):
+    for name, shape, facts in (("table", (500, 33), ("table", (501, 33), (500, 33))), ("extra", (2,), ("extra",))):
         target = TARGET | {name: jax.ShapeDtypeStruct(shape, np.float32)}
-        with pytest.raises(ValueError, match=message), open_params(step, target, layout=LAYOUT):
+        with refused(ValueError, *facts), open_params(step, target, layout=LAYOUT):
             pass
 
 

@@ -5,6 +5,7 @@ import json
 import huggingface_goldens as goldens
 import numpy as np
 import pytest
+from messages import refused
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.surgery.huggingface import open_folder
@@ -82,208 +83,193 @@ FOLDERS = {
     "unknown family": (
         "qwen3",
         lambda f: change_config(f, model_type="mamba"),
-        "model_type='mamba' is not a family .* knows llama, mistral, qwen3, gemma2, gpt2",
+        ("model_type='mamba'", "llama, mistral, qwen3, gemma2, gpt2"),
     ),
-    "no config": ("qwen3", lambda f: (f / "config.json").unlink(), "has no config.json"),
-    "config is not JSON": ("qwen3", lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-    "family is a list": ("qwen3", lambda f: change_config(f, model_type=["qwen3"]), r"model_type=\['qwen3'\] is not a"),
-    "size is a text": (
-        "qwen3",
-        lambda f: change_config(f, hidden_size="32"),
-        "hidden_size='32' must be a whole number$",
-    ),
-    "size is missing": ("qwen3", lambda f: change_config(f, hidden_size=None), "hidden_size=None must be a whole"),
-    "size is broken": (
-        "qwen3",
-        lambda f: change_config(f, vocab_size=96.0),
-        r"vocab_size=96\.0 must be a whole",
-    ),
-    "heads are a text": ("llama", lambda f: change_config(f, num_attention_heads="4"), "heads='4' must be a whole"),
-    "no heads": ("llama", lambda f: change_config(f, num_attention_heads=0, head_dim=None), "heads=0: must be at"),
-    "no heads of GPT-2": ("gpt2", lambda f: change_config(f, n_head=0), "heads=0: must be at least 1"),
+    "no config": ("qwen3", lambda f: (f / "config.json").unlink(), ("config.json",)),
+    "config is not JSON": ("qwen3", lambda f: (f / "config.json").write_text("{"), ("config.json", "JSON")),
+    "family is a list": ("qwen3", lambda f: change_config(f, model_type=["qwen3"]), ("model_type=['qwen3']",)),
+    "size is a text": ("qwen3", lambda f: change_config(f, hidden_size="32"), ("hidden_size='32'",)),
+    "size is missing": ("qwen3", lambda f: change_config(f, hidden_size=None), ("hidden_size=None",)),
+    "size is broken": ("qwen3", lambda f: change_config(f, vocab_size=96.0), ("vocab_size=96.0",)),
+    "heads are a text": ("llama", lambda f: change_config(f, num_attention_heads="4"), ("num_attention_heads='4'",)),
+    "no heads": ("llama", lambda f: change_config(f, num_attention_heads=0, head_dim=None), ("heads=0", 1)),
+    "no heads of GPT-2": ("gpt2", lambda f: change_config(f, n_head=0), ("heads=0", 1)),
     "flag is a number": (
         "llama",
         lambda f: change_config(f, tie_word_embeddings=1),
-        "tie_word_embeddings=1 must be true or false",
+        ("tie_word_embeddings=1", "true or false"),
     ),
-    "rope is a list": (
-        "llama",
-        lambda f: change_config(f, rope_parameters=[1]),
-        r"rope_parameters=\[1\] must be an object or null",
-    ),
+    "rope is a list": ("llama", lambda f: change_config(f, rope_parameters=[1]), ("rope_parameters=[1]",)),
     "rope is a text": (
         "llama",
         lambda f: change_config(f, rope_parameters={"rope_type": "default", "rope_theta": "1e4"}),
-        "rope_theta='1e4' must be a number",
+        ("rope_theta='1e4'",),
     ),
-    "activation is a list": ("llama", lambda f: change_config(f, hidden_act=["silu"]), "hidden_act=.* must be a text"),
+    "activation is a list": ("llama", lambda f: change_config(f, hidden_act=["silu"]), ("hidden_act=['silu']",)),
     "layer types are lists": (
         "qwen3",
         lambda f: change_config(f, layer_types=[["full_attention"]] * 3),
-        "layer_types=.* must give sliding_attention or full_attention",
+        ("layer_types", "sliding_attention", "full_attention"),
     ),
     "scale of nothing": (
         "gemma2",
         lambda f: change_config(f, query_pre_attn_scalar=0),
-        "query_pre_attn_scalar=0 must be above 0",
+        ("query_pre_attn_scalar=0", "above 0"),
     ),
     "biases that the architecture lacks": (
         "mistral",
         lambda f: change_config(f, attention_bias=True),
-        "attention_bias=True is not supported, only False: attention of MistralForCausalLM has no biases",
+        ("attention_bias=True", False, "MistralForCausalLM"),
     ),
     "list of weights": (
         "llama",
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
-        r"index\.json: weight_map does not name a file for each tensor",
+        ("index.json", "weight_map"),
     ),
     "shard outside": (
         "llama",
         lambda f: change_index(f, lambda map: map.update({"model.norm.weight": "../model.safetensors"})),
-        r"index\.json: weight_map names '\.\./model\.safetensors', which is no file of its folder",
+        ("index.json", "weight_map", "../model.safetensors"),
     ),
     "shard in a folder": (
         "llama",
         lambda f: change_index(f, lambda map: map.update({"model.norm.weight": "shards/model.safetensors"})),
-        r"weight_map names 'shards/model\.safetensors', which is no file of its folder",
+        ("weight_map", "shards/model.safetensors"),
     ),
     "name in two shards": (
         "llama",
         lambda f: add_to_second_shard(f, "model.layers.0.input_layernorm.weight"),
-        r"00001-of-00002\.safetensors and .*00002-of-00002\.safetensors both have model\.layers\.0\.input_layernorm",
+        ("00001-of-00002.safetensors", "00002-of-00002.safetensors", "model.layers.0.input_layernorm.weight"),
     ),
     "name that the index lacks": (
         "llama",
         lambda f: change_index(f, lambda map: map.pop("model.norm.weight")),
-        r"index\.json is at odds with its files over model\.norm\.weight",
+        ("index.json", "model.norm.weight"),
     ),
     "name in another shard than the index says": (
         "llama",
         lambda f: change_index(f, lambda map: map.update({"model.embed_tokens.weight": SHARDS[1]})),
-        r"index\.json is at odds with its files over model\.embed_tokens\.weight",
+        ("index.json", "model.embed_tokens.weight"),
     ),
     "single file of other values": (
         "llama",
         lambda f: single_file(f, norm_of_ones),
-        r"llama/model\.safetensors and the shards of .*index\.json hold different tensors",
+        ("llama/model.safetensors", "index.json"),
     ),
     "single file of fewer tensors": (
         "llama",
         lambda f: single_file(f, lambda arrays: arrays.pop("model.norm.weight")),
-        r"hold different tensors: remove what is not the model's",
+        ("model.safetensors", "index.json"),
     ),
-    "adapter": (
-        "qwen3",
-        lambda f: (f / "adapter_config.json").write_text("{}"),
-        r"adapter_config\.json: convert reads whole models; merge the adapter",
-    ),
+    "adapter": ("qwen3", lambda f: (f / "adapter_config.json").write_text("{}"), ("adapter_config.json",)),
     "key twice": (
         "qwen3",
         lambda f: (f / "config.json").write_text('{"head_dim": 12, "head_dim": 24}'),
-        r"config\.json: 'head_dim' stands twice in one object: leave one of them",
+        ("config.json", "head_dim"),
     ),
     "number that no float holds": (
         "qwen3",
         lambda f: (f / "config.json").write_text('{"rms_norm_eps": 1e999}'),
-        r"config\.json: 1e999 is not a number that a float can hold",
+        ("config.json", "1e999"),
     ),
     "half a surrogate pair": (
         "qwen3",
         lambda f: (f / "config.json").write_text('{"model_type": "\\ud800"}'),
-        r"config\.json: 'utf-8' codec can't encode",
+        ("config.json", "utf-8"),
     ),
-    "deeply nested": (
-        "qwen3",
-        lambda f: (f / "config.json").write_text('{"a":' * 100_000),
-        r"config\.json: maximum recursion depth",
-    ),
+    "deeply nested": ("qwen3", lambda f: (f / "config.json").write_text('{"a":' * 100_000), ("config.json",)),
     "a trillion layers": (
         "qwen3",
         lambda f: change_config(f, num_hidden_layers=10**12),
-        r"config\.json: num_hidden_layers=1000000000000 are more layers than the files have tensors, 35",
+        ("config.json", "num_hidden_layers=1000000000000", 35),
     ),
     "a trillion layers of GPT-2": (
         "gpt2",
         lambda f: change_config(f, n_layer=10**12),
-        r"config\.json: n_layer=1000000000000 are more layers than the files have tensors",
+        ("config.json", "n_layer=1000000000000"),
     ),
     "token id is a text": (
         "qwen3",
         lambda f: change_config(f, eos_token_id="</s>"),
-        r"config\.json: eos_token_id=</s> must be the number of a token, a list of them, or null",
+        ("config.json", "eos_token_id=</s>"),
     ),
     "one id for two tokens": (
         "qwen3",
         lambda f: add_tokenizer(f, added_tokens=[{"id": 1, "content": "<eos>"}]),
-        r"tokenizer\.json: id 1 is of two tokens, 'b' and '<eos>': give each its own",
+        ("tokenizer.json", "id 1", "'b'", "'<eos>'"),
     ),
     "one id for two tokens of a vocabulary": (
         "qwen3",
         lambda f: add_tokenizer(f, model={"type": "WordLevel", "vocab": {"a": 0, "b": 0}}),
-        r"tokenizer\.json: id 0 is of two tokens, 'a' and 'b'",
+        ("tokenizer.json", "id 0", "'a'", "'b'"),
     ),
     "two ids for one token": (
         "qwen3",
         lambda f: add_tokenizer(f, added_tokens=[{"id": 3, "content": "<eos>"}]),
-        r"tokenizer\.json: '<eos>' has two ids, 2 and 3: give it one",
+        ("tokenizer.json", "'<eos>'", "ids, 2 and 3"),
     ),
     "one id for two pieces": (
         "qwen3",
         lambda f: add_tokenizer(f, model={"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0], ["c", -3.0]]}),
-        r"tokenizer\.json: id 2 is of two tokens, 'c' and '<eos>'",
+        ("tokenizer.json", "id 2", "'c'", "'<eos>'"),
     ),
     "one id for two tokens of two files": (
         "qwen3",
         lambda f: add_json(f, "added_tokens.json", {"<pad>": 2}),
-        r"added_tokens\.json: id 2 is of two tokens, '<eos>' and '<pad>'",
+        ("added_tokens.json", "id 2", "'<eos>'", "'<pad>'"),
     ),
     "one id for two tokens of the tokenizer's configuration": (
         "qwen3",
         lambda f: add_json(f, "tokenizer_config.json", {"added_tokens_decoder": {"2": {"content": "<pad>"}}}),
-        r"tokenizer_config\.json: id 2 is of two tokens, '<eos>' and '<pad>'",
+        ("tokenizer_config.json", "id 2", "'<eos>'", "'<pad>'"),
     ),
     "tokens of another shape": (
         "qwen3",
         lambda f: add_json(f, "added_tokens.json", {"<pad>": [2]}),
-        r"added_tokens\.json does not give its tokens as others of its name do",
+        ("added_tokens.json",),
     ),
-    "quantized": ("qwen3", lambda f: change_config(f, quantization_config={"bits": 4}), "quantization_config"),
-    "no weights": ("qwen3", lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    "quantized": ("qwen3", lambda f: change_config(f, quantization_config={"bits": 4}), ("quantization_config",)),
+    "no weights": ("qwen3", lambda f: (f / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "missing shard": (
         "llama",
         lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
-        "lacks model-00002-of-00002.safetensors, 1 of the 2 shards",
+        ("model-00002-of-00002.safetensors", "1 of the 2"),
     ),
-    "cut short": ("qwen3", truncate, "model.safetensors is damaged or cut short"),
+    "cut short": ("qwen3", truncate, ("model.safetensors", "damaged")),
     "missing tensor": (
         "qwen3",
         lambda f: change_tensors(f, lambda arrays: arrays.pop("model.layers.1.mlp.up_proj.weight")),
-        r"lacks tensors that config.json asks for: model\.layers\.1\.mlp\.up_proj\.weight",
+        ("config.json", "model.layers.1.mlp.up_proj.weight"),
     ),
     "tensor left over": (
         "qwen3",
         lambda f: change_config(f, num_hidden_layers=2, layer_types=None),
-        r"does not ask for: model\.layers\.2\..* and 6 more",
+        ("model.layers.2", 6),
     ),
     "wrong shape": (
         "qwen3",
         lambda f: change_tensors(f, wrong_shape),
-        r"model\.norm\.weight has shape \(31,\), config.json asks for \(32,\)",
+        ("model.norm.weight", "(31,)", "config.json", "(32,)"),
     ),
-    "unread dtype": ("qwen3", lambda f: change_tensors(f, wider_dtype), "is F64, convert reads F32, F16, BF16"),
-    "two dtypes": (
-        "qwen3",
-        lambda f: change_tensors(f, half_of_the_layers),
-        r"0\.mlp\.up\.kernel are of several dtypes, F16, F32",
-    ),
+    "unread dtype": ("qwen3", lambda f: change_tensors(f, wider_dtype), ("model.norm.weight", "F64", "F32, F16, BF16")),
+    "two dtypes": ("qwen3", lambda f: change_tensors(f, half_of_the_layers), ("0.mlp.up.kernel", "F16, F32")),
 }
 
 
-@pytest.mark.parametrize("family, spoil, message", FOLDERS.values(), ids=FOLDERS)
-def test_is_refused_by_name(family, spoil, message, tmp_path):
+LIBRARY = {  # what others say of a file
+    "config is not JSON": {"<json>": r"(?<=JSON )\(.*\)"},
+    "cut short": {"<safetensors>": r"(?<=cut short )\(.*\)"},
+    "half a surrogate pair": {"<python>": "(?<=config.json: ).*"},
+    "deeply nested": {"<python>": "(?<=config.json: ).*"},
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_is_refused_by_name(name, tmp_path):
+    family, spoil, facts = FOLDERS[name]
     folder = goldens.copy(family, tmp_path)
     spoil(folder)
-    with pytest.raises(ValueError, match=message) as refusal:
+    with refused(ValueError, *facts, varies=LIBRARY.get(name)) as refusal:
         open_folder(folder)
     assert "\n" not in str(refusal.value)
 
@@ -313,7 +299,7 @@ def test_a_link_out_of_the_folder_is_refused(name, tmp_path):
     (folder / "generation_config.json").write_text("{}")
     (folder / name).rename(tmp_path / "secret")
     (folder / name).symlink_to("../secret")
-    with pytest.raises(ValueError, match=f"{name} is a link out of its folder, to .*/secret: put the file itself"):
+    with refused(ValueError, folder / name, tmp_path / "secret"):
         open_folder(folder)
     (tmp_path / "secret").unlink()
     with pytest.raises(ValueError, match=f"{name} is a link to nothing|has no config.json"):

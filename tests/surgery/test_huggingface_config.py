@@ -5,6 +5,7 @@ import json
 
 import huggingface_goldens as goldens
 import pytest
+from messages import refused
 from thin import Thin
 
 from jaxtrain.models import presets
@@ -248,8 +249,7 @@ def test_how_a_model_is_computed_does_not_matter():
 
 def test_weights_in_another_form_are_refused_by_the_key_that_names_it():
     config = with_mixer(PRESETS["llama3_tiny"], linear=Thin(rank=8))
-    said = r"llama: it has pattern\[0\]\.mixer\.linear=Thin\(rank=8\), the family Dense"
-    with pytest.raises(ValueError, match=said):
+    with refused(ValueError, "llama", "pattern[0].mixer.linear=Thin(rank=8)", "Dense"):
         family_of(config)
 
 
@@ -268,82 +268,86 @@ def _size(shape):
 
 LLAMA3 = PUBLISHED["llama31_8b"]["rope_scaling"]
 REFUSED = {
-    "biases of the gated layer": ("llama", {"mlp_bias": True}, "mlp_bias=True is not supported, only False"),
-    "unknown activation": ("llama", {"hidden_act": "relu2"}, "hidden_act='relu2' is not one of silu"),
-    "unknown rope": ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not one of"),
-    "rope without its numbers": ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "have no 'factor'"),
+    "biases of the gated layer": ("llama", {"mlp_bias": True}, ("mlp_bias=True", False)),
+    "unknown activation": ("llama", {"hidden_act": "relu2"}, ("hidden_act='relu2'", "silu")),
+    "unknown rope": ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, ("rope_type='yarn'", "llama3")),
+    "rope without its numbers": ("llama", {"rope_scaling": {"rope_type": "llama3"}}, ("'factor'",)),
     "rope without a type": (
         "llama",
         {"rope_scaling": {"factor": 8.0}},
-        r"rope_scaling=\{'factor': 8\.0\} has no rope_type: say which, one of default, linear, llama3",
+        ("rope_scaling={'factor': 8.0}", "rope_type", "default, linear, llama3"),
     ),
-    "theta without a type": ("qwen3", {"rope_parameters": {"rope_theta": 1e6}}, "has no rope_type: say which"),
+    "theta without a type": ("qwen3", {"rope_parameters": {"rope_theta": 1e6}}, ("rope_type",)),
     "rope of two types": (
         "llama",
         {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 8.0}},
-        "rope_type='linear' is at odds with type='default'",
+        ("rope_type='linear'", "type='default'"),
     ),
     "rope with a number of another type": (
         "llama",
         {"rope_scaling": {"rope_type": "linear", "factor": 8.0, "attention_factor": 2.0}},
-        "attention_factor=2.0 is not understood for rope_type='linear'",
+        ("attention_factor=2.0", "rope_type='linear'"),
     ),
     "rope of each layer type": (
         "qwen3",
         {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
-        "rope_parameters=.* has no rope_type",
+        ("rope_parameters", "rope_type"),
     ),
     "two ropes": (
         "llama",
         {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
-        "the settings of rope are at odds, .* in rope_scaling and None in rope_parameters",
+        ("rope_scaling", "None in rope_parameters"),
     ),
-    "rope of no theta": ("llama", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters has no rope_theta"),
+    "rope of no theta": ("llama", {"rope_parameters": {"rope_type": "default"}}, ("rope_parameters", "rope_theta")),
     "two thetas": (
         "llama",
         {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-        "rope_theta are at odds, 10000.0 in config.json and 500000.0 in rope_parameters",
+        ("rope_theta", "10000.0 in config.json", "500000.0 in rope_parameters"),
     ),
-    "part of a head rotated": ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    "part of a head rotated, beside": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-    "odd layer types": ("qwen3", {"layer_types": ["full_attention"]}, "layer_types"),
-    "windows of a llama": ("llama", {"layer_types": ["sliding_attention"] * 32}, "full_attention in all of its layers"),
+    "part of a head rotated": (
+        "llama",
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        ("partial_rotary_factor",),
+    ),
+    "part of a head rotated, beside": ("llama", {"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
+    "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ("scale_attn_by_inverse_layer_idx",)),
+    "odd layer types": ("qwen3", {"layer_types": ["full_attention"]}, ("layer_types",)),
+    "windows of a llama": ("llama", {"layer_types": ["sliding_attention"] * 32}, ("full_attention",)),
     "one window less": (
         "mistral",
         {"layer_types": ["sliding_attention"] * 31 + ["full_attention"]},
-        "sliding_attention in all of its layers",
+        ("sliding_attention",),
     ),
     "windows that are off": (
         "qwen3",
         {"layer_types": ["sliding_attention"] * 36, "sliding_window": 4096},
-        "at odds with use_sliding_window=False",
+        ("use_sliding_window=False",),
     ),
-    "windows of no length": ("gemma2", {"sliding_window": None}, "sliding_window=None is at odds"),
-    "window of a llama": ("llama", {"sliding_window": 4096}, "sliding_window=4096 is not understood"),
-    "two activations": ("gemma2", {"hidden_act": "gelu"}, "hidden_act='gelu' is at odds with hidden_activation"),
-    "two lengths": ("gpt2", {"n_ctx": 2048}, "n_ctx=2048 is at odds with n_positions=1024"),
-    "rope of a GPT-2": ("gpt2", {"rope_theta": 1e4}, "rope_theta=10000.0 is not understood"),
+    "windows of no length": ("gemma2", {"sliding_window": None}, ("sliding_window=None",)),
+    "window of a llama": ("llama", {"sliding_window": 4096}, ("sliding_window=4096",)),
+    "two activations": ("gemma2", {"hidden_act": "gelu"}, ("hidden_act='gelu'", "hidden_activation")),
+    "two lengths": ("gpt2", {"n_ctx": 2048}, ("n_ctx=2048", "n_positions=1024")),
+    "rope of a GPT-2": ("gpt2", {"rope_theta": 1e4}, ("rope_theta=10000.0",)),
     "a multiplier": (
         "llama",
         {"attention_multiplier": 0.5},
-        "attention_multiplier=0.5 is not understood, and may change what the model computes: take it out of config",
+        ("attention_multiplier=0.5",),
     ),
-    "code of its own": ("llama", {"auto_map": {"AutoModel": "modeling.My"}}, "auto_map=.* is not understood"),
-    "dropout of attention": ("llama", {"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported, only 0.0"),
-    "product in parts": ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 is not supported, only 1"),
-    "attention to what comes": ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-    "no heads for keys": ("llama", {"num_key_value_heads": 0}, "kv_heads=0: must be at least 1"),
-    "size beyond all indices": ("llama", {"vocab_size": 10**12}, "vocab_size=1000000000000 must be at most 2147483647"),
-    "number beyond all floats": ("llama", {"rms_norm_eps": 10**400}, r"rms_norm_eps=10+\.\.\. must be a number that a"),
-    "number that is none": ("llama", {"rope_theta": float("nan")}, "rope_theta=nan must be a number that a float32"),
+    "code of its own": ("llama", {"auto_map": {"AutoModel": "modeling.My"}}, ("auto_map",)),
+    "dropout of attention": ("llama", {"attention_dropout": 0.1}, ("attention_dropout=0.1", 0.0)),
+    "product in parts": ("llama", {"pretraining_tp": 2}, ("pretraining_tp=2", 1)),
+    "attention to what comes": ("gemma2", {"use_bidirectional_attention": True}, ("use_bidirectional_attention",)),
+    "no heads for keys": ("llama", {"num_key_value_heads": 0}, ("kv_heads=0", 1)),
+    "size beyond all indices": ("llama", {"vocab_size": 10**12}, ("vocab_size=1000000000000", 2147483647)),
+    "number beyond all floats": ("llama", {"rms_norm_eps": 10**400}, ("rms_norm_eps", "float32")),
+    "number that is none": ("llama", {"rope_theta": float("nan")}, ("rope_theta=nan", "float32")),
 }
 
 
-@pytest.mark.parametrize("family, change, message", REFUSED.values(), ids=REFUSED)
-def test_settings_that_the_decoder_lacks_are_refused(family, change, message):
+@pytest.mark.parametrize("family, change, facts", REFUSED.values(), ids=REFUSED)
+def test_settings_that_the_decoder_lacks_are_refused(family, change, facts):
     settings = next(s for s in PUBLISHED.values() if s["model_type"] == family)
-    with pytest.raises(ValueError, match=message):
+    with refused(ValueError, *facts):
         FAMILIES[family].read(settings | change)
 
 
@@ -367,5 +371,5 @@ def test_settings_at_the_value_that_changes_nothing_are_read(family, change):
 
 def test_a_missing_setting_is_named():
     settings = {key: value for key, value in PUBLISHED["llama31_8b"].items() if key != "hidden_size"}
-    with pytest.raises(ValueError, match="config.json has no 'hidden_size'"):
+    with refused(ValueError, "config.json", "'hidden_size'"):
         FAMILIES["llama"].read(settings)

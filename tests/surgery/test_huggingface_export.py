@@ -7,6 +7,7 @@ import huggingface_goldens as goldens
 import ml_dtypes
 import numpy as np
 import pytest
+from messages import refused
 
 from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
@@ -33,7 +34,7 @@ def test_biases_that_an_architecture_lacks_are_refused(tmp_path):
     config, params = import_folder(goldens.GOLDENS / "mistral")
     block = config.pattern[0]
     biased = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, bias=True))
-    with pytest.raises(ValueError, match=r"mistral does not express .*mixer\.bias=True, the family False"):
+    with refused(ValueError, "mistral", "mixer.bias=True", False):
         export_folder(dataclasses.replace(config, pattern=(biased,)), params, tmp_path / "out", family="mistral")
     assert not (tmp_path / "out").exists()
 
@@ -98,19 +99,19 @@ def with_block(config, **changes):
 
 
 INEXPRESSIBLE = {
-    "plain feed-forward": (with_block(llama3_tiny(), mlp=MLPConfig(hidden=160)), r"llama: .*pattern\[0\]\.mlp=MLP"),
-    "cap on a llama": (dataclasses.replace(llama3_tiny(), logit_softcap=5.0), r"llama: .*logit_softcap=5\.0"),
+    "plain feed-forward": (with_block(llama3_tiny(), mlp=MLPConfig(hidden=160)), ("llama", "pattern[0].mlp=MLPConfig")),
+    "cap on a llama": (dataclasses.replace(llama3_tiny(), logit_softcap=5.0), ("llama", "logit_softcap=5.0")),
     "odd scale": (
         with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, scale=0.3)),
-        r"qwen3: .*mixer\.scale=0\.3",
+        ("qwen3", "mixer.scale=0.3"),
     ),
     "two widths": (
         dataclasses.replace(llama3_tiny(), pattern=(llama3_tiny().pattern[0], gemma2_tiny().pattern[0])),
-        r"llama: it has repeats=2, the family 4",
+        ("llama", "repeats=2", "family 4"),
     ),
     "no rotary positions": (
         with_block(llama3_tiny(), mixer=dataclasses.replace(llama3_tiny().pattern[0].mixer, rope=None)),
-        r"llama: .*mixer\.rope=None",
+        ("llama", "mixer.rope=None"),
     ),
 }
 
@@ -120,20 +121,19 @@ def test_a_mixer_that_is_not_attention_is_refused_in_one_clear_line(family, tmp_
     mixer = LinearAttentionConfig(heads=4, kv_heads=2, head_dim=16, value_dim=16)
     blocks = (*llama3_tiny().pattern, *with_block(llama3_tiny(), mixer=mixer).pattern)
     config = dataclasses.replace(llama3_tiny(), pattern=blocks)
-    said = r"^pattern\[1\]\.mixer is LinearAttentionConfig: the families .* \(llama, .* cannot be exported$"
-    with pytest.raises(ValueError, match=said):
+    with refused(ValueError, "pattern[1].mixer", "LinearAttentionConfig", "llama"):
         export_folder(config, {}, tmp_path / "out", family=family)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("config, message", INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)
-def test_a_decoder_of_no_family_is_refused_with_the_reasons(config, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("config, facts", INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)
+def test_a_decoder_of_no_family_is_refused_with_the_reasons(config, facts, tmp_path):
+    with refused(ValueError, *facts):
         export_folder(config, {}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_family_named_must_express_the_decoder(tmp_path):
     config, params = import_folder(goldens.GOLDENS / "mistral")
-    with pytest.raises(ValueError, match=r"family llama does not express this decoder: .*mixer\.window=6"):
+    with refused(ValueError, "llama", "mixer.window=6"):
         export_folder(config, params, tmp_path / "out", family="llama")

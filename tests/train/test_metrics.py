@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from messages import refused
 from runs import record_of_the_disk
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -170,6 +171,6 @@ def test_samples_of_steps_that_are_made_anew_are_dropped(tmp_path):
 def test_metrics_that_cannot_be_written_are_reported_with_the_reason(tmp_path):
     with (
         contextlib.closing(_write(tmp_path, range(0), from_step=0, writers=(_Full(),))) as metrics,
-        pytest.raises(SaveError, match=f"metrics could not be written to {tmp_path}: No space left on device"),
+        refused(SaveError, "metrics", tmp_path, "No space left on device"),
     ):
         metrics.write(1, {"loss": 1.0})

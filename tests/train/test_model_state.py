@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import runs
 from counted import SPEED, counted
+from messages import refused
 from tiny import training_batch
 from tolerances import EXACT, SAME_GRADIENT, SAME_LOSS_ON_ANY_MESH, SAME_SUMS, assert_close
 
@@ -116,7 +117,7 @@ def test_sums_are_float32_whatever_the_model_computes_in(stepped):
 def test_a_term_of_a_layer_with_the_name_of_another_number_is_refused(stepped, monkeypatch):
     monkeypatch.setattr("counted.TERM", "gradient_norm")
     step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(), _tx(), RATE)
-    with pytest.raises(ValueError, match="two numbers of a step are called 'gradient_norm': give the term a name"):
+    with refused(ValueError, "'gradient_norm'"):
         jax.eval_shape(step, stepped[0], BATCH, jax.random.key(1))
 
 
@@ -127,7 +128,7 @@ def test_a_buffer_that_nothing_would_replace_is_refused(monkeypatch):
             self.seen = Buffer(jnp.zeros(4), axes=Axes((None,), Kind.VECTOR, cast=False))
 
     monkeypatch.setattr(decoder, "Embedding", Embedding)
-    with pytest.raises(ValueError, match="buffer embedding.seen: nothing replaces one outside of a mixer or mlp"):
+    with refused(ValueError, "buffer embedding.seen"):
         abstract_model(MODEL)
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from jaxtrain.train import peers
-from jaxtrain.train.peers import Loss, Peers
+from jaxtrain.train.peers import LostProcess, Peers
 
 SECONDS = 60  # far more than any of this takes
 
@@ -71,8 +71,8 @@ def three():
 def test_all_others_hear_which_process_is_gone(three, gone):
     three[gone].die()
     heard = [process.wait() for index, process in enumerate(three) if index != gone]
-    assert heard == [[Loss(gone, None)]] * 2
-    assert str(Loss(gone, None)) == f"process {gone} is gone"
+    assert heard == [[LostProcess(gone, None)]] * 2
+    assert str(LostProcess(gone, None)) == f"process {gone} is gone"
 
 
 @pytest.mark.parametrize("gone", [0, 2])
@@ -84,15 +84,15 @@ def test_a_process_that_ends_with_an_error_leaves_the_others_time_to_end_with_th
     assert [process.heard for process in others] == [[], []]
     for process in others:
         process.peers.verdict()  # as when something fails for want of the other
-    assert [process.heard for process in others] == [[Loss(gone, 2)]] * 2
-    assert str(Loss(gone, 2)) == f"process {gone} has ended with exit code 2"
+    assert [process.heard for process in others] == [[LostProcess(gone, 2)]] * 2
+    assert str(LostProcess(gone, 2)) == f"process {gone} has ended with exit code 2"
 
 
 def test_the_others_end_when_the_time_is_over(three, monkeypatch):
     monkeypatch.setattr(peers, "LEAVE_SECONDS", 0)
     monkeypatch.setattr(peers, "GRACE_SECONDS", 0)
     three[1].peers.leave(7)
-    assert [three[0].wait(), three[2].wait()] == [[Loss(1, 7)]] * 2
+    assert [three[0].wait(), three[2].wait()] == [[LostProcess(1, 7)]] * 2
 
 
 def test_nobody_is_missed_once_all_are_at_their_end(three):
@@ -128,7 +128,7 @@ def test_a_stranger_is_turned_away_and_not_missed(three):
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert stranger.recv(100) == b""
     three[2].die()
-    assert three[0].wait() == [Loss(2, None)]
+    assert three[0].wait() == [LostProcess(2, None)]
 
 
 def test_a_relay_passes_everything_on_and_never_closes_by_itself():

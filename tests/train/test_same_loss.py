@@ -151,7 +151,7 @@ def _start(process: int, port: int) -> subprocess.Popen:
     tests = Path(same_loss.__file__).parents[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": xla_flags(devices=4),
+        "XLA_FLAGS": xla_flags(devices=4, optimized=True),
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -162,6 +162,7 @@ def _start(process: int, port: int) -> subprocess.Popen:
 
 
 def test_two_processes_of_four_devices_have_the_loss_of_one_device():
+    """They run at the default optimization level, one device as all tests do."""
     port = _free_port()
     processes = [_start(process, port) for process in range(2)]
     try:

@@ -1,4 +1,4 @@
-"""How documents fill rows. A new way is a file here: a frozen dataclass that is a `Packing`."""
+"""Packing documents into rows. A new way to pack is a file here: a frozen dataclass that is a `Packing`."""
 
 from jaxtrain.data.packing.base import Packing, Plan
 from jaxtrain.data.packing.best_fit import BestFit

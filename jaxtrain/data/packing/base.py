@@ -1,9 +1,10 @@
-"""What packing is: which stretch of which document goes into which row. Lengths only, no token is touched.
+"""The interface of packing: the choice which part of which document goes into which row.
 
-A length is a number of (token, next token) pairs: a document of n tokens has n - 1, a row of length L holds up to L.
-A piece (document, start, length) covers the pairs start .. start + length - 1, that is tokens start .. start + length:
-the token at a cut is the last target of one piece and the first input of the next. So every pair is in exactly one
-piece, every slot that is not padding bears loss, and no piece asks for a token of another document.
+Packing is computed from lengths alone and reads no token. A length is a number of (token, next token) pairs: a document
+of n tokens has n - 1 pairs, a row of length L has up to L. A piece (document, start, length) has the pairs start ..
+start + length - 1, and so the tokens start .. start + length. The token at a cut is the last target of one piece and
+the first input of the next. So every pair is in exactly one piece, every token that is not padding has loss, and no
+piece needs a token of another document.
 """
 
 from abc import abstractmethod
@@ -15,7 +16,7 @@ from jaxtrain.technique import Technique
 
 
 class Plan(NamedTuple):
-    """The pieces of an epoch: row r holds pieces offsets[r] .. offsets[r + 1] - 1. 24 bytes of memory a piece."""
+    """The pieces of an epoch: row r has pieces offsets[r] .. offsets[r + 1] - 1. A piece takes 24 bytes of memory."""
 
     document: np.ndarray
     start: np.ndarray
@@ -45,7 +46,7 @@ class Packing(Technique):
 def shuffled_rows(
     document: np.ndarray, start: np.ndarray, length: np.ndarray, row: np.ndarray, *, rows: int, rng: np.random.Generator
 ) -> Plan:
-    """Return the plan that puts each piece in its row, rows in random order, pieces of a row in the order given."""
+    """Return the plan that puts piece i in row row[i], with rows in random order and the pieces of a row in order."""
     row = rng.permutation(rows)[row]
     order = np.argsort(row, kind="stable")
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row, minlength=rows))])

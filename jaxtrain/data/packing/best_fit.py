@@ -1,12 +1,13 @@
 """Best-fit packing: only documents longer than a row are cut, and the pieces are packed best-fit decreasing.
 
-Ding et al. (2024), "Fewer Truncations Improve Language Modeling", arXiv:2404.10830. Deviations: pieces of equal length
-are placed together, which gives the same rows as one at a time (a row that a piece just went into is the tightest fit
-for the next piece of that length, as long as it fits at all); rows by room left are found through a bit set of the
-rooms that occur, where the paper walks a segment tree.
+Ding et al. (2024), "Fewer Truncations Improve Language Modeling", arXiv:2404.10830. Deviations:
 
-Each epoch, which of the equally long pieces go together changes, and so does where in a long document its one short
-piece lies. The lengths of the pieces never change, so neither does the number of rows.
+- Pieces of equal length are placed together. The rows are the same as with one piece at a time: the row that just took
+  a piece is the tightest fit for the next piece of that length, as long as it has room.
+- The tightest row is found with a bit set of the amounts of room that occur, and not with the paper's segment tree.
+
+Every epoch combines the pieces of equal length differently, and puts the one short piece of a long document at another
+place in it. The lengths of the pieces are the same in every epoch, and so is the number of rows.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jaxtrain.data.packing.base import Packing, Plan, shuffled_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BestFit(Packing):
-    """No document that fits in a row is cut; padding is next to nothing where short documents abound."""
+    """No document that fits in a row is cut; with many short documents there is almost no padding."""
 
     paper: ClassVar[str] = "arXiv:2404.10830"
 
@@ -33,7 +34,10 @@ class BestFit(Packing):
 
 
 def best_fit_decreasing(lengths: np.ndarray, *, capacity: int) -> tuple[np.ndarray, int]:
-    """Put each length, sorted decreasing, in the fullest row with room for it; return the rows and their number."""
+    """Put each piece in the fullest row with room for it. Return the row of each piece, and the number of rows.
+
+    `lengths` are in decreasing order.
+    """
     row_of = np.empty(len(lengths), np.int64)
     rooms = _Rooms()
     rows = 0
@@ -55,14 +59,14 @@ def best_fit_decreasing(lengths: np.ndarray, *, capacity: int) -> tuple[np.ndarr
 
 
 class _Rooms:
-    """Rows by the room they have left. Bit r of `_occurs` is set where some row has room r."""
+    """Rows by the room that is left in them. Bit r of `_occurs` is set if some row has room r."""
 
     def __init__(self):
         self._rows: dict[int, list[np.ndarray]] = {}
         self._occurs = 0
 
     def tightest(self, length: int) -> int:
-        """Return the smallest room that is at least `length`, or 0."""
+        """Return the smallest room of a row that is at least `length`, or 0 where there is none."""
         fitting = self._occurs >> length
         return length + (fitting & -fitting).bit_length() - 1 if fitting else 0
 
@@ -82,7 +86,10 @@ class _Rooms:
 def _pieces(
     lengths: np.ndarray, row_length: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut each document into full rows and one shorter piece, which is put at a random place among them."""
+    """Cut each document into pieces of a full row and one shorter piece, at a random place among them.
+
+    Return the document, start and length of each piece.
+    """
     full, rest = np.divmod(lengths.astype(np.int64), row_length)
     count = full + (rest > 0)
     short_at = rng.integers(0, full + 1)

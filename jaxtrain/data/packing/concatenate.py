@@ -1,7 +1,7 @@
-"""Concatenate and split: documents in random order end to end, cut every L. No padding, but most rows cut a document.
+"""Concatenate and split: documents in random order, end to end, cut into rows of L. Only the last row has padding.
 
-Each epoch the stream also starts at a random place of the first document, whose beginning then comes last: a source
-of one document would otherwise be cut at the same places for ever.
+In every epoch the stream begins at a random place of the first document, and ends with that document's beginning.
+Otherwise a source of one document would be cut at the same places in every epoch.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxtrain.data.packing.base import Packing, Plan, shuffled_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ConcatenateAndSplit(Packing):
-    """Every row but the last is full; about one document a row is cut though it would have fitted."""
+    """Every row but the last is full; in about every row a document is cut that would fit into one."""
 
     paper: ClassVar[str] = "common practice"
 
@@ -37,7 +37,7 @@ class ConcatenateAndSplit(Packing):
 
 
 def _stream(lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (document, start, length) in the order of the stream: shuffled, the first document rotated."""
+    """Return the document, start and length of the stream's parts: documents shuffled, the first one rotated."""
     document = rng.permutation(len(lengths))
     length = lengths[document].astype(np.int64)
     begin = int(rng.integers(length[0]))

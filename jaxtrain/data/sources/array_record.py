@@ -1,7 +1,7 @@
 """ArrayRecord files whose records are UTF-8 texts.
 
-The reader needs a path on this machine. A remote file is copied to a temporary folder while it is read, one at a time:
-tokenisation reads every record just once, so keeping copies would buy nothing.
+The reader needs a path on this machine. So a remote file is copied to a temporary folder while it is read, one file at
+a time. The copy is not kept, because tokenisation reads every record only once.
 """
 
 import contextlib

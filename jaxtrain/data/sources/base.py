@@ -1,4 +1,4 @@
-"""What a source of text is: a finite, ordered stream of named documents."""
+"""The interface of sources of text: a finite, ordered stream of named documents."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ class Text(Technique):
 
     @abstractmethod
     def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
-        """Return each source's share of the tokens, given how many tokens each one has; the sum is 1."""
+        """Return each source's share of the tokens trained on, from the number of tokens in each. The sum is 1."""
 
     @abstractmethod
     def describe_shares(self) -> str:
-        """Return all that decides the shares but the sources themselves."""
+        """Return a text that determines the shares, together with the sources."""
 
 
 class Source(Text):
@@ -52,8 +52,8 @@ class Source(Text):
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Yield every document once, in an order that depends on nothing but the source."""
+        """Yield every document once, in an order that depends on the source alone."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a text that determines the documents: digests of what they are made of, not sizes and times."""
+        """Return a text that determines the documents: digests of their bytes, not sizes and times."""

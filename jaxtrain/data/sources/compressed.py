@@ -1,8 +1,8 @@
-"""Compressed files as the bytes they hold, all of them or an error.
+"""Reading compressed files: all their content, or an error.
 
-The readers of the standard library for .bz2 and .xz stop in silence at what is not another stream, so one damaged
-byte would cut a file of many streams (lbzip2, pixz) short; here that is an error. Files cut off exactly between two
-streams are whole to every reader.
+The readers of the standard library for .bz2 and .xz stop without an error at bytes that do not begin another stream. So
+one damaged byte would cut a file of many streams (lbzip2, pixz) short; here it is an error. No reader can detect a file
+that is cut off exactly between two streams.
 """
 
 import bz2
@@ -11,18 +11,21 @@ import gzip
 import io
 import lzma
 import os
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Buffer, Callable, Iterator
 
 _BYTES_A_READ = 2**18
 
+type Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
+
 
 @contextlib.contextmanager
-def decompressed(raw: BinaryIO, path: str) -> Iterator[BinaryIO]:
-    """Open what a file holds, by its suffix: .gz, .bz2, .xz, .lzma, .zst, or as it is.
+def decompressed(raw: io.BufferedIOBase, path: str) -> Iterator[io.BufferedIOBase]:
+    """Yield a stream of the content of a file.
+
+    It is decompressed if the file has the suffix .gz, .bz2, .xz, .lzma or .zst.
 
     Raises:
-      EOFError: it has the suffix of a compressed file, and no bytes.
+      EOFError: the file has one of these suffixes and is empty.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
@@ -36,16 +39,17 @@ def decompressed(raw: BinaryIO, path: str) -> Iterator[BinaryIO]:
 
 
 class _Streams(io.RawIOBase):
-    """Compressed streams one after another, each of which must be whole; zeros may pad them (.xz)."""
+    """Compressed streams one after another, each of which must be complete. Zeros may pad them (.xz)."""
 
-    def __init__(self, raw: BinaryIO, make: Callable):
+    def __init__(self, raw: io.BufferedIOBase, make: Callable[[], Decompressor]):
         self._raw, self._make = raw, make
         self._decompressor = make()
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Buffer) -> int:
+        space = memoryview(buffer).cast("B")
         while True:
             compressed = b""
             if self._decompressor.eof:
@@ -57,13 +61,13 @@ class _Streams(io.RawIOBase):
                 compressed = self._raw.read(_BYTES_A_READ)
                 if not compressed:
                     raise EOFError("it ends in the middle of a compressed stream")
-            content = self._decompressor.decompress(compressed, len(buffer))
+            content = self._decompressor.decompress(compressed, len(space))
             if content:
-                buffer[: len(content)] = content
+                space[: len(content)] = content
                 return len(content)
 
     def _rest(self) -> bytes:
-        """Return some bytes that follow the stream that has ended, without the zeros between streams."""
+        """Return some bytes after the stream that has ended, without the zeros between streams. b"" at the end."""
         compressed = self._decompressor.unused_data.lstrip(b"\0")
         while not compressed:
             read = self._raw.read(_BYTES_A_READ)
@@ -73,14 +77,14 @@ class _Streams(io.RawIOBase):
         return compressed
 
 
-def _zstandard(raw: BinaryIO) -> BinaryIO:
-    import pyarrow  # half a second that other files need not wait for
+def _zstandard(raw: io.BufferedIOBase) -> io.BufferedIOBase:
+    import pyarrow  # imported here, because it takes half a second that other files do not need
 
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
 
 
-_READERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
-    ".gz": gzip.open,
+_READERS: dict[str, Callable[[io.BufferedIOBase], io.BufferedIOBase]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw, mode="rb"),
     ".bz2": lambda raw: io.BufferedReader(_Streams(raw, bz2.BZ2Decompressor)),
     ".xz": lambda raw: io.BufferedReader(_Streams(raw, lzma.LZMADecompressor)),
     ".lzma": lambda raw: io.BufferedReader(_Streams(raw, lzma.LZMADecompressor)),

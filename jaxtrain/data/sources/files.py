@@ -1,11 +1,12 @@
-"""Files matched by a glob, on any file system that fsspec knows (local, s3, gs, https, memory, ...)."""
+"""Files that match a glob, on any file system that fsspec knows (local, s3, gs, https, memory, ...)."""
 
 import contextlib
+import io
 import logging
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,7 +16,7 @@ from jaxtrain.data.sources.digests import digest, local_digests
 from jaxtrain.data.sources.local_files import matching
 from jaxtrain.data.sources.reading import names_its_file, one_line, reading
 
-# What stores call a name for the bytes of a file. A time of change is none: it may stay as it was.
+# The fields in which remote stores give a checksum of a file. A time of change is none: a changed file may keep it.
 _CHECKSUM_FIELDS = ("ETag", "etag", "e_tag", "md5Hash", "md5", "Content-MD5", "content_hash", "blob_id", "sha")
 
 _log = logging.getLogger(__name__)
@@ -27,15 +28,15 @@ class File(NamedTuple):
     filesystem: fsspec.AbstractFileSystem
     path: str
     key: str
-    checksum: str | None = None  # where a remote store keeps one
+    checksum: str | None = None  # from a remote store that has one
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open for reading, decompressing what has the suffix of a compressed file."""
+    def open(self) -> Iterator[io.BufferedIOBase]:
+        """Open the file for reading, decompressed if it has the suffix of a compressed file."""
         with self.open_as_it_is() as raw, decompressed(raw, self.path) as stream:
             yield stream
 
-    def open_as_it_is(self) -> BinaryIO:
+    def open_as_it_is(self) -> io.BufferedIOBase:
         return self.filesystem.open(self.path, "rb")
 
     @property
@@ -44,16 +45,17 @@ class File(NamedTuple):
 
 
 def matched(glob: str) -> list[File]:
-    """Return the files that match, sorted by path. A path that exists is that file, whatever characters it has.
+    """Return the files that match, sorted by path. A path that exists matches itself, even with wildcard characters.
 
     Raises:
-      ValueError: nothing matches, or the files cannot be listed, where the protocol of a URL is not installed say.
-      OSError: a local folder cannot be read, or what matches is a link to nothing.
+      ValueError: nothing matches, or the files cannot be listed, for example because the file system of a URL is not
+        installed.
+      OSError: a local folder cannot be read, or a match is a broken link.
     """
     try:
         filesystem, pattern = _located(glob)
         files = _local(filesystem, pattern) if isinstance(filesystem, LocalFileSystem) else _remote(filesystem, pattern)
-    except Exception as e:  # stores raise what they like
+    except Exception as e:  # file systems may raise any exception
         if names_its_file(e):
             raise
         raise ValueError(
@@ -65,10 +67,10 @@ def matched(glob: str) -> list[File]:
 
 
 def fingerprint(glob: str) -> str:
-    """Return a text that determines names and bytes of the files that match.
+    """Return a text that determines the names and bytes of the files that match.
 
-    The bytes are digested where they are local or their store keeps no checksum. A checksum counts for its URL alone:
-    many an ETag is made of size and time.
+    It has a digest of the bytes of a local file, and of a remote file whose store has no checksum. For other remote
+    files it has the checksum with the URL: many ETags are made of size and time, and say nothing at another URL.
     """
     files = matched(glob)
     if files[0].is_local:
@@ -79,7 +81,7 @@ def fingerprint(glob: str) -> str:
 
 
 def _located(glob: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a glob and its pattern there, which is absolute."""
+    """Return the file system of a glob, and the absolute pattern in it."""
     if "://" in glob and not os.path.lexists(glob):
         return fsspec.url_to_fs(glob)
     path = glob if os.path.lexists(glob) else os.path.expanduser(glob)
@@ -92,7 +94,7 @@ def _local(filesystem: LocalFileSystem, pattern: str) -> list[File]:
 
 
 def _remote(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[File]:
-    """As local files: a path that exists is itself, and wildcards leave hidden names out."""
+    """Return the remote files that match, by the rules for local files: see local_files.py."""
     if filesystem.isfile(pattern):
         fixed, found = pattern, {pattern: filesystem.info(pattern)}
     else:
@@ -107,7 +109,7 @@ def _remote(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[File]:
 
 
 def _checksum(filesystem: fsspec.AbstractFileSystem, path: str, info: dict) -> str | None:
-    """Return a name for the bytes of a remote file, None where its store has none, or only a weak one (RFC 9110)."""
+    """Return a remote file's URL and checksum, or None where its store has no checksum or a weak one (RFC 9110)."""
     values = (str(info[field]) for field in _CHECKSUM_FIELDS if info.get(field))
     strong = next((value for value in values if not value.startswith("W/")), None)
     return strong and f"{filesystem.unstrip_protocol(path)} {strong}"

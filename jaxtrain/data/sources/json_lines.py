@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, the text in one of its fields. Compressed files are read as they are."""
+"""JSON lines: one object a line, with the text in one of its fields. Compressed files are decompressed."""
 
 import dataclasses
 import json
@@ -31,10 +31,10 @@ class JsonLines(Source):
         return f"{self.field!r}\n" + files.fingerprint(self.glob)
 
     def _text(self, where: str, line: bytes) -> str | None:
-        record = json.loads(line.decode("utf-8-sig"))  # given bytes, json would let half surrogate pairs through
+        record = json.loads(line.decode("utf-8-sig"))  # from bytes, json would accept halves of surrogate pairs
         if not isinstance(record, dict) or not isinstance(record.get(self.field, 0), str | None):
             has = sorted(record) if isinstance(record, dict) else type(record).__name__
             raise Unusable(f"field={self.field!r} of {where} must be a text; the line has {has}. Name another field.")
         text = record[self.field]
-        # JSON can escape half a surrogate pair, which no encoding of text accepts.
+        # JSON can escape half of a surrogate pair, which UTF-8 cannot encode: replace it by U+FFFD.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if text and b"\\u" in line else text

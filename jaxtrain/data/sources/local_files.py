@@ -1,8 +1,8 @@
-"""Local files that match a pattern, as a shell finds them.
+"""Local files that match a pattern, as in a shell.
 
-Links are what they lead to, wildcards leave hidden names out, and a part of the pattern that exists is itself, whatever
-characters it has. The standard library's glob would follow links that lead back forty deep, and pass in silence over
-folders that cannot be read and links to nothing.
+Links are followed, wildcards skip hidden names, and a part of the pattern that exists matches itself, even with
+wildcard characters. The standard library's glob would follow circular links forty times, and skip unreadable folders
+and broken links without an error.
 """
 
 import errno
@@ -27,7 +27,7 @@ def matching(pattern: str) -> Matches:
     """Return the files that match an absolute pattern.
 
     Raises:
-      OSError: a folder cannot be read, or what matches is a link to nothing.
+      OSError: a folder cannot be read, or a match is a broken link.
     """
     folder, parts = "/", [part for part in pattern.split("/") if part] or ["."]
     while len(parts) > 1 and _is_literal(folder, parts[0]):
@@ -36,7 +36,7 @@ def matching(pattern: str) -> Matches:
 
 
 def _at(path: str, rest: list[str]) -> Iterator[str]:
-    """Yield the path if it is a file and nothing is left of the pattern, else what matches the rest below it."""
+    """Yield the path if it is a file and `rest` is empty, or else the files below it that match `rest`."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as e:
@@ -63,7 +63,7 @@ def _below(folder: str, parts: list[str]) -> Iterator[str]:
 
 
 def _folders(folder: str, above: frozenset[_Identity]) -> Iterator[str]:
-    """Yield a folder and all that are visible below it, following links but not in circles."""
+    """Yield a folder and all visible folders below it. Links are followed, but not in circles."""
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:

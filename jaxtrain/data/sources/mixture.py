@@ -1,10 +1,11 @@
-"""Mixtures of sources: which source gives which row, in closed form, so any row can be found without those before.
+"""Mixtures of sources: the source of every row in closed form, so any row can be found without the rows before it.
 
-Weights are shares of the tokens trained on. Where none are given they are n^(1/temperature) for n tokens: 1 is in
-proportion to size, larger values even the sources out (Li et al. (2024), "Upsample or Upweight? Balanced Training on
-Heavily Imbalanced Datasets", arXiv:2410.04579). Its Cooldown, lowering the temperature during training, is a phase
-with another mixture; weighting losses instead of rows is left out, as its gradients have the larger variance.
-Grain's own mix is not used: it rounds weights to hundredths of the smallest and knows no epochs of its parents.
+Weights are shares of the tokens trained on. By default the weight of a source of n tokens is n^(1/temperature). With
+temperature 1 it is in proportion to size, and larger values make the weights more equal (Li et al. (2024), "Upsample or
+Upweight? Balanced Training on Heavily Imbalanced Datasets", arXiv:2410.04579). The paper's Cooldown, which lowers the
+temperature during training, is a phase with another mixture. Weighting losses instead of rows is left out, because its
+gradients have the larger variance. Grain's own mix is not used, because it rounds weights to hundredths of the smallest
+and does not know the epochs of its parents.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _RESOLUTION = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Weighted:
-    """A source and its share of the tokens relative to the others', None for one that follows from its size."""
+    """A source and its share of the tokens relative to the others. None derives the share from its size."""
 
     source: Source
     weight: float | None = None
@@ -67,11 +68,12 @@ class Mixture(Text):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interleaving:
-    """An even interleaving of sources in proportion to whole numbers.
+    """An even interleaving of sources in proportion to integers.
 
-    Of the first n rows the first source has n - floor(n (S - s) / S), with s its share and S the sum of all shares;
-    the next has the same of what remains, and so on. Every prefix is within one row of exact for each source before it,
-    and after S rows each source has had exactly its share.
+    Of the first n rows the first source has n - floor(n (S - s) / S), with s its share and S the sum of all shares. The
+    next source has the same part of the remaining rows and shares, and so on. In the first n rows a source differs from
+    its exact share by at most one row, plus one for each source before it. After S rows every source has had exactly
+    its share.
     """
 
     shares: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Parquet files, the text in one column, read a batch of rows at a time and no other column."""
+"""Parquet files with the text in one column. Only this column is read, one batch of rows at a time."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Parquet(Source):
 
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
-            # Parquet compresses inside the file, so the name says nothing about how to open it.
+            # Parquet compresses inside the file, so its suffix must not decide how to open it.
             with reading(file.path, what="Parquet", unit="row") as place, file.open_as_it_is() as stream:
                 for row, text in place.each(self._texts(file, stream), first=0):
                     if text is not None:
@@ -32,7 +32,7 @@ class Parquet(Source):
         return f"{self.column!r}\n" + files.fingerprint(self.glob)
 
     def _texts(self, file: files.File, stream) -> Iterator[str | None]:
-        import pyarrow.parquet  # half a second that other sources need not wait for
+        import pyarrow.parquet  # imported here, because it takes half a second that other sources do not need
 
         table = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         names = table.schema_arrow.names

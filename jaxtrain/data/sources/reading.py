@@ -1,15 +1,15 @@
-"""Errors of libraries about a data file, raised again as one ValueError with the file, the place in it and a remedy."""
+"""Errors of libraries about a data file, raised again as a ValueError with the file, the place in it and a remedy."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
 
 
 class Unusable(ValueError):
-    """A whole message, with file, place and remedy."""
+    """An error whose message already has file, place and remedy."""
 
 
 class Place:
-    """A file, and how far it has been read."""
+    """A place in a file: how far it has been read."""
 
     def __init__(self, path: str, unit: str):
         self.path, self.unit = path, unit
@@ -17,7 +17,7 @@ class Place:
         self._is_read = False
 
     def each[T](self, items: Iterable[T], *, first: int) -> Iterator[tuple[int, T]]:
-        """Yield every item with its number. Until the next one is asked for, the place is the item itself."""
+        """Yield every item with its number. The place is that item until the next one is requested."""
         for self._number, item in enumerate(items, first):
             self._is_read = True
             yield self._number, item
@@ -31,10 +31,10 @@ class Place:
 
 @contextlib.contextmanager
 def reading(path: str, *, what: str = "bytes", unit: str = "byte") -> Iterator[Place]:
-    """Turn whatever goes wrong with a file into a ValueError that names it.
+    """Raise ValueError, with the place in the file, for any exception in the `with`.
 
-    Everything is caught, as libraries raise what they like: zlib.error, EOFError, ArrowException, RuntimeError of
-    ArrayRecord, RecursionError of json. An error of the system that names its file says enough.
+    Every Exception is caught, because libraries raise many kinds: zlib.error, EOFError, ArrowException, RuntimeError of
+    ArrayRecord, RecursionError of json. An OSError that already names its file is not changed.
     """
     place = Place(path, unit)
     try:

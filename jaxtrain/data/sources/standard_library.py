@@ -1,8 +1,8 @@
-"""The Python standard library's own sources and documentation: real text that is already on every machine.
+"""The source code and documentation of Python's standard library: real text that is already on every machine.
 
-What is read is whatever `sysconfig` names as the standard library: modules, `pydoc_data` (the language reference as
-shipped) and the plain text files beside them; about 11 MB in CPython 3.12. Left out: installed packages, test suites,
-caches, and the build's own variables (`_sysconfigdata*`), which are paths of whoever compiled Python.
+The folder that `sysconfig` names as the standard library is read: modules, `pydoc_data` (the language reference as
+shipped) and the plain text files beside them. This is about 11 MB in CPython 3.12. Left out are installed packages,
+test suites, caches, and the variables of the build (`_sysconfigdata*`), which are paths of whoever compiled Python.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _LEFT_OUT_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "t
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLibrary(Source):
-    """One document a file, in the order of their relative paths. Files that are not UTF-8 are skipped."""
+    """One document for each file, in the order of their relative paths. Files that are not UTF-8 are skipped."""
 
     paper: ClassVar[str] = "docs.python.org/3/library"
 

@@ -1,4 +1,4 @@
-"""Plain UTF-8 text files, one document each. A document must fit in memory; JSON lines suit larger collections."""
+"""Plain UTF-8 text files, one document each. A file must fit in memory; use JSON lines for larger collections."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jaxtrain.paths import Glob
 class TextFiles(Source):
     """Every file that matches `glob`, a local path or any fsspec URL: TextFiles(glob='books/**/*.txt').
 
-    Links are files, wildcards leave hidden names out, and .gz, .bz2, .xz, .lzma and .zst are read as what they hold.
+    Links are followed, wildcards skip hidden names, and .gz, .bz2, .xz, .lzma and .zst files are decompressed.
     """
 
     glob: Glob

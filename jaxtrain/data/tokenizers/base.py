@@ -1,4 +1,4 @@
-"""What a tokenizer is: text to ids and back, and the ids that begin and end a document."""
+"""The interface of tokenizers: text to ids and back, and the ids that begin and end a document."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -26,34 +26,34 @@ class Tokenizer(Technique):
     @property
     @abstractmethod
     def end_of_document_id(self) -> int:
-        """The id appended to every document; a generated one ends the text."""
+        """The id appended to every document. Generation stops at it."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the int32 ids of each text. Nothing is added, and text that spells a special token stays text."""
+        """Return the int32 ids of each text. No id is added, and a special token's text is encoded like other text."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text. Special ids and ids the tokenizer lacks are dropped; broken UTF-8 becomes U+FFFD."""
+        """Return the text. Special and unknown ids are dropped; invalid UTF-8 becomes U+FFFD."""
 
     @abstractmethod
     def identity(self) -> str:
-        """Return a text that changes whenever any encoding could, of texts and of documents."""
+        """Return a text that differs between tokenizers that may encode any text or document differently."""
 
     def encode(self, text: str) -> np.ndarray:
         """Return the int32 ids of one text."""
         return self.encode_batch([text])[0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the int32 ids of each text as a whole document, its beginning and its end added."""
+        """Return the int32 ids of each text as a document: with its beginning and its end."""
         beginning, end = np.array(self.beginning, np.int32), np.array([self.end_of_document_id], np.int32)
         return [np.concatenate([beginning, ids, end]) for ids in self.encode_batch(texts)]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a document's first words, its beginning added."""
+        """Return the ids of the first words of a document: with its beginning and without an end."""
         return [*self.beginning, *self.encode(text).tolist()]
 
 
 def valid_text(text: str) -> str:
-    """Return the text with halves of surrogate pairs, which no encoding has, replaced by question marks."""
+    """Return the text with question marks for halves of surrogate pairs, which UTF-8 cannot encode."""
     return text.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""The file of a tokenizer, as a library reads it: every error that comes of it names the file."""
+"""The file of a tokenizer, which a library reads. All errors about it name the file."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def version(path: str, *, kind: str) -> tuple[int, ...]:
-    """Return what changes with the content of the file: a tokenizer trained anew under the same name is another one.
+    """Return a version of the file, which changes when its content does, so that caches read it again.
 
     Raises:
       ValueError: there is no such file.
@@ -24,10 +24,10 @@ def version(path: str, *, kind: str) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def naming(path: str, what: str, *, remedy: str) -> Iterator[None]:
-    """Raise ValueError naming the file where a library fails on it, in the `with`.
+    """Raise ValueError that names the file where a library fails in the `with`.
 
-    A panic of `tokenizers`, which is written in Rust, is a BaseException and no Exception. And some damage shows only
-    in certain texts, so encoding and decoding stand in such a `with`, too.
+    Every BaseException is caught, because a Rust panic in `tokenizers` is no Exception. Encoding and decoding also need
+    such a `with`: some damage of a file causes errors only for certain texts.
     """
     try:
         yield
@@ -39,7 +39,7 @@ def naming(path: str, what: str, *, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep native code off stderr, in the `with`: a panic writes lines there before it is raised."""
+    """Drop what native code writes to stderr in the `with`: a Rust panic writes lines there before it is raised."""
     try:
         kept = os.dup(2)
     except OSError:  # stderr is closed

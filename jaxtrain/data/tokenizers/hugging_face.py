@@ -18,9 +18,9 @@ from jaxtrain.paths import FilePath
 class HuggingFaceTokenizer(Tokenizer):
     """The tokenizer in the file `path`; `end_of_document` is the text of its token that ends a document.
 
-    `begin_of_document` is the text of the token that begins one, False for none, and True for what the file's
-    post-processor puts before a text. What that puts after a text is left out: documents have an end of their own, and
-    prompts have none.
+    `begin_of_document` is the text of the token that begins a document, False for no token, or True for the ids that
+    the file's post-processor puts before a text. The ids that it puts after a text are left out: documents end with
+    `end_of_document`, and prompts have no end.
     """
 
     path: FilePath
@@ -43,7 +43,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._id("end_of_document", self.end_of_document)
 
     def token(self, id: int) -> str | None:
-        """Return the text of a token; None where no token has the id."""
+        """Return the text of a token, or None where no token has the id."""
         return self._file.model.id_to_token(id) if 0 <= id < self.vocab_size else None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

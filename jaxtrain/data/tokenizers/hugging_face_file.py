@@ -1,4 +1,4 @@
-"""A `tokenizers` JSON file as the library reads it, and what the library does not tell: ids twice, keys it left out."""
+"""Reading a `tokenizers` JSON file, with checks that the library omits: duplicate ids, and keys that it ignores."""
 
 import collections
 import functools
@@ -14,7 +14,7 @@ from jaxtrain.data.tokenizers import file
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _SETTINGS = ("version", "truncation", "padding")
 _TOKEN_KEYS = ("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special")
-_MODEL_KEYS = {  # beside the type and the vocabulary
+_MODEL_KEYS: dict[str, tuple[str, ...]] = {  # without the type and the vocabulary
     "BPE": (
         *("merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
         *("fuse_unk", "byte_fallback", "ignore_merges"),
@@ -23,21 +23,21 @@ _MODEL_KEYS = {  # beside the type and the vocabulary
     "WordLevel": ("unk_token",),
     "WordPiece": ("unk_token", "continuing_subword_prefix", "max_input_chars_per_word"),
 }
-_OLD_KEYS = {"add_prefix_space", "str_rep"}  # of older files, read under other names
+_OLD_KEYS = {"add_prefix_space", "str_rep"}  # keys of older files that the library reads and writes under new names
 
 
 class HuggingFaceFile(NamedTuple):
     model: tokenizers.Tokenizer
     vocab_size: int
-    beginning: tuple[int, ...]  # what its post-processor puts before a text
+    beginning: tuple[int, ...]  # the ids that its post-processor puts before a text
 
 
 @functools.lru_cache(maxsize=4)
 def load(path: str, version: tuple[int, ...]) -> HuggingFaceFile:
-    """Load once a version of the file.
+    """Load a file, once for each version of it.
 
     Raises:
-      ValueError: it cannot be read, or is not all that the library reads in it.
+      ValueError: the file cannot be read, or the library ignores a part of it.
     """
     with file.naming(path, "is not a `tokenizers` JSON file", remedy="`jaxtrain tokenizer train` makes one."):
         content = Path(path).read_bytes()
@@ -47,7 +47,7 @@ def load(path: str, version: tuple[int, ...]) -> HuggingFaceFile:
         _check_ids(vocab)
         _check_read(json.loads(content), model)
         model.encode_special_tokens = True  # a document that spells '<|endoftext|>' must not end there
-        model.no_truncation()  # published files carry the settings of whoever saved them
+        model.no_truncation()  # published files have the truncation and padding of whoever saved them
         model.no_padding()
         beginning = _beginning(json.loads(model.post_processor.__getstate__())) if model.post_processor else ()
         size = max(vocab.values()) + 1
@@ -65,7 +65,7 @@ def _check_ids(vocab: dict[str, int]) -> None:
 
 
 def _check_read(written: dict[str, Any], model: tokenizers.Tokenizer) -> None:
-    """Raise ValueError where the file says something that the library has skipped."""
+    """Raise ValueError where the library has ignored a part of the file."""
     for token in written.get("added_tokens") or []:
         if model.token_to_id(token["content"]) != token["id"]:
             raise ValueError(f"its added token {token['content']!r} cannot have the id {token['id']}")
@@ -81,7 +81,7 @@ def _check_read(written: dict[str, Any], model: tokenizers.Tokenizer) -> None:
 
 
 def _unread(written: Any, read: Any, at: str) -> Iterator[str]:
-    """Yield every key that is written and was not read."""
+    """Yield every key of the file that the library has not read."""
     if isinstance(written, dict) and isinstance(read, dict):
         yield from (f"{at}{key}" for key in written.keys() - read.keys() - _OLD_KEYS)
         for key in written.keys() & read.keys():
@@ -92,11 +92,11 @@ def _unread(written: Any, read: Any, at: str) -> Iterator[str]:
 
 
 def _beginning(processor: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that a post-processor, as its JSON has it, puts before a single text."""
+    """Return the ids that a post-processor, given as JSON, puts before a single text."""
     match processor["type"]:
         case "Sequence":
             parts = [part for part in processor["processors"] if part["type"] != "ByteLevel"]
-            if len(parts) > 1:  # on most of which the library panics
+            if len(parts) > 1:  # the library panics on most of these
                 raise ValueError(f"its post-processor is {' and '.join(part['type'] for part in parts)} in a row")
             return _beginning(parts[0]) if parts else ()
         case "BertProcessing" | "RobertaProcessing":

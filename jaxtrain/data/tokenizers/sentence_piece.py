@@ -1,4 +1,4 @@
-"""A SentencePiece model file. Note that most are trained to normalise: runs of spaces and newlines do not come back."""
+"""A SentencePiece model file. Most are trained to normalise text, and do not preserve runs of spaces and newlines."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from jaxtrain.paths import FilePath
 class SentencePiece(Tokenizer):
     """The model in the file `path`; its end-of-sentence piece ends a document.
 
-    With `begin_of_document` its begin-of-sequence piece begins one: files have such a piece, and do not say whether it
-    is put before texts.
+    With `begin_of_document` its begin-of-sequence piece begins a document. A file may have such a piece, but does not
+    say whether texts begin with it.
     """
 
     path: FilePath
@@ -72,9 +72,9 @@ class SentencePiece(Tokenizer):
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, version: tuple[int, ...]) -> sentencepiece.SentencePieceProcessor:
-    """Load once a version of the file."""
+    """Load a file, once for each version of it."""
     with file.naming(path, "is not a SentencePiece model", remedy="Name a .model file."):
         content = Path(path).read_bytes()
-        if not content:  # which the library takes for no model yet
+        if not content:  # the library accepts it, as a model without pieces
             raise ValueError("it is empty")
         return sentencepiece.SentencePieceProcessor(model_proto=content)

@@ -1,1 +1,1 @@
-"""Feed-forward layers, a family a file."""
+"""Feed-forward layers, one family in each file."""

@@ -1,4 +1,4 @@
-"""What a feed-forward layer is."""
+"""The base class of feed-forward layers' configurations."""
 
 from abc import abstractmethod
 
@@ -9,7 +9,7 @@ from jaxtrain.technique import Technique
 
 
 class FeedForwardConfig(Technique):
-    """A frozen dataclass that builds a layer over the width, token by token.
+    """A frozen dataclass that builds a layer that transforms each token by itself.
 
     The layer is called with `x [batch, length, d_model]` and a `TokenContext`.
     """

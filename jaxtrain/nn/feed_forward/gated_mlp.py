@@ -42,18 +42,20 @@ class GatedMLP(Layer):
         self.down = config.linear.build(hidden, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
-        gate_BLF, up_BLF = _used_together(self.gate(x), self.up(x))
+        gate_BLF, up_BLF = _materialise_gradients(self.gate(x), self.up(x))
         h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
         return Out(self.down(h_BLF))
 
 
 @jax.custom_vjp
-def _used_together(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]):
-    """Return both as they are; their gradients, the widest values of a layer, are made at once and then used.
+def _materialise_gradients(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]):
+    """Return both unchanged. Their gradients, the widest values of a layer, are computed once, before their use.
 
-    Otherwise XLA makes each of them again for every product that reads it, and keeps all they are made of.
+    Otherwise XLA recomputes each gradient for every matrix product that reads it, and keeps all that this needs.
     """
     return gate, up
 
 
-_used_together.defvjp(lambda gate, up: ((gate, up), None), lambda _, gradients: jax.lax.optimization_barrier(gradients))
+_materialise_gradients.defvjp(
+    lambda gate, up: ((gate, up), None), lambda _, gradients: jax.lax.optimization_barrier(gradients)
+)

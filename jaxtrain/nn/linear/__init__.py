@@ -1,1 +1,1 @@
-"""Linears, the weights that layers own, a kind a file."""
+"""Linears, the linear maps of layers, one kind in each file."""

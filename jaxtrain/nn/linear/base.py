@@ -1,4 +1,4 @@
-"""What a linear is: a linear map of every token, whose weights may be kept in any form."""
+"""The base class of linears: linear maps of every token, whose weights may be stored in any form."""
 
 from abc import abstractmethod
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.param import constant
 from jaxtrain.technique import Technique
 
-Side = tuple[tuple[int, str], ...]  # the axes of one side of a linear, each a size and a logical name
+Side = tuple[tuple[int, str], ...]  # (size, logical name) of each axis of one side of a linear
 
 
 class LinearConfig(Technique):
@@ -20,11 +20,11 @@ class LinearConfig(Technique):
     def build(
         self, inputs: Side, outputs: Side, *, bias: bool = False, outputs_first: bool = False, rngs: nnx.Rngs
     ) -> "Linear":
-        """Return the linear; `outputs_first` keeps its matrix as `[*outputs, *inputs]`, as a table of rows."""
+        """Return the linear. With `outputs_first` its matrix is `[*outputs, *inputs]`, a table of rows."""
 
 
 class Linear(nnx.Module):
-    """A linear map of every token. Its variables carry their facts (`Axes`), so a gather hands them over ready."""
+    """A linear map of every token. Its variables carry their facts (`Axes`); they are gathered before the call."""
 
     @abstractmethod
     def __call__(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
@@ -32,10 +32,10 @@ class Linear(nnx.Module):
 
     @abstractmethod
     def dense(self) -> Float[Array, "..."]:
-        """Return the matrix that this stands for: `[*inputs, *outputs]`, or outputs first where it was built so."""
+        """Return the matrix of the map: `[*inputs, *outputs]`, or `[*outputs, *inputs]` with `outputs_first`."""
 
 
 def bias_of(outputs: Side) -> nnx.Param:
-    """Return a bias of zeros; along the model width it is whole on every device."""
+    """Return a bias of zeros. A bias along the model width is replicated."""
     sizes, names = zip(*outputs, strict=True)
     return constant(0.0, sizes, tuple("width" if name == "embed" else name for name in names))

@@ -43,10 +43,10 @@ class _Dense(Linear):
 def multiply(
     x: Float[Array, "B L ..."], w: Float[Array, "..."], *, inputs: int = 1, outputs_first: bool = False
 ) -> Float[Array, "B L ..."]:
-    """Multiply the last `inputs` axes of every token with the first `inputs` axes of a matrix, or with its last.
+    """Return the product of the last `inputs` axes of every token with the first axes of `w`, or with its last ones.
 
-    Tokens are laid out as the rows of one matrix, so that the product and both its gradients are plain matrix
-    products: with batch and length apart, XLA for CPU needs half as long again. A length split over devices stays.
+    Batch and length are reshaped to one axis, so that the product and both its gradients are plain matrix products.
+    With two axes XLA for CPU takes half as long again. They stay two where the length is split over devices.
     """
     fan_in, outputs = math.prod(x.shape[2:]), w.shape[:-inputs] if outputs_first else w.shape[inputs:]
     matrix = w.reshape(-1, fan_in) if outputs_first else w.reshape(fan_in, -1)

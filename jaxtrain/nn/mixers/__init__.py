@@ -1,1 +1,1 @@
-"""Mixers along the length, a family a file."""
+"""Mixers along the length, one family in each file."""

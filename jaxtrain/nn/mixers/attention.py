@@ -1,4 +1,4 @@
-"""Grouped-query attention with rotary positions, around the kernel of flash attention.
+"""Grouped-query attention with rotary embeddings, around the kernel of flash attention.
 
 Vaswani et al. (2017), arXiv:1706.03762; grouped heads, Ainslie et al. (2023), arXiv:2305.13245; normalised queries and
 keys, Dehghani et al. (2023), arXiv:2302.05442; logit soft cap, Gemma 2 (2024), arXiv:2408.00118; sliding window,
@@ -16,10 +16,10 @@ from jaxtrain_kernels.choice import check_named
 from jaxtrain_kernels.flash_attention import IMPLEMENTATIONS, Blocks, flash_attention
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.mixers.base import Mixer, MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.rope import RopeConfig, rotate
 from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
@@ -28,11 +28,11 @@ from jaxtrain.sharding import axis_size, constrain, index_on, on_each_device
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig(MixerConfig):
-    """Grouped-query attention with rotary positions.
+    """Grouped-query attention with rotary embeddings.
 
-    `scale` multiplies the scores, head_dim**-0.5 by default; `window` counts the keys a query sees, itself too.
+    `scale` multiplies the scores, head_dim**-0.5 by default. `window` counts the keys that a query sees, with its own.
 
-    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    `implementation` names a kernel that is not yet the default of the device. It runs over whole sequences.
     """
 
     heads: int
@@ -68,7 +68,7 @@ class AttentionConfig(MixerConfig):
         return window - window * (window - 1) / (2 * length)
 
     def mixing_flops(self, length: int) -> float:
-        """Return the operations of a token's scores and sums of values, forward and backward."""
+        """Return the FLOPs of a token's scores and sums of values, forward and backward."""
         return 12.0 * self.heads * self.head_dim * self.mean_keys(length)
 
 
@@ -77,7 +77,7 @@ class KVCache(NamedTuple):
     values: Float[Array, "B S J K"]
 
 
-class Attention(Layer):
+class Attention(Mixer):
     def __init__(self, config: AttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         width, channels = ((d_model, "embed"),), (c.head_dim, "head_dim")
@@ -91,12 +91,12 @@ class Attention(Layer):
             self.key_norm = c.qk_norm.build(c.head_dim)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
-        """Return an empty cache for so many tokens."""
+        """Return an empty cache for `length` tokens."""
         shape = (batch, length, self.config.kv_heads, self.config.head_dim)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | None = None) -> Out:
-        """Attend. With a state, the L new tokens are written at `context.cache_index` and see all that is cached."""
+        """Attend. With a state, write the L new tokens to it at `context.cache_index` and attend to all cached ones."""
         c = self.config
         q_BLHK, k_BLJK, v_BLJK = self.query(x), self.key(x), self.value(x)
         if c.qk_norm:
@@ -109,17 +109,18 @@ class Attention(Layer):
         v_BLJK = constrain(v_BLJK, "batch", "length", "kv_heads", None)
 
         if state is None:
-            if c.kv_heads % axis_size("heads"):  # fewer of them than devices: every head takes a copy along
+            if c.kv_heads % axis_size("heads"):  # the devices do not divide them: give every query head a copy
                 k_BLJK, v_BLJK = (constrain(repeat(x, c), "batch", "length", "heads", None) for x in (k_BLJK, v_BLJK))
             y_BLHK = attend(q_BLHK, k_BLJK, v_BLJK, context, c)
         else:
-            at = (0, context.cache_index, 0, 0)
+            assert context.cache_index is not None, "a decoding state comes with a cache_index"
+            start = (0, context.cache_index, 0, 0)
             state = KVCache(
-                jax.lax.dynamic_update_slice(state.keys, k_BLJK.astype(state.keys.dtype), at),
-                jax.lax.dynamic_update_slice(state.values, v_BLJK.astype(state.values.dtype), at),
+                jax.lax.dynamic_update_slice(state.keys, k_BLJK.astype(state.keys.dtype), start),
+                jax.lax.dynamic_update_slice(state.values, v_BLJK.astype(state.values.dtype), start),
             )
             y_BLHK = attend_to_cache(q_BLHK, state, context, c)
-        y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # for its gradient, which this lays out alike
+        y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # so that its gradient has this layout as well
         return Out(self.output(y_BLHK), state)
 
 
@@ -134,13 +135,22 @@ def attend(
     context: TokenContext,
     config: AttentionConfig,
 ) -> Float[Array, "B L H K"]:
-    """Attend over whole sequences; positions grow by one with the index inside a document."""
+    """Attend over whole sequences, in whose documents positions grow by one from token to token."""
     if config.implementation:
         return attend_by_kernel(q, k, v, context, config)
-    # Rows one by one would have to be gathered from the devices they are split over.
+    # By default rows are taken one by one, for which they would be gathered from the devices they are split over.
     blocks = Blocks(rows=q.shape[0]) if axis_size("batch") > 1 else None
-    ids = {"segment_ids": context.segment_ids, "key_segment_ids": context.key_segment_ids}
-    return flash_attention(q, k, v, window=config.window, blocks=blocks, **ids, **_scores(config))
+    return flash_attention(  # type: ignore[return-value]  # a pair only with return_lse
+        q,
+        k,
+        v,
+        segment_ids=context.segment_ids,
+        key_segment_ids=context.key_segment_ids,
+        window=config.window,
+        softcap=config.softcap,
+        scale=config.scale,
+        blocks=blocks,
+    )
 
 
 def attend_by_kernel(
@@ -150,16 +160,25 @@ def attend_by_kernel(
     context: TokenContext,
     config: AttentionConfig,
 ) -> Float[Array, "B L H K"]:
-    """Attend by the implementation asked for: every device its own queries, to the keys of the whole length."""
+    """Attend by the implementation asked for. Every device has its own queries, and the keys of the whole length."""
     heads = "heads" if k.shape[2] == config.heads else "kv_heads"
 
-    def own(q, k, v, segment_ids, key_segment_ids):
-        ids = {"segment_ids": segment_ids, "key_segment_ids": key_segment_ids}
-        options = {"window": config.window, "implementation": config.implementation, **_scores(config)}
-        return flash_attention(q, k, v, offset=index_on("length") * q.shape[1], **ids, **options)
+    def attend_here(q, k, v, segment_ids, key_segment_ids):
+        return flash_attention(
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            key_segment_ids=key_segment_ids,
+            window=config.window,
+            softcap=config.softcap,
+            scale=config.scale,
+            offset=index_on("length") * q.shape[1],
+            implementation=config.implementation,
+        )
 
     return on_each_device(
-        own,
+        attend_here,
         (q, ("batch", "length", "heads", None)),
         (k, ("batch", None, heads, None)),
         (v, ("batch", None, heads, None)),
@@ -171,13 +190,11 @@ def attend_by_kernel(
 def attend_to_cache(
     q: Float[Array, "B L H K"], cache: KVCache, context: TokenContext, config: AttentionConfig
 ) -> Float[Array, "B L H K"]:
-    """Attend to a cache, by positions: padding between prompt and continuation has places in it but no positions."""
+    """Attend to a cache, masked by positions. Padding between prompt and continuation has places but no positions."""
     distance_BLS = context.positions[:, :, None] - context.key_positions[:, None, :]
     seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & (distance_BLS >= 0)
     seen = seen if config.window is None else seen & (distance_BLS < config.window)
     bias = jnp.where(seen, 0.0, -jnp.inf)[:, None]
-    return flash_attention(q, *cache, bias=bias, causal=False, **_scores(config))
-
-
-def _scores(config: AttentionConfig) -> dict[str, float | None]:
-    return {"softcap": config.softcap, "scale": config.scale}
+    return flash_attention(  # type: ignore[return-value]  # a pair only with return_lse
+        q, cache.keys, cache.values, bias=bias, causal=False, softcap=config.softcap, scale=config.scale
+    )

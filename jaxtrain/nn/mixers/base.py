@@ -1,26 +1,35 @@
-"""What a mixer is: what lets the tokens of a sequence see one another."""
+"""The base classes of mixers, the layers that move information between positions."""
 
 from abc import abstractmethod
+from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.nn.layer import Layer
 from jaxtrain.technique import Technique
 
 
+class Mixer(Layer):
+    """A layer that moves information between positions."""
+
+    @abstractmethod
+    def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> Any:
+        """Return the decoding state before the first of `length` tokens."""
+
+
 class MixerConfig(Technique):
     """A frozen dataclass that builds a mixer along the length.
 
-    The layer is called with `x [batch, length, d_model]`, a `TokenContext` and a decoding state or None. Its
-    `initial_state(batch, length, dtype)` is an empty one.
+    The mixer is called with `x [batch, length, d_model]`, a `TokenContext` and a decoding state or None.
     """
 
     __slots__ = ()
-    heads: int  # which the tensor axis divides
+    heads: int  # the tensor axis divides it
 
     @abstractmethod
-    def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> Mixer: ...
 
     @abstractmethod
     def mixing_flops(self, length: int) -> float:
-        """Return the operations of a token's mixing in sequences of this length, forward and backward."""
+        """Return the FLOPs that mixing takes for a token of a sequence of this length, forward and backward."""

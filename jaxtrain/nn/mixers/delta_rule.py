@@ -1,8 +1,8 @@
-"""The delta rule as a mixer: a state of fixed size in which what a key held is replaced.
+"""The delta rule as a mixer: a state of fixed size, in which a token replaces the value that its key had.
 
-With `NoDecay` DeltaNet (Yang et al., 2024, arXiv:2406.06484), with `StepDecay` gated DeltaNet (Yang et al., 2024,
-arXiv:2412.06464), each without its short convolutions. The recurrence is `jaxtrain_kernels.delta_rule`, the rest of the
-layer `jaxtrain/nn/mixers/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
+With `NoDecay` it is DeltaNet (Yang et al., 2024, arXiv:2406.06484), with `StepDecay` gated DeltaNet (Yang et al., 2024,
+arXiv:2412.06464), each without its short convolutions. The recurrence is in `jaxtrain_kernels.delta_rule`, the rest of
+the layer in `jaxtrain/nn/mixers/recurrent.py`. Queries and keys go through SiLU and are normalised to length 1.
 """
 
 import functools
@@ -16,22 +16,23 @@ from jaxtrain_kernels.choice import Implementation
 from jaxtrain_kernels.delta_rule import IMPLEMENTATIONS, delta_rule, recurrent_step
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.layer import Out, TokenContext
+from jaxtrain.nn.mixers.base import Mixer
 from jaxtrain.nn.mixers.decay import NoDecay, ScalarDecayConfig
 from jaxtrain.nn.mixers.recurrent import (
     RecurrentConfig,
     RecurrentHeads,
     RecurrentState,
     advance,
-    held_by_padding,
     is_written,
+    keep_at_padding,
     mix_sequences,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaRuleConfig(RecurrentConfig):
-    """The delta rule: a state of fixed size in which what a key held is replaced."""
+    """The delta rule: a state of fixed size, in which a token replaces the value that its key had."""
 
     decay: ScalarDecayConfig = NoDecay()
     paper: ClassVar[str] = "arXiv:2406.06484"
@@ -42,12 +43,12 @@ class DeltaRuleConfig(RecurrentConfig):
         return DeltaRule(self, d_model, rngs=rngs)
 
     def mixing_flops(self, length: int) -> float:
-        """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
-        looked_up = self.kv_heads * self.head_dim * self.value_dim  # what the key held before
-        return 6.0 * (self.shape.products() + looked_up)
+        """Return the FLOPs of a token's recurrence, forward and backward. Chunks take more, in fewer steps."""
+        lookup = self.kv_heads * self.head_dim * self.value_dim  # of the value that the key had before
+        return 6.0 * (self.shape.products() + lookup)
 
 
-class DeltaRule(Layer):
+class DeltaRule(Mixer):
     def __init__(self, config: DeltaRuleConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
@@ -55,7 +56,7 @@ class DeltaRule(Layer):
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:
-        """Return the state before the first token; its size does not depend on the length."""
+        """Return the state before the first token. Its size does not depend on the length."""
         return self.heads.initial_state(batch)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None) -> Out:
@@ -70,7 +71,7 @@ class DeltaRule(Layer):
             y = mix_sequences(mix, c.shape, context, q, k, v, beta, log_decay, implementation=c.implementation)
         else:
             beta = jnp.where(is_written(context, beta), beta, 0)
-            y, state = advance(mix, recurrent_step, state, q, k, v, beta, held_by_padding(log_decay, context))
+            y, state = advance(mix, recurrent_step, state, q, k, v, beta, keep_at_padding(log_decay, context))
         return Out(self.heads.finish(y, x), state)
 
 

@@ -1,9 +1,9 @@
 """Linear attention as a mixer: a state of fixed size that decays, in place of all keys and values.
 
-The decay's type makes it retention (`FixedDecay`), Mamba-2's (`StepDecay`) or gated linear attention
-(`ChannelDecay`); the recurrence is `jaxtrain_kernels.linear_attention`, the rest of the layer `nn/mixers/recurrent.py`.
-Queries and keys have no feature map, and outputs no normaliser but the norm behind them. Order is known through the
-decay alone.
+With `FixedDecay` it is retention, with `StepDecay` the recurrence of Mamba-2, with `ChannelDecay` gated linear
+attention. The recurrence is in `jaxtrain_kernels.linear_attention`, the rest of the layer in `nn/mixers/recurrent.py`.
+Queries and keys have no feature map, and outputs no normaliser but the norm after them. Only the decay tells the order
+of tokens.
 """
 
 import functools
@@ -16,15 +16,16 @@ from jaxtrain_kernels.choice import Implementation
 from jaxtrain_kernels.linear_attention import IMPLEMENTATIONS, linear_attention, recurrent_step
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.layer import Out, TokenContext
+from jaxtrain.nn.mixers.base import Mixer
 from jaxtrain.nn.mixers.decay import ChannelDecay, DecayConfig
 from jaxtrain.nn.mixers.recurrent import (
     RecurrentConfig,
     RecurrentHeads,
     RecurrentState,
     advance,
-    held_by_padding,
     is_written,
+    keep_at_padding,
     mix_sequences,
 )
 
@@ -42,18 +43,18 @@ class LinearAttentionConfig(RecurrentConfig):
         return LinearAttention(self, d_model, rngs=rngs)
 
     def mixing_flops(self, length: int) -> float:
-        """Return the operations of a token's recurrence, forward and backward; chunks take more, in fewer steps."""
+        """Return the FLOPs of a token's recurrence, forward and backward. Chunks take more, in fewer steps."""
         return 6.0 * self.shape.products()
 
 
-class LinearAttention(Layer):
+class LinearAttention(Mixer):
     def __init__(self, config: LinearAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
         self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:
-        """Return the state before the first token; its size does not depend on the length."""
+        """Return the state before the first token. Its size does not depend on the length."""
         return self.heads.initial_state(batch)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: RecurrentState | None = None) -> Out:
@@ -66,5 +67,5 @@ class LinearAttention(Layer):
             y = mix_sequences(mix, c.shape, context, q, k, v, log_decay, implementation=c.implementation)
         else:
             k = jnp.where(is_written(context, k), k, 0)
-            y, state = advance(mix, recurrent_step, state, q, k, v, held_by_padding(log_decay, context))
+            y, state = advance(mix, recurrent_step, state, q, k, v, keep_at_padding(log_decay, context))
         return Out(self.heads.finish(y, x), state)

@@ -1,8 +1,9 @@
 """What recurrent mixers share: projections in and out, and a state of fixed size in place of a cache.
 
-Each key-value head has a state of K x V, which the query heads of its group read. The output of every head is
-normalised and gated before the last projection (Sun et al., 2023, arXiv:2307.08621). Short convolutions on queries,
-keys and values are left out. A length split over devices is gathered: the recurrence runs over whole sequences.
+Each key-value head has a K x V state, which the query heads of its group read. The output of every head is
+normalised and gated before the last projection (Sun et al., 2023, arXiv:2307.08621). The recurrence runs over whole
+sequences, so a length that is split over devices is gathered. Short convolutions on queries, keys and values are left
+out.
 """
 
 from collections.abc import Callable
@@ -38,15 +39,15 @@ class RecurrentShape(NamedTuple):
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
 
     def products(self) -> int:
-        """Return the multiplications of one step of a linear-attention state: it is written, and each head reads."""
+        """Return the multiplications of a step of linear attention: key-value heads write, query heads read."""
         return (self.heads + self.kv_heads) * self.head_dim * self.value_dim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecurrentConfig(MixerConfig):
-    """The keys of a recurrent mixer. A subclass has a decay, and says which operation it runs.
+    """The keys that recurrent mixers share. A subclass adds a decay, and names the operation that it runs.
 
-    `implementation` names a kernel that is not the default for the device yet; it runs over whole sequences.
+    `implementation` names a kernel that is not yet the default of the device. It runs over whole sequences.
     """
 
     heads: int
@@ -77,7 +78,7 @@ class RecurrentState(NamedTuple):
 
 
 class RecurrentHeads(nnx.Module):
-    """The projections."""
+    """The projections in and out, with the norm and the gate of the output."""
 
     def __init__(self, shape: RecurrentShape, d_model: int, *, norm: NormConfig, linear: LinearConfig, rngs: nnx.Rngs):
         self.shape = shape
@@ -112,17 +113,17 @@ def mix_sequences(
     *of_keys: Array | None,
     implementation: str | None,
 ) -> Float[Array, "B L H V"]:
-    """Return the output of `operation` over whole sequences: whole along the length, heads over devices.
+    """Return the output of `operation` over whole sequences: the length is whole on every device, the heads are split.
 
-    Where there are fewer key-value heads than devices, every query head takes a copy along. An implementation that is
-    asked for by name runs on each device for itself, as kernels must.
+    Where the devices do not divide the key-value heads, every query head gets a copy of its own. An implementation that
+    is asked for by name runs in a region, on each device by itself, as kernels must.
     """
     heads, copies = "kv_heads", 1
     if shape.kv_heads % axis_size("heads"):
         heads, copies = "heads", shape.heads // shape.kv_heads
 
-    def named(x: Array | None) -> tuple[Array | None, tuple[str | None, ...]]:
-        if x is None or x.ndim == 1:  # one number a head
+    def with_names(x: Array | None) -> tuple[Array | None, tuple[str | None, ...]]:
+        if x is None or x.ndim == 1:  # one number for each head
             return (x if x is None or copies == 1 else jnp.repeat(x, copies)), (heads,)
         x = x if copies == 1 else jnp.repeat(x, copies, axis=2)
         return x, ("batch", None, heads, *[None] * (x.ndim - 3))
@@ -131,29 +132,29 @@ def mix_sequences(
         *tensors, segment_ids = arrays
         return operation(*tensors, segment_ids=segment_ids, implementation=implementation)[0]
 
-    arrays = (q, ("batch", None, "heads", None)), *map(named, of_keys), (context.segment_ids, ("batch", None))
+    arrays = (q, ("batch", None, "heads", None)), *map(with_names, of_keys), (context.segment_ids, ("batch", None))
     if implementation:
         return on_each_device(run, *arrays)
     return run(*(x if x is None else constrain(x, *names) for x, names in arrays))
 
 
 def is_written(context: TokenContext, x: Float[Array, "B L J ..."]) -> Array:
-    """Return where tokens reach a decoding state: padding, document 0, does not."""
+    """Return which steps write to a decoding state: those of tokens, not of padding (segment 0)."""
     return jnp.expand_dims(context.segment_ids != 0, range(2, x.ndim))
 
 
-def held_by_padding(log_decay: Array | None, context: TokenContext) -> Array | None:
-    """Return the log-decay with 0 at padding, which then leaves a decoding state as it is."""
+def keep_at_padding(log_decay: Array | None, context: TokenContext) -> Array | None:
+    """Return the log-decay with 0 at padding, where the decoding state then stays as it is."""
     if log_decay is None:
         return None
     log_decay = log_decay[None, None] if log_decay.ndim == 1 else log_decay
     return jnp.where(is_written(context, log_decay), log_decay, 0.0)
 
 
-def advance(mix: Callable, one_step: Callable, state: RecurrentState, *inputs: Array | None):
-    """Return the outputs of the L new tokens and the state behind them; one token takes no chunks."""
-    if inputs[0].shape[1] > 1:
-        y, new = mix(*inputs, initial_state=state.state)
+def advance(mix: Callable, one_step: Callable, state: RecurrentState, q: Array, *others: Array | None):
+    """Return the outputs of the L new tokens and the state after them. A single token takes one step, not a chunk."""
+    if q.shape[1] > 1:
+        y, new = mix(q, *others, initial_state=state.state)
         return y, RecurrentState(new)
-    y, new = one_step(*(x if x is None else x[:, 0] for x in inputs), state.state)
+    y, new = one_step(*(x if x is None else x[:, 0] for x in (q, *others)), state.state)
     return y[:, None], RecurrentState(new)

@@ -1,1 +1,1 @@
-"""Normalisations over the width, a family a file."""
+"""Normalisations over the width, one family in each file."""

@@ -1,4 +1,4 @@
-"""What a norm is."""
+"""The base class of norms' configurations."""
 
 from abc import abstractmethod
 

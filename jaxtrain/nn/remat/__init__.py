@@ -1,4 +1,4 @@
-"""Remat policies, one a file. A new one is a frozen dataclass that is a `RematPolicy`."""
+"""Remat policies, one in each file. A new one is a frozen dataclass that is a `RematPolicy`."""
 
 from jaxtrain.nn.remat.base import RematPolicy
 from jaxtrain.nn.remat.full_remat import FullRemat

@@ -1,4 +1,4 @@
-"""What a remat policy is: what a block keeps for its backward pass, and what it computes again.
+"""The base class of remat policies: what a block saves for its backward pass, and what it recomputes.
 
 Chen et al. (2016), arXiv:1604.06174.
 """
@@ -17,25 +17,29 @@ policies = jax.checkpoint_policies
 class RematPolicy(Technique):
     """What a block keeps for its backward pass.
 
-    `offload`: something waits in host memory. `recomputes`: the backward pass runs the whole forward of a block again.
+    `recomputes`: the backward pass recomputes the whole forward of a block.
     """
 
     __slots__ = ()
-    offload: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
+
+    @property
+    def offload(self) -> bool:
+        """Whether saved values are in host memory."""
+        return False
 
     @abstractmethod
     def wrap(self, body: Callable) -> Callable:
-        """Return the body of a block, differentiated as the policy says."""
+        """Return the body of a block, with the residuals that the policy saves."""
 
 
 def checkpointed(body: Callable, policy: Callable) -> Callable:
-    """Return a checkpointed body; blocks run inside a scan, which already keeps the compiler from undoing the remat."""
+    """Return the body under jax.checkpoint. The scan around blocks already keeps XLA from undoing the remat."""
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def to_host(*names: str) -> Callable:
-    """Return the policy that keeps these values in host memory, and no others."""
+    """Return the jax.checkpoint policy that saves these values, in host memory, and no others."""
     return policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=list(names),

@@ -1,4 +1,4 @@
-"""Rotary positions, and their scalings, one a file."""
+"""Rotary embeddings and their scalings, one in each file."""
 
 from jaxtrain.nn.rope.base import RopeScaling
 from jaxtrain.nn.rope.linear_scaling import LinearScaling

@@ -1,4 +1,4 @@
-"""What a scaling of rotary positions is."""
+"""The base class of the scalings of rotary embeddings."""
 
 from abc import abstractmethod
 
@@ -8,10 +8,10 @@ from jaxtrain.technique import Technique
 
 
 class RopeScaling(Technique):
-    """A frozen dataclass that scales the frequencies of rotary positions, for longer sequences than before."""
+    """A frozen dataclass that scales the frequencies of rotary embeddings, for longer sequences than before."""
 
     __slots__ = ()
 
     @abstractmethod
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Return the frequencies scaled: float64 [K/2], radians a position."""
+        """Return the scaled frequencies: float64 [K/2], in radians a position."""

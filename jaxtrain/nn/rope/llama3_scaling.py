@@ -14,8 +14,8 @@ from jaxtrain.ranges import check_at_least_one, check_positive
 class Llama3Scaling(RopeScaling):
     """Long wavelengths divided by `factor`, short ones kept, a linear blend between.
 
-    The Llama 3 Herd of Models (2024), arXiv:2407.21783: `low` and `high` count the turns that a wavelength makes in
-    the `original_length` the model was first trained on.
+    The Llama 3 Herd of Models (2024), arXiv:2407.21783: `low` and `high` count the periods of a wavelength in the
+    `original_length`, on which the model was first trained.
     """
 
     factor: float = 8.0

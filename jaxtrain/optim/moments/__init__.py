@@ -1,1 +1,1 @@
-"""How 8-bit optimizers keep their moments, one way a file."""
+"""Formats of the moments of 8-bit optimizers, one in each file."""

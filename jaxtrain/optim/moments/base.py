@@ -1,4 +1,4 @@
-"""What the moments of an 8-bit optimizer are kept in."""
+"""The base class of the formats of an 8-bit optimizer's moments."""
 
 from abc import abstractmethod
 

@@ -10,7 +10,7 @@ from jaxtrain.optim.moments.base import Moments
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Float8Moments(Moments):
-    """Moments in FP8 e4m3 with the range of each block expanded to that of the format; one exponent a block more."""
+    """Moments in FP8 e4m3; each block has an exponent that expands its range to that of the format."""
 
     paper: ClassVar[str] = "arXiv:2410.19313"
 

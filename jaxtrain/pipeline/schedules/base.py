@@ -1,4 +1,4 @@
-"""What every schedule is, and the two rules about microbatches that several share."""
+"""The base class of schedules, and the two rules about microbatches that several share."""
 
 from abc import abstractmethod
 from typing import Self
@@ -16,10 +16,18 @@ class Schedule(Technique):
 
     @abstractmethod
     def table(self, stages: int, microbatches: int) -> Table:
-        """Return the table. ValueError names the rule where the numbers do not fit the schedule."""
+        """Return the table.
+
+        Raises:
+            ValueError: the numbers do not fit the schedule; with the rule.
+        """
+
+    def size(self) -> tuple[int, int] | None:
+        """Return the one number of stages and of microbatches that the schedule has; None if it has many."""
+        return None
 
     def write(self, stages: int, microbatches: int) -> Table:
-        """Return the table, if it is not too large to be written."""
+        """Return the table, unless it would be too large."""
         require_room(stages=stages, microbatches=microbatches)
         return self.table(stages, microbatches)
 

@@ -1,7 +1,7 @@
 """BitPipe: Chimera with V-shaped interleaving in both directions. Wu et al. (2024), arXiv:2410.19367.
 
-A stage holds two chunks of each of the two weight copies; the turn of the V is a copy within the stage. Left out: the
-paper's eager all-reduce of a chunk's two gradients while others still run; here copies are summed after the step.
+A stage holds two chunks of each of the two weight copies; at the turn of the V data stays on its stage. Left out: the
+paper's eager all-reduce of a chunk's two gradients while others still run. Here copies are summed after the step.
 """
 
 from dataclasses import dataclass

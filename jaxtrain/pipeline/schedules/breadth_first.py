@@ -1,8 +1,8 @@
 """Breadth-first pipeline: all microbatches through a chunk before the next chunk. Lamy-Poirier (2022),
 arXiv:2211.05953.
 
-The order lets an executor gather the sharded parameters of a chunk once for all its microbatches. Ours gathers them for
-each, so what is left of it is a bubble as small as the interleaved schedule's.
+In this order an executor can gather the sharded parameters of a chunk once for all its microbatches. Ours gathers them
+for each microbatch, so the remaining gain is a bubble as small as the interleaved schedule's.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """DualPipeV: F of one chunk beside B of the other, on a V placement with one weight copy.
 
 DeepSeek-AI (2025), github.com/deepseek-ai/DualPipe, after DualPipe in arXiv:2412.19437 and the cut in half of Sea AI
-Lab ("DualPipe could be better without the dual"). Each stage runs eight phases whose lengths depend on its place; the
-middle one pairs F of the first chunk with B of the second and the other way round, so that communication of one hides
-behind the other. Some backwards of the start and the end are split, their W in first-in first-out order.
+Lab ("DualPipe could be better without the dual"). Each stage runs eight phases whose lengths depend on its index. The
+middle one pairs F of the first chunk with B of the second and the other way round, so that the communication of one
+overlaps the computation of the other. Some backwards of the start and the end are split, their W in first-in first-out
+order.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ class DualPipeV(Schedule):
 
 
 class _Row:
-    """One stage's list as it grows; microbatches pass each of its two chunks in order."""
+    """One stage's list of actions, built phase by phase; microbatches pass each of its two chunks in order."""
 
     def __init__(self, stage: int, stages: int):
         self.stage, self.stages = stage, stages
@@ -50,7 +51,7 @@ class _Row:
         return self.actions
 
     def _cool_down(self, count: int) -> None:
-        """Backwards of both chunks in turn, the later half of them split."""
+        """Add backwards of both chunks in turn, the later half of them split."""
         half, odd = count // 2, self.stage % 2
         self._repeat(half, "BW1 BW0")
         if half < count:
@@ -67,8 +68,8 @@ class _Row:
             return
         unit, phase = step[:-1], int(step[-1])
         passed = "F" if unit == "F" else "B"
-        where = (self.counts[passed, phase], self.chunks[phase])
+        piece = (self.counts[passed, phase], self.chunks[phase])
         self.counts[passed, phase] += 1
-        self.actions.append({"F": forward, "B": backward, "BW": fused}[unit](*where))
+        self.actions.append({"F": forward, "B": backward, "BW": fused}[unit](*piece))
         if unit == "B":
-            self.deferred.append(weight(*where))
+            self.deferred.append(weight(*piece))

@@ -1,4 +1,4 @@
-"""A schedule written by hand, or saved by `jaxtrain schedule show --save` and edited: a table in a text file."""
+"""A schedule from a text file: a table written by hand, or saved by `jaxtrain schedule show --save` and edited."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ class FromFile(Schedule):
     path: FilePath
     paper: ClassVar[str] = "a table written by hand"
 
-    def load(self) -> Table:
-        """Return the table, whatever its size."""
-        return read(Path(self.path))
+    def size(self) -> tuple[int, int]:
+        table = read(Path(self.path))
+        return len(table.stages), table.microbatches
 
     def table(self, stages: int, microbatches: int) -> Table:
-        table = self.load()
+        table = read(Path(self.path))
         _require_same(self.path, "stages", stages, len(table.stages))
         _require_same(self.path, "microbatches", microbatches, table.microbatches)
         return table

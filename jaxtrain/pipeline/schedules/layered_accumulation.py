@@ -1,7 +1,7 @@
 """Layered gradient accumulation with a modular pipeline: chunks of one layer. Lamy-Poirier (2021), arXiv:2106.02679.
 
-Layer i lives on stage i mod p and all microbatches pass it before the next: breadth-first order at the finest cut. The
-bubble shrinks from p-1 stages' time to p-1 layers' time, for that many times more transfers.
+Layer i is on stage i mod p, and all microbatches pass it before the next: breadth-first order with the smallest chunks.
+The bubble shrinks from the time of p-1 stages to that of p-1 layers; transfers grow by the same factor.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """1F1B with a flush at the end of the step. Narayanan et al. (2019, 2021), arXiv:1806.03377, arXiv:2104.04473.
 
-PipeDream's own form has no flush and keeps several versions of the weights; that needs stashing and is left out.
+Left out: PipeDream's own form, which has no flush and keeps several versions of the weights (weight stashing).
 """
 
 from dataclasses import dataclass

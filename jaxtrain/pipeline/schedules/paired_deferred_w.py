@@ -1,12 +1,12 @@
-"""Paired interleaved with the backward split, its W put where ticks have room.
+"""Paired interleaved with the backward split, its W in the ticks that have room.
 
-In the paired schedule, each stage has no F in up to p-1 ticks at the end of the forwards (the others still have) and
-no B in up to p-1 ticks at the very end: p-1 in all. A W there costs nothing as long as it is no longer than F and B.
-So p-1 of the W are held back for these places, and the others run one a tick on all stages together:
+In the paired schedule a stage has no F in up to p-1 ticks at the end of the forwards, while others still have one, and
+no B in up to p-1 ticks at the very end: p-1 ticks in all. A W there costs nothing if it is no longer than F and B. So
+p-1 of the W are deferred to these ticks, and the others run one a tick on all stages together:
 
-    lost time (p-1)(F+B-W)/v    for W <= F, W <= B and m >= 2p; with fewer microbatches some W find no place in time
+    lost time (p-1)(F+B-W)/v    for W <= F, W <= B and m >= 2p; with fewer microbatches some W find no such tick
 
-where the undivided paired schedule loses (p-1)(F+B+W)/v. Peak ((v+2)p-2)/v stages' activations, counted up to W.
+The fused paired schedule loses (p-1)(F+B+W)/v. Peak ((v+2)p-2)/v stages' activations, counted up to W.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Paired interleaved, the default: interleaved 1F1B with one F and one B in every tick on every stage.
 
-The order is that of Narayanan et al. (2021), arXiv:2104.04473: with several chunks its warm-up is long enough already
-for F and B of a stage to share a tick. Packed so, one compiled loop loses (p-1)/(vm+p-1) at any ratio of F to B to W,
-which is what separate programs would lose.
+The order is that of Narayanan et al. (2021), arXiv:2104.04473. With several chunks its warm-up is long enough for F and
+B of a stage to share a tick. With paired ticks one compiled loop loses (p-1)/(vm+p-1) at any ratio of F to B to W, as
+much as separate programs would lose.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""2BP: put off every weight gradient to the end of the step, over any other schedule. Rae et al. (2024),
+"""2BP: defer every weight gradient to the end of the step, over any other schedule. Rae et al. (2024),
 arXiv:2405.18047.
 
-All W of a chunk come together there; the paper runs them as one product over the microbatches laid end to end, ours as
-one a microbatch. What they read stays in memory until then: the cost is activations of all microbatches.
+All W of a chunk come together there. The paper runs them as one product over the concatenated microbatches, ours as one
+product a microbatch. What they read stays in memory until then: the cost is activations of all microbatches.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,6 +1,6 @@
 """ZB-H1: 1F1B with the backward split, at 1F1B's memory. Qi et al. (2023), arXiv:2401.10241, section 2.2.
 
-Stage s puts its W off by s microbatches, so that every stage keeps p activations (up to W) and W fill the last waits.
+Stage s defers its W by s microbatches. Every stage then keeps p activations (up to W), and W fill idle time at the end.
 """
 
 from dataclasses import dataclass

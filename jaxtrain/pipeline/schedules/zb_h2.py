@@ -1,8 +1,8 @@
-"""ZB-H2: twice the warm-up, and no stage ever waits between its first and its last action.
+"""ZB-H2: twice the warm-up, and no stage is idle between its first and its last action.
 
-Qi et al. (2023), arXiv:2401.10241, section 2.2. Stages start and end staggered by p-1 units: within one synchronous
-step that costs as much as ZB-H1's waits. The paper gains it back by letting each stage enter the next step early and
-undoing the optimizer update where a global check fails; that is left out here.
+Qi et al. (2023), arXiv:2401.10241, section 2.2. Stages start and end staggered by p-1 units. Within one synchronous
+step that costs as much as ZB-H1's idle time. The paper avoids this cost: each stage enters the next step early, and the
+optimizer update is undone if a global check fails. That is left out here.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """An automatic zero-bubble schedule for given costs and memory. After Qi et al. (2023), arXiv:2401.10241, section 3.1.
 
-The paper fills each stage's time by a greedy rule with a few binary choices, and tries all of them. Here the
-candidates are ZB-H1 and ZB-H2's family (warm-up by `slope` forwards for each stage behind, W put off up to the memory
-limit), each played through with the costs by list scheduling, with and without patience; the fastest wins, the smaller
-one of equals. The paper's integer program is left out.
+The paper fills each stage's time by a greedy rule with a few binary choices, and tries all of them. Here the candidates
+are the family of ZB-H1 and ZB-H2: a warm-up of `slope` forwards for each later stage, W deferred up to the memory
+limit. Each is taken as it is, and reordered by list scheduling at these costs, with and without `patient`. The fastest
+table wins, of equals the one that keeps less. The paper's integer program is left out.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class ZBSearch(Schedule):
             raise ValueError(
                 f"memory_limit={self.memory_limit} must be at least 1, or 0 for as many as stages; nearest 0"
             )
-        _ = self.costs  # refuses what is no cost
+        _ = self.costs  # Costs checks the values
 
     @property
     def costs(self) -> Costs:

@@ -1,9 +1,10 @@
-"""Weights in and out of Hugging Face folders: config.json and safetensors, for the families that the decoder expresses.
+"""Import from and export to Hugging Face folders (config.json, safetensors), for families that the decoder expresses.
 
-`import_folder` gives a DecoderConfig and its parameters, `export_folder` goes back; tensors keep their bits both ways.
-What a family is, is data: how its config.json reads as a DecoderConfig (llama.py, gpt2.py), and which view of each of
-its tensors is which of our parameters (layout.py). Reading copies out of the view and writing copies into it, so the
-two cannot disagree. Left out: quantized weights, and pickled .bin files, which run code when they are read.
+`import_folder` returns a DecoderConfig and its parameters, and `export_folder` writes them back. Tensors keep their
+bits both ways. A family is described by data: how its config.json becomes a DecoderConfig (llama.py, gpt2.py), and
+which view of each tensor is which of our parameters (layout.py). Reading copies out of a view and writing copies into
+it, so the two cannot disagree. Left out are quantized weights, and pickled .bin files, which run code when they are
+read.
 """
 
 from jaxtrain.surgery.huggingface.export import export_folder

@@ -34,14 +34,15 @@ def export_folder(
 ) -> None:
     """Write a new folder, whole or not at all.
 
-    Leaves of `params` are arrays, or `LazyLeaf`s, read one at a time. Host memory beside them: one tensor and what of
-    its parameter was read.
+    Leaves of `params` are arrays, or `LazyLeaf`s, which are read one at a time. Beside them, host memory has one tensor
+    and the values read of its parameter.
 
     Args:
-        family: as config.json names it; by default the first that expresses the decoder.
-        dtype: of all tensors; by default each keeps its own, and with it its bits.
-        token_ids: of TOKEN_IDS; null where there is none, as transformers takes ids of its own for one that is missing.
-        generation: what else to put in generation_config.json; its token ids stand above those of config.json.
+        family: its name in config.json; by default the first family that expresses the decoder.
+        dtype: of all tensors; by default each keeps its own dtype, and so its bits.
+        token_ids: by the names in TOKEN_IDS. A missing one is written as null, because transformers replaces an absent
+            key by an id of its own.
+        generation: other content of generation_config.json; token ids in it take precedence over `token_ids` there.
 
     Raises:
         ValueError: the folder exists, or no family (or not the one named) expresses the decoder.
@@ -78,15 +79,15 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 def _filled(
     tensors: list[Tensor], leaves: Mapping[LeafPath, Any], planned: Mapping[str, Planned]
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Yield every tensor with its values, all repeats of a leaf one after the other so that each is read once."""
+    """Yield every tensor with its values. The repeats of a leaf follow one another, so that each leaf is read once."""
 
     def paths(tensor: Tensor) -> list[str]:
         return [".".join(map(str, part.path)) for part in tensor.parts]
 
     for _, group in groupby(sorted(tensors, key=paths), key=paths):
-        group = list(group)
-        read = {part.path: _rows(leaves[part.path]) for part in group[0].parts}
-        for tensor in group:
+        repeats = list(group)
+        read = {part.path: _rows(leaves[part.path]) for part in repeats[0].parts}
+        for tensor in repeats:
             array = np.empty(tensor.shape, planned[tensor.name].dtype)
             for part in tensor.parts:
                 part.view(array)[...] = read[part.path](tensor.repeat)

@@ -1,4 +1,4 @@
-"""The families that `jaxtrain convert` knows, and the choice of one for a config.json or a DecoderConfig."""
+"""The families that `jaxtrain convert` knows, and the choice of a family for a config.json or a DecoderConfig."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, M
 
 
 def family_named(model_type: object) -> Family:
-    """Return a family by the name that config.json gives it. Raises ValueError with the known ones."""
+    """Return a family by its name in config.json. Raises ValueError, with the known names, for any other."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type={model_type!r} is not a family that convert knows: it knows {', '.join(FAMILIES)}"
@@ -24,7 +24,7 @@ def family_named(model_type: object) -> Family:
 
 
 def family_of(config: DecoderConfig) -> Family:
-    """Return the first family that expresses a decoder. Raises ValueError saying where each differs from it."""
+    """Return the first family that expresses a decoder. Raises ValueError, with a difference to each, if none does."""
     _check_attention(config)
     reasons = []
     for family in FAMILIES.values():
@@ -36,7 +36,7 @@ def family_of(config: DecoderConfig) -> Family:
 
 
 def check_expressible(config: DecoderConfig, family: Family) -> None:
-    """Raise ValueError where a decoder is not of a family."""
+    """Raise ValueError where a family does not express a decoder."""
     _check_attention(config)
     difference = first_difference(config, family)
     if difference is not None:
@@ -53,7 +53,7 @@ def _check_attention(config: DecoderConfig) -> None:
 
 
 def first_difference(config: DecoderConfig, family: Family) -> str | None:
-    """Say where a decoder comes out as another when written as the family's config.json and read again, or None."""
+    """Return where a decoder differs from itself written as the family's config.json and read again, or None."""
     ours = _essence(config)
     try:
         theirs = _essence(family.read(family.write(config)))
@@ -63,7 +63,7 @@ def first_difference(config: DecoderConfig, family: Family) -> str | None:
 
 
 def _essence(config: DecoderConfig) -> DecoderConfig:
-    """Return the configuration less what changes how a model is trained or computed but not what it is."""
+    """Return the configuration with fixed values for settings of training and computation, and the shortest pattern."""
     pattern, repeats = shortest_pattern(config.pattern * config.repeats)
     return dataclasses.replace(
         config,

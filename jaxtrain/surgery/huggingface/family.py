@@ -1,4 +1,4 @@
-"""What a family of published models is to the converter, and what all of them write alike."""
+"""The interface of a family of published models, and the settings that all families write alike."""
 
 import abc
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,23 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
 from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.settings import Settings
 
 
 class Family(abc.ABC):
-    """Both directions of a family's configuration, and its tensors.
+    """The conversion of a family's config.json in both directions, and its tensors.
 
-    `prefix` begins the names of all tensors but the head's; some published files leave it out. `ignored` is a regular
-    expression for buffers that old versions saved among the weights. `layers` is the setting that counts them, `table`
-    the tensor that a tied head shares.
+    `prefix` begins the names of all tensors except the head's; some published files leave it out. `ignored` is a
+    regular expression for the names of buffers that old versions saved among the weights. `layers` is the name of the
+    setting for the number of layers, `table` the name of the embedding that a tied head shares.
     """
 
     model_type: str
@@ -40,16 +46,44 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        """Return the config.json of a decoder of this family; of another, something that reads as another decoder."""
+        """Return the config.json of a decoder.
+
+        For a decoder that the family does not express it may be that of another decoder.
+
+        Raises:
+            ValueError: the decoder has a layer of a class that no family has.
+        """
 
     @abc.abstractmethod
     def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
         """Yield every tensor, in the order of the model."""
 
 
+def attention_of(block: BlockConfig) -> AttentionConfig:
+    """Return the attention of a block. Raises ValueError for another mixer."""
+    if not isinstance(block.mixer, AttentionConfig):
+        raise ValueError(f"it has the mixer {type(block.mixer).__name__}, which no family has")
+    return block.mixer
+
+
+def mlp_of(block: BlockConfig) -> MLPConfig | GatedMLPConfig:
+    """Return the MLP of a block. Raises ValueError for another feed-forward layer."""
+    if not isinstance(block.mlp, MLPConfig | GatedMLPConfig):
+        raise ValueError(f"it has the feed-forward layer {type(block.mlp).__name__}, which no family has")
+    return block.mlp
+
+
+def epsilon_of(norm: NormConfig) -> float:
+    """Return the epsilon of a norm. Raises ValueError for a norm that no family has."""
+    if not isinstance(norm, RMSNormConfig | OffsetRMSNormConfig | LayerNormConfig):
+        raise ValueError(f"it has the norm {type(norm).__name__}, which no family has")
+    return norm.epsilon
+
+
 def write_rope(rope: RopeConfig | None) -> dict[str, Any]:
-    """Return the settings in the form of transformers 4, which 5 reads too."""
-    rope = rope or RopeConfig()  # no rotary positions: reads back as another decoder, which is how it is refused
+    """Return the rotary settings in the form of transformers 4, which transformers 5 also reads."""
+    rope = rope or RopeConfig()  # for None this is read back as another decoder, so the export is refused
+    scaling: dict[str, Any] | None
     match rope.scaling:
         case None:
             scaling = None
@@ -67,12 +101,12 @@ def write_rope(rope: RopeConfig | None) -> dict[str, Any]:
 
 
 def write_activation(activation: str, *, tanh: str) -> str:
-    """Return a family's name for an activation; the tanh form of GELU has two."""
+    """Return a family's name for an activation. The tanh form of GELU has the name `tanh`."""
     return tanh if activation == "gelu_tanh" else activation
 
 
 def shortest_pattern(blocks: tuple[BlockConfig, ...]) -> tuple[tuple[BlockConfig, ...], int]:
-    """Return the shortest pattern that, repeated, gives the layers, and how often."""
+    """Return the shortest pattern that gives the blocks when it is repeated, and the number of repeats."""
     for length in range(1, len(blocks) + 1):
         repeats, rest = divmod(len(blocks), length)
         if not rest and blocks[:length] * repeats == blocks:

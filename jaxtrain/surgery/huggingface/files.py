@@ -1,4 +1,4 @@
-"""How the files of a model folder are opened: what goes wrong inside one names it, and links do not lead out of it."""
+"""Opening the files of a model folder: errors inside a file name it, and links out of the folder are refused."""
 
 import contextlib
 import json
@@ -11,12 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 AGAIN = "download or export it again"
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of half of a surrogate pair
 
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Raise one ValueError, or the system's OSError, that names the file where its content stops the `with`."""
+    """Raise a ValueError or OSError that names the file, for errors of its content or of the system in the `with`."""
     try:
         yield
     except OSError as error:
@@ -29,7 +29,12 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises ValueError for a key that stands twice or a number that is none."""
+    """Return the object in a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON, or has a duplicate key, a number that no float holds or half of a surrogate
+            pair.
+    """
     with reading(file):
         text = file.read_bytes().decode()
         try:
@@ -46,9 +51,11 @@ def read_json(file: Path) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"{twice!r} stands twice in one object: leave one of them")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"{key!r} stands twice in one object: leave one of them")
+            seen.add(key)
     return found
 
 
@@ -60,13 +67,13 @@ def _float(text: str) -> float:
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """Return a file of a model folder, None where there is none.
+    """Return the path of a file in a model folder, or None where there is no such file.
 
-    The Hugging Face cache keeps models/snapshots/REVISION as links into models/blobs; any other link out of the folder
-    could lead anywhere on this machine, and what it leads to would be copied along with the model.
+    In the Hugging Face cache the files of models/snapshots/REVISION are links into models/blobs. Any other link out of
+    the folder is refused. It could lead to any file on this machine, which would be copied together with the model.
 
     Raises:
-        ValueError: it is a link to nothing, or out of the folder and its cache.
+        ValueError: the file is a broken link, or a link out of the folder and its cache.
     """
     file, home = folder / name, folder.resolve()
     if not file.exists():

@@ -1,4 +1,4 @@
-"""GPT-2: LayerNorm, biases everywhere, learned positions, matrices [inputs, outputs], a tied head."""
+"""GPT-2: LayerNorm, a bias in every linear, learned positions, matrices [inputs, outputs], a tied head."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
-from jaxtrain.surgery.huggingface.family import Family, write_activation
+from jaxtrain.surgery.huggingface.family import Family, attention_of, epsilon_of, mlp_of, write_activation
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, conv1d, conv1d_of, in_layers
 from jaxtrain.surgery.huggingface.settings import Settings
 
@@ -24,7 +24,7 @@ DEFAULTS = {
 
 
 class GPT2(Family):
-    """The dropout of the residual stream is kept; that of attention weights the layer does not have."""
+    """GPT-2. The dropout of the residual stream is kept; our attention has no dropout of its weights."""
 
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
@@ -60,7 +60,7 @@ class GPT2(Family):
         )
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        mixer, mlp = config.pattern[0].mixer, config.pattern[0].mlp
+        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0])
         return {
             "vocab_size": config.vocab_size,
             "n_embd": config.d_model,
@@ -69,7 +69,7 @@ class GPT2(Family):
             "n_inner": None if mlp.hidden == 4 * config.d_model else mlp.hidden,
             "n_positions": config.max_length,
             "activation_function": write_activation(mlp.activation, tanh="gelu_new"),
-            "layer_norm_epsilon": config.norm.epsilon,
+            "layer_norm_epsilon": epsilon_of(config.norm),
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
@@ -88,7 +88,8 @@ class GPT2(Family):
 
 
 def _block_tensors(config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
-    D, F, H = (config.d_model,), (block.mlp.hidden,), (block.mixer.heads, block.mixer.head_dim)
+    attention = attention_of(block)
+    D, F, H = (config.d_model,), (mlp_of(block).hidden,), (attention.heads, attention.head_dim)
     return [
         *_norm("ln_1", config.d_model, "mixer_norm"),
         *conv1d_of("attn.c_attn", D, H, ("mixer", "query"), ("mixer", "key"), ("mixer", "value")),

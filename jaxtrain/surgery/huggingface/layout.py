@@ -1,9 +1,10 @@
-"""Which of our parameters lies where in a family's tensors.
+"""The places of our parameters in a family's tensors.
 
-A tensor of a family has parts. A part is a parameter's path and a view: a function from an array of the tensor's shape
-to the part of it that is the parameter, in the parameter's own layout, sharing memory. Two families of shapes occur:
-`torch.nn.Linear` keeps [outputs, inputs], GPT-2 [inputs, outputs] with queries, keys and values side by side; heads
-and head dim are one axis in both, and two in ours.
+A tensor of a family has parts. A part is the path of one of our parameters, and a view. The view is a function from an
+array of the tensor's shape to the part of it that is the parameter, in the parameter's own shape, sharing memory.
+
+There are two layouts of linears: `torch.nn.Linear` has [outputs, inputs], GPT-2 has [inputs, outputs] with queries,
+keys and values side by side. Heads and head dim are one axis in both, and two axes in our parameters.
 """
 
 import math
@@ -26,7 +27,7 @@ class Part(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor of a family. `repeat` says which slice of stacked parameters its parts are; None: they are whole."""
+    """One tensor of a family. Its parts are the slice `repeat` of stacked parameters, or for None whole parameters."""
 
     name: str
     shape: Axes
@@ -35,12 +36,12 @@ class Tensor(NamedTuple):
 
 
 def as_is(name: str, shape: Axes, *path: str | int) -> Tensor:
-    """A tensor that is a parameter as it stands: tables, norms, and the head, which keeps its outputs first too."""
+    """Return a tensor that equals a parameter: a table, a norm's vector, or the head, whose outputs come first too."""
     return Tensor(name, shape, (Part(path, lambda w: w),))
 
 
 def torch_linear(name: str, inputs: Axes, outputs: Axes, *path: str | int, bias: bool = False) -> list[Tensor]:
-    """A linear as a `torch.nn.Linear`."""
+    """Return the tensors of a linear in the layout of `torch.nn.Linear`."""
     order = (*range(len(outputs), len(outputs) + len(inputs)), *range(len(outputs)))
     kernel = Part((*path, "kernel"), lambda w: w.reshape(*outputs, *inputs).transpose(order))
     weight = Tensor(f"{name}.weight", (math.prod(outputs), math.prod(inputs)), (kernel,))
@@ -48,19 +49,19 @@ def torch_linear(name: str, inputs: Axes, outputs: Axes, *path: str | int, bias:
 
 
 def conv1d(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> list[Tensor]:
-    """A linear as GPT-2's `Conv1D`, which has a bias."""
+    """Return the tensors of a linear in the layout of GPT-2's `Conv1D`, which has a bias."""
     kernel = Part((*path, "kernel"), lambda w: w.reshape(*inputs, *outputs))
     weight = Tensor(f"{name}.weight", (math.prod(inputs), math.prod(outputs)), (kernel,))
     return [weight, _bias(name, outputs, *path)]
 
 
 def _bias(name: str, outputs: Axes, *path: str | int) -> Tensor:
-    """A vector whose axis may be several of ours."""
+    """Return the tensor of a bias, whose one axis may be several axes of our parameter."""
     return Tensor(f"{name}.bias", (math.prod(outputs),), (Part((*path, "bias"), lambda w: w.reshape(outputs)),))
 
 
 def conv1d_of(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> list[Tensor]:
-    """Linears from the same inputs as one `Conv1D`, their outputs side by side."""
+    """Return the tensors of one `Conv1D` for several linears of the same inputs, with their outputs side by side."""
     return [
         _side_by_side(f"{name}.weight", inputs, outputs, *((*path, "kernel") for path in paths)),
         _side_by_side(f"{name}.bias", (), outputs, *((*path, "bias") for path in paths)),
@@ -68,11 +69,12 @@ def conv1d_of(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> list[Tens
 
 
 def _side_by_side(name: str, inputs: Axes, outputs: Axes, *paths: Path) -> Tensor:
-    """Parameters of one shape next to each other along the outputs; inputs () for biases."""
-    count, before = len(paths), (slice(None),) * len(inputs)
+    """Return a tensor of parameters of one shape, side by side along the outputs. Biases have inputs ()."""
+    count = len(paths)
 
     def nth(i: int) -> View:
-        return lambda w: w.reshape(*inputs, count, *outputs)[*before, i]
+        index: tuple[slice | int, ...] = (*(slice(None) for _ in inputs), i)
+        return lambda w: w.reshape(*inputs, count, *outputs)[index]
 
     shape = (*((math.prod(inputs),) if inputs else ()), count * math.prod(outputs))
     return Tensor(name, shape, tuple(Part(path, nth(i)) for i, path in enumerate(paths)))

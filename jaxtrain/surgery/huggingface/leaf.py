@@ -1,4 +1,4 @@
-"""Parameters in Hugging Face files."""
+"""Parameters in Hugging Face files, read when they are needed."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Source(NamedTuple):
 
 
 class Leaf(LazyLeaf):
-    """A view of a tensor; where the parameter is stacked, one of a tensor for every repeat."""
+    """A parameter as a view of a tensor, or for a stacked parameter as views of one tensor for each repeat."""
 
     def __init__(self, sources: list[Source], *, stacked: bool):
         self._sources = sources
@@ -25,15 +25,13 @@ class Leaf(LazyLeaf):
         self.shape: tuple[int, ...] = (len(sources), *one.shape) if stacked else one.shape
 
     def read(self, box: Box = ()) -> np.ndarray:
-        """Return the parameter, or a box of it, as a new array: all that is held, but for one mapped tensor."""
+        """Return the parameter, or a box of it, as a new array. Memory has this array and one mapped tensor."""
         if not self._stacked:
             return np.array(self._map(0)[box])
         repeats = range(len(self._sources))[box[0] if box else slice(None)]
-        whole = None
+        whole = np.empty((len(repeats), *self._map(0)[box[1:]].shape), self.dtype)
         for i, repeat in enumerate(repeats):
-            row = self._map(repeat)[box[1:]]
-            whole = np.empty((len(repeats), *row.shape), self.dtype) if whole is None else whole
-            whole[i] = row
+            whole[i] = self._map(repeat)[box[1:]]
         return whole
 
     def rows(self) -> Rows:

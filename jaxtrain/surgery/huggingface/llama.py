@@ -1,7 +1,7 @@
-"""Llama and the families of its shape: Mistral, Qwen 3 and Gemma 2.
+"""Llama and the families like it: Mistral, Qwen 3 and Gemma 2.
 
-They share the names of tensors and of most settings. What sets one apart is data: its defaults, its norms, and which
-layers have a window. Attention dropout is left out, as in the layer itself: it changes training only.
+They share the names of tensors and of most settings. They differ in data: their defaults, their norms, and which layers
+have a window. Attention dropout is left out, as in the layer itself: it changes training only.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +13,21 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
-from jaxtrain.surgery.huggingface.family import Family, shortest_pattern, write_activation, write_rope
+from jaxtrain.surgery.huggingface.family import (
+    Family,
+    attention_of,
+    epsilon_of,
+    mlp_of,
+    shortest_pattern,
+    write_activation,
+    write_rope,
+)
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, in_layers, torch_linear
 from jaxtrain.surgery.huggingface.settings import Settings
 
-Windows = tuple[int | None, ...]  # of every layer
+Windows = tuple[int | None, ...]  # one for each layer
 
-DEFAULTS = {  # of every family here, where it has no default of its own
+DEFAULTS = {  # of all families here; a family may have others
     "num_key_value_heads": None,
     "head_dim": None,
     "attention_bias": False,
@@ -35,7 +43,7 @@ DEFAULTS = {  # of every family here, where it has no default of its own
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlamaShaped(Family):
-    """`read_windows` and `write_windows` say how config.json tells the windows of the layers."""
+    """A family like Llama. `read_windows` and `write_windows` convert the windows of the layers in config.json."""
 
     model_type: str
     architecture: str
@@ -43,7 +51,7 @@ class LlamaShaped(Family):
     read_windows: Callable[[Settings], Windows]
     write_windows: Callable[[Windows], dict[str, Any]]
     activation_key: str = "hidden_act"
-    biases: bool = True  # whether attention can have them, as attention_bias says
+    biases: bool = True  # whether attention may have biases, by attention_bias
     qk_norm: bool = False
     gemma: bool = False  # norms on both sides with scales around 0, scaled embeddings, soft caps, scale of queries
     prefix: str = "model."
@@ -90,9 +98,8 @@ class LlamaShaped(Family):
         return BlockConfig(mixer=attention, mlp=mlp, post_norm=self.gemma)
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        block = config.pattern[0]
-        mixer = block.mixer
-        windows = tuple(block.mixer.window for block in config.pattern * config.repeats)
+        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0])
+        windows = tuple(attention_of(block).window for block in config.pattern * config.repeats)
         gemma = {
             "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
             "attn_logit_softcapping": mixer.softcap,
@@ -101,16 +108,16 @@ class LlamaShaped(Family):
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.d_model,
-            "intermediate_size": block.mlp.hidden,
+            "intermediate_size": mlp.hidden,
             "num_hidden_layers": config.layers,
             "num_attention_heads": mixer.heads,
             "num_key_value_heads": mixer.kv_heads,
             "head_dim": mixer.head_dim,
             "max_position_embeddings": config.max_length,
-            "rms_norm_eps": config.norm.epsilon,
+            "rms_norm_eps": epsilon_of(config.norm),
             "tie_word_embeddings": config.tied_embeddings,
             **({"attention_bias": mixer.bias} if self.biases else {}),
-            self.activation_key: write_activation(block.mlp.activation, tanh="gelu_pytorch_tanh"),
+            self.activation_key: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
             **write_rope(mixer.rope),
             **self.write_windows(windows),
             **(gemma if self.gemma else {}),
@@ -125,7 +132,7 @@ class LlamaShaped(Family):
             yield as_is("lm_head.weight", table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
-        D, F, mixer = (config.d_model,), (block.mlp.hidden,), block.mixer
+        D, F, mixer = (config.d_model,), (mlp_of(block).hidden,), attention_of(block)
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
         tensors = [
             *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias=mixer.bias),
@@ -161,7 +168,7 @@ def _mistral_windows(s: Settings) -> Windows:
 
 
 def _same_windows(s: Settings, window: int | None) -> Windows:
-    """Give all layers one window; `layer_types` may say so too."""
+    """Return the same window for all layers. Raises ValueError if `layer_types` has something else."""
     kind = "sliding_attention" if window else "full_attention"
     if any(other != kind for other in s["layer_types"] or ()):
         raise ValueError(f"layer_types: this model_type has {kind} in all of its layers; make all of them so")
@@ -183,7 +190,7 @@ def _qwen3_windows(s: Settings) -> Windows:
 
 
 def _listed_windows(s: Settings, default: list[bool]) -> Windows:
-    """Read `layer_types`, or without it the family's rule."""
+    """Return the windows by `layer_types`, or without it by the family's rule `default`."""
     types = s["layer_types"] or ["sliding_attention" if slides else "full_attention" for slides in default]
     if len(types) != len(default) or not all(kind in ("sliding_attention", "full_attention") for kind in types):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Import: a Hugging Face folder as a DecoderConfig and its parameters, read one leaf at a time."""
+"""Import of a Hugging Face folder as a DecoderConfig and its parameters, which are read one leaf at a time."""
 
 import dataclasses
 import logging
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
@@ -21,6 +22,7 @@ from jaxtrain.surgery.huggingface.leaf import Leaf, Source
 from jaxtrain.surgery.huggingface.settings import short
 from jaxtrain.surgery.huggingface.tensor_files import DTYPES, Stored, same_values, some, stored_tensors
 from jaxtrain.surgery.huggingface.token_ids import check_tokens
+from jaxtrain.surgery.lazy import Box
 
 HEAD = "lm_head.weight"
 
@@ -28,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
-    """Return the decoder of a Hugging Face folder and the tree of its parameters, each a Leaf, reading no weights yet.
+    """Return the decoder of a Hugging Face folder and the tree of its parameters. Each is a Leaf, which is read later.
 
     Raises:
-        ValueError: the family is unknown, a setting is not understood, files or tensors are missing, left over, of the
-            wrong shape or dtype, or say different things.
+        ValueError: the family is unknown; a setting is not understood; files or tensors are missing, unexpected, of the
+            wrong shape or dtype, or contradictory.
     """
     folder = Path(folder)
     file = folder / "config.json"
@@ -56,8 +58,8 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
 def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[DecoderConfig, ParamTree]:
     """Return the decoder of a Hugging Face folder and its parameters, in the dtypes of the files.
 
-    With a mesh each device, on each host, is given its own shards, and only those are read. Host memory beside the
-    parameters: one leaf and one tensor.
+    With a mesh, each device on each host gets its own shards, and each host reads only these. Beside the parameters,
+    host memory has one leaf and one tensor.
     """
     config, leaves = open_folder(folder)
     if mesh is None:
@@ -65,20 +67,23 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     axes = abstract_model(config).axes.params
 
     def place(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.read, dtype=leaf.dtype).block_until_ready()
+        def read(box: Box | None) -> np.ndarray:
+            return leaf.read(box or ())
+
+        return jax.make_array_from_callback(leaf.shape, sharding, read, dtype=leaf.dtype).block_until_ready()
 
     return config, jax.tree.map(place, leaves, shardings(axes, leaves, mesh))
 
 
 def _with_prefix(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
-    """Add the prefix that files of a bare base model lack."""
+    """Return the tensors with the family's prefix in their names, which files of a model without a head lack."""
     if any(name.startswith(family.prefix) for name in stored):
         return stored
     return {name if name == HEAD else family.prefix + name: at for name, at in stored.items()}
 
 
 def _check_layers(family: Family, settings: dict[str, Any], stored: dict[str, Stored]) -> None:
-    """Raise ValueError for more layers than there are tensors, before anything is made for each of them."""
+    """Raise ValueError for more layers than tensors. Called before anything is allocated for each layer."""
     layers = settings.get(family.layers)
     if type(layers) is int and layers > len(stored):
         raise ValueError(f"{family.layers}={short(layers)} are more layers than the files have tensors, {len(stored)}")
@@ -87,7 +92,10 @@ def _check_layers(family: Family, settings: dict[str, Any], stored: dict[str, St
 def _tied_if_equal(
     folder: Path, family: Family, config: DecoderConfig, stored: dict[str, Stored]
 ) -> tuple[DecoderConfig, dict[str, Stored]]:
-    """Drop a tied head's copy of the embeddings; with other values it is a head of its own, as in transformers 5."""
+    """Return the decoder and its tensors without a tied head's copy of the embeddings.
+
+    If the head's values differ from the embeddings, it is kept and the decoder is not tied, as in transformers 5.
+    """
     head, table = stored.get(HEAD), stored.get(family.table)
     if not config.tied_embeddings or head is None or table is None:
         return config, stored
@@ -115,7 +123,7 @@ def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> N
 
 
 def _tree(expected: list[Tensor], stored: dict[str, Stored]) -> ParamTree:
-    sources: dict[LeafPath, list[Source]] = defaultdict(list)  # repeats come in their order
+    sources: dict[LeafPath, list[Source]] = defaultdict(list)  # in the order of the repeats
     stacked = {}
     for tensor in expected:
         for part in tensor.parts:

@@ -1,4 +1,4 @@
-"""The settings of a config.json: each of its kind, all of them understood, none at odds with another."""
+"""The settings of a config.json, and checks that each is of its type, is understood, and contradicts no other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,18 @@ ACTIVATIONS = {  # theirs: ours
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-LARGEST = 2**31 - 1  # of a size: what a position or an index can be
+LARGEST = 2**31 - 1  # largest size: positions and indices are int32
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
-SIZE, NUMBER, FLAG, TEXT, LIST, NULL = (int,), (int, float), (bool,), (str,), (list,), (type(None),)
+type Kind = tuple[type, ...]  # the Python types of a kind of setting
+SIZE: Kind = (int,)
+NUMBER: Kind = (int, float)
+FLAG: Kind = (bool,)
+TEXT: Kind = (str,)
+LIST: Kind = (list,)
+NULL: Kind = (type(None),)
 SPOKEN = {SIZE: "a whole number", NUMBER: "a number", FLAG: "true or false", TEXT: "a text", LIST: "a list"}
-KINDS = {  # of the settings that a family reads
+KINDS: dict[str, tuple[Kind, ...]] = {  # of the settings that families read
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), (SIZE,)),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "max_window_layers"), (SIZE,)),
     **dict.fromkeys(("n_embd", "n_head", "n_layer", "n_positions"), (SIZE,)),
@@ -38,7 +44,7 @@ KINDS = {  # of the settings that a family reads
     "high_freq_factor": (NUMBER,),
     "original_max_position_embeddings": (SIZE,),
 }
-ROPE_NUMBERS = {  # of each rope_type
+ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # of each rope_type
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -46,7 +52,7 @@ ROPE_NUMBERS = {  # of each rope_type
 
 
 class Settings:
-    """A config.json over a family's defaults: transformers leaves out what equals its default."""
+    """A config.json, and a family's defaults: transformers leaves out the settings that equal their default."""
 
     def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]):
         self._given = given
@@ -60,24 +66,24 @@ class Settings:
         return _checked(key, self._values[key])
 
     def or_else(self, key: str, value: int) -> int:
-        """Return a setting, or what stands in for its null."""
+        """Return a setting, or `value` where it is null."""
         return value if self[key] is None else self[key]
 
     def require(self, reason: str, **neutral: Any) -> None:
-        """Raise ValueError where a setting that we do not have is on."""
+        """Raise ValueError for an unsupported setting that has another value than its neutral one."""
         for key, value in neutral.items():
             self._understood.add(key)
             if self._values.get(key, value) not in (value, None):
                 raise ValueError(f"{key}={self._values[key]!r} is not supported, only {value!r}: {reason}")
 
     def require_same(self, key: str, other: str) -> None:
-        """Raise ValueError where a second name of a setting says something else."""
+        """Raise ValueError where `key`, a second name of the setting `other`, has another value."""
         self._understood.add(key)
         if self._given.get(key) not in (None, self[other]):
             raise ValueError(f"{key}={self._given[key]!r} is at odds with {other}={self[other]!r}: leave one of them")
 
     def check_understood(self) -> None:
-        """Raise ValueError for a setting that nobody has read and that is not known to be harmless."""
+        """Raise ValueError for a setting that has not been read and is not known to be harmless."""
         for key, value in self._given.items():
             if value is None or key in self._understood or key in HARMLESS:
                 continue
@@ -95,7 +101,7 @@ class Settings:
         return ACTIVATIONS[self[key]]
 
     def rope(self) -> RopeConfig:
-        """Read the rotary settings of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
+        """Return the rotary settings of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
         places = {"config.json": {key: self._given.get(key) for key in ("rope_theta", "partial_rotary_factor")}}
         scalings = {}
         for key in ("rope_scaling", "rope_parameters"):
@@ -111,13 +117,13 @@ class Settings:
         thetas = {
             place: _of(rope, "rope_theta") for place, rope in places.items() if rope.get("rope_theta") is not None
         }
-        if "rope_parameters" in scalings and not thetas:  # which are written whole, unlike settings of their own
+        if "rope_parameters" in scalings and not thetas:  # transformers writes its rope_theta even if it is the default
             raise ValueError("rope_parameters has no rope_theta: it must say it")
         return RopeConfig(theta=float(_agreed("rope_theta", thetas, 10_000.0)), scaling=_agreed("rope", scalings, None))
 
 
 def _agreed(what: str, said: Mapping[str, Any], default: Any) -> Any:
-    """Return what all places say of a setting, the default where none says anything."""
+    """Return the value that all places have for a setting, or the default where no place has one."""
     first, *others = said.values() or (default,)
     if any(other != first for other in others):
         spoken = " and ".join(f"{value} in {place}" for place, value in said.items())
@@ -164,7 +170,7 @@ def _of(rope: Mapping[str, Any], key: str) -> Any:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """Return a setting that is of its kind. Exactly: true is no number, and 96.0 no size."""
+    """Return a setting. Raises ValueError unless it is exactly of its kind: true is no number, and 96.0 no size."""
     kinds = KINDS[key]
     if not any(type(value) in types for types in kinds):
         spoken = " or ".join(SPOKEN.get(types, "null") for types in kinds)
@@ -177,6 +183,6 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """Return a value as it is shown in an error."""
+    """Return a value as text for an error, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

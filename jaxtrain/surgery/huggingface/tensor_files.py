@@ -1,8 +1,8 @@
-"""Folders of safetensors: tensors mapped one at a time when reading, written one at a time into their place.
+"""Folders of safetensors, of which one tensor at a time is memory-mapped or written.
 
-A file is a length (8 bytes), a JSON header and the bytes of the tensors. The `safetensors` package checks the header;
-we map the tensors ourselves so that no more than one is resident, and write ourselves because the package wants all
-tensors of a file at once. A large model is several files and an index.
+A file has a length (8 bytes), a JSON header and the bytes of the tensors. The `safetensors` package checks the header.
+Tensors are mapped here, so that no more than one is in memory, and written here, because the package takes all tensors
+of a file at once. A large model has several files and an index.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +19,19 @@ from safetensors import SafetensorError, safe_open
 
 from jaxtrain.surgery.huggingface.files import AGAIN, read_json, reading
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 PARTS = 64  # of a tensor, compared one after the other
-SHOWN = 5  # names in an error
+SHOWN = 5  # most names in an error
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies. `dtype` is the file's name for it."""
+    """The place of a tensor in a file. `dtype` is its name in the file."""
 
     file: Path
     dtype: str
@@ -35,13 +39,13 @@ class Stored(NamedTuple):
     offset: int
 
     def map(self) -> np.ndarray:
-        """Return the tensor as a read-only map of the file; its memory is given back with the array."""
+        """Return the tensor as a read-only memory map of the file, whose memory is freed with the array."""
         with reading(self.file):
             return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
 
 
 def same_values(one: Stored, other: Stored) -> bool:
-    """Tell whether two tensors hold the same numbers, reading a part of them at a time."""
+    """Tell whether two tensors have equal values, reading one part of them at a time."""
     if one.shape != other.shape or not {one.dtype, other.dtype} <= DTYPES.keys():
         return False
     parts = (np.array_split(tensor.map().reshape(-1), PARTS) for tensor in (one, other))
@@ -51,10 +55,10 @@ def same_values(one: Stored, other: Stored) -> bool:
 
 
 def stored_tensors(folder: Path, ignored: str) -> dict[str, Stored]:
-    """Return every tensor of a folder by name, but for those whose names match `ignored`.
+    """Return every tensor of a folder by name, except those whose names match `ignored`.
 
     Raises:
-        ValueError: files are missing or damaged, or say different things of a tensor.
+        ValueError: files are missing or damaged, or contradict each other about a tensor.
     """
     single, index, ignoring = folder / SINGLE, folder / INDEX, re.compile(ignored)
     if (folder / ADAPTER).exists():
@@ -71,7 +75,11 @@ def stored_tensors(folder: Path, ignored: str) -> dict[str, Stored]:
 
 
 def _shards(index: Path, ignored: re.Pattern) -> dict[str, Stored]:
-    """Return the tensors of the files that an index names, which are all that it names, each once and where it says."""
+    """Return the tensors of the files that an index names.
+
+    Raises:
+        ValueError: the index does not name exactly these tensors, each in its file; or two files have the same tensor.
+    """
     weight_map = {name: file for name, file in _weight_map(index).items() if not ignored.fullmatch(name)}
     files = sorted(set(weight_map.values()))
     missing = [name for name in files if not (index.parent / name).exists()]
@@ -86,8 +94,8 @@ def _shards(index: Path, ignored: re.Pattern) -> dict[str, Stored]:
         if twice := stored.keys() & found.keys():
             raise ValueError(f"{stored[min(twice)].file} and {file} both have {some(twice)}: remove one of them")
         stored |= found
-    found = {name: tensor.file.name for name, tensor in stored.items()}
-    if wrong := dict(weight_map.items() ^ found.items()):
+    file_names = {name: tensor.file.name for name, tensor in stored.items()}
+    if wrong := dict(weight_map.items() ^ file_names.items()):
         raise ValueError(f"{index} is at odds with its files over {some(wrong)}: {AGAIN}")
     return stored
 
@@ -125,7 +133,7 @@ def _tensors(file: Path, ignored: re.Pattern) -> dict[str, Stored]:
 
 
 def some(names: Collection[str]) -> str:
-    """Return a few of many names."""
+    """Return the first few names as text, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(sorted(names)[:SHOWN]) + more
 
@@ -140,13 +148,13 @@ class Planned(NamedTuple):
 
 
 class Writer:
-    """Writes planned tensors in any order into as many files as the limit asks for. A context manager."""
+    """Writes planned tensors, in any order, into files of at most `max_shard_bytes`. A context manager."""
 
     def __init__(self, folder: Path, planned: Mapping[str, Planned], *, max_shard_bytes: int):
-        self._places = {}  # name -> (open file, offset)
+        self._places: dict[str, tuple[BinaryIO, int]] = {}  # tensor name: open file and offset
         shards = _split(planned, max_shard_bytes)
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        with ExitStack() as self._stack:  # closes those already open where there is no room for the next
+        with ExitStack() as self._stack:  # closes the open files if creating the next one fails
             for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
                 self._create(folder / file, {name: planned[name] for name in shard})
             if len(shards) > 1:
@@ -154,9 +162,11 @@ class Writer:
             self._stack = self._stack.pop_all()
 
     def _create(self, file: Path, tensors: Mapping[str, Planned]) -> None:
-        header, end = {"__metadata__": {"format": "pt"}}, 0
-        # Widest dtypes first, then by name: the order of the safetensors package, so equal tensors make equal files.
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        starts, end = {}, 0
+        # Widest dtypes first, then by name: the order of the safetensors package, so equal tensors give equal files.
         for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+            starts[name] = end
             offsets = [end, end := end + tensor.size_bytes]
             header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -164,11 +174,11 @@ class Writer:
         stream = self._stack.enter_context(file.open("wb"))
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(stream.tell() + end)
-        start = stream.tell()
-        self._places |= {name: (stream, start + header[name]["data_offsets"][0]) for name in tensors}
+        data = stream.tell()
+        self._places |= {name: (stream, data + start) for name, start in starts.items()}
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write a contiguous array into the place of a tensor."""
+        """Write a contiguous array to the place of a tensor."""
         stream, offset = self._places.pop(name)
         stream.seek(offset)
         stream.write(array.reshape(-1).view(np.uint8).data)
@@ -192,8 +202,12 @@ def _write_index(path: Path, planned: Mapping[str, Planned], shards: Mapping[str
 
 
 def _split(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[list[str]]:
-    """Fill files in the order of the plan; a tensor larger than the limit has a file of its own."""
-    shards, room = [], 0
+    """Return the names of the tensors of each file, in the order of the plan.
+
+    A tensor larger than the limit has a file of its own.
+    """
+    shards: list[list[str]] = []
+    room = 0
     for name, tensor in planned.items():
         if not shards or tensor.size_bytes > room:
             shards.append([])

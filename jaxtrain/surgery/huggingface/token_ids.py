@@ -1,4 +1,4 @@
-"""Special tokens of a model folder: the ids that its JSON files name, and one token for every id."""
+"""The special tokens in the JSON files of a model folder, and checks that every id has one token."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,18 +8,18 @@ from jaxtrain.surgery.huggingface.files import AGAIN, own_file, read_json
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-Pairs = Callable[[dict[str, Any]], Iterator[tuple[str, int]]]  # a JSON object to the tokens in it, with their ids
+Pairs = Callable[[dict[str, Any]], Iterator[tuple[str, int]]]  # from a JSON object to its tokens and their ids
 
 
 def check_tokens(folder: Path) -> None:
-    """Raise ValueError where the JSON files of a model folder are wrong about tokens."""
+    """Raise ValueError where the JSON files of a model folder have invalid ids, or contradict each other about them."""
     for name in ("config.json", GENERATION):
         special_ids(folder, name)
     _check_tables(folder)
 
 
 def special_ids(folder: Path, name: str) -> dict[str, Any]:
-    """Return the ids that a JSON file of a model folder names: each an id, a list of them, or None."""
+    """Return the special ids in a JSON file of a model folder: each an id, a list of ids, or None."""
     file = own_file(folder, name)
     settings = read_json(file) if file else {}
     found = {key: settings[key] for key in TOKEN_IDS if key in settings}
@@ -45,18 +45,19 @@ def _check_tables(folder: Path) -> None:
 
 def _checked(file: Path, pairs: Pairs) -> list[tuple[str, int]]:
     content = read_json(file)
+    found: list[tuple[str, int]] | None
     try:
         found = list(pairs(content))
     except (TypeError, ValueError, LookupError, AttributeError):
-        found = [(None, None)]
-    if not all(isinstance(token, str) and type(id) is int for token, id in found):
+        found = None
+    if found is None or not all(isinstance(token, str) and type(id) is int for token, id in found):
         raise ValueError(f"{file} does not give its tokens as others of its name do: {AGAIN}")
     return found
 
 
 def _of_tokenizer(content: dict[str, Any]) -> Iterator[tuple[str, int]]:
     vocabulary = content.get("model", {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # of Unigram: pieces with their scores, in the order of their ids
+    if isinstance(vocabulary, list):  # Unigram: pieces with their scores, in the order of their ids
         yield from ((piece, id) for id, (piece, _) in enumerate(vocabulary))
     else:
         yield from vocabulary.items()

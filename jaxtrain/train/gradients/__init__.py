@@ -1,4 +1,4 @@
-"""Gradient strategies, one a file. A new one is a frozen dataclass that is a `Strategy`."""
+"""Gradient strategies, one in each file. A new one is a frozen dataclass that is a `Strategy`."""
 
 from jaxtrain.train.gradients.accumulate import Accumulate
 from jaxtrain.train.gradients.base import Loss, Strategy, Value, deal_out

@@ -1,4 +1,4 @@
-"""Gradient accumulation: parts of the batch one after another, their gradients added."""
+"""Gradient accumulation: microbatches run one after another, and their gradients are added."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,7 +23,7 @@ class Accumulate(Strategy):
             raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
 
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        value_and_grad = jax.value_and_grad(loss.__call__, has_aux=True)
         if self.microbatches == 1:
             return value_and_grad(params, batch, keys)
 

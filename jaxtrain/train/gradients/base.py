@@ -1,8 +1,9 @@
 """Gradient strategies: how the loss and gradient of one global batch are computed.
 
-A strategy is `value_and_grad`-shaped: `(loss, params, batch, keys) -> ((loss, Terms), gradient)`. The loss of a part of
-the batch is divided by the weights of the whole batch, so the contributions of parts add up to the mean, however the
-batch was cut. The loss is a function of the parameters; a strategy that takes the model apart finds its graph in it.
+A strategy is a `value_and_grad`: `(loss, params, batch, keys) -> ((loss, Terms), gradient)`. The loss of a part of the
+batch is divided by the denominators of the whole batch, so the contributions of parts add up to the mean, however the
+batch is cut. The loss is a function of the parameters. It holds the graph of the model, for a strategy that runs parts
+of the model by themselves.
 """
 
 from abc import abstractmethod
@@ -17,7 +18,7 @@ from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import Keys, Out, added
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
-from jaxtrain.objectives.base import Objective, Sums, Terms, means
+from jaxtrain.objectives.base import Model, Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import constrain
 from jaxtrain.technique import Technique
@@ -28,7 +29,8 @@ Value = tuple[Float[Array, ""], Terms]
 class Loss(NamedTuple):
     """The mean of an objective as a function of parameters.
 
-    `weights` are what the terms of the whole batch are divided by, and `real_tokens` those of layers.
+    `weights` are the denominators of the objective's terms, `real_tokens` that of the layers' terms: both are those of
+    the whole batch.
     """
 
     graph: nnx.GraphDef
@@ -40,33 +42,34 @@ class Loss(NamedTuple):
 
     @classmethod
     def of_batch(cls, graph: nnx.GraphDef, objective: Objective, model: ModelState, batch: Batch) -> "Loss":
-        """Return the loss of a global batch: what it is divided by is summed here."""
+        """Return the loss of a global batch, with the denominators of the batch."""
         return cls(graph, objective, objective.weights(batch), real_tokens(batch), model.frozen, model.buffers)
 
     def __call__(self, params: ParamTree, batch: Batch, keys: Keys | None) -> Value:
-        """Return what the rows of a batch contribute to the loss, and the sums of its terms."""
+        """Return what the rows of a batch contribute to the loss, and the sums of the terms."""
         return self.of_model(self.model(params), batch, keys)
 
     def model(self, params: ParamTree) -> Decoder:
         return merge(self.graph, ModelState(params, self.frozen, self.buffers))
 
-    def of_model(self, model: Decoder, batch: Batch, keys: Keys | None) -> Value:
-        seen = _Seen(model)
-        terms = self.objective(seen, batch, keys)._replace(layers=added(*seen.sums))
-        return sum(means(terms.minimised, self.weights).values()) + self.of_layers(terms.layers), terms
+    def of_model(self, model: Model, batch: Batch, keys: Keys | None) -> Value:
+        recorded = _RecordingModel(model)
+        terms = self.objective(recorded, batch, keys)._replace(layers=added(*recorded.sums))
+        value = sum(means(terms.minimised, self.weights).values()) + self.of_layers(terms.layers)
+        return jnp.asarray(value), terms
 
     def of_layers(self, sums: LayerSums) -> Float[Array, ""] | int:
-        """Return what terms of layers contribute to the loss."""
+        """Return what the terms of layers contribute to the loss."""
         return sum(self.layer_means(sums).values())
 
     def layer_means(self, sums: LayerSums) -> Sums:
         return {name: term / jnp.maximum(self.real_tokens, 1.0) for name, term in sums.terms.items()}
 
 
-class _Seen:
-    """The model as an objective sees it. It keeps the sums of the layers that ran, so that no objective loses them."""
+class _RecordingModel:
+    """The model that an objective gets. It records the sums of the layers that run, so that no objective loses them."""
 
-    def __init__(self, model: Decoder):
+    def __init__(self, model: Model):
         self._model = model
         self.sums: list[LayerSums] = []
 
@@ -91,14 +94,14 @@ class Strategy(Technique):
     """How the gradient of a global batch is computed. A subclass has the field `microbatches`."""
 
     __slots__ = ()
-    microbatches: int  # in which the rows of a device are cut
+    microbatches: int  # into which the rows of a device are cut
 
     @abstractmethod
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
         """Return ((loss, sums of its terms), gradient) of a batch, as `jax.value_and_grad` does."""
 
     def check(self, stages: int, model: DecoderConfig) -> None:
-        """Raise ValueError where so many pipeline stages cannot run the model; without a pipeline there is one."""
+        """Raise ValueError if this many pipeline stages cannot run the model. Without a pipeline there is one stage."""
         if stages > 1:
             raise ValueError(
                 f"mesh.stage={stages} needs a pipeline: set gradients to Pipelined(microbatches=...), "
@@ -109,7 +112,7 @@ class Strategy(Technique):
 def deal_out(tree, microbatches: int):
     """Cut the rows of a batch into microbatches: microbatch a of A takes rows a, a+A, ..., as `[A, B/A, ...]`.
 
-    So each device keeps the rows it has. What has no rows, the key of the step, each of them gets.
+    So each device keeps the rows that it has. The key of the step has no rows and goes to every microbatch.
     """
 
     def deal(x: Array) -> Array:

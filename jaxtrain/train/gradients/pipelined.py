@@ -1,6 +1,6 @@
 """Pipeline parallelism as a gradient strategy: the decoder in parts, run by a schedule over the stages of the mesh."""
 
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -23,7 +23,7 @@ from jaxtrain.train.gradients.base import Loss, Strategy, Value, deal_out
 
 
 class Plan(NamedTuple):
-    """What `lower` makes the program of."""
+    """What `lower` makes a program of: the table of a schedule, and the costs of its actions."""
 
     table: Table
     costs: Costs
@@ -43,7 +43,7 @@ class Pipelined(Strategy):
             raise ValueError(f"microbatches={self.microbatches}: must be at least 1")
 
     def check(self, stages: int, model: DecoderConfig) -> None:
-        """Raise ValueError where so many stages cannot run the model, naming the rule and the nearest valid value."""
+        """Raise ValueError if this many stages cannot run the model, naming the rule and the nearest valid value."""
         if model.remat.offload:
             raise ValueError(
                 f"model.remat={model.remat}: a pipeline keeps its buffers on the device; "
@@ -55,26 +55,26 @@ class Pipelined(Strategy):
             raise ValueError(f"{self.schedule} with mesh.stage={stages}: {error}") from None
 
     def plan(self, stages: int, model: DecoderConfig, length: int) -> Plan:
-        """Return the schedule's table for a model, and what its actions cost at this length."""
-        repeat, again = self.repeat_costs(model, length), self.residuals.recomputes
-        schedule = self.schedule.tuned(repeat.of_repeats(model.repeats / stages, again=again))
+        """Return the schedule's table for a model, and the costs of its actions at a sequence length."""
+        repeat, recomputes = self.repeat_costs(model, length), self.residuals.recomputes
+        schedule = self.schedule.tuned(repeat.of_repeats(model.repeats / stages, again=recomputes))
         table = schedule.write(stages, self.microbatches)
         chunks = [len(repeats) for repeats in table.placement.repeats(model.repeats)]
-        return Plan(table, repeat.of_chunks(chunks, again=again))
+        return Plan(table, repeat.of_chunks(chunks, again=recomputes))
 
     def repeat_costs(self, model: DecoderConfig, length: int) -> Costs:
-        """Return what one repeat of the pattern costs, with what remat has its backward run again."""
+        """Return the costs of one repeat of the pattern. Its backward includes the forward that remat recomputes."""
         return repeat_costs(model, length, forward_again=model.remat.recomputes)
 
     def __call__(self, loss: Loss, params: ParamTree, batch: Batch, keys: Keys | None) -> tuple[Value, ParamTree]:
         program = lower(*self.plan(stages_of_mesh(), loss.model(params).config, batch.tokens.shape[1]))
         data = deal_out(Data(batch, keys, loss.real_tokens), self.microbatches)
-        found = value_and_grad(parts(loss, params), program, *taken_apart(loss, params), data, residuals=self.residuals)
-        return put_together(loss, found)
+        model = parts(loss, params), program, *taken_apart(loss, params)
+        return put_together(loss, value_and_grad(*model, data, residuals=self.residuals))
 
 
 class Data(NamedTuple):
-    """What the repeats of a microbatch are told, besides their own arrays."""
+    """What the repeats of a microbatch read besides their arrays and their activations."""
 
     batch: Batch
     keys: Keys | None
@@ -82,27 +82,28 @@ class Data(NamedTuple):
 
 
 def taken_apart(loss: Loss, params: ParamTree) -> tuple[ParamTree, ModelState]:
-    """Return all parameters but those of the repeats, and the arrays of the repeats."""
+    """Return the parameters outside of the repeats, and the arrays of the repeats."""
     outer = {name: leaf for name, leaf in params.items() if name != "stacks"}
     return outer, of_stack(ModelState(params, loss.frozen, loss.buffers), "blocks")
 
 
-def put_together(loss: Loss, found: Result) -> tuple[Value, ParamTree]:
-    """Return value and gradient as other strategies do."""
-    value, terms = found.head
-    layers = whole(found.repeats)
-    gradient = {**found.outer_gradient, "stacks": {"blocks": found.blocks_gradient}}
+def put_together(loss: Loss, result: Result) -> tuple[Value, ParamTree]:
+    """Return value and gradient in the form in which every strategy returns them."""
+    value, terms = result.head
+    layers = whole(result.repeats)
+    gradient = {**result.outer_gradient, "stacks": {"blocks": result.blocks_gradient}}
     return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
 
-class _BlocksHaveRun:
-    """The model as an objective sees it once the blocks have run over `batch`: `x` is what the head reads."""
+class _ModelAfterBlocks:
+    """The model that an objective gets after the blocks have run over `batch`: the head reads their output `x`."""
 
     def __init__(self, model: Decoder, batch: Batch, x: Float[Array, "B L D"]):
-        self._model, self._batch, self._x = model, batch, x
+        self._model, self._x = model, x
+        self._batch: Batch | None = batch
 
-    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Container[str] = ()) -> Out:
-        """Return what the head reads, for the batch that ran, once.
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Collection[str] = ()) -> Out:
+        """Return the hidden states that the head reads, once, for the batch that ran.
 
         Raises:
             ValueError: for another batch, a second time, or with taps.
@@ -128,19 +129,19 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
     def embed(outer, data: Data):
         return loss.model(params | outer).embed(data.batch.tokens, context_of(data.batch, data.keys))
 
-    def repeat(x, own: ModelState, context: TokenContext):
-        y, _, sums, _ = pattern(own, x, context, model.no_states())
+    def repeat(x, state: ModelState, context: TokenContext):
+        y, _, sums, _ = pattern(state, x, context, model.no_states())
         return y, sums
 
-    def with_loss(weights, told, x):
-        data, index, frozen, buffers = told
+    def with_loss(weights, inputs, x):
+        data, index, frozen, buffers = inputs
         context = context_of(data.batch, data.keys).in_layer(index)
         y, sums = config.remat.wrap(repeat)(x, ModelState(weights, frozen, buffers), context)
-        added = loss._replace(real_tokens=data.real_tokens).of_layers(sums) if sums.terms else None
-        return (y, added), sums
+        layer_loss = loss._replace(real_tokens=data.real_tokens).of_layers(sums) if sums.terms else None
+        return (y, layer_loss), sums
 
     def head(outer, data: Data, x):
-        value = loss.of_model(_BlocksHaveRun(loss.model(params | outer), data.batch, x), data.batch, data.keys)
+        value = loss.of_model(_ModelAfterBlocks(loss.model(params | outer), data.batch, x), data.batch, data.keys)
         return value[0], value
 
     return Parts(

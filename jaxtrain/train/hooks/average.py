@@ -1,4 +1,4 @@
-"""Averages of the weights along the way. Training itself is untouched: only evaluation and export use them."""
+"""Averages of the weights over training. Training itself does not use them: only evaluation and export do."""
 
 import functools
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ExponentialMovingAverage(Hook):
         return "ema"
 
     def initial_state(self, state: TrainState) -> ParamTree:
-        return _copy(state.params)  # the step donates its own
+        return _copy(state.params)  # a copy, because the step donates the parameters
 
     def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         return state, _move(hook_state, state.params, self.decay)

@@ -1,4 +1,4 @@
-"""The contract of a hook, and what a hook may ask of the run it is in."""
+"""The base class of hooks, and what a hook may ask of its run."""
 
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
@@ -17,11 +17,14 @@ AVERAGING, LOOKING, SAVING = range(3)  # the order of hooks within a step: avera
 class RunView(Protocol):
     """What hooks see of the run. `step` is the number of steps made, `is_last` whether none follows."""
 
-    step: int
-    is_last: bool
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def is_last(self) -> bool: ...
 
     def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
-        """Evaluate over the first batches of validation, or all there are."""
+        """Evaluate over the first `batches` batches of validation, or over all if there are fewer."""
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""
@@ -36,11 +39,11 @@ class RunView(Protocol):
         """Print a line above the progress bar."""
 
     def evaluation_models(self, state: TrainState) -> dict[str, ModelState]:
-        """Return the models worth evaluating: the one in training under "", with averages under their hook's name."""
+        """Return the models to evaluate: the one in training under "", and averages under the names of their hooks."""
 
 
 class Saving(NamedTuple):
-    """When a hook saves, and what is kept of what it saved."""
+    """When a hook saves checkpoints, and which of them are kept."""
 
     every_steps: int
     retention: Retention
@@ -49,18 +52,38 @@ class Saving(NamedTuple):
 class Hook(Technique):
     """A frozen dataclass that is called after every step on the host. Every process makes the same decisions.
 
-    `name` is unique in a run and labels the hook's state in checkpoints; `order` is one of the constants above.
-    `copies` counts the copies of the parameters in its state, `on_host` tells where that lies, `decoded_tokens` and
-    `validation_batches` what it asks of the run, `saving` when it saves.
+    `name` is unique in a run and labels the hook's state in checkpoints. `order` is one of the constants above.
+    `on_host`: the hook's state is in host memory.
     """
 
     __slots__ = ()
     order: ClassVar[int] = LOOKING
-    copies: ClassVar[int] = 0
     on_host: ClassVar[bool] = False
-    decoded_tokens: ClassVar[int] = 0
-    validation_batches: ClassVar[int] = 0
-    saving: ClassVar[Saving | None] = None
+
+    @property
+    def copies(self) -> int:
+        """The copies of the parameters in the hook's state."""
+        return 0
+
+    @property
+    def decoded_tokens(self) -> int:
+        """The most tokens of a text that the hook samples."""
+        return 0
+
+    @property
+    def continued(self) -> str | None:
+        """The prompt that the hook continues; None if it samples nothing."""
+        return None
+
+    @property
+    def validation_batches(self) -> int:
+        """The batches of an evaluation that the hook asks for."""
+        return 0
+
+    @property
+    def saving(self) -> Saving | None:
+        """When the hook saves checkpoints; None if it saves none."""
+        return None
 
     @property
     @abstractmethod
@@ -71,7 +94,7 @@ class Hook(Technique):
         """Look at, or replace, the training state; return it and the hook's new state."""
 
     def check(self, where: str, model: DecoderConfig, tokenizer: Tokenizer) -> None:
-        """Raise ValueError for what would otherwise end the run when the hook is due; its key is `where`."""
+        """Raise ValueError, now, for what would end the run when the hook is due. The hook's key is `where`."""
 
     def initial_state(self, state: TrainState) -> ParamTree:
         """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
@@ -83,7 +106,7 @@ class Hook(Technique):
 
 
 def due(run: RunView, every_steps: int) -> bool:
-    """Tell whether something that happens every so many steps, and at the end, happens now."""
+    """Tell whether a hook that acts every `every_steps` steps, and at the end, acts now."""
     return run.is_last or run.step % every_steps == 0
 
 

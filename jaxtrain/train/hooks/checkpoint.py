@@ -11,7 +11,7 @@ from jaxtrain.train.state import TrainState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint(Hook):
-    """Save every so many steps; keep the last few, and those at multiples of `keep_every_steps` for good."""
+    """Save every `every_steps` steps; keep the last few checkpoints, and all at multiples of `keep_every_steps`."""
 
     every_steps: int
     keep_last: int = 2

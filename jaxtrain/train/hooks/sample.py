@@ -1,4 +1,4 @@
-"""A few lines of what the model would write."""
+"""Samples of the model's text."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from jaxtrain.train.state import TrainState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample(Hook):
-    """Continue a prompt every so many steps and at the end."""
+    """Continue a prompt every `every_steps` steps and at the end."""
 
     every_steps: int
     prompt: str
@@ -25,7 +25,7 @@ class Sample(Hook):
         check_interval(self)
         if self.tokens < 1:
             raise ValueError(f"tokens={self.tokens}: must be at least 1")
-        Sampling(temperature=self.temperature)  # which says where it is out of range
+        Sampling(temperature=self.temperature)  # raises ValueError where it is out of range
 
     @property
     def name(self) -> str:
@@ -34,6 +34,10 @@ class Sample(Hook):
     @property
     def decoded_tokens(self) -> int:
         return self.tokens
+
+    @property
+    def continued(self) -> str:
+        return self.prompt
 
     def check(self, where: str, model: DecoderConfig, tokenizer: Tokenizer) -> None:
         prompt = len(tokenizer.encode_prompt(self.prompt))

@@ -19,15 +19,15 @@ class HookStates:
         self._states: dict[str, ParamTree] = {}
 
     def enter(self, state: TrainState, restore: Restore) -> None:
-        """Lay the states out as `state` is; restore those that are not there yet, or begin them."""
+        """Lay the states of hooks out as `state` is. Restore those that are not there yet, or else create them."""
         for hook in self._hooks:
-            fresh = hook.initial_state(state)
-            found = self._states.get(hook.name)
-            if found is None and fresh:
-                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
-                found = restore(hook.name, shapes)
-            layout = jax.tree.map(lambda x: x.sharding, fresh)
-            self._states[hook.name] = fresh if found is None else jax.device_put(found, layout)
+            initial = hook.initial_state(state)
+            current = self._states.get(hook.name)
+            if current is None and initial:
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
+                current = restore(hook.name, shapes)
+            layout = jax.tree.map(lambda x: x.sharding, initial)
+            self._states[hook.name] = initial if current is None else jax.device_put(current, layout)
 
     def after_step(self, run: RunView, state: TrainState) -> TrainState:
         for hook in self._hooks:
@@ -38,6 +38,6 @@ class HookStates:
         return {name: state for name, state in self._states.items() if state}
 
     def averages(self) -> dict[str, ParamTree]:
-        """Return the parameters that hooks make in place of the model's, by hook."""
+        """Return the averaged parameters that hooks give in place of the model's, by the name of the hook."""
         averages = {hook.name: hook.averaged_params(self._states[hook.name]) for hook in self._hooks}
         return {name: params for name, params in averages.items() if params is not None}

@@ -1,4 +1,4 @@
-"""Writers, one a file. A new one is a frozen dataclass that is a `Writer`."""
+"""Writers, one in each file. A new one is a frozen dataclass that is a `Writer`."""
 
 from jaxtrain.train.writers.base import Writer
 from jaxtrain.train.writers.tensor_board import TensorBoard

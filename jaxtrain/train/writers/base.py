@@ -1,4 +1,4 @@
-"""What a writer is: another place, beside metrics.jsonl, for the numbers of a run."""
+"""The base class of writers: other places, beside metrics.jsonl, for the numbers of a run."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -13,7 +13,7 @@ class Sink(Protocol):
     def write(self, step: int, numbers: Numbers) -> None: ...
 
     def flush(self) -> None:
-        """See to it that what was written survives the process and the machine."""
+        """Flush what was written to the disk, so that it survives the process and the machine."""
 
     def close(self) -> None: ...
 
@@ -25,4 +25,4 @@ class Writer(Technique):
 
     @abstractmethod
     def open(self, folder: Path, *, from_step: int) -> Sink:
-        """Return what takes the numbers of the steps behind `from_step`, of the run in a folder."""
+        """Return a sink for the numbers of the steps after `from_step`, of the run in a folder."""

@@ -18,7 +18,7 @@ class WeightsAndBiases(Writer):
 
     def open(self, folder: Path, *, from_step: int) -> Sink:
         try:
-            import wandb
+            import wandb  # type: ignore[import-not-found]  # an extra, which may not be installed
         except ImportError as error:
             raise ValueError("WeightsAndBiases needs the package wandb: install jaxtrain[wandb]") from error
         known = folder / "wandb_id.txt"  # so that a resumed run goes on in the same place
@@ -36,7 +36,7 @@ class _WeightsAndBiasesSink:
         self._run.log(numbers, step=step)
 
     def flush(self) -> None:
-        """Leave it to the service's own process."""
+        """Do nothing: the service's own process flushes."""
 
     def close(self) -> None:
         self._run.finish()

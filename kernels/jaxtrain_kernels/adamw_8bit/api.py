@@ -1,8 +1,9 @@
-"""AdamW with moments in eight bits: dequantize, update and quantize again in one pass.
+"""AdamW with 8-bit moments: dequantize, update and quantize again in one pass.
 
 Dettmers et al. (2022), arXiv:2110.02861, with their dynamic map; with FP8 formats, Xi et al. (2025, COAT),
-arXiv:2410.19313. One deviation: a second moment above 0 never rounds to 0, but to the smallest value there is. The
-published rounding divides the first moment by epsilon alone there. Left out: the stable embedding layer, and quantiles.
+arXiv:2410.19313. One deviation: a second moment above 0 never rounds to 0, but to the smallest value of the format.
+With the published rounding the first moment would be divided by epsilon alone. Left out: the stable embedding layer,
+and quantiles.
 """
 
 import jax
@@ -35,10 +36,10 @@ def adamw_8bit(
     step: Int[Array, ""] | int,
     implementation: str | None = None,
 ) -> AdamWStep:
-    """Return what is to be added to the parameter, and its new moments. `step` counts from 1.
+    """Return the update, which is added to the parameter, and the new moments. `step` counts from 1.
 
-    The update is taken from the new moments before they are quantized, in float32. Where the gradient is NaN the update
-    is, and the moments become 0. Not differentiable.
+    The update is computed in float32 from the new moments before they are quantized. Where the gradient is NaN, the
+    update is NaN and the moments become 0. Not differentiable.
 
         zeros = jnp.zeros_like(w)
         m, v = quantize(zeros, format=DynamicMap()), quantize(zeros, format=DynamicMap(signed=False))
@@ -61,6 +62,6 @@ def adamw_8bit(
         raise ValueError(f"a parameter of dtype {parameter.dtype}, a gradient of {gradient.dtype}: give floats")
     arguments = (parameter, gradient, m, v, scalars(rule, jnp.asarray(learning_rate), step))
     leaves, structure = jax.tree.flatten(jax.lax.stop_gradient(arguments))
-    arguments = structure.unflatten(alike(*leaves))
+    arguments = jax.tree.unflatten(structure, alike(*leaves))
     chosen = choose("adamw_8bit", IMPLEMENTATIONS, implementation, *arguments, rule=rule)
     return chosen.run(*arguments, rule=rule)

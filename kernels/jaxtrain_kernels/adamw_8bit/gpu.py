@@ -1,7 +1,7 @@
-"""Mosaic GPU: the whole step for 64 blocks a program, which walks over them twice as in block_quant/gpu.py.
+"""Mosaic GPU: the whole step for 64 blocks a program, in two passes over them as in block_quant/gpu.py.
 
-The first walk finds the greatest of the new moments, the second computes them again and writes update and codes, so
-that nothing but a piece is ever held. It reads again what the first left in the cache.
+The first pass finds the greatest of the new moments of each block. The second one computes the moments again and writes
+update and codes; it reads from the cache. So registers hold no more than one piece.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtrain_kernels.block_quant.blockwise import Coded, decode, encode
 
 
 def refuses(parameter: Array, gradient: Array, m: QuantizedArray, v: QuantizedArray, s: Array, *, rule: AdamW):
-    """Return why the kernel does not take the call."""
+    """Return why the kernel cannot take the call."""
     return gpu.refuses(parameter.shape, m.blocks, (m.format, v.format))
 
 
@@ -42,27 +42,29 @@ def adamw_8bit(
         scalars = s_ref[0], s_ref[1], s_ref[2]
         per_block = [[pieces.read_scales(ref) for ref in refs[1:]] for refs in old]
 
-        def moments(place):
+        def moments(position):
             held = [
-                decode(Coded(pieces.read(codes, place), one[0], *(one[1:] or [None])), format, gpu.Known(pieces.piece))
+                decode(
+                    Coded(pieces.read(codes, position), one[0], *(one[1:] or [None])), format, gpu.Piece(pieces.piece)
+                )
                 for (codes, *_), one, format in zip(old, per_block, formats, strict=True)
             ]
-            return new_moments(rule, *held, pieces.read(g_ref, place).astype(jnp.float32))
+            return new_moments(rule, *held, pieces.read(g_ref, position).astype(jnp.float32))
 
-        def look(place, found):
-            return tuple(gpu.seen(x, one) for x, one in zip(moments(place), found, strict=True))
+        def find_extremes(position, found):
+            return tuple(gpu.seen(x, one) for x, one in zip(moments(position), found, strict=True))
 
-        found = pieces.each(look, (gpu.extremes(), gpu.extremes()))
+        found = pieces.each(find_extremes, (gpu.extremes(), gpu.extremes()))
 
-        def step(place, _):
-            both, rows = moments(place), []
-            p = pieces.read(p_ref, place).astype(jnp.float32)
-            pieces.write(update_ref, place, update(rule, *both, p, scalars).astype(parameter.dtype))
+        def step(position, _):
+            both, rows = moments(position), []
+            p = pieces.read(p_ref, position).astype(jnp.float32)
+            pieces.write(update_ref, position, update(rule, *both, p, scalars).astype(parameter.dtype))
             for x, one, (codes, *_), format, lifted in zip(
                 both, found, _by_moment(new, formats), formats, (False, True), strict=True
             ):
                 coded = encode(x, format, gpu.Known(pieces.piece, one), lifted=lifted)
-                pieces.write(codes, place, coded.codes.astype(format.dtype))
+                pieces.write(codes, position, coded.codes.astype(format.dtype))
                 rows += coded[1 : 2 + format.expands]
             return tuple(rows)
 
@@ -85,8 +87,8 @@ def _by_moment(arrays, formats) -> tuple:
 
 
 def _arrays(moment: QuantizedArray, pieces: gpu.Pieces) -> list[Array]:
-    per_block = (moment.scales, moment.exponents) if moment.format.expands else (moment.scales,)
-    codes = pieces.split(moment.codes, filled=moment.format.zero)  # or blocks would grow by their padding
+    per_block = [one for one in (moment.scales, moment.exponents) if one is not None]
+    codes = pieces.split(moment.codes, filled=moment.format.zero)  # so that padding decodes to 0
     return [codes, *(pieces.split_scales(one) for one in per_block)]
 
 

@@ -28,7 +28,7 @@ def adamw_8bit(
 
 
 def _lift(v_new: Float[Array, "..."], v: QuantizedArray) -> Float[Array, "..."]:
-    """Return second moments, those above 0 raised to what does not round to 0 (an expanded block has none)."""
+    """Return second moments; those above 0 are at least the smallest value. In an expanded block none rounds to 0."""
     if v.format.expands:
         return v_new
     split, inner = reference.split(v_new, v.blocks)

@@ -5,6 +5,7 @@ arXiv:1711.05101.
     update = -rate * (m' / (1 - b1^t) / (sqrt(v' / (1 - b2^t)) + epsilon) + weight_decay * p)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ Numbers = Float[Array, "..."]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW:
-    """What stays the same from step to step."""
+    """The numbers of AdamW that are the same in every step."""
 
     b1: float
     b2: float
@@ -27,14 +28,14 @@ class AdamW:
 
 
 class AdamWStep(NamedTuple):
-    """What is to be added to the parameter, and the new moments."""
+    """The update, which is added to the parameter, and the new moments."""
 
     update: Float[Array, "..."]
     m: QuantizedArray
     v: QuantizedArray
 
 
-def scalars(rule: AdamW, learning_rate: Float[Array, ""], step: Int[Array, ""]) -> Float[Array, "3"]:
+def scalars(rule: AdamW, learning_rate: Float[Array, ""], step: Int[Array, ""] | int) -> Float[Array, "3"]:
     """Return -rate, 1 / (1 - b1^t) and 1 / (1 - b2^t), `step` counting from 1."""
     t = jnp.asarray(step, jnp.float32)
     rate = jnp.asarray(learning_rate, jnp.float32)
@@ -48,7 +49,7 @@ def new_moments(rule: AdamW, m: Numbers, v: Numbers, gradient: Numbers) -> tuple
     )
 
 
-def update(rule: AdamW, m: Numbers, v: Numbers, parameter: Numbers, s: tuple[Numbers, Numbers, Numbers]) -> Numbers:
-    """Return what is added to the parameter; `s` are `scalars`."""
+def update(rule: AdamW, m: Numbers, v: Numbers, parameter: Numbers, s: Sequence[Numbers]) -> Numbers:
+    """Return what is added to the parameter; `s` are the three `scalars`."""
     direction = m * s[1] / (jnp.sqrt(v * s[2]) + rule.epsilon)
     return s[0] * (direction + rule.weight_decay * parameter)

@@ -1,6 +1,6 @@
-"""Pallas for TPU: the whole step of a slice of blocks at a time, as block_quant/tpu.py walks over them.
+"""Pallas for TPU: the whole step for one slice of blocks after another, as in block_quant/tpu.py.
 
-Parameter, gradient and codes are read once, update and codes written once; the codes are written in place.
+Parameter, gradient and codes are read once; update and codes are written once, the codes in place.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxtrain_kernels.block_quant.blockwise import decode, encode
 
 
 def refuses(parameter: Array, gradient: Array, m: QuantizedArray, v: QuantizedArray, s: Array, *, rule: AdamW):
-    """Return why the kernel does not take the call."""
+    """Return why the kernel cannot take the call."""
     return tpu.refuses(parameter.shape, m.blocks, 4)
 
 
@@ -52,9 +52,9 @@ def adamw_8bit(
 
 
 def _arrays(moment: QuantizedArray, tiles: view.View, slices: tpu.Slices) -> list[Array]:
-    per_block = (moment.scales, moment.exponents) if moment.format.expands else (moment.scales,)
+    per_block = [one for one in (moment.scales, moment.exponents) if one is not None]
     return [
-        tiles.matrix(moment.codes, slices.multiple, filled=moment.format.zero),  # or blocks would grow by their padding
+        tiles.matrix(moment.codes, slices.multiple, filled=moment.format.zero),  # so that padding decodes to 0
         *(tiles.scales(one, slices.multiple) for one in per_block),
     ]
 

@@ -1,4 +1,4 @@
-"""The portable form: the whole step as elementwise arithmetic around two reductions a moment, fused by XLA."""
+"""The XLA implementation: the whole step as elementwise arithmetic around two reductions a moment, fused by XLA."""
 
 import functools
 

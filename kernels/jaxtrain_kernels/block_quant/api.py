@@ -1,12 +1,13 @@
 """Quantize and dequantize by block.
 
-Block-wise scales are Dettmers et al. (2022), arXiv:2110.02861; blocks of two axes (32 x 32), whose transpose needs no
-new codes, Xi et al. (2024, Jetfire), arXiv:2403.12422. Left out: double quantization of the scales, and packing of
-4-bit codes by hand (JAX's int4 is packed by the device).
+Block-wise scales are from Dettmers et al. (2022), arXiv:2110.02861; blocks of two axes (32 x 32), whose transpose needs
+no new codes, from Xi et al. (2024, Jetfire), arXiv:2403.12422. Left out: double quantization of the scales, and packing
+of 4-bit codes by hand (the device packs JAX's int4).
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jaxtrain_kernels.block_quant import gpu, reference, tpu, xla
@@ -38,14 +39,15 @@ def quantize(
     key: Key[Array, ""] | None = None,
     implementation: str | None = None,
 ) -> QuantizedArray:
-    """Return codes of each block's numbers over its greatest magnitude, which is its scale.
+    """Return the codes of the numbers of each block, divided by the block's scale: its greatest magnitude.
 
-    Rounds to the nearest value, or stochastically with a `key`, so that the mean over keys is x (with expanded FP8 that
-    of the expanded number, so that of x is off by up to some thousandths; the signed dynamic map ends at -0.993 of the
-    scale, and what is below becomes that). Multiplying x by a power of two multiplies the scales and changes no code.
-    NaN becomes 0; infinity becomes the greatest finite number of its block with its sign, and no scale is taken from
-    it. A block with nothing of at least 2^-126 becomes zeros; magnitudes above 2^126 count as 2^126. Computed in
-    float32. Not differentiable: no gradient passes.
+    Rounds to the nearest value. With a `key` it rounds stochastically, so that the mean over keys is x. There are two
+    exceptions. With expanded FP8 the mean of the expanded number is exact, and that of x is off by up to some
+    thousandths. The signed dynamic map ends at -0.993 of the scale, and lower numbers become that.
+
+    Multiplying x by a power of two multiplies the scales and changes no code. NaN becomes 0. Infinity becomes the
+    greatest finite number of its block, with its sign; scales ignore it. A block whose magnitudes are all below 2^-126
+    becomes zeros; magnitudes above 2^126 count as 2^126. Computed in float32. Not differentiable: no gradient passes.
 
         q = quantize(x, format=Int8(), block=256)                             # along the last axis
         q = quantize(x, format=DynamicMap(), block=(32, 32), axis=(-2, -1))   # squares
@@ -61,12 +63,14 @@ def quantize(
     blocks = blocks_of(block, axis, x.ndim)
     noise = None if key is None else jax.random.uniform(key, x.shape, jnp.float32)
     chosen = choose("block_quant.quantize", QUANTIZE, implementation, x, format=format, blocks=blocks, noise=noise)
-    x, noise = alike(jax.lax.stop_gradient(x), noise)
+    x = jax.lax.stop_gradient(x)
+    if noise is not None:
+        x, noise = alike(x, noise)
     return chosen.run(x, format=format, blocks=blocks, noise=noise)
 
 
 def dequantize(
-    q: QuantizedArray, *, dtype: jnp.dtype = jnp.float32, implementation: str | None = None
+    q: QuantizedArray, *, dtype: DTypeLike = jnp.float32, implementation: str | None = None
 ) -> Float[Array, "..."]:
     """Return the numbers that the codes stand for, computed in float32. Not differentiable: no gradient passes.
 
@@ -78,7 +82,11 @@ def dequantize(
 
 
 def blocks_of(block: int | tuple[int, ...], axis: int | tuple[int, ...], rank: int) -> Blocks:
-    """Return the blocks of an array of so many axes. Raises ValueError where they do not fit."""
+    """Return the blocks of an array with `rank` axes.
+
+    Raises:
+        ValueError: the axes do not fit the array.
+    """
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if any(not -rank <= a < rank for a in axes):
         raise ValueError(f"axis={axis}: the array has {rank} axes")

@@ -1,4 +1,4 @@
-"""A quantized array: a pytree of codes and scales, with how it was quantized as its static part."""
+"""A quantized array: a pytree of codes and scales, whose static part says how it was quantized."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from jaxtrain_kernels.block_quant.formats import Format
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
-    """Blocks of `sizes[i]` neighbours along the axis `axes[i]`, counted from the end; the last of an axis may be short.
+    """Blocks of `sizes[i]` neighbours along the axis `axes[i]`; the last block of an axis may be shorter.
 
-    From the end, so that a leading axis can be added, mapped or scanned over without a thought.
+    Axes are counted from the end, so that they stay right when a leading axis is added, mapped or scanned over.
     """
 
     sizes: tuple[int, ...]
@@ -43,10 +43,10 @@ class Blocks:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class QuantizedArray:
-    """Codes in the shape of the array, and for each block its greatest magnitude and, with FP8, its exponent.
+    """Codes in the shape of the array, and for each block its scale and, with expanded FP8, its exponent.
 
-    Shards like the array: where a shard holds whole blocks, the scales split with the codes. Saves and restores as the
-    arrays in it.
+    It shards like the array: if a shard holds whole blocks, the scales are split with the codes. A checkpoint saves and
+    restores the arrays in it.
     """
 
     codes: Num[Array, "..."]
@@ -61,7 +61,7 @@ class QuantizedArray:
 
     @property
     def stored_bytes(self) -> float:
-        """Return the bytes a device holds that packs 4-bit codes in pairs."""
+        """Return the bytes on a device that packs 4-bit codes in pairs."""
         bits = 4 if self.codes.dtype == jnp.int4 else 8
         per_block = math.prod(self.scales.shape) * 4 * (1 if self.exponents is None else 2)
         return math.prod(self.codes.shape) * bits / 8 + per_block

@@ -1,7 +1,7 @@
-"""Numbers of a block to codes and back, whatever way the blocks lie in the array at hand.
+"""From the numbers of blocks to codes and back, for any layout of the blocks in an array.
 
-The portable form and the kernels share these lines and differ in their `Layout`: how a block is reduced, and how its
-one number is spread over its elements again.
+The implementation for XLA and the kernels share this code. They differ in their `Layout`: how a block is reduced, and
+how the number of a block is spread over its elements.
 """
 
 from typing import NamedTuple, Protocol
@@ -13,26 +13,36 @@ from jaxtyping import Array, Float, Num
 from jaxtrain_kernels.block_quant.formats import Format
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-TINY = 2.0**-126  # below it a scale counts as 0: its reciprocal overflows, and devices flush it
-LARGEST = 2.0**126  # the greatest scale: the reciprocal of a greater one is flushed to 0, and with it the whole block
+TINY = 2.0**-126  # a smaller scale counts as 0: its reciprocal overflows, and devices flush it
+LARGEST = 2.0**126  # the greatest scale: devices flush the reciprocal of a greater one to 0, and so the whole block
 GREATEST_EXPONENT = 128.0
-MOST_OCTAVES = 100.0  # of a block, from its greatest to its smallest number but 0
+MOST_OCTAVES = 100.0  # of a block, from its smallest number above 0 to its greatest
 
 Numbers = Float[Array, "..."]
 
 
-class Layout(Protocol):
-    """How blocks lie in an array."""
+class Spread(Protocol):
+    """The part of a layout that `decode` needs."""
 
-    def greatest(self, x: Numbers) -> Numbers: ...
+    def spread(self, per_block: Numbers) -> Numbers:
+        """Return the number of each block at all of its elements."""
+        ...
 
-    def least(self, x: Numbers) -> Numbers: ...
 
-    def spread(self, per_block: Numbers) -> Numbers: ...
+class Layout(Spread, Protocol):
+    """How blocks are laid out in an array."""
+
+    def greatest(self, x: Numbers) -> Numbers:
+        """Return the greatest number of each block."""
+        ...
+
+    def least(self, x: Numbers) -> Numbers:
+        """Return the smallest number of each block."""
+        ...
 
 
 class Coded(NamedTuple):
-    """Codes in a format's wide type, with a scale and, where the format expands, an exponent a block."""
+    """Codes in a format's wide type, with a scale and, if the format expands, an exponent for each block."""
 
     codes: Num[Array, "..."]
     scales: Numbers
@@ -40,16 +50,16 @@ class Coded(NamedTuple):
 
 
 def encode(x: Numbers, format: Format, layout: Layout, *, noise: Numbers | None = None, lifted: bool = False) -> Coded:
-    """Quantize. `lifted`: what is above 0 never becomes 0, but the format's smallest value."""
+    """Return codes, scales and exponents. With `lifted` numbers above 0 round to the smallest value, never to 0."""
     x = x.astype(jnp.float32)
-    known = jnp.abs(x) < jnp.inf  # false for NaN too
+    known = jnp.abs(x) < jnp.inf  # false for NaN, too
     sizes = jnp.where(known, jnp.abs(x), 0.0)
     scales = scale(layout.greatest(sizes))
     per_scale = layout.spread(reciprocal(scales))
     huge = jnp.where(x < 0, -FLOAT32_MAX, FLOAT32_MAX)
     y = jnp.where(known, x, jnp.where(x == x, huge, 0.0))
     y = jnp.clip(y * per_scale, -1.0, 1.0)
-    if lifted and not format.expands:  # an expanded block has nothing that rounds to 0
+    if lifted and not format.expands:  # in an expanded block nothing rounds to 0
         y = jnp.where(y > 0, jnp.maximum(y, format.least), y)
     exponents = None
     if format.expands:
@@ -59,7 +69,7 @@ def encode(x: Numbers, format: Format, layout: Layout, *, noise: Numbers | None 
     return Coded(format.encode(y, noise), scales, exponents)
 
 
-def decode(coded: Coded, format: Format, layout: Layout) -> Numbers:
+def decode(coded: Coded, format: Format, layout: Spread) -> Numbers:
     """Return the numbers that the codes stand for."""
     y = format.decode(coded.codes.astype(format.wide))
     if coded.exponents is not None:
@@ -68,7 +78,7 @@ def decode(coded: Coded, format: Format, layout: Layout) -> Numbers:
 
 
 def scale(greatest: Numbers) -> Numbers:
-    """Return the scale of a block from its greatest magnitude: the same, within what has a reciprocal."""
+    """Return the scale of a block: its greatest magnitude, within the range of numbers that have a reciprocal."""
     return jnp.where(greatest < TINY, 0.0, jnp.minimum(greatest, LARGEST))
 
 
@@ -78,7 +88,7 @@ def reciprocal(scales: Numbers) -> Numbers:
 
 
 def exponent(format: Format, least: Numbers) -> Numbers:
-    """Return the k of a block's expansion from the smallest of its normalised magnitudes but 0."""
+    """Return the exponent k of a block's expansion, from its smallest normalised magnitude above 0."""
     octaves = -jnp.log2(jnp.maximum(least, 2.0**-MOST_OCTAVES))
     return format.octaves / jnp.clip(octaves, format.octaves / GREATEST_EXPONENT, MOST_OCTAVES)
 

@@ -1,13 +1,14 @@
 """The 8-bit dynamic map: 256 values that are dense near 0, and the arithmetic that finds them without a table.
 
-Dettmers et al. (2022), arXiv:2110.02861, section 2 and appendix F: seven decades, each cut evenly; in the upper ones
-more pieces. The magnitude numbered q, with 2^e <= q < 2^(e+1), is the middle of piece q - 2^e of 2^e in its decade:
+Dettmers et al. (2022), arXiv:2110.02861, section 2 and appendix F. There are seven decades, each cut into pieces of
+equal length, the upper ones into more. With 2^e <= q < 2^(e+1), magnitude number q is the middle of piece q - 2^e of
+2^e in its decade:
 
     10^(e-E) * (0.1 + 0.9 * (q - 2^e + 1/2) / 2^e)        E = 6 with a sign, 7 without
 
-so q behaves as a small float. Signed codes are 127 + q and 127 - q, 0 to 255; unsigned ones are q - 1. Code 255 is 1.
-The published values came out of float32 sums, a few ulp off that formula; two bits a value, held in a few words, put
-them right. Devices that gather badly from tables of 256 (TPUs) so get the same bits.
+so q is like a small float. Signed codes are 127 + q and 127 - q, 0 to 255; unsigned ones are q - 1. Code 255 is 1. The
+published values were computed by float32 sums and are a few ulp off that formula. Corrections of two bits a value, held
+in a few words, give the published bits. So devices with slow gathers from tables of 256 (TPUs) get the same bits, too.
 """
 
 import functools
@@ -19,20 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-LEAST_ULPS = -1  # what an entry of 0 adds to the closed form
-STEEPER = 1.0 + 2.0**-20  # moves a bound of a decade up, past the rounding of the values beside it
+LEAST_ULPS = -1  # the ulps that a correction of 0 adds to the closed form
+STEEPER = 1.0 + 2.0**-20  # moves the bound of a decade up, beyond the rounding of the values next to it
 
 
 @functools.cache
 def published(signed: bool) -> np.ndarray:
-    """Return the 256 values in order, with the bits of the authors' own."""
+    """Return the 256 values in order, bit for bit those of the authors."""
     positive = np.concatenate([_decade(e, 6 if signed else 7) for e in range(0 if signed else 1, 7 if signed else 8)])
     negative = -positive[::-1] if signed else positive[:0]
     return np.concatenate([negative, [0.0], positive, [1.0]]).astype(np.float32)
 
 
 def _decade(e: int, top: int) -> np.ndarray:
-    """Return the values of one decade: middles between 2^e + 1 points, each rounded once and from its nearer end."""
+    """Return the values of one decade: middles of 2^e + 1 points, each taken from its nearer end and rounded once."""
     pieces = 2**e
     i, start = np.arange(pieces + 1), np.float32(0.1)
     step = np.float64((np.float32(1) - start) / np.float32(pieces))
@@ -41,7 +42,7 @@ def _decade(e: int, top: int) -> np.ndarray:
 
 
 class Arithmetic(NamedTuple):
-    """Constants of the closed form, one a decade but `corrections`: 16 two-bit entries a word, by q."""
+    """Constants of the closed form, one for each decade; `corrections` are by q, 16 entries of two bits a word."""
 
     top: int
     lowest: int  # the q of the value 0
@@ -96,13 +97,13 @@ def _factor(values: np.ndarray, numerators: np.ndarray, near: float) -> tuple[fl
 
 
 def magnitude(q: Int[Array, "..."], signed: bool) -> Float[Array, "..."]:
-    """Return the published value numbered q, 1 above the last."""
+    """Return published value number q; 1 above the last one."""
     a = arithmetic(signed)
     whole = q.astype(jnp.float32)
     power = bits_as_float(float_as_bits(whole) & 0x7F800000)  # 2^e
     factor = jnp.full_like(whole, a.factors[0])
-    for e, value in enumerate(a.factors[1:], a.first + 1):
-        factor = jnp.where(q >= 2**e, value, factor)
+    for e, later in enumerate(a.factors[1:], a.first + 1):
+        factor = jnp.where(q >= 2**e, later, factor)
     product = (18.0 * whole + (9.0 - 16.0 * power)) * factor
     ulps = ((select(a.corrections, q >> 4) >> ((q & 15) << 1)) & 3) + LEAST_ULPS
     value = bits_as_float(float_as_bits(product) + ulps)
@@ -111,19 +112,19 @@ def magnitude(q: Int[Array, "..."], signed: bool) -> Float[Array, "..."]:
 
 
 def at_or_below(x: Float[Array, "..."], signed: bool) -> Int[Array, "..."]:
-    """Return the number of a value that is the nearest to x >= 0, or the one before it."""
+    """Return the number of the value that is nearest to x >= 0, or of the one before it."""
     a = arithmetic(signed)
     slope, low = jnp.full_like(x, 0.0), jnp.full_like(x, float(a.lowest))
     for e, (bound, steep) in enumerate(zip(a.bounds, a.slopes, strict=True), a.first):
         slope, low = jnp.where(x > bound, steep, slope), jnp.where(x > bound, 2.0**e, low)
-    # Less 1/64, so that rounding never finds one too many.
+    # Less 1/64, so that rounding never gives a number that is too high.
     guess = jnp.where(x > a.bounds[0], x * slope + (low * (8.0 / 9.0) - 1.0 / 64.0), low)
     last = jnp.where(x > a.bounds[0], 2.0 * low - 1.0, low)
     return jnp.clip(guess, low, last).astype(jnp.int32)
 
 
 def select(values: Sequence[int | float], index: Int[Array, "..."]) -> Num[Array, "..."]:
-    """Return values[index] by a tree of selections; their number is a power of two."""
+    """Return values[index] by a tree of selections, for a number of values that is a power of two."""
     kind = jnp.int32 if isinstance(values[0], int) else jnp.float32
     found = [jnp.full(index.shape, value, kind) for value in values]
     bit = 0

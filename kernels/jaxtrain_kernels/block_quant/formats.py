@@ -1,9 +1,9 @@
-"""What a code stands for: formats, each the arithmetic between a number of [-1, 1] and its code.
+"""Formats: the arithmetic between a number in [-1, 1] and its code.
 
-A format's `encode` takes numbers already divided by the greatest of their block and returns codes in a wide type, which
-is then narrowed to `dtype`; `decode` takes them in the wide type again. Both are plain elementwise arithmetic with no
-table, so the same lines run under XLA and inside the kernels. `noise`, uniform in [0, 1), asks for stochastic rounding:
-away from zero (NormalFloat4: up) with the probability that keeps the mean.
+A format's `encode` takes numbers divided by the scale of their block and returns codes in a wide type, which are then
+narrowed to `dtype`. `decode` takes codes in the wide type. Both are elementwise arithmetic without tables, so the same
+code runs under XLA and inside the kernels. With `noise`, uniform in [0, 1), rounding is stochastic: away from zero
+(NormalFloat4: up) with the probability that keeps the mean.
 """
 
 import math
@@ -59,16 +59,30 @@ def _round(steps: Numbers, noise: Numbers | None) -> Numbers:
 
 
 class _Format:
-    """What formats share.
-
-    `expands`: blocks carry an exponent; `least`: the smallest value above 0; `zero`: the code of 0.
-    """
+    """What formats share."""
 
     __slots__ = ()
-    expands: ClassVar[bool] = False
-    least: ClassVar[float]
-    zero: ClassVar[int] = 0
     wide: ClassVar[np.dtype] = np.dtype(np.int32)
+
+    @property
+    def expands(self) -> bool:
+        """Whether blocks carry an exponent."""
+        return False
+
+    @property
+    def octaves(self) -> float:
+        """The logarithm to base 2 of the greatest code over the smallest, of a format that expands."""
+        raise NotImplementedError
+
+    @property
+    def least(self) -> float:
+        """The smallest value above 0."""
+        raise NotImplementedError
+
+    @property
+    def zero(self) -> int:
+        """The code of 0."""
+        return 0
 
 
 class _Integer(_Format):
@@ -104,7 +118,7 @@ class Int4(_Integer):
 
 @dataclass(frozen=True, slots=True)
 class DynamicMap(_Format):
-    """The 256 values of Dettmers et al. (2022), arXiv:2110.02861; without a sign, twice as dense, negatives become 0.
+    """The 256 values of Dettmers et al. (2022), arXiv:2110.02861. Without a sign: twice as dense, negatives become 0.
 
     A tie goes to the lower value, as in bitsandbytes.
     """
@@ -127,7 +141,7 @@ class DynamicMap(_Format):
             below = below - (magnitude(below, self.signed) > size).astype(jnp.int32)
         low, high = magnitude(below, self.signed), magnitude(below + 1, self.signed)
         if noise is None:
-            # Of two that are equally near the lower wins: the smaller magnitude above 0, the larger one below.
+            # Of two equally near values the lower one wins: the smaller magnitude above 0, the larger one below 0.
             over, under = high - size, size - low
             up = (over < under) | ((over == under) & (y < 0))
         else:
@@ -145,14 +159,20 @@ class DynamicMap(_Format):
 
 @dataclass(frozen=True, slots=True)
 class NormalFloat4(_Format):
-    """Sixteen quantiles of a normal, 0 among them. Dettmers et al. (2023), arXiv:2305.14314, appendix E.
+    """Sixteen quantiles of a normal distribution, 0 among them. Dettmers et al. (2023), arXiv:2305.14314, appendix E.
 
-    Codes are -8 to 7, in int4: TensorStore, which checkpoints are written with, knows no uint4.
+    Codes are -8 to 7, in int4: TensorStore, which writes checkpoints, has no uint4.
     """
 
     dtype: ClassVar[np.dtype] = np.dtype(jnp.int4)
-    least: ClassVar[float] = NF4_VALUES[8]
-    zero: ClassVar[int] = -1
+
+    @property
+    def least(self) -> float:
+        return NF4_VALUES[8]
+
+    @property
+    def zero(self) -> int:
+        return -1
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
         values = np.array(NF4_VALUES, np.float32)
@@ -173,6 +193,7 @@ class NormalFloat4(_Format):
 
 class _Float8(_Format):
     __slots__ = ()
+    expanded: bool
     wide: ClassVar[np.dtype] = np.dtype(np.float32)
     greatest: ClassVar[float]
     least_normal: ClassVar[float]
@@ -188,7 +209,7 @@ class _Float8(_Format):
 
     @property
     def octaves(self) -> float:
-        """Return the logarithm to base 2 of the greatest code over the smallest."""
+        """The logarithm to base 2 of the greatest code over the smallest."""
         return -math.log2(self.least)
 
     def encode(self, y: Numbers, noise: Numbers | None) -> Codes:
@@ -206,8 +227,8 @@ class Float8E4M3(_Float8):
     """Four bits of exponent, three of mantissa; `expanded` as in Xi et al. (2025, COAT), arXiv:2410.19313, section 4.
 
     Expansion stores sign(y) |y|^k with k = log(greatest / smallest code) / log(greatest / smallest of the block but 0),
-    so that every block uses the whole range of the format: a narrow block gains precision, of a wide one nothing is
-    lost to 0 (up to 100 octaves). Out of range saturates.
+    so that every block uses the whole range of the format. A narrow block gains precision; in a wide one, of up to 100
+    octaves, nothing becomes 0. Numbers out of range saturate.
     """
 
     expanded: bool = True

@@ -1,8 +1,8 @@
-"""Mosaic GPU: a warpgroup takes 64 blocks and walks over them twice, a piece of at most 32 columns a block at a time.
+"""Mosaic GPU: a warpgroup goes over 64 blocks twice. At a time it takes a piece of each, of at most 32 columns.
 
-First for the greatest of each block (and the smallest, where the format expands), then to encode; the second reading
-comes out of the cache. A number a block is a vector of 64, one row a block. Nothing is shared between threads but the
-reduction of a row. Blocks of several rows are pieces of their rows.
+The first pass finds the greatest number of each block (and the smallest, if the format expands). The second pass
+encodes; it reads from the cache. One number a block is a vector of 64, and a block is a row of a piece. Threads share
+nothing but the reduction of a row. A block of several rows has pieces of each of its rows.
 """
 
 import functools
@@ -21,14 +21,14 @@ from jaxtrain_kernels.block_quant.blockwise import Coded, decode, encode, recipr
 from jaxtrain_kernels.block_quant.formats import Format
 from jaxtrain_kernels.varying import vary, varying
 
-BLOCKS, WIDTH = 64, 32  # of a program, and of a piece
-# A thread holds four neighbours: 16 bytes of float32 at once, 4 of codes, the least there is.
+BLOCKS, WIDTH = 64, 32  # the blocks of a program, the columns of a piece
+# A thread holds four neighbours: 16 bytes of float32 at once, and 4 bytes of codes, the smallest copy.
 MATRIX, VECTOR = plgpu.Layout.WGMMA_UPCAST_2X, plgpu.Layout.WGMMA_UPCAST_2X.reduce(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """How the matrix lies in memory: [rows / a, a, columns / b, b / piece, piece]."""
+    """How the matrix is laid out in memory: [rows / a, a, columns / b, b / piece, piece]."""
 
     view: view.View
 
@@ -40,7 +40,7 @@ class Pieces:
     def shape(self) -> tuple[int, ...]:
         v = self.view
         rows, columns = v.padded
-        if v.a == 1:  # blocks of one row follow one another in memory, whatever their row
+        if v.a == 1:  # blocks of one row are consecutive in memory, whatever their row
             rows, columns = 1, rows * columns
         blocks = -(-columns // (v.b * BLOCKS)) * BLOCKS
         return rows // v.a, v.a, blocks, v.b // self.piece, self.piece
@@ -75,21 +75,21 @@ class Pieces:
         return x[:, :count].reshape(self.view.counts)
 
     def each(self, step: Callable, carry=None):
-        """Return what `step(place, carry)` carries over the pieces of this program's blocks."""
+        """Return the carry after `carry = step(position, carry)` for every piece of this program's blocks."""
         own = pl.ds(jax.lax.axis_index("column") * BLOCKS, BLOCKS)
         _, a, _, pieces, _ = self.shape
 
         def body(index, carry):
-            place = (jax.lax.axis_index("row"), index // pieces, own, index % pieces)
-            return step(place, carry)
+            position = (jax.lax.axis_index("row"), index // pieces, own, index % pieces)
+            return step(position, carry)
 
         return jax.lax.fori_loop(0, a * pieces, body, carry)
 
-    def read(self, ref, place) -> Array:
-        return plgpu.load(ref.at[place], layout=MATRIX, optimized=False)
+    def read(self, ref, position) -> Array:
+        return plgpu.load(ref.at[position], layout=MATRIX, optimized=False)
 
-    def write(self, ref, place, x: Array) -> None:
-        _store(ref.at[place], x)
+    def write(self, ref, position, x: Array) -> None:
+        _store(ref.at[position], x)
 
     def read_scales(self, ref) -> Array:
         own = pl.ds(jax.lax.axis_index("column") * BLOCKS, BLOCKS)
@@ -101,11 +101,20 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Known:
-    """The `Layout` of a piece: a block's greatest and smallest are known from the first walk."""
+class Piece:
+    """The layout of a piece, for decoding."""
 
     piece: int
-    found: tuple[Array, Array] | None = None
+
+    def spread(self, per_block: Array) -> Array:
+        return jax.lax.broadcast_in_dim(per_block, (BLOCKS, self.piece), (0,))
+
+
+@dataclass(frozen=True)
+class Known(Piece):
+    """The layout of a piece, for encoding: the first pass has found each block's greatest and smallest number."""
+
+    found: tuple[Array, Array]
 
     def greatest(self, _: Array) -> Array:
         return self.found[0]
@@ -114,24 +123,21 @@ class Known:
         greatest, least = self.found
         return least * reciprocal(scale(greatest))
 
-    def spread(self, per_block: Array) -> Array:
-        return jax.lax.broadcast_in_dim(per_block, (BLOCKS, self.piece), (0,))
-
 
 def _store(ref, x: Array) -> None:
-    if jax.__version_info__ < (0, 12):  # which has no other store, and asks nothing of its width
+    if jax.__version_info__ < (0, 12):  # it has no other store, and this one takes any width
         ref[...] = x
     else:
         plgpu.store(ref, x, optimized=False)
 
 
 def extremes() -> tuple[Array, Array]:
-    """Return the greatest and the smallest but 0 of blocks of which nothing was seen."""
+    """Return the initial greatest and smallest magnitude of blocks, before any piece was seen."""
     return vector(0.0), vector(3e38)
 
 
 def seen(x: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Return them with a piece more."""
+    """Return the greatest and the smallest magnitude above 0, with those of one more piece."""
     sizes = jnp.where(jnp.abs(x) < jnp.inf, jnp.abs(x), 0.0)
     least = jnp.where(sizes > 0, sizes, 3e38)
     return jnp.maximum(found[0], jnp.max(sizes, axis=1)), jnp.minimum(found[1], -jnp.max(-least, axis=1))
@@ -142,7 +148,7 @@ def vector(value: float) -> Array:
 
 
 def refuses(shape: tuple[int, ...], blocks: Blocks, formats: tuple[Format, ...]) -> list[str]:
-    """Return why the kernels do not take an array."""
+    """Return why the kernels cannot take an array."""
     if reasons := view.refuses(shape, blocks):
         return reasons
     v = view.view_of(shape, blocks)
@@ -163,7 +169,8 @@ def refuses_dequantize(q: QuantizedArray) -> list[str]:
 def call(kernel: Callable, pieces: Pieces, name: str, outputs: list[jax.ShapeDtypeStruct]) -> Callable:
     """Return the kernel over all blocks, one warpgroup a program."""
     run = plgpu.kernel(kernel, out_type=outputs, grid=pieces.grid, grid_names=("row", "column"), kernel_name=name)
-    return lambda *arrays: vary(varying(arrays[0]), *run(*arrays))  # kernels know nothing of a shard_map around them
+    # Inside a shard_map, kernels return arrays without its varying axes.
+    return lambda *arrays: vary(varying(arrays[0]), *run(*arrays))
 
 
 @functools.partial(jax.jit, static_argnames=("format", "blocks"))
@@ -176,13 +183,15 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
 
     def kernel(x_ref, *refs):
         noise_ref, (codes_ref, *per_block_refs) = (None, refs) if noise is None else (refs[0], refs[1:])
-        found = pieces.each(lambda place, found: seen(pieces.read(x_ref, place).astype(jnp.float32), found), extremes())
+        found = pieces.each(
+            lambda position, found: seen(pieces.read(x_ref, position).astype(jnp.float32), found), extremes()
+        )
         known = Known(pieces.piece, found)
 
-        def step(place, _):
-            drawn = None if noise is None else pieces.read(noise_ref, place)
-            coded = encode(pieces.read(x_ref, place), format, known, noise=drawn)
-            pieces.write(codes_ref, place, coded.codes.astype(format.dtype))
+        def step(position, _):
+            drawn = None if noise is None else pieces.read(noise_ref, position)
+            coded = encode(pieces.read(x_ref, position), format, known, noise=drawn)
+            pieces.write(codes_ref, position, coded.codes.astype(format.dtype))
             return coded[1 : 2 + format.expands]
 
         per_block = pieces.each(step, (vector(0.0),) * (1 + format.expands))
@@ -209,9 +218,9 @@ def dequantize(q: QuantizedArray) -> Float[Array, "..."]:
         *per_block_refs, out_ref = refs
         scales, *exponents = (pieces.read_scales(ref) for ref in per_block_refs)
 
-        def step(place, carry):
-            coded = Coded(pieces.read(codes_ref, place), scales, exponents[0] if exponents else None)
-            pieces.write(out_ref, place, decode(coded, q.format, Known(pieces.piece)))
+        def step(position, carry):
+            coded = Coded(pieces.read(codes_ref, position), scales, exponents[0] if exponents else None)
+            pieces.write(out_ref, position, decode(coded, q.format, Piece(pieces.piece)))
             return carry
 
         pieces.each(step, jnp.int32(0))

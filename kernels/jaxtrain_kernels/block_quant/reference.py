@@ -1,8 +1,8 @@
-"""The definition: split into blocks, divide by the greatest, take the nearest value; by tables, not by arithmetic.
+"""The definition: split into blocks, divide by the greatest magnitude, take the nearest value of a table.
 
     scale = max |x|,  y = x / scale,  code = argmin |y - value[code]|,  x' = value[code] * scale
 
-With stochastic rounding one of the two values around y, so that its mean is y.
+Stochastic rounding takes one of the two values around y, so that the mean is y.
 """
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
     parts, inner = split(x.astype(jnp.float32), blocks)
     known = jnp.where(jnp.isfinite(parts), parts, 0.0)
     scales = jnp.max(jnp.abs(known), axis=inner, keepdims=True)
-    # Too small to divide by, or too great: 1 / scale overflows, or is 0 on devices that flush what is not normal.
+    # 1 / scale overflows for a smaller scale; for a greater one it is 0 on devices that flush subnormal numbers.
     scales = jnp.where(scales < 2.0**-126, 0.0, jnp.minimum(scales, 2.0**126))
     y = jnp.nan_to_num(parts, nan=0.0, posinf=jnp.finfo(jnp.float32).max, neginf=jnp.finfo(jnp.float32).min)
     y = jnp.clip(y * reciprocal(scales), -1.0, 1.0)
@@ -98,13 +98,13 @@ def _whole(steps: Array, noise: Array | None) -> Array:
 
 
 def _nearest(y: Array, values: np.ndarray) -> Array:
-    """Return the index of the nearest value, of the lower one of two."""
+    """Return the index of the nearest value; of two equally near ones, of the lower."""
     far = jnp.abs(y[..., None] - values.reshape((1,) * y.ndim + (-1,)))
     return jnp.argmin(far, axis=-1).astype(jnp.int32)
 
 
 def _either(y: Array, values: np.ndarray, noise: Array) -> Array:
-    """Return the index of the value below or of the one above, by chance."""
+    """Return the index of the value below or of the one above, chosen by the noise."""
     below = jnp.clip(jnp.searchsorted(values, y, side="right") - 1, 0, len(values) - 2)
     low, high = jnp.asarray(values)[below], jnp.asarray(values)[below + 1]
     return below + (noise < (y - low) / (high - low)).astype(jnp.int32)

@@ -1,9 +1,9 @@
-"""Pallas for TPU: a program takes some rows of tiles and walks over their columns, a slice of lanes at a time.
+"""Pallas for TPU: a program takes some rows of tiles and goes over their columns, a slice of lanes at a time.
 
 A slice is one block wide, or 128 lanes of several narrow blocks. Blocks of several rows are reduced over sublanes
-first. Scales are a number a block: a slice's few are put into, and taken out of, a row of all of them by comparing lane
-numbers, since lanes cannot be addressed. Codes are computed, not looked up (dynamic_map.py). Noise is read from memory
-rather than drawn on the chip, so that codes depend on the key alone.
+first. All scales of a program are in one row. Lanes cannot be addressed, so the scales of a slice are written into and
+read from this row by comparing lane numbers. Codes are computed, not looked up (dynamic_map.py). Noise is read from
+memory, not drawn on the chip, so that codes depend on the key alone.
 """
 
 import functools
@@ -27,9 +27,9 @@ VMEM_BYTES = 48 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """How a program cuts its part of the matrix into slices; the `Layout` of one slice.
+    """How a program cuts its part of the matrix into slices, and the `Layout` of one slice.
 
-    A number a block is held in every lane of the block, one row a block: [rows / a, width].
+    The number of a block is in every lane of the block, [rows / a, width].
     """
 
     view: view.View
@@ -44,7 +44,7 @@ class Slices:
 
     @property
     def columns(self) -> int:
-        """Return the columns of a program: all, or those whose scales fill the lanes."""
+        """Return the columns of a program: all of them, or as many as have a row of LANES scales."""
         return min(-(-self.view.columns // self.width) * self.width, LANES * self.view.b)
 
     @property
@@ -95,14 +95,15 @@ class Slices:
             return per_block
         return jnp.broadcast_to(per_block[:, None], (rows, a, self.width)).reshape(rows * a, self.width)
 
-    def _insides(self, shape: tuple[int, int]) -> Iterator[Array]:
+    def _insides(self, shape: tuple[int, ...]) -> Iterator[Array]:
+        """Return which lanes belong to each block of a slice."""
         block = jax.lax.broadcasted_iota(jnp.int32, shape, 1) // self.view.b
         return (block == number for number in range(self.per_slice))
 
     # -- scales in and out of their row -------------------------------------------------------------------------
 
     def take(self, scales: Array, index: Array) -> Array:
-        """Return the numbers of slice `index` out of the program's, in every lane of their blocks."""
+        """Return the numbers of slice `index` from those of the program, each in every lane of its block."""
         lane = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
         shape = (scales.shape[0], self.width)
         found = jnp.zeros(shape, jnp.float32)
@@ -112,7 +113,7 @@ class Slices:
         return found
 
     def put(self, scales: Array, index: Array, per_block: Array) -> Array:
-        """Return the program's numbers with those of slice `index` put in."""
+        """Return the program's numbers with those of slice `index` replaced."""
         lane = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
         for number in range(self.per_slice):
             first = number * self.view.b
@@ -121,7 +122,7 @@ class Slices:
         return scales
 
     def each(self, step, carry):
-        """Return what `step(index, columns, carry)` carries over the slices."""
+        """Return the carry after `carry = step(index, columns, carry)` for every slice."""
 
         def body(index, carry):
             return step(index, pl.ds(pl.multiple_of(index * self.width, LANES), self.width), carry)
@@ -130,7 +131,7 @@ class Slices:
 
 
 def refuses(shape: tuple[int, ...], blocks: Blocks, arrays: int) -> list[str]:
-    """Return why a kernel with so many matrices of 32 bits does not take an array."""
+    """Return why a kernel with so many matrices of 32 bits cannot take an array."""
     if reasons := view.refuses(shape, blocks):
         return reasons
     v = view.view_of(shape, blocks)
@@ -164,8 +165,8 @@ def call(kernel, slices: Slices, name: str, **options):
     )
 
 
-def out(shape: tuple[int, int], dtype, like: Array) -> jax.ShapeDtypeStruct:
-    """Return an output's shape that varies over the mesh axes of a shard_map as an input does."""
+def out(shape: tuple[int, ...], dtype, like: Array) -> jax.ShapeDtypeStruct:
+    """Return the type of an output that varies over the mesh axes of a shard_map as an input does."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
 
 
@@ -177,7 +178,7 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
     numbers, per_block = slices.shapes()
     inputs = [v.matrix(one, slices.multiple) for one in (x, noise) if one is not None]
     outputs = [out(numbers, format.dtype, x), *[out(per_block, jnp.float32, x)] * (1 + format.expands)]
-    codes, *rest = call(
+    codes, scales, *exponents = call(
         functools.partial(_quantize, format=format, slices=slices, noisy=noise is not None),
         slices,
         "block_quantize",
@@ -185,8 +186,13 @@ def quantize(x: Float[Array, "..."], *, format: Format, blocks: Blocks, noise: F
         out_specs=[slices.numbers(), *[slices.scales()] * (1 + format.expands)],
         out_shape=outputs,
     )(*inputs)
-    scales, exponents = (*(v.per_block(one) for one in rest), None)[:2]
-    return QuantizedArray(codes=v.array(codes), scales=scales, exponents=exponents, format=format, blocks=blocks)
+    return QuantizedArray(
+        codes=v.array(codes),
+        scales=v.per_block(scales),
+        exponents=v.per_block(exponents[0]) if exponents else None,
+        format=format,
+        blocks=blocks,
+    )
 
 
 def _quantize(x_ref, *refs, format: Format, slices: Slices, noisy: bool):

@@ -1,4 +1,4 @@
-"""The portable form: elementwise arithmetic around two reductions, which XLA fuses and, under a mesh, partitions."""
+"""Plain XLA: elementwise arithmetic around two reductions, which XLA fuses and, under a mesh, partitions."""
 
 import functools
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtrain_kernels.block_quant.formats import Format
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Blocks as axes of their own, inside which a block is reduced; its one number broadcasts."""
+    """The `Layout` in which the inside of a block has axes of its own; the number of a block broadcasts over them."""
 
     inner: tuple[int, ...]
 
@@ -74,6 +74,6 @@ def split_axes(x: Array, blocks: Blocks) -> tuple[Array, tuple[int, ...]]:
 
 
 def join_axes(x: Array, shape: tuple[int, ...], blocks: Blocks) -> Array:
-    """Undo split_axes."""
+    """Return the array of split axes: the inverse of `split_axes`."""
     x = x.reshape([n * b for n, b in zip(blocks.counts(shape), blocks.per_axis(len(shape)), strict=True)])
     return x if x.shape == shape else x[tuple(slice(size) for size in shape)]

@@ -1,8 +1,8 @@
-"""Head matmul and softmax cross-entropy in one, over tiles of the vocabulary: the logits are never held.
+"""Head matmul and softmax cross-entropy in one operation, over tiles of the vocabulary: all logits never exist at once.
 
-Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009, whose dropping of tiny gradients is left out. The result is
-two numbers a token, of which a caller makes its loss: weights, and the z-loss of Chowdhery et al. (2022, PaLM),
-arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: on every device XLA.
+Wijmans et al. (2025, Cut Your Losses), arXiv:2411.09009. Left out: their dropping of tiny gradients. The result is two
+numbers a token, from which a caller computes its loss: token weights, and the z-loss of Chowdhery et al. (2022, PaLM),
+arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: every device runs XLA.
 """
 
 import jax.numpy as jnp
@@ -33,17 +33,18 @@ def cross_entropy(
 ) -> CrossEntropy:
     """Return nll = -log softmax(z)[target] and log_z = log sum exp z, z = softcap * tanh(x head^T / softcap).
 
-    Logits exist for at most `tile` rows of the head at once; a head of no more rows keeps them for its backward.
-    Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has logit 0: give
-    its token no weight.
+    Logits exist for at most `tile` rows of the head at once. If the head has no more rows, they are kept for the
+    backward. Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has
+    logit 0: give its token no weight.
 
         nll, log_z = cross_entropy(x, head, targets)
         loss = jnp.sum(weights * (nll + z_loss * log_z**2))
 
-    A vocabulary split over devices: by the compiler into `shards` equal parts, of each of which a tile is then at most
-    `tile` rows; or inside a shard_map, where `axis_name` says that `head` is this device's part of a vocabulary split
-    evenly over that axis. Targets stay indices into the whole, and every device has the same result. `project(x, rows)`
-    takes the place of x rows^T for rows of the head that are stored in another form; its derivative is automatic.
+    The vocabulary may be split over devices in two ways. The compiler may split it into `shards` equal parts; a tile is
+    then at most `tile` rows of each part. Or inside a shard_map `head` is this device's part of a vocabulary that is
+    split evenly over `axis_name`; targets stay indices into the whole, and every device has the same result.
+    `project(x, rows)` replaces x rows^T for rows of the head that are stored in another form; its derivative is
+    automatic.
 
     Raises:
         ValueError: shapes do not fit, targets are no integers, or a number is out of its range.

@@ -1,4 +1,4 @@
-"""From hidden states to logits: the product with the head, and the soft cap."""
+"""Logits from hidden states: the product with the head, and the soft cap."""
 
 import functools
 from collections.abc import Callable
@@ -18,31 +18,31 @@ def logits_of(
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
-def _as_it_is(dx: Float[Array, "*tokens D"]) -> Float[Array, "*tokens D"]:
+def _unchanged(dx: Float[Array, "*tokens D"]) -> Float[Array, "*tokens D"]:
     return dx
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: Float[Array, "*tokens D"], head: Float[Array, "C D"], place: Callable = _as_it_is):
-    """Return x head^T, summed in float32. `place` lays the gradient of x out over devices.
+def project(x: Float[Array, "*tokens D"], head: Float[Array, "C D"], lay_out: Callable = _unchanged):
+    """Return x head^T, summed in float32. `lay_out` sets the sharding of the gradient of x.
 
-    The gradient of the logits is rounded to the dtype of `x` before it is multiplied: left in float32, as automatic
-    differentiation would, it would drag both matrix products and the reduction of the head's gradient into float32.
+    The gradient of the logits is rounded to the dtype of `x` before the products. Automatic differentiation would leave
+    it in float32, and with it both matrix products and the reduction of the head's gradient.
     """
     return jnp.einsum("...D,CD->...C", x, head, preferred_element_type=jnp.float32)
 
 
-def _forward(x, head, place):
-    return project(x, head, place), (x, head)
+def _forward(x, head, lay_out):
+    return project(x, head, lay_out), (x, head)
 
 
-def _backward(place, residuals, dlogits):
+def _backward(lay_out, residuals, dlogits):
     x, head = residuals
     dlogits, tokens = dlogits.astype(x.dtype), tuple(range(x.ndim - 1))
-    # Placed before the barrier, which would otherwise keep the sum over a split vocabulary from being a reduce-scatter.
-    dx = place(jnp.einsum("...C,CD->...D", dlogits, head))
+    # Before the barrier: behind it the sum over a split vocabulary could not become a reduce-scatter.
+    dx = lay_out(jnp.einsum("...C,CD->...D", dlogits, head))
     dhead = jnp.tensordot(dlogits, x, axes=(tokens, tokens))
-    # Both now: the compiler would put the second off until after the backward pass of all layers, logits kept for it.
+    # The barrier computes both now. XLA would compute dhead after the backward pass of all layers, and keep the logits.
     return jax.lax.optimization_barrier((dx, dhead))
 
 

@@ -1,18 +1,18 @@
-"""The portable form: a scan over tiles of the vocabulary, backward by computing each tile's logits again.
+"""The XLA implementation: a scan over tiles of the vocabulary, whose backward recomputes each tile's logits.
 
-The forward adds the log-sum-exp of one tile after another and finds the logit of the target. The backward needs nothing
-but the whole log-sum-exp: with p = exp(z - log_z),
+The forward combines the log-sum-exp of one tile after another and finds the logit of the target. The backward needs
+only the final log-sum-exp: with p = exp(z - log_z),
 
     dz = (dnll + dlog_z) p - dnll [target]
 
-which the derivative of a tile's logits takes to x and to the tile of the head. The gradient of x is summed over tiles
-in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation does the rest.
+The vjp of a tile's logits takes dz to the gradients of x and of the tile of the head. The gradient of x is summed over
+tiles in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation is used.
 
-The compiler may have split the rows of the head over devices, in `shards` equal parts. Then a tile takes a run of rows
-of every part, so that all devices work on every tile.
+The compiler may have split the rows of the head over devices, in `shards` equal parts. Then a tile takes consecutive
+rows of every part, so that all devices work on every tile.
 
-Inside a shard_map the head may be this device's part of a vocabulary that is split over `axis_name`. Then the
-log-sum-exp is combined by one maximum and two sums of a number a token, and the gradient of x by a sum over the axis.
+Inside a shard_map the head may be this device's part of a vocabulary that is split over `axis_name`. Then one maximum
+and two sums of a number a token combine the log-sum-exp, and a sum over the axis combines the gradient of x.
 """
 
 import functools
@@ -30,8 +30,8 @@ from jaxtrain_kernels.cross_entropy.logits import Project, logits_of
 from jaxtrain_kernels.cross_entropy.reference import CrossEntropy
 from jaxtrain_kernels.varying import vary, varying
 
-LOWEST = -1e30  # the logit of a row that does not count: its exponential is 0, and no infinities meet
-NO_WORD = np.iinfo(np.int32).min  # the index of such a row, which is no target's
+LOWEST = -1e30  # the logit of a padding row: its exponential is 0, and unlike -inf it gives no NaN
+NO_WORD = np.iinfo(np.int32).min  # the index of a padding row, which no target has
 
 
 def cross_entropy(
@@ -48,10 +48,10 @@ def cross_entropy(
     """Return the cross-entropy; see api.cross_entropy."""
     of_rows = functools.partial(logits_of, project=project or logits.project, softcap=softcap)
     cut = Cut(shards, head.shape[0] // shards, tile_count(head.shape[0] // shards, tile))
-    # Made to vary alike over the other axes of a mesh, so that their gradients are summed over those by pcast's rule.
+    # All vary over the same other axes of the mesh, so that the transpose of pcast sums their gradients over these.
     others = frozenset().union(*map(varying, (x, head, targets))) - {axis_name}
     x, head, targets = vary(others, x, head, targets)
-    if cut.count == 1 and axis_name is None:
+    if cut.tiles == 1 and axis_name is None:
         log_z, at_target = _log_z_and_target(of_rows(x, head), targets, cut.words(jnp.int32(0), x.ndim))
         return CrossEntropy(log_z - at_target, log_z)
     if axis_name is not None:
@@ -60,42 +60,42 @@ def cross_entropy(
 
 
 class Cut(NamedTuple):
-    """`shards` parts of a vocabulary, of `own` rows each, cut into `count` tiles of as many rows of every part."""
+    """`shards` parts of a vocabulary, of `own` rows each, cut into `tiles` with equally many rows of every part."""
 
     shards: int
     own: int
-    count: int
+    tiles: int
 
     @property
     def rows(self) -> int:
-        return -(-self.own // self.count)
+        return -(-self.own // self.tiles)
 
     @property
     def missing(self) -> int:
-        return self.count * self.rows - self.own
+        return self.tiles * self.rows - self.own
 
     def split(self, head: Float[Array, "W D"]) -> Float[Array, "N C D"]:
-        """Return the tiles; the last is filled up with rows that do not count."""
+        """Return the tiles; the last one is filled with padding rows."""
         parts = head.reshape(self.shards, self.own, -1)
         if self.missing:
             parts = jnp.concatenate([parts, parts[:, : self.missing]], axis=1)
-        tiles = jnp.moveaxis(parts.reshape(self.shards, self.count, self.rows, -1), 1, 0)
-        return tiles.reshape(self.count, self.shards * self.rows, -1)
+        tiles = jnp.moveaxis(parts.reshape(self.shards, self.tiles, self.rows, -1), 1, 0)
+        return tiles.reshape(self.tiles, self.shards * self.rows, -1)
 
     def words(self, tile: Int[Array, ""], rank: int) -> Int[Array, "*ones C"]:
-        """Return which word every row of a tile is of, as an array of that rank."""
+        """Return the index in the vocabulary of every row of a tile, as an array of that rank."""
         row = (tile * self.rows + jnp.arange(self.rows))[None]
         words = jnp.arange(self.shards)[:, None] * self.own + row
         words = jnp.where(row < self.own, words, NO_WORD) if self.missing else words
         return words.reshape(*(1,) * (rank - 1), -1)
 
     def masked(self, z: Float[Array, "*tokens C"], words: Int[Array, "*ones C"]) -> Float[Array, "*tokens C"]:
-        """Return the logits of a tile, the lowest for rows that do not count."""
+        """Return the logits of a tile, LOWEST for padding rows."""
         return jnp.where(words != NO_WORD, z, LOWEST) if self.missing else z
 
 
 def tile_count(rows: int, most: int) -> int:
-    """Return the number of tiles of at most so many rows: as few as can be, or up to twice as many of equal size."""
+    """Return how many tiles of at most `most` rows to take: the fewest, or fewer than twice as many of equal size."""
     fewest = math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), fewest)
 
@@ -106,7 +106,7 @@ def _tiled(x, tiles, targets, of_rows, cut, axis_name):
 
 
 def _forward(x, tiles, targets, of_rows: Callable, cut: Cut, axis_name):
-    """Return the cross-entropy, and what the backward needs."""
+    """Return the cross-entropy and the residuals."""
 
     def step(carry, inputs):
         tile, index = inputs
@@ -115,7 +115,7 @@ def _forward(x, tiles, targets, of_rows: Callable, cut: Cut, axis_name):
         return (jnp.logaddexp(carry[0], log_z), carry[1] + at_target), None
 
     zeros = _zeros(targets.shape, x, tiles, targets)
-    (log_z, at_target), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros), (tiles, jnp.arange(cut.count)))
+    (log_z, at_target), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros), (tiles, jnp.arange(cut.tiles)))
     if axis_name is not None:
         greatest = jax.lax.pmax(log_z, axis_name)
         log_z = greatest + jnp.log(jax.lax.psum(jnp.exp(log_z - greatest), axis_name))
@@ -136,7 +136,7 @@ def _backward(of_rows, cut, axis_name, residuals, cotangents):
         own, dtile = derivative((dnll + dlog_z) * p - jnp.where(targets[..., None] == words, dnll, 0.0))
         return dx + own.astype(jnp.float32), dtile
 
-    dx, dtiles = jax.lax.scan(step, _zeros(x.shape, x, tiles, targets), (tiles, jnp.arange(cut.count)))
+    dx, dtiles = jax.lax.scan(step, _zeros(x.shape, x, tiles, targets), (tiles, jnp.arange(cut.tiles)))
     if axis_name is not None:
         dx = jax.lax.psum(dx, axis_name)
     return dx.astype(x.dtype), dtiles, np.zeros(targets.shape, jax.dtypes.float0)
@@ -146,7 +146,7 @@ _tiled.defvjp(_forward, _backward)
 
 
 def _log_z_and_target(z: Float[Array, "*tokens C"], targets: Int[Array, "*tokens"], words: Int[Array, "*ones C"]):
-    """Return the log-sum-exp of the logits, and the target's logit, 0 where it is not among them."""
+    """Return the log-sum-exp of the logits, and the target's logit: 0 if the target is not among `words`."""
     # A sum over the vocabulary, not a gather from it: every device reads only its own part of a split vocabulary.
     return jax.nn.logsumexp(z, axis=-1), jnp.sum(jnp.where(targets[..., None] == words, z, 0.0), axis=-1)
 

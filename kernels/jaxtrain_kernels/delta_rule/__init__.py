@@ -1,4 +1,4 @@
-"""The delta rule: a linear-attention state that replaces what a key held rather than adding to it."""
+"""The delta rule: linear attention whose state replaces the value that a key held, instead of adding to it."""
 
 from jaxtrain_kernels.delta_rule.api import IMPLEMENTATIONS, delta_rule, recurrent_step
 

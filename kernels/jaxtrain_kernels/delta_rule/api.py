@@ -42,7 +42,7 @@ def delta_rule(
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
     """Return the output of every step, in the dtype of `v`, and the state after the last, in float32.
 
-    Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
+    Each of the J key heads has a state, which the H/J query heads of its group read. The state is reset where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
     Chunks have no more steps than keys have channels, but at least 16; with `implementation="gpu"` they always have 64.
@@ -68,9 +68,10 @@ def delta_rule(
 
 
 def _largest_chunk(K: int) -> int:
-    """Return how many steps a chunk may have: more than keys have channels overwrite what the chunk itself wrote.
+    """Return the most steps of a chunk: as many as keys have channels.
 
-    The sum over such a chunk is small beside its terms, and in float32 errors would grow with its length.
+    More steps overwrite what the chunk itself wrote. The sum over such a chunk is small compared with its terms, and in
+    float32 errors would grow with its length.
     """
     return max(K // SMALLEST_CHUNK * SMALLEST_CHUNK, SMALLEST_CHUNK)
 
@@ -83,7 +84,7 @@ def recurrent_step(
     log_decay: Float[Array, " J"] | Float[Array, "B J"] | None,
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
-    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs.
+    """Return the output of one step, in the dtype of `v`, and the state after it, for decoding.
 
     Raises:
         ValueError: shapes do not fit each other.
@@ -92,16 +93,17 @@ def recurrent_step(
     B, J, _ = k.shape
     check_beta(beta, k)
     check_log_decay(log_decay, (J,), (B, J))
-    inputs = (x.astype(state.dtype) for x in (q, k, v, beta))
+    wide_q, wide_k, wide_v, wide_beta = (x.astype(state.dtype) for x in (q, k, v, beta))
     if log_decay is not None and log_decay.ndim > 1:
         log_decay = log_decay[:, None]
-    output, state = reference.step(state, *inputs, per_step(log_decay, k[:, None])[:, 0, :, 0].astype(state.dtype))
+    decay = per_step(log_decay, k[:, None])[:, 0, :, 0].astype(state.dtype)
+    output, state = reference.step(state, wide_q, wide_k, wide_v, wide_beta, decay)
     return output.astype(v.dtype), state
 
 
 def _run_reference(chunk: int, q, k, v, beta, log_decay, runs, state):
-    inputs = (x.astype(state.dtype) for x in (q, k, v, beta))
-    output, state = reference.delta_rule(*inputs, log_decay, runs, state)
+    wide_q, wide_k, wide_v, wide_beta = (x.astype(state.dtype) for x in (q, k, v, beta))
+    output, state = reference.delta_rule(wide_q, wide_k, wide_v, wide_beta, log_decay, runs, state)
     return output.astype(v.dtype), state
 
 

@@ -1,12 +1,13 @@
 """The delta rule, plain and gated, in Mosaic GPU for Hopper: the state stays in registers along a sequence.
 
-A block has one warpgroup and takes a head and 64 value channels: with T = I + beta tril(decay * K K^T, -1), which no
-value enters, the rows U = T^-1 beta (V - (into * K) S) of these channels need no others (see xla.py). Every block
-inverts T for itself, by halves: with X the inverse of T's diagonal blocks and C what joins two of them, that of the
-blocks of twice the size is X - X C X. No entry grows on the way, as powers of T - I would.
+A block has one warpgroup and takes a head and 64 value channels. T = I + beta tril(decay * K K^T, -1) does not depend
+on values, so the rows U = T^-1 beta (V - (into * K) S) of these channels need no others (see xla.py). Every block
+inverts T itself, by doubling: if X is the inverse of T's diagonal blocks, and C the entries of T that join two of them,
+then X - X C X is the inverse of the diagonal blocks of twice the size. No entry grows on the way, as powers of T - I
+would.
 
-Backward, blocks of different value channels each have their part of the gradients of queries, keys, betas and
-log-decays, which are summed outside. Chunks of 64 steps; bfloat16 and float16 only.
+In the backward, blocks of different value channels each compute a part of the gradients of queries, keys, betas and
+log-decays; these are summed outside. Chunks have 64 steps; bfloat16 and float16 only.
 """
 
 from collections.abc import Sequence
@@ -245,8 +246,8 @@ def _states_kernel(k_ref, v_ref, rows_ref, beta_ref, first_ref, states_ref, k, s
         weighted[...] = (c.added() * c.decay.out).astype(weighted.dtype)
         plgpu.commit_smem()
         for part in parts:
-            place = batch, head, chunk, channels(part), channels(tile)
-            plgpu.copy_smem_to_gmem(states_.at[part], states_ref.at[*place])
+            position = batch, head, chunk, channels(part), channels(tile)
+            plgpu.copy_smem_to_gmem(states_.at[part], states_ref.at[*position])
         states = [
             c.decay.keep * state + product((turned(k.at[i]), weighted)) for i, state in zip(parts, states, strict=True)
         ]
@@ -259,24 +260,24 @@ def _states_kernel(k_ref, v_ref, rows_ref, beta_ref, first_ref, states_ref, k, s
 
 
 class _Chunk:
-    """What one chunk adds to the state before it, in 64 value channels, and what its gradient needs of that."""
+    """What one chunk adds to the state before it, in 64 value channels, with the parts that the gradient needs."""
 
     def __init__(self, k, v, states, memory):
         self.k, self.v, self.states = k, v, states
         self.of_steps, self.betas, self.inverses, self.joints, self.joined, self.right, self.u = memory
         self.inverse = self.inverses.at[LEVELS % 2]
 
-    def fetch(self, rows_ref, beta_ref, place: tuple, full) -> None:
-        """Bring the chunk's weights, and wait until everything that comes by `full` is there."""
-        plgpu.copy_gmem_to_smem(rows_ref.at[*place], self.of_steps, full)
-        plgpu.copy_gmem_to_smem(beta_ref.at[*place], self.betas, full)
+    def fetch(self, rows_ref, beta_ref, position: tuple, full) -> None:
+        """Copy the chunk's weights, and wait until all copies that signal `full` have arrived."""
+        plgpu.copy_gmem_to_smem(rows_ref.at[*position], self.of_steps, full)
+        plgpu.copy_gmem_to_smem(beta_ref.at[*position], self.betas, full)
         plgpu.barrier_wait(full)
         plgpu.commit_smem()  # the states, too
         self.decay, self.beta = ScalarWeights(self.of_steps), rows(self.betas)
         self.pairs = self.decay.pairs()
 
     def added(self) -> Float[Array, "C 64"]:
-        """Return the rows that are added to the state; they and the inverse of T are left in shared memory."""
+        """Return the rows that are added to the state; store them and the inverse of T in shared memory."""
         parts, dtype = range(self.k.shape[0]), self.k.dtype
         self.overlap = product(*((self.k.at[i], turned(self.k.at[i])) for i in parts)) * self.pairs
         self._invert(jnp.where(index(0) > index(1), self.beta * self.overlap, 0.0))
@@ -288,7 +289,7 @@ class _Chunk:
         return u
 
     def _invert(self, lower: Float[Array, "C C"]) -> None:
-        """Leave the inverse of I + lower in `inverse`; the next commit makes it seen."""
+        """Store the inverse of I + lower in `inverse`; the next commit makes it visible."""
         dtype = self.k.dtype
 
         def double(level, inverse):
@@ -300,12 +301,12 @@ class _Chunk:
             plgpu.commit_smem()
             return inverse - product((self.inverses.at[slot], self.joined))
 
-        of_twos = jnp.where(index(0) == index(1), 1.0, jnp.where(pairs_of(0), -lower, 0.0))
-        self.inverses[LEVELS % 2] = lax.fori_loop(1, LEVELS, double, of_twos).astype(dtype)
+        of_pairs = jnp.where(index(0) == index(1), 1.0, jnp.where(pairs_of(0), -lower, 0.0))
+        self.inverses[LEVELS % 2] = lax.fori_loop(1, LEVELS, double, of_pairs).astype(dtype)
 
 
 def _memory(dtype: jnp.dtype) -> tuple:
-    """Return what `_Chunk` needs: weights, betas, and matrices."""
+    """Return the shared memory of `_Chunk`: weights, betas, and matrices."""
     vectors = plgpu.SMEM((5, CHUNK), jnp.float32), plgpu.SMEM((CHUNK,), jnp.float32)
     return *vectors, tiles(dtype, 2), *(tiles(dtype) for _ in range(4))
 

@@ -1,9 +1,9 @@
 """The delta rule in Pallas for TPU: the state stays in the core's memory along the chunks of a sequence.
 
-The same three kernels and grid as linear attention's. Within a chunk, with T = I + beta tril(decay * K K^T, -1) and
-R = beta (V - (into * K) S), the rows added to the state are U = T^-1 R (see xla.py). The inverse of T is taken in
-float32 by forward substitution: inside sub-chunks of 16 steps row by row, all sub-chunks at once; between them by
-matrix products. The backward pass takes it again: dR = T^-T dU, dT = -dR U^T.
+It has the same three kernels and grid as linear attention. Within a chunk, with T = I + beta tril(decay * K K^T, -1)
+and R = beta (V - (into * K) S), the rows added to the state are U = T^-1 R (see xla.py). T is inverted in float32 by
+forward substitution: inside sub-chunks of 16 steps row by row, for all sub-chunks at once; between sub-chunks by matrix
+products. The backward pass inverts T again: dR = T^-T dU, dT = -dR U^T.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def _states(gates, k, v, state, chunk: int) -> Float[Array, "B H N V K"]:
 
 
 def _lay_out(q, k, v, beta, log_decay, runs, state, chunk: int):
-    """Return the kernels' form: a key head for every query head, [B, H, L', ...] in whole chunks, states transposed."""
+    """Return the kernels' inputs: a key head a query head, [B, H, L', ...] in whole chunks, states transposed."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v, beta, log_decay = (jnp.repeat(x, groups, axis=2) for x in (k, v, beta, log_decay))
@@ -156,7 +156,7 @@ def _backward_kernel(q_ref, k_ref, v_ref, do_ref, rows_ref, beta_ref, states_ref
 
 
 class _Chunk:
-    """What one chunk adds to the state before it, and what its gradient needs of that."""
+    """What one chunk adds to the state before it, with the parts that the gradient needs."""
 
     def __init__(self, w: ScalarDecay, k: Array, v: Array, beta_row: Float[Array, "1 C"], state: Float[Array, "V K"]):
         self.w, self.k, dtype = w, k, k.dtype
@@ -171,7 +171,8 @@ class _Chunk:
         return self.w.keep * state + dot(self.u, (self.k * self.w.out).astype(self.k.dtype), (0, 0))
 
 
-def _earlier(shape: tuple[int, int]) -> Array:
+def _earlier(shape: tuple[int, ...]) -> Array:
+    """Return which columns are of earlier steps than their row."""
     return index(shape, 0) > index(shape, 1)
 
 
@@ -181,13 +182,13 @@ def _inverse(lower: Float[Array, "C C"]) -> Float[Array, "C C"]:
     same_sub_chunk = index((C, C), 0) // SUB_CHUNK == index((C, C), 1) // SUB_CHUNK
     near, far = jnp.where(same_sub_chunk, lower, 0.0), jnp.where(same_sub_chunk, 0.0, lower)
     inverse_NcC = (index((C, C), 0) == index((C, C), 1)).astype(jnp.float32).reshape(-1, SUB_CHUNK, C)
-    for step in range(SUB_CHUNK - 1):  # take each row, done by now, from those below it
+    for step in range(SUB_CHUNK - 1):  # subtract each row, which is final by now, from those below it
         on = index((C, C), 1) % SUB_CHUNK == step
         factors = jnp.sum(jnp.where(on, near, 0.0), axis=1, keepdims=True).reshape(-1, SUB_CHUNK, 1)
         inverse_NcC = inverse_NcC - factors * inverse_NcC[:, step : step + 1]
     of_blocks = inverse_NcC.reshape(C, C)
     rows = [of_blocks[:SUB_CHUNK]]
-    for start in range(SUB_CHUNK, C, SUB_CHUNK):  # one sub-chunk after another, from those before it
+    for start in range(SUB_CHUNK, C, SUB_CHUNK):  # one sub-chunk after another, from the earlier ones
         own = slice(start, start + SUB_CHUNK)
         earlier = dot(far[own], _padded(rows, 0, C), (1, 0))
         rows.append(of_blocks[own] - dot(of_blocks[own], _padded([earlier], start, C), (1, 0)))

@@ -1,12 +1,13 @@
 """The delta rule chunk by chunk, by the WY form (Yang et al., 2024, arXiv:2406.06484; gated, arXiv:2412.06464).
 
-Every step i adds k_i u_i^T to the state, where the row u_i = beta_i (v_i - k_i S') depends on the rows before it. For a
-chunk they solve a unit lower triangular system,
+Every step i adds k_i u_i^T to the state. The row u_i = beta_i (v_i - k_i S') depends on the rows before it, so the rows
+of a chunk are the solution of a unit lower triangular system,
 
-    (I + beta tril(decay * K K^T, -1)) U = beta V - beta (into * K) S,      U = U0 - W S,
+    (I + beta tril(decay * K K^T, -1)) U = beta V - beta (into * K) S,      U = U0 - W S.
 
-whose matrix needs no state: U0 and W of all chunks are solved for at once, in float32. The scan over chunks is then
-linear attention with the values U. The backward pass runs the forward one again and keeps the state before each chunk.
+Its matrix does not depend on the state, so U0 and W of all chunks are solved for at once, in float32. The scan over
+chunks is then linear attention with the values U. The backward pass recomputes the forward pass, from the state before
+each chunk.
 """
 
 import jax

@@ -7,10 +7,10 @@ Dao et al. (2022), arXiv:2205.14135; Dao (2023), arXiv:2307.08691. Grouped heads
 arXiv:2305.13245; soft cap, Gemma 2 (2024), arXiv:2408.00118; sliding window, Beltagy et al. (2020), arXiv:2004.05150;
 sinks, one learned logit a head (gpt-oss, 2025, arXiv:2508.10925).
 
-An implementation is a forward and a backward on `problem.Inputs`, without sinks: a sink is one more partial result,
-with no value and the log-sum-exp `sink`, and the backward needs nothing but the log-sum-exp of the whole. Dropout of
-weights is left out. A block-sparse mask would be one more condition on the tiles that implementations already skip; a
-forward mode needs a custom_jvp around the pair, with the tangents' own sums.
+An implementation is a forward and a backward on `problem.Inputs`, without sinks. A sink is one more partial result,
+whose value is zero and whose log-sum-exp is `sink`; the backward needs only the log-sum-exp of the whole. Left out:
+dropout of weights; a block-sparse mask, which would be one more condition on the tiles that implementations skip; a
+forward mode, which would need a custom_jvp around the pair, with sums for the tangents.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Gradients(NamedTuple):
     q: Float[Array, "B L H K"]
     k: Float[Array, "B S J K"]
     v: Float[Array, "B S J V"]
-    bias: Float[Array, "1|B 1|H 1|L 1|S"] | None
+    bias: Float[Array, "#B #H #L #S"] | None
     sinks: Float[Array, " H"] | None
 
 
@@ -42,7 +42,7 @@ def flash_attention(
     k: Float[Array, "B S J K"],
     v: Float[Array, "B S J V"],
     *,
-    bias: Float[Array, "1|B 1|H 1|L 1|S"] | None = None,
+    bias: Float[Array, "#B #H #L #S"] | None = None,
     sinks: Float[Array, " H"] | None = None,
     segment_ids: Int[Array, "B L"] | None = None,
     key_segment_ids: Int[Array, "B S"] | None = None,
@@ -57,14 +57,15 @@ def flash_attention(
 ) -> Float[Array, "B L H V"] | tuple[Float[Array, "B L H V"], Float[Array, "B L H"]]:
     """Return what every query reads from the keys it sees, in the dtype of `v`; with `return_lse`, `lse` as well.
 
-    Query i stands at `offset + i` on the keys' axis: the tokens before it in a cache, or the distance of two pieces of
-    a ring; it may be traced. A causal query sees keys up to its place; `window` counts the keys it sees back from
-    there, its own included (and as far ahead where not causal); segment ids must be equal (`key_segment_ids` are
-    `segment_ids` where not given). Each of the J key heads serves H/J query heads. `scale` is K**-0.5 by default.
+    Query i is at position `offset + i` on the keys' axis. The offset is the number of tokens before it in a cache, or
+    the distance of two parts of a ring; it may be traced. A causal query sees keys up to its position. `window` counts
+    the keys it sees back from there, its own included, and if not causal as many ahead. Segment ids must be equal
+    (`key_segment_ids` are `segment_ids` by default). Each of the J key heads serves H/J query heads. `scale` is K**-0.5
+    by default.
 
-    Scores and sums are in float32. A query that sees no key gives 0, with lse = -inf (its sink, where it has one), and
-    so it does where bias sets every score below -5e29. Both results are differentiable with respect to q, k, v, bias
-    and sinks, so that partial results combine (`combine`).
+    Scores and sums are in float32. A query that sees no key gives 0, with lse = -inf, or the sink if it has one. So
+    does a query all of whose scores bias sets below -5e29. Both results are differentiable with respect to q, k, v,
+    bias and sinks, so that partial results can be combined (`combine`).
 
         o = flash_attention(q, k, v, segment_ids=documents, window=4096)
 
@@ -88,7 +89,7 @@ def flash_attention_backward(
     do: Float[Array, "B L H V"],
     dlse: Float[Array, "B L H"] | None = None,
     *,
-    bias: Float[Array, "1|B 1|H 1|L 1|S"] | None = None,
+    bias: Float[Array, "#B #H #L #S"] | None = None,
     sinks: Float[Array, " H"] | None = None,
     segment_ids: Int[Array, "B L"] | None = None,
     key_segment_ids: Int[Array, "B S"] | None = None,
@@ -100,10 +101,10 @@ def flash_attention_backward(
     blocks: Blocks | None = None,
     implementation: str | None = None,
 ) -> Gradients:
-    """Return the gradients of `flash_attention` from its results and theirs, for code with a backward of its own.
+    """Return the gradients of `flash_attention` from its results and their gradients, for code with its own backward.
 
-    With `o` and `lse` of a whole attention and some of its keys and values, these keys' part of the whole gradient:
-    what a ring needs.
+    Given `o` and `lse` of a whole attention and some of its keys and values, return the part of the whole gradient that
+    these keys have: what a ring needs.
     """
     inputs, sinks = _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset)
     options = _options(q, causal, window, softcap, scale, offset, blocks)
@@ -120,7 +121,7 @@ def combine(
     one: tuple[Float[Array, "B L H V"], Float[Array, "B L H"]],
     other: tuple[Float[Array, "B L H V"], Float[Array, "B L H"]],
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B L H"]]:
-    """Return output and log-sum-exp over the keys of both results; differentiable, where a query saw none too."""
+    """Return output and log-sum-exp over the keys of both results; differentiable even if a query saw no key."""
     (o1, lse1), (o2, lse2) = one, other
     top = jax.lax.stop_gradient(jnp.maximum(lse1, lse2))
     top = jnp.where(top == -jnp.inf, 0.0, top)
@@ -145,28 +146,28 @@ def _with_sinks(o, lse, sinks):
     return (o * kept).astype(o.dtype), total
 
 
-def _keep(forward: Callable, backward: Callable, options: Options, inputs: Inputs, sinks):
+def _forward(forward: Callable, backward: Callable, options: Options, inputs: Inputs, sinks):
     o, lse = _differentiable(forward, backward, options, inputs, sinks)
     return (o, lse), (inputs, sinks, o, lse)
 
 
-def _pull(forward: Callable, backward: Callable, options: Options, kept, gradients):
+def _backward(forward: Callable, backward: Callable, options: Options, kept, gradients):
     d = _gradients(backward, options, *kept, *gradients)
     return Inputs(d.q, d.k, d.v, d.bias), d.sinks
 
 
-_differentiable.defvjp(_keep, _pull)
+_differentiable.defvjp(_forward, _backward)
 
 
 def _gradients(backward: Callable, options: Options, inputs: Inputs, sinks, o, lse, do, dlse) -> Gradients:
-    # Without it XLA merges masks and casts of a recomputed forward pass with these, and keeps them all in between.
+    # Without the barrier XLA shares masks and casts with a recomputed forward pass, and keeps them all in between.
     inputs, o, lse, do = jax.lax.optimization_barrier((inputs, o, lse, do))
-    # ds_ij = p_ij (do_i v_j - delta_i) holds for every key of the log-sum-exp, and a sink is a key whose value is zero.
+    # ds_ij = p_ij (do_i v_j - delta_i) holds for every key in the log-sum-exp. A sink is a key whose value is zero.
     delta = jnp.sum(do.astype(lse.dtype) * o.astype(lse.dtype), axis=-1).swapaxes(1, 2)
     delta = delta if dlse is None else delta - dlse
     empty = lse == -jnp.inf
     delta = jnp.where(empty, 0.0, delta)
-    # Keys out of sight have scores of LOWEST or less, no -inf: a row whose sink alone is as low must not find them.
+    # Keys out of sight have finite scores of at most LOWEST. A row with lse below LOWEST must not give them weight.
     dq, dk, dv, dbias = backward(inputs, jnp.where(lse < LOWEST, jnp.inf, lse), delta, do, options)
     dsinks = None
     if sinks is not None:
@@ -183,7 +184,7 @@ def _run_reference(options: Options, inputs: Inputs, sinks):
 
 
 def _tpu():
-    from jaxtrain_kernels.flash_attention import tpu  # here, since importing Pallas takes a second or more
+    from jaxtrain_kernels.flash_attention import tpu  # not at the top: importing Pallas takes a second or more
 
     return tpu
 
@@ -268,8 +269,8 @@ def _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset) -> tuple
     traced = offset if isinstance(offset, jax.Array) else None
     if traced is not None and (traced.ndim or not jnp.issubdtype(traced.dtype, jnp.integer)):
         raise ValueError(f"offset of shape {traced.shape} and dtype {traced.dtype}: give one integer for all rows")
-    *inputs, sinks = alike(q, k, v, bias, segment_ids, key_segment_ids, traced, sinks)
-    return Inputs(*inputs), sinks
+    leaves, structure = jax.tree.flatten((Inputs(q, k, v, bias, segment_ids, key_segment_ids, traced), sinks))
+    return jax.tree.unflatten(structure, alike(*leaves))
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -1,15 +1,16 @@
 """Attention in Mosaic GPU for Hopper: products on the tensor cores (wgmma), copies by a warpgroup of their own.
 
 Shah et al. (2024), arXiv:2407.08608, without its overlap of softmax and products between warpgroups. A program has two
-warpgroups that compute, each with 64 rows, and one that copies blocks into shared memory ahead of them. Forward and dq
-hold queries and go along the blocks of keys; the kernel of dk and dv holds keys, has scores transposed, and goes along
-the queries of all heads of a group. Blocks out of sight by place are neither fetched nor computed. With a head dim of
-256 blocks are half as long, and dk and dv, whose sums do not fit the registers together, are of a kernel each.
+warpgroups that compute, each with 64 rows, and one that copies blocks into shared memory ahead of them. The kernels of
+the forward and of dq hold queries and go along the blocks of keys. The kernel of dk and dv holds keys, has transposed
+scores, and goes along the queries of all heads of a group. Blocks that are out of sight by position are neither fetched
+nor computed. With a head dim of 256 blocks are half as long; dk and dv then have a kernel each, because their sums do
+not fit the registers together.
 
-A bias is read by the threads themselves, its gradient written by the kernel of dq, which then goes along all keys: it
-is as large as the scores, summed outside over the axes along which the bias is broadcast.
+Threads load a bias themselves. With a bias the kernel of dq also writes the bias's gradient, and goes along all keys to
+do so. This gradient is as large as the scores; it is summed outside over the axes along which the bias is broadcast.
 
-Left out: float32, of which Hopper's tensor cores would take 11 bits; skipping by segment.
+Left out: float32, of which Hopper's tensor cores read 11 bits; skipping by segment.
 """
 
 import functools
@@ -23,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, seen_by_position
 from jaxtrain_kernels.varying import vary, varying
 
 DTYPES = (jnp.float16, jnp.bfloat16)
@@ -55,7 +56,7 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
     def body(refs, o_ref, lse_ref, q_smem, lse_smem, *rest):
         *o_smem, barrier = rest
         o_smem = o_smem[0] if o_smem else q_smem
-        at = plan.place(refs)
+        at = plan.position(refs)
         begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, keys, plan.Sp // keys)
 
         def compute(run):
@@ -97,7 +98,7 @@ def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float
         scratch=[
             plan.tiles(x.q),
             plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
-            *([] if x.q.shape[-1] == V else [plan.tiles(x.v)]),  # or the place of q, done with by then
+            *([] if x.q.shape[-1] == V else [plan.tiles(x.v)]),  # else o overwrites q, which is no longer read
         ],
     )
     return o[:, : plan.L], lse[:, :, : plan.L]
@@ -119,11 +120,11 @@ def backward(
         operands["bias"] = operands["bias"].swapaxes(2, 3)
     at_once = x.k.shape[-1] + x.v.shape[-1] <= 256
     dk, dv = _dkv(plan, operands, "kv") if at_once else (_dkv(plan, operands, of)[0] for of in "kv")
-    dbias = _fold_bias(dbias[0][:, :, : plan.L, : plan.S], x.bias) if dbias else None
-    return dq[:, : plan.L], dk[:, : plan.S], dv[:, : plan.S], dbias
+    folded = None if x.bias is None else _fold_bias(dbias[0][:, :, : plan.L, : plan.S], x.bias)
+    return dq[:, : plan.L], dk[:, : plan.S], dv[:, : plan.S], folded
 
 
-def _fold_bias(dbias: Float[Array, "B H L S"], bias: Float[Array, "1|B 1|H 1|L 1|S"]) -> Array:
+def _fold_bias(dbias: Float[Array, "B H L S"], bias: Float[Array, "#B #H #L #S"]) -> Array:
     """Sum the gradient of every score over the axes along which the bias is broadcast."""
     axes = tuple(axis for axis in range(4) if bias.shape[axis] < dbias.shape[axis])
     return jnp.sum(dbias, axis=axes, keepdims=True).astype(bias.dtype)
@@ -138,7 +139,7 @@ def _dq(plan: "_Plan", operands: dict[str, Array]) -> list[Array]:
 
     def body(refs, dq_ref, *rest):
         *dbias_ref, q_smem, do_smem, barrier = rest
-        at = plan.place(refs)
+        at = plan.position(refs)
         begin, steps = plan.visible(at.block * BLOCK + at.offset, BLOCK, keys, plan.Sp // keys)
         if dbias_ref:
             begin, steps = 0, plan.Sp // keys
@@ -187,7 +188,7 @@ def _dkv(plan: "_Plan", operands: dict[str, Array], of: str) -> list[Array]:
     def body(refs, *rest):
         *outputs, k_smem, v_smem, barrier = rest
         smems = {"k": k_smem, "v": v_smem}
-        at = plan.place(refs)
+        at = plan.position(refs)
         begin, count = plan.visible_from_keys(at.block * BLOCK - at.offset, queries)
 
         def compute(run):
@@ -232,8 +233,8 @@ def _dkv(plan: "_Plan", operands: dict[str, Array], of: str) -> list[Array]:
     )
 
 
-class _Place(NamedTuple):
-    """Where a warpgroup works: its row of the batch, head and program, and the rows of its own."""
+class _Position(NamedTuple):
+    """The row of the batch, the head, the block and the warpgroup of a thread; `rows` are those of the warpgroup."""
 
     row: Array
     head: Array
@@ -259,7 +260,7 @@ class _Place(NamedTuple):
 
 
 class _Plan:
-    """A problem padded to whole blocks, and which of them see each other."""
+    """A problem padded to whole blocks, and which blocks of queries see which blocks of keys."""
 
     def __init__(self, x: Inputs, options: Options):
         self.x, self.options = x, options
@@ -267,7 +268,7 @@ class _Plan:
         self.S, self.J = x.k.shape[1:3]
         self.G = self.H // self.J
         self.Lp, self.Sp = (-(-n // BLOCK) * BLOCK for n in (self.L, self.S))
-        # Of a tile of scores in the backward, twice as many in the forward: what registers and shared memory hold.
+        # Of a tile of scores in the backward, twice as many in the forward: as many as fit registers and shared memory.
         self.columns = 64 if max(x.q.shape[-1], x.v.shape[-1]) <= 128 else 32
 
     def operands(self) -> dict[str, Array]:
@@ -277,53 +278,59 @@ class _Plan:
             "k": _pad(x.k, 1, self.Sp),
             "v": _pad(x.v, 1, self.Sp),
         }
-        if x.segment_ids is not None:
-            found["segment_ids"] = _pad(x.segment_ids.astype(jnp.int32), 1, self.Lp)
-            found["key_segment_ids"] = _pad(x.key_segment_ids.astype(jnp.int32), 1, self.Sp)
+        if x.segments is not None:
+            of_queries, of_keys = x.segments
+            found["segment_ids"] = _pad(of_queries.astype(jnp.int32), 1, self.Lp)
+            found["key_segment_ids"] = _pad(of_keys.astype(jnp.int32), 1, self.Sp)
         if x.bias is not None:
             whole = jnp.broadcast_to(x.bias, (*x.bias.shape[:2], self.L, self.S))
             found["bias"] = _pad(_pad(whole, 2, self.Lp), 3, self.Sp)
-        if self.options.offset is None:
+        if x.offset is not None:
             found["offset"] = x.offset.astype(jnp.int32)[None]
         return found
 
-    def place(self, refs: dict) -> _Place:
+    def position(self, refs: dict) -> _Position:
         offset = refs["offset"][0] if self.options.offset is None else self.options.offset
-        return _Place(*(jax.lax.axis_index(name) for name in ("row", "head", "block", "warpgroup")), offset)
+        row, head, block, warpgroup = (jax.lax.axis_index(name) for name in ("row", "head", "block", "warpgroup"))
+        return _Position(row, head, block, warpgroup, offset)
 
-    def visible(self, place, size: int, block: int, blocks: int):
-        """Return the first block of keys that queries from `place` on may see, and how many, at least one."""
+    def visible(self, position, size: int, block: int, blocks: int):
+        """Return the first block of keys that queries from `position` on may see, and how many, at least one."""
         window, low, high = self.options.window, 0, blocks * block - 1
         if window is not None:
-            low = place - window + 1
-            high = high if self.options.causal else place + size + window - 2
+            low = position - window + 1
+            high = high if self.options.causal else position + size + window - 2
         if self.options.causal:
-            high = place + size - 1
+            high = position + size - 1
         return _blocks(low, high, block, blocks)
 
-    def visible_from_keys(self, place, size: int):
-        """Return the first block of queries that may see keys from `place` on, counted from the first query."""
+    def visible_from_keys(self, position, size: int):
+        """Return the first block of queries that may see keys from `position` on, and how many, at least one.
+
+        Positions are counted from the first query.
+        """
         window, low, high = self.options.window, 0, self.Lp - 1
         if window is not None:
-            low = low if self.options.causal else place - window + 1
-            high = place + BLOCK + window - 2
+            low = low if self.options.causal else position - window + 1
+            high = position + BLOCK + window - 2
         if self.options.causal:
-            low = place
+            low = position
         return _blocks(low, high, size, self.Lp // size)
 
     def bias_at(self, refs: dict, row, head, query, key, shape: tuple[int, int], *, turned: bool = False):
-        """Return the bias of a tile of scores, or None; `turned` where keys lie along the rows."""
+        """Return the bias of a tile of scores, or None; with `turned`, for keys along the rows."""
         if "bias" not in refs:
             return None
-        places = zip(self.x.bias.shape, (row, head), strict=False)
-        row, head = (0 if size == 1 else place for size, place in places)
+        row, head = (0 if size == 1 else at for size, at in zip(refs["bias"].shape, (row, head), strict=False))
         first, second = (key, query) if turned else (query, key)
         tile = refs["bias"].at[row, head, pl.ds(first, shape[0]), pl.ds(second, shape[1])]
         return plgpu.load(tile, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
 
     def _transforms(self) -> tuple:
-        """Return how tensor cores read a matrix: what a product sums over comes in whole widths of a tile."""
-        return plgpu.TilingTransform((8, self.columns)), plgpu.SwizzleTransform(2 * self.columns)
+        """Return the layout in which tensor cores read a matrix: products sum over whole widths of a tile."""
+        # mypy takes an unimplemented method of their base class for an abstract one.
+        tiling = plgpu.TilingTransform((8, self.columns))  # type: ignore[abstract]
+        return tiling, plgpu.SwizzleTransform(2 * self.columns)  # type: ignore[abstract]
 
     def block(self, shape, index_map: Callable) -> plgpu.BlockSpec:
         return plgpu.BlockSpec(shape, index_map, transforms=self._transforms())
@@ -332,8 +339,8 @@ class _Plan:
         """Return shared memory for the rows of every warpgroup."""
         return plgpu.SMEM((WARPGROUPS, ROWS, like.shape[-1]), like.dtype, transforms=self._transforms())
 
-    def keys_of(self, refs: dict, at: _Place, begin, size: int):
-        """Return the blocks of keys and values that a pipeline goes along, and what they are blocks of."""
+    def keys_of(self, refs: dict, at: _Position, begin, size: int):
+        """Return the blocks of keys and values that a pipeline goes along, and the arrays that they are blocks of."""
         head = jax.lax.div(at.head, jnp.int32(self.G))
         specs = [self.block((size, refs[name].shape[-1]), lambda i: (begin + i, 0)) for name in ("k", "v")]
         operands = [refs[name].at[at.row, :, head] for name in ("k", "v")]
@@ -342,24 +349,26 @@ class _Plan:
             operands.append(refs["key_segment_ids"].at[at.row])
         return specs, operands
 
-    def queries_of(self, refs: dict, at: _Place, begin, count, size: int):
-        """Return the same of queries, for all heads of a group."""
+    def queries_of(self, refs: dict, at: _Position, begin, count, size: int):
+        """Return the same for queries, of all heads of a group."""
 
-        def place(i):
+        def block_and_head(i):
             return begin + jax.lax.rem(i, count), at.head * self.G + jax.lax.div(i, count)
 
-        specs = [self.block((size, None, refs[name].shape[-1]), lambda i: (*place(i), 0)) for name in ("q", "do")]
-        specs += [plgpu.BlockSpec((None, size), lambda i: place(i)[::-1]) for _ in ("lse", "delta")]
+        specs = [
+            self.block((size, None, refs[name].shape[-1]), lambda i: (*block_and_head(i), 0)) for name in ("q", "do")
+        ]
+        specs += [plgpu.BlockSpec((None, size), lambda i: block_and_head(i)[::-1]) for _ in ("lse", "delta")]
         operands = [refs[name].at[at.row] for name in ("q", "do", "lse", "delta")]
         if "segment_ids" in refs:
-            specs.append(plgpu.BlockSpec((size,), lambda i: place(i)[:1]))
+            specs.append(plgpu.BlockSpec((size,), lambda i: block_and_head(i)[:1]))
             operands.append(refs["segment_ids"].at[at.row])
         return specs, operands
 
     def scores(self, s, axis: int, query, key, bias=None, ids=None, other_ids=None):
-        """Return the scores with their bias, MASKED out of sight, and the slope of the soft cap.
+        """Return the scores with their bias, MASKED where out of sight, and the derivative of the soft cap.
 
-        Queries lie along `axis`, `query` and `key` are the first places; `ids` are the segments along the rows.
+        Queries are along `axis`; `query` and `key` are the first positions; `ids` are the segments along the rows.
         """
         slope, cap = None, self.options.softcap
         if cap is not None:
@@ -370,8 +379,8 @@ class _Plan:
             plgpu.broadcasted_iota(jnp.int32, s.shape, dimension, layout=plgpu.Layout.WGMMA)
             for dimension in (axis, 1 - axis)
         )
-        by_place = seen_by_place(self.options, (query - key) + of_queries - of_keys)
-        conditions = [] if by_place is None else [by_place]
+        by_position = seen_by_position(self.options, (query - key) + of_queries - of_keys)
+        conditions = [] if by_position is None else [by_position]
         if self.Sp > self.S:
             conditions.append(of_keys < self.S - key)
         if ids is not None:
@@ -380,9 +389,9 @@ class _Plan:
 
 
 def _blocks(low, high, size: int, blocks: int):
-    """Return the first block with places from `low` to `high`, and how many there are, at least one."""
+    """Return the first block with positions from `low` to `high`, and how many there are, at least one."""
     last = blocks * size - 1
-    first, final = (jax.lax.div(jnp.clip(place, 0, last), size) for place in (jnp.int32(low), jnp.int32(high)))
+    first, final = (jax.lax.div(jnp.clip(at, 0, last), size) for at in (jnp.int32(low), jnp.int32(high)))
     return first, jnp.maximum(final - first, 0) + 1
 
 
@@ -400,7 +409,7 @@ def _zeros(columns: int):
 
 
 def _load(ref, reduced: int):
-    """Return a vector laid out as what is left of scores that are reduced along an axis."""
+    """Return a vector in the layout of scores that are reduced along an axis."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(reduced), optimized=False)
 
 
@@ -408,7 +417,7 @@ def _arrived(refs: Sequence) -> list:
     """Return the vectors along the columns of a tile that a pipeline brought into shared memory."""
     found = [_load(ref, 0) for ref in refs]
     if found:
-        plgpu.commit_smem()  # before the copy that takes their place
+        plgpu.commit_smem()  # before the copy that overwrites them
     return found
 
 
@@ -449,7 +458,7 @@ def _pipeline(step: Callable, compute: Callable, steps, specs: Sequence[plgpu.Bl
 
 
 def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], outputs: list, scratch: list) -> list[Array]:
-    """Run `body` with the references of the operands by name; then outputs, scratch, and a barrier a warpgroup."""
+    """Run `body` with the references of operands by name, then outputs, scratch, and a barrier a warpgroup."""
 
     def kernel(*refs):
         body(dict(zip(operands, refs, strict=False)), *refs[len(operands) :])
@@ -466,4 +475,4 @@ def _call(body: Callable, name: str, *, grid, operands: dict[str, Array], output
         kernel_name=name,
     )
     of_mesh = varying(next(iter(operands.values())))
-    return list(vary(of_mesh, *run(*operands.values())))  # kernels know nothing of a shard_map around them
+    return list(vary(of_mesh, *run(*operands.values())))  # inside a shard_map, results come without its varying axes

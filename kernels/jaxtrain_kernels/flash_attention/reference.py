@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxtrain_kernels.flash_attention.problem import LOWEST, Inputs, Options, accumulator, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, Inputs, Options, accumulator, offset_of, seen_by_position
 
 
 def flash_attention(
@@ -28,18 +28,18 @@ def flash_attention(
     return jnp.einsum("BHLS,BSHV->BLHV", weights, v), lse
 
 
-def _seen(x: Inputs, options: Options) -> Bool[Array, "1|B 1 L S"]:
+def _seen(x: Inputs, options: Options) -> Bool[Array, "#B 1 L S"]:
     L, S = x.q.shape[1], x.k.shape[1]
-    offset = x.offset if options.offset is None else options.offset
-    by_place = seen_by_place(options, (offset + jnp.arange(L))[:, None] - jnp.arange(S)[None, :])
-    seen = jnp.ones((1, 1, L, S), bool) if by_place is None else by_place[None, None]
-    if x.segment_ids is not None:
-        seen = seen & (x.segment_ids[:, None, :, None] == x.key_segment_ids[:, None, None, :])
+    by_position = seen_by_position(options, (offset_of(x, options) + jnp.arange(L))[:, None] - jnp.arange(S)[None, :])
+    seen = jnp.ones((1, 1, L, S), bool) if by_position is None else by_position[None, None]
+    if x.segments is not None:
+        of_queries, of_keys = x.segments
+        seen = seen & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
     return seen
 
 
 def _softmax(scores, seen):
-    """Return the weights of the keys seen, and the log-sum-exp; of none that scores above LOWEST, zeros and -inf."""
+    """Return the weights of the keys seen, and the log-sum-exp; zeros and -inf if none of them scores above LOWEST."""
     seen = seen & (scores.astype(accumulator(scores.dtype)) > LOWEST)
     scores = jnp.where(seen, scores, -jnp.inf)
     maximum = jnp.max(scores, axis=-1, keepdims=True)

@@ -1,13 +1,13 @@
 """Attention in Pallas for TPU: one forward kernel, and two for the backward (Dao, 2023, arXiv:2307.08691).
 
-Scores stand on end, keys along the sublanes: maxima and sums over keys are then elementwise, and what belongs to a
-query (running maximum, sum, log-sum-exp, delta) is a row along the lanes. The forward kernel keeps its sums on chip
-along the blocks of keys, as the first backward kernel does for dq; the second goes along the queries of all heads of a
-group for dk and dv, which needs no sum over heads outside.
+Scores are transposed, with keys along the sublanes. Maxima and sums over keys are then elementwise, and the numbers of
+a query (running maximum, sum, log-sum-exp, delta) are a row along the lanes. The forward kernel keeps its sums on chip
+while it goes along the blocks of keys, and so does the first backward kernel for dq. The second backward kernel, for dk
+and dv, goes along the queries of all heads of a group, so no sum over heads remains.
 
-A block that no query can see is not computed, by place or by the bounds of its segment ids; one hidden by place is not
-fetched either. Products of float32 are exact to float32. Left out: masks of blocks that are seen whole are computed all
-the same.
+A block is skipped if no query can see it, by position or by the bounds of its segment ids. A block hidden by position
+is not fetched either. Products of float32 are exact to float32. Left out: skipping the mask of blocks that are seen
+whole.
 """
 
 import functools
@@ -20,10 +20,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Inputs, Options, offset_of, seen_by_position
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-DEFAULT = Blocks(queries=512, keys=512)
+QUERIES, KEYS = 512, 512  # of a block
 LANES = 128
 
 
@@ -35,9 +35,9 @@ def refuses(x: Inputs, options: Options) -> Sequence[str]:
     for name, size in (("key", x.q.shape[-1]), ("value", x.v.shape[-1])):
         if size not in (64, 128, 256):
             reasons.append(f"the {name} dim is {size}, not 64, 128 or 256")
-    for name, size in (("queries", options.blocks.queries), ("keys", options.blocks.keys)):
-        if size is not None and size % LANES:
-            reasons.append(f"blocks of {size} {name} are no multiple of {LANES}")
+    for name, asked in (("queries", options.blocks.queries), ("keys", options.blocks.keys)):
+        if asked is not None and asked % LANES:
+            reasons.append(f"blocks of {asked} {name} are no multiple of {LANES}")
     return reasons
 
 
@@ -85,7 +85,7 @@ def backward(
     )
     dq = dq[:, :, : plan.L].swapaxes(1, 2)
     dk, dv = (y[:, :, : plan.S].swapaxes(1, 2) for y in (dk, dv))
-    return dq, dk, dv, _fold_bias(dbias[0], x.bias, plan) if dbias else None
+    return dq, dk, dv, None if x.bias is None else _fold_bias(dbias[0], x.bias, plan)
 
 
 def _fold_bias(dbias: Float[Array, "B H Sp Lp"], bias: Array, plan: "_Plan") -> Array:
@@ -105,30 +105,29 @@ class Step(NamedTuple):
 
 
 class _Plan:
-    """How a problem is padded and cut, and where each step of a grid finds its parts."""
+    """How a problem is padded and cut into blocks, and which blocks each step of a grid reads and writes."""
 
     def __init__(self, x: Inputs, options: Options):
         self.x, self.options = x, options
         self.B, self.L, self.H, _ = x.q.shape
         self.S = x.k.shape[1]
         self.G = self.H // x.k.shape[2]
-        blocks = options.blocks.or_else(DEFAULT)
-        self.bq, self.bk = min(blocks.queries, _up(self.L, LANES)), min(blocks.keys, _up(self.S, LANES))
+        self.bq = min(options.blocks.queries or QUERIES, _up(self.L, LANES))
+        self.bk = min(options.blocks.keys or KEYS, _up(self.S, LANES))
         self.Lp, self.Sp = _up(self.L, self.bq), _up(self.S, self.bk)
         self.query_blocks, self.key_blocks = self.Lp // self.bq, self.Sp // self.bk
         self.precision = jax.lax.Precision.HIGHEST if x.q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-        offset = x.offset if options.offset is None else options.offset
-        self.scalars = [jnp.asarray(offset, jnp.int32)[None]]
-        if x.segment_ids is not None:  # lowest and highest segment of each block, flat
-            bounds = ((x.segment_ids, self.bq), (x.key_segment_ids, self.bk))
+        self.scalars = [jnp.asarray(offset_of(x, options), jnp.int32)[None]]
+        if x.segments is not None:  # lowest and highest segment of each block, flat
+            bounds = zip(x.segments, (self.bq, self.bk), strict=True)
             self.scalars += [y for ids, size in bounds for y in _bounds(ids, size)]
 
     def over_keys(self, b, h, i, j) -> Step:
-        """Place a step of a grid whose last axis are the blocks of keys."""
+        """Return the step of a grid whose last axis is the blocks of keys."""
         return Step(b, h, i, j)
 
     def over_queries(self, b, j, s, t) -> Step:
-        """Place a step of a grid whose last axis are the blocks of queries of all heads of a group."""
+        """Return the step of a grid whose last axis is the blocks of queries of all heads of a group."""
         n = jnp.int32(self.query_blocks)
         return Step(b, j * self.G + jax.lax.div(t, n), jax.lax.rem(t, n), s)
 
@@ -139,20 +138,20 @@ class _Plan:
     def row(self, y: Float[Array, "B H L"], value: float) -> Float[Array, "B H 1 Lp"]:
         return self.pad(y.astype(jnp.float32), 2, self.Lp, value)[:, :, None]
 
-    # Block specifications. `place` turns the indices of the grid into a Step; a block hidden by place is replaced by
-    # the nearest that is not, so that it is not fetched.
+    # Block specifications. `step_of` turns the indices of the grid into a Step. A block hidden by position is replaced
+    # by the nearest one that is not, so that it is not fetched.
 
-    def _spec(self, shape, place: Callable, index: Callable) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, lambda *at: index(self._fetched(place, at[:4], at[4])))
+    def _spec(self, shape, step_of: Callable, index: Callable) -> pl.BlockSpec:
+        return pl.BlockSpec(shape, lambda *at: index(self._fetched(step_of, at[:4], at[4])))
 
-    def _fetched(self, place: Callable, at, offset) -> Step:
-        step = place(*at)
+    def _fetched(self, step_of: Callable, at, offset) -> Step:
+        step = step_of(*at)
         offset, limit = offset[0], self.options
-        if place == self.over_keys:
+        if step_of == self.over_keys:
             first = offset + step.queries * self.bq
             low, high = self._limits(first, self.bq, limit.window, limit.causal)
             return step._replace(keys=_clamp(step.keys, low, high, self.bk, self.key_blocks))
-        # The queries that see a key lie ahead of it as far as the keys that a query sees lie behind it.
+        # The queries that see a key are as far ahead of it as the keys that a query sees are behind the query.
         first = step.keys * self.bk - offset
         low = first if limit.causal else None if limit.window is None else first - limit.window + 1
         high = None if limit.window is None else first + self.bk + limit.window - 2
@@ -163,57 +162,57 @@ class _Plan:
         last = first + size - 1
         return low, last if causal else None if window is None else last + window - 1
 
-    def inputs(self, place: Callable) -> dict[str, tuple[Array, pl.BlockSpec]]:
+    def inputs(self, step_of: Callable) -> dict[str, tuple[Array, pl.BlockSpec]]:
         """Return the arrays of the problem, laid out for the kernels, each with its blocks."""
         x, G = self.x, self.G
         scaled = x.q * jnp.asarray(self.options.scale, x.q.dtype)
         of_keys = functools.partial(
-            self._spec, place=place, index=lambda s: (s.row, jax.lax.div(s.head, jnp.int32(G)), s.keys, 0)
+            self._spec, step_of=step_of, index=lambda s: (s.row, jax.lax.div(s.head, jnp.int32(G)), s.keys, 0)
         )
         found = {
-            "q": (self.pad(scaled.swapaxes(1, 2), 2, self.Lp), self._query_spec(place, x.q.shape[-1])),
+            "q": (self.pad(scaled.swapaxes(1, 2), 2, self.Lp), self._query_spec(step_of, x.q.shape[-1])),
             "k": (self.pad(x.k.swapaxes(1, 2), 2, self.Sp), of_keys((None, None, self.bk, x.k.shape[-1]))),
             "v": (self.pad(x.v.swapaxes(1, 2), 2, self.Sp), of_keys((None, None, self.bk, x.v.shape[-1]))),
         }
         if x.bias is not None:
-            found["bias"] = self._bias(place)
-        if x.segment_ids is not None:
-            queries, keys = (y.astype(jnp.int32) for y in (x.segment_ids, x.key_segment_ids))
-            row = self._spec((None, 1, self.bq), place, lambda s: (s.row, 0, s.queries))
-            column = self._spec((None, self.bk, 1), place, lambda s: (s.row, s.keys, 0))
+            found["bias"] = self._bias(x.bias, step_of)
+        if x.segments is not None:
+            queries, keys = (y.astype(jnp.int32) for y in x.segments)
+            row = self._spec((None, 1, self.bq), step_of, lambda s: (s.row, 0, s.queries))
+            column = self._spec((None, self.bk, 1), step_of, lambda s: (s.row, s.keys, 0))
             found["segments"] = (self.pad(queries, 1, self.Lp)[:, None], row)
             found["key_segments"] = (self.pad(keys, 1, self.Sp)[:, :, None], column)
         return found
 
-    def _bias(self, place: Callable) -> tuple[Array, pl.BlockSpec]:
-        b, h, _, _ = self.x.bias.shape
-        whole = jnp.broadcast_to(self.x.bias, (b, h, self.L, self.S)).swapaxes(2, 3)
+    def _bias(self, bias: Array, step_of: Callable) -> tuple[Array, pl.BlockSpec]:
+        b, h, _, _ = bias.shape
+        whole = jnp.broadcast_to(bias, (b, h, self.L, self.S)).swapaxes(2, 3)
         whole = self.pad(self.pad(whole, 2, self.Sp), 3, self.Lp)
         index = lambda s: (s.row if b > 1 else 0, s.head if h > 1 else 0, s.keys, s.queries)  # noqa: E731
-        return whole, self._spec((None, None, self.bk, self.bq), place, index)
+        return whole, self._spec((None, None, self.bk, self.bq), step_of, index)
 
-    def gradients(self, place: Callable, do, lse, delta) -> dict[str, tuple[Array, pl.BlockSpec]]:
-        row = self._row_spec(place)
-        return {"do": (do, self._query_spec(place, do.shape[-1])), "lse": (lse, row), "delta": (delta, row)}
+    def gradients(self, step_of: Callable, do, lse, delta) -> dict[str, tuple[Array, pl.BlockSpec]]:
+        row = self._row_spec(step_of)
+        return {"do": (do, self._query_spec(step_of, do.shape[-1])), "lse": (lse, row), "delta": (delta, row)}
 
-    def _query_spec(self, place: Callable, size: int) -> pl.BlockSpec:
-        return self._spec((None, None, self.bq, size), place, lambda s: (s.row, s.head, s.queries, 0))
+    def _query_spec(self, step_of: Callable, size: int) -> pl.BlockSpec:
+        return self._spec((None, None, self.bq, size), step_of, lambda s: (s.row, s.head, s.queries, 0))
 
-    def _row_spec(self, place: Callable) -> pl.BlockSpec:
-        return self._spec((None, None, 1, self.bq), place, lambda s: (s.row, s.head, 0, s.queries))
+    def _row_spec(self, step_of: Callable) -> pl.BlockSpec:
+        return self._spec((None, None, 1, self.bq), step_of, lambda s: (s.row, s.head, 0, s.queries))
 
-    def query_output(self, place: Callable, shape, dtype):
-        return self._output(shape, dtype), self._query_spec(place, shape[-1])
+    def query_output(self, step_of: Callable, shape, dtype):
+        return self._output(shape, dtype), self._query_spec(step_of, shape[-1])
 
-    def row_output(self, place: Callable, dtype):
-        return self._output((self.B, self.H, 1, self.Lp), dtype), self._row_spec(place)
+    def row_output(self, step_of: Callable, dtype):
+        return self._output((self.B, self.H, 1, self.Lp), dtype), self._row_spec(step_of)
 
-    def key_output(self, place: Callable, shape, dtype):
+    def key_output(self, step_of: Callable, shape, dtype):
         index = lambda b, j, s, t, *_: (b, j, s, 0)  # noqa: E731
         return self._output(shape, dtype), pl.BlockSpec((None, None, self.bk, shape[-1]), index)
 
-    def tile_output(self, place: Callable):
-        """Every tile is written, hidden ones too."""
+    def tile_output(self, step_of: Callable):
+        """Return the shape and the blocks of the gradient of every score; hidden blocks are written, too."""
         index = lambda b, h, i, j, *_: (b, h, j, i)  # noqa: E731
         shape = self._output((self.B, self.H, self.Sp, self.Lp), jnp.float32)
         return shape, pl.BlockSpec((None, None, self.bk, self.bq), index)
@@ -222,13 +221,13 @@ class _Plan:
         return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(self.x.q).manual_axis_type)
 
     def call(self, kernel: Callable, name: str, *, grid, inputs: dict, outputs: list, scratch: list) -> list[Array]:
-        """Run a kernel. It gets this plan and its references by name; scratch buffers are float32."""
-        place = self.over_queries if kernel is _dkv_kernel else self.over_keys
+        """Run a kernel. It gets a `Tile`, with this plan and the inputs by name; scratch buffers are float32."""
+        step_of = self.over_queries if kernel is _dkv_kernel else self.over_keys
         scalars = len(self.scalars)
 
         def body(*refs):
             named = dict(zip(inputs, refs[scalars:], strict=False))
-            kernel(Tile(self, place, refs[:scalars], named), *refs[scalars + len(inputs) :])
+            kernel(Tile(self, step_of, refs[:scalars], named), *refs[scalars + len(inputs) :])
 
         shapes, specs = zip(*outputs, strict=True)
         return pl.pallas_call(
@@ -247,11 +246,11 @@ class _Plan:
 
 
 class Tile:
-    """What a kernel sees: one block of keys before one block of queries."""
+    """What a step of a kernel computes: the scores of one block of queries with one block of keys."""
 
-    def __init__(self, plan: _Plan, place: Callable, scalars, refs: dict):
+    def __init__(self, plan: _Plan, step_of: Callable, scalars, refs: dict):
         self.plan, self.refs, self.scalars = plan, refs, scalars
-        self.place = place(*(pl.program_id(axis) for axis in range(4)))
+        self.step = step_of(*(pl.program_id(axis) for axis in range(4)))
         self.offset = scalars[0][0]
         last = pl.program_id(3) == pl.num_programs(3) - 1
         self.first, self.last = pl.program_id(3) == 0, last
@@ -264,25 +263,25 @@ class Tile:
         return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=jnp.float32)
 
     def visible(self):
-        """Return whether some query may see some key, by place and by the bounds of their segments."""
+        """Return whether some query may see some key, by position and by the bounds of their segments."""
         plan, options = self.plan, self.plan.options
-        first = self.offset + self.place.queries * plan.bq
+        first = self.offset + self.step.queries * plan.bq
         low, high = plan._limits(first, plan.bq, options.window, options.causal)
-        key = self.place.keys * plan.bk
+        key = self.step.keys * plan.bk
         seen = key < plan.S
         if high is not None:
             seen &= key <= high
         if low is not None:
             seen &= key + plan.bk > low
         if len(self.scalars) > 1:
-            q = self.place.row * plan.query_blocks + self.place.queries
-            k = self.place.row * plan.key_blocks + self.place.keys
+            q = self.step.row * plan.query_blocks + self.step.queries
+            k = self.step.row * plan.key_blocks + self.step.keys
             q_low, q_high, k_low, k_high = (ref[at] for ref, at in zip(self.scalars[1:], (q, q, k, k), strict=True))
             seen &= (q_low <= k_high) & (k_low <= q_high)
         return seen
 
     def scores(self) -> tuple[Float[Array, "bk bq"], Float[Array, "bk bq"] | None]:
-        """Return the scores, MASKED out of sight, and the slope of the soft cap."""
+        """Return the scores, MASKED where out of sight, and the derivative of the soft cap."""
         s, slope, cap = self.dot(self["k"], self["q"], (1, 1)), None, self.plan.options.softcap
         if cap is not None:
             t = jnp.tanh(s / cap)
@@ -292,12 +291,12 @@ class Tile:
         seen = self._seen(s.shape)
         return s if seen is None else jnp.where(seen, s, MASKED), slope
 
-    def _seen(self, shape: tuple[int, int]):
+    def _seen(self, shape: tuple[int, ...]):
         plan = self.plan
-        key = self.place.keys * plan.bk + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        query = self.offset + self.place.queries * plan.bq + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        by_place = seen_by_place(plan.options, query - key)
-        conditions = [] if by_place is None else [by_place]
+        key = self.step.keys * plan.bk + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        query = self.offset + self.step.queries * plan.bq + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        by_position = seen_by_position(plan.options, query - key)
+        conditions = [] if by_position is None else [by_position]
         if plan.Sp > plan.S:
             conditions.append(key < plan.S)
         if "segments" in self.refs:
@@ -389,7 +388,7 @@ def _up(n: int, multiple: int) -> int:
 
 
 def _clamp(index, low, high, size: int, blocks: int):
-    """Return the block nearest to `index` that reaches into the places from `low` to `high`."""
+    """Return the block nearest to `index` that has positions from `low` to `high`."""
     if high is not None:
         index = jnp.minimum(index, jax.lax.div(jnp.clip(high, 0, blocks * size - 1), jnp.int32(size)))
     if low is not None:
@@ -398,6 +397,6 @@ def _clamp(index, low, high, size: int, blocks: int):
 
 
 def _bounds(ids: Int[Array, "B L"], size: int) -> list[Int[Array, " B*N"]]:
-    """Return the lowest and the highest id of each block; what pads the last one takes part in neither."""
+    """Return the lowest and the highest id of each block, without padding."""
     blocks = [jnp.pad(ids.astype(jnp.int32), ((0, 0), (0, -ids.shape[1] % size)), mode="edge").reshape(-1, size)]
     return [f(y, axis=1) for y in blocks for f in (jnp.min, jnp.max)]

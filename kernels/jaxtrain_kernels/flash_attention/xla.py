@@ -1,28 +1,57 @@
-"""Attention in blocks, as plain XLA: the portable form, and the one for CPU.
+"""Attention in blocks, in plain XLA, for every device.
 
 Online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867) over blocks of keys, Dao et al. (2022),
-arXiv:2205.14135; the backward computes the scores of a block again from the log-sum-exp, so memory grows with the
-length, not with its square. Blocks that the mask hides by place alone are not computed.
+arXiv:2205.14135. The backward recomputes the scores of a block from the log-sum-exp, so memory grows with the length,
+not with its square. Blocks that the mask hides by position alone are not computed.
 
-A short sequence is a few blocks of queries, each written out, with the very keys it can see: one matrix product each if
-they are few. A long one is a loop. On CPU, scores larger than the cache cost more than the products around them: rows
-of the batch go one by one there, in smaller blocks.
+A short sequence is a few blocks of queries. Each is written out (unrolled), with only the keys it can see: one matrix
+product each if the keys are few. A long sequence is a loop. On CPU, scores larger than the cache cost more than the
+products around them, so there rows of the batch are computed one by one, in smaller blocks.
 
 Inside, the G query heads of a key head are rows of one product: M = G x (queries of a block).
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtrain_kernels.flash_attention.problem import LOWEST, MASKED, Blocks, Inputs, Options, accumulator, seen_by_place
+from jaxtrain_kernels.flash_attention.problem import (
+    LOWEST,
+    MASKED,
+    Blocks,
+    Inputs,
+    Options,
+    accumulator,
+    offset_of,
+    seen_by_position,
+)
 
-CPU = Blocks(rows=1, queries=64, written_out=16)
-ACCELERATOR = Blocks(rows=1 << 30, queries=128, written_out=4)  # more queries: gigabytes of scores at 64 heads
-KEYS_OF_A_LOOP = 1024  # what is written out takes all the keys it can see at once
+
+class Sizes(NamedTuple):
+    """The sizes of blocks, as in `Blocks`. With `keys` None a block that is written out takes all keys at once."""
+
+    rows: int
+    queries: int
+    written_out: int
+    keys: int | None = None
+
+    def replaced_by(self, asked: Blocks) -> "Sizes":
+        """Return the sizes that are asked for, and these for the others."""
+        return Sizes(
+            rows=asked.rows or self.rows,
+            queries=asked.queries or self.queries,
+            written_out=asked.written_out or self.written_out,
+            keys=asked.keys or self.keys,
+        )
+
+
+CPU = Sizes(rows=1, queries=64, written_out=16)
+ACCELERATOR = Sizes(rows=1 << 30, queries=128, written_out=4)  # more queries: gigabytes of scores at 64 heads
+KEYS_OF_A_LOOP = 1024
 
 
 def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float[Array, "B H L"]]:
@@ -38,8 +67,8 @@ def backward(
 
 
 def _on_platform(function: Callable, options: Options, *arguments):
-    def run(default: Blocks, *arguments):
-        blocks = options.blocks.or_else(default)
+    def run(default: Sizes, *arguments):
+        blocks = default.replaced_by(options.blocks)
         return _in_rows(functools.partial(function, options, blocks), blocks.rows, *arguments)
 
     if None not in (options.blocks.rows, options.blocks.queries):
@@ -49,7 +78,7 @@ def _on_platform(function: Callable, options: Options, *arguments):
 
 
 def _in_rows(function: Callable, rows: int, x: Inputs, *others):
-    """Compute so many rows of the batch at a time; all at once where a bias has its gradient summed over them."""
+    """Compute so many rows of the batch at a time; all at once with a bias, whose gradient is summed over them."""
     B = x.q.shape[0]
     if rows >= B or B % rows or x.bias is not None:
         return function(x, *others)
@@ -62,7 +91,7 @@ def _in_rows(function: Callable, rows: int, x: Inputs, *others):
     return jax.tree.map(lambda y: y.reshape(B, *y.shape[2:]), jax.lax.map(some, chunks))
 
 
-def _forward(options: Options, blocks: Blocks, x: Inputs):
+def _forward(options: Options, blocks: Sizes, x: Inputs):
     tiles = _Tiles(options, blocks, x)
 
     def of_queries(_, start, size):
@@ -88,7 +117,7 @@ def _forward(options: Options, blocks: Blocks, x: Inputs):
     return tiles.length_first(o), lse.reshape(lse.shape[0], -1, lse.shape[-1])
 
 
-def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
+def _backward(options: Options, blocks: Sizes, x: Inputs, lse, delta, do):
     tiles = _Tiles(options, blocks, x)
     do = tiles.heads_first(do)
     G = x.q.shape[2] // x.k.shape[2]
@@ -96,9 +125,9 @@ def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
 
     def of_queries(sums, start, size):
         q, do_block, lse_block, delta_block = (tiles.queries(y, start, size) for y in (tiles.q, do, lse, delta))
-        # Products that contract the first axis of the scores are slow on CPU; so the small operand is turned instead.
+        # Products that contract the first axis of the scores are slow on CPU, so the small operand is transposed.
         q_BJKM, do_BJVM = q.swapaxes(2, 3), do_block.swapaxes(2, 3)
-        # One block after another: their scores together would be the whole matrix.
+        # The barrier runs one block after another: the scores of all blocks together would be the whole matrix.
         sums, q, do_block, q_BJKM, do_BJVM = jax.lax.optimization_barrier((sums, q, do_block, q_BJKM, do_BJVM))
 
         def of_keys(carry, first, count):
@@ -124,7 +153,7 @@ def _backward(options: Options, blocks: Blocks, x: Inputs, lse, delta, do):
     (dk, dv, dbias), (dq,) = tiles.over_queries(of_queries, sums)
     S = x.k.shape[1]
     dk, dv = (y[..., :S].transpose(0, 3, 1, 2).astype(like.dtype) for y, like in ((dk, x.k), (dv, x.v)))
-    if dbias is not None:
+    if x.bias is not None:
         dbias = dbias.reshape(x.bias.shape[0], -1, *dbias.shape[3:])[tuple(slice(n) for n in x.bias.shape)]
         dbias = dbias.astype(x.bias.dtype)
     return tiles.length_first(dq), dk, dv, dbias
@@ -140,21 +169,21 @@ def _add(total: Float[Array, "B J K S"], part: Float[Array, "B J K s"], first) -
 class _Tiles:
     """A problem with heads before lengths, cut into blocks of queries and of keys.
 
-    Blocks whose start and size are known while tracing hold the keys they can see and no others. Those of a loop have
-    one size, and the lengths are padded to multiples of it.
+    Blocks that are written out have a static start and size, and only the keys they can see. Blocks of a loop have one
+    size, and the lengths are padded to multiples of it.
     """
 
-    def __init__(self, options: Options, blocks: Blocks, x: Inputs):
+    def __init__(self, options: Options, blocks: Sizes, x: Inputs):
         self.options, self.x = options, x
         self.dtype = accumulator(x.q.dtype)
         self.L, self.S = x.q.shape[1], x.k.shape[1]
         self.block = min(blocks.queries, self.L)
         self.written_out = -(-self.L // self.block) <= blocks.written_out
-        self.offset = x.offset if options.offset is None else options.offset
+        self.offset = offset_of(x, options)
         at_once = self.S if self.written_out and options.offset is not None else KEYS_OF_A_LOOP
         self.key_block = min(blocks.keys or at_once, self.S)
         self.pad_q = 0 if self.written_out else -self.L % self.block
-        self.pad_k = -self.S % self.key_block  # blocks of a loop; what is written out never reaches it
+        self.pad_k = -self.S % self.key_block  # for blocks of a loop; those written out never reach it
         scaled = x.q * jnp.asarray(options.scale, x.q.dtype)
         self.q = self.heads_first(scaled)
         self.k, self.v = (self._pad(y.swapaxes(1, 2), 2, self.pad_k) for y in (x.k, x.v))
@@ -164,9 +193,10 @@ class _Tiles:
             bias = x.bias.reshape((B, 1, 1, *rest) if H == 1 else (B, J, H // J, *rest))
             bias = bias if bias.shape[3] == 1 else self.pad_queries(bias, 3)
             self.bias = bias if bias.shape[4] == 1 else self._pad(bias, 4, self.pad_k)
-        if x.segment_ids is not None:
-            self.segments = self.pad_queries(x.segment_ids, 1)
-            self.key_segments = self._pad(x.key_segment_ids, 1, self.pad_k)
+        if x.segments is not None:
+            of_queries, of_keys = x.segments
+            self.segments = self.pad_queries(of_queries, 1)
+            self.key_segments = self._pad(of_keys, 1, self.pad_k)
 
     def full(self, shape: tuple[int, ...]) -> Array:
         """Return zeros that, inside shard_map, vary over the mesh axes that any input varies over."""
@@ -200,7 +230,7 @@ class _Tiles:
         return _slice(y, first, count, 2)
 
     def scores(self, q, start, size: int, first, count: int):
-        """Return the scores of a tile, MASKED added out of sight, and the slope of the soft cap."""
+        """Return the scores of a tile, MASKED added to those out of sight, and the derivative of the soft cap."""
         s = jnp.einsum("BJMK,BJSK->BJMS", q, self.keys(self.k, first, count), preferred_element_type=self.dtype)
         slope, cap = None, self.options.softcap
         if cap is not None:
@@ -228,20 +258,20 @@ class _Tiles:
         return jax.lax.dynamic_update_slice(dbias, tile + jnp.sum(ds, axis=summed, keepdims=True), at)
 
     def _seen(self, start, size, first, count):
-        """Return which keys of the tile are seen, broadcastable to [B, J, G, size, count], or None where all are."""
+        """Return which keys of the tile are seen, broadcastable to [B, J, G, size, count], or None if all are."""
         key = first + jnp.arange(count)
         distance = (self.offset + start + jnp.arange(size))[:, None] - key[None, :]
-        by_place = seen_by_place(self.options, distance)
-        conditions = [] if by_place is None else [by_place[None, None, None]]
+        by_position = seen_by_position(self.options, distance)
+        conditions = [] if by_position is None else [by_position[None, None, None]]
         if self.pad_k and not isinstance(first, int):
             conditions.append((key < self.S)[None, None, None, None])
-        if self.x.segment_ids is not None:
-            mine = _slice(self.segments, start, size, 1)[:, None, None, :, None]
-            conditions.append(mine == _slice(self.key_segments, first, count, 1)[:, None, None, None, :])
+        if self.x.segments is not None:
+            own = _slice(self.segments, start, size, 1)[:, None, None, :, None]
+            conditions.append(own == _slice(self.key_segments, first, count, 1)[:, None, None, None, :])
         return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
     def over_queries(self, body: Callable, carry):
-        """Run `body(carry, start, size) -> carry, parts` on every block; join the parts along the length."""
+        """Run `body(carry, start, size) -> carry, parts` on every block of queries; join the parts along the length."""
         if self.written_out:
             parts = []
             for start in range(0, self.L, self.block):
@@ -276,7 +306,7 @@ class _Tiles:
         return jax.lax.fori_loop(first // self.key_block, -(-end // self.key_block), one, carry)
 
     def _range(self, start, size: int):
-        """Return the first key that some query of the block can see, and the one after the last."""
+        """Return the range of keys that some query of the block can see: the first one, and the one after the last."""
         at, options = self.offset + start, self.options
         first, end = 0, self.S
         if options.window is not None:

@@ -41,10 +41,10 @@ def linear_attention(
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:
     """Return the output of every step, in the dtype of `v`, and the state after the last, in float32.
 
-    Each of the J key heads has a state, which the H/J query heads of its group read. The state starts anew where
+    Each of the J key heads has a state, which the H/J query heads of its group read. The state is reset where
     `segment_ids` change; the first segment continues `initial_state`. Both results are differentiable with respect to
     everything but `segment_ids`. Log-decays are at most 0; those below -50 act as -50. Sums are taken in float32.
-    `implementation="gpu"` always takes chunks of 64, `"tpu"` chunks of at most 128 with a gate for every key channel.
+    `implementation="gpu"` always has chunks of 64; with a gate for every key channel `"tpu"` has chunks of at most 128.
 
         o, state = linear_attention(q, k, v, jax.nn.log_sigmoid(gate))
 
@@ -71,7 +71,7 @@ def recurrent_step(
     log_decay: Float[Array, " J"] | Float[Array, "B J"] | Float[Array, "B J K"] | None,
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
-    """Return the output of one step, in the dtype of `v`, and the state after it: what decoding needs.
+    """Return the output of one step, in the dtype of `v`, and the state after it, for decoding.
 
     Raises:
         ValueError: shapes do not fit each other.
@@ -79,15 +79,17 @@ def recurrent_step(
     check_shapes_of_step(q, k, v, state)
     B, J, K = k.shape
     check_log_decay(log_decay, (J,), (B, J), (B, J, K))
-    inputs = (x.astype(state.dtype) for x in (q, k, v))
+    wide_q, wide_k, wide_v = (x.astype(state.dtype) for x in (q, k, v))
     if log_decay is not None and log_decay.ndim > 1:
         log_decay = log_decay[:, None]
-    output, state = reference.step(state, *inputs, per_step(log_decay, k[:, None])[:, 0].astype(state.dtype))
+    decay = per_step(log_decay, k[:, None])[:, 0].astype(state.dtype)
+    output, state = reference.step(state, wide_q, wide_k, wide_v, decay)
     return output.astype(v.dtype), state
 
 
 def _run_reference(chunk: int, q, k, v, log_decay, runs, state):
-    output, state = reference.linear_attention(*(x.astype(state.dtype) for x in (q, k, v)), log_decay, runs, state)
+    wide_q, wide_k, wide_v = (x.astype(state.dtype) for x in (q, k, v))
+    output, state = reference.linear_attention(wide_q, wide_k, wide_v, log_decay, runs, state)
     return output.astype(v.dtype), state
 
 

@@ -1,4 +1,4 @@
-"""Linear attention in Mosaic GPU for Hopper: gpu_scalar.py, and gpu_channels.py for a gate for every key channel."""
+"""Linear attention in Mosaic GPU for Hopper: gpu_scalar.py, and with a gate for every key channel gpu_channels.py."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ def refuses(q: Float[Array, "B L H K"], k: Array, v: Array, log_decay: Array | N
 
 def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     """Return the output of every step and the state after the last; shapes as in api.py, chunks always of 64."""
-    return _form(log_decay).forward(q, k, v, log_decay, runs, state, chunk=chunk)
+    return _kernels(log_decay).forward(q, k, v, log_decay, runs, state, chunk=chunk)
 
 
 def backward(residuals, gradients, *, chunk: int):
     """Return the gradients of the inputs, from the inputs and the gradients of output and final state."""
-    return _form(residuals[3]).backward(residuals, gradients, chunk=chunk)
+    return _kernels(residuals[3]).backward(residuals, gradients, chunk=chunk)
 
 
-def _form(log_decay: Float[Array, "B L J 1|K"]):
+def _kernels(log_decay: Float[Array, "B L J #K"]):
     return gpu_scalar if log_decay.shape[-1] == 1 else gpu_channels

@@ -1,19 +1,20 @@
 """Linear attention with a gate for every key channel in Mosaic GPU for Hopper.
 
-As in gpu.py the state stays in registers along a sequence. What a step keeps of an earlier one differs by channel here,
-and no product of a factor of one with a factor of the other gives it without exponents above 0. So pairs of steps are
-sorted by the smallest aligned block of 2, 4, ..., 64 steps that holds both: they lie in its two halves, and both decay
-towards its middle. For each of these six levels
+As in gpu_scalar.py the state stays in registers along a sequence. Here the decay between two steps differs by channel.
+It cannot be written as a factor of the one step times a factor of the other without exponents above 0. So pairs of
+steps are sorted by the smallest aligned block of 2, 4, ..., 64 steps that holds both. The two steps are in different
+halves of it, and both decay towards its middle. For each of these six levels, with
 
     x_i = q_i exp(sum of log-decays from the middle to i)  for the steps of later halves, each for its own block,
-    x_j = k_j exp(sum of log-decays from j to the middle)  for those of earlier ones,
+    x_j = k_j exp(sum of log-decays from j to the middle)  for those of earlier halves,
 
 the pairs' scores are entries of x x^T. This is the two-level form of Yang et al. (2023), arXiv:2312.06635, section 4.3,
-with every level a matrix product, since six small products cost a tensor core less than sums over channels cost other
-units. The sums of log-decays are products with matrices of zeros and ones, too: log-decays come as two bfloat16
-numbers each, high and low, whose sums miss an exponential by at most 3e-6. bfloat16 and float16 only.
+with a matrix product for every level: six small products on a tensor core cost less than sums over channels on other
+units. The sums of log-decays are products with matrices of zeros and ones, too. For these, a log-decay is two bfloat16
+numbers, high and low; the error of an exponential is at most 3e-6. bfloat16 and float16 only.
 
-Backward, a block takes a head and 64 key channels, for which every gradient but that of values is its own.
+In the backward, a block takes a head and 64 key channels. It computes every gradient of these channels alone; only the
+gradient of values is a sum over blocks.
 """
 
 import jax
@@ -58,7 +59,7 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     gates, (q, k, v) = _gates(log_decay, runs), map(whole_chunks, (q, k, v))
     (B, _, H, K), dtype = q.shape, q.dtype
     parts = K // TILE
-    slots = SLOTS if parts == 1 else 1  # what there is shared memory for
+    slots = SLOTS if parts == 1 else 1  # as many as fit shared memory
     o, final = kernel(
         _forward_kernel,
         "linear_attention_forward",
@@ -87,7 +88,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, high_ref, low_ref, rows_ref, keep_ref, 
     q, k, v, high, low, of_steps, keep, near, out, states_, patterns, x, full = scratch
     batch, head, tile = (lax.axis_index(name) for name in ("batch", "head", "tile"))
     key_head = lax.div(head, q_ref.shape[2] // k_ref.shape[2])
-    chunks, slots, parts, dtype = q_ref.shape[1] // CHUNK, *q.shape[:2], q.dtype
+    chunks, (slots, parts), dtype = q_ref.shape[1] // CHUNK, q.shape[:2], q.dtype
 
     def fetch(chunk, slot):
         for part in range(parts):
@@ -306,7 +307,7 @@ def _states_kernel(k_ref, v_ref, high_ref, low_ref, rows_ref, keep_ref, first_re
 class _Levels:
     """Scores and decays of one chunk and some tiles of key channels, level by level.
 
-    Shared memory for two levels: while the products of one are read, the next is stored.
+    There is shared memory for two levels: while products read one, the next is stored.
     """
 
     def __init__(self, q, k, high, low, of_steps, patterns, x):
@@ -315,20 +316,21 @@ class _Levels:
         self.parts = range(q.shape[0])
 
     def begin(self) -> None:
+        """Store the pattern of the first level."""
         self.patterns[0] = _pattern(0)
         plgpu.commit_smem()
 
     def own_scores(self) -> Float[Array, "C C"]:
         """Return the score of every step with itself."""
-        own = sum((matrix(self.q.at[part]) * matrix(self.k.at[part])).sum(axis=1) for part in self.parts)
-        return jnp.where(index(0) == index(1), along_rows(own), 0.0)
+        first, *others = [(matrix(self.q.at[part]) * matrix(self.k.at[part])).sum(axis=1) for part in self.parts]
+        return jnp.where(index(0) == index(1), along_rows(sum(others, start=first)), 0.0)
 
-    def _decay(self, slot: int, part: int) -> Float[Array, "C 64"]:
+    def _decay(self, slot: int | Array, part: int) -> Float[Array, "C 64"]:
         pattern = self.patterns.at[slot]
         return jnp.exp(product((pattern, self.high.at[part]), (pattern, self.low.at[part])))
 
     def store(self, level) -> Array:
-        """Store a level's x, and what the next needs; return the decay of the last tile."""
+        """Store a level's x and the pattern of the next level; return the decay of the last tile."""
         slot = lax.rem(level, 2)
         for part in self.parts:
             decay = self._decay(slot, part)
@@ -338,7 +340,7 @@ class _Levels:
         return decay
 
     def pairs(self, level, *, turned: bool = False) -> Bool[Array, "C C"]:
-        """Return which pairs of a later and an earlier step of a run are of a level."""
+        """Return which pairs of a later and an earlier step of a run belong to a level."""
         same_run = rows(self.of_steps.at[RUNS]) == columns(self.of_steps.at[RUNS])
         return pairs_of(level, turned=turned) & same_run
 
@@ -360,7 +362,7 @@ class _Levels:
 
 
 def _pattern(level) -> Float[Array, "C C"]:
-    """Return which log-decays lie between each step and the middle of its block; of a level more, the chunk's end."""
+    """Return which log-decays lie between each step and the middle of its block; at level 6, up to the chunk's end."""
     half, step, other = lax.shift_left(1, level), index(0), index(1)
     middle = (step & -(2 * half)) + half
     after, before = (other >= middle) & (other <= step), (other > step) & (other < middle)
@@ -368,6 +370,7 @@ def _pattern(level) -> Float[Array, "C C"]:
 
 
 def _up_to_each_step() -> Float[Array, "C C"]:
+    """Return which log-decays lie between the chunk's start and each step."""
     return _as_numbers(index(1) <= index(0))
 
 
@@ -380,7 +383,7 @@ def _levels_memory(dtype: jnp.dtype, parts: int) -> tuple:
 
 
 def _gates(log_decay: Float[Array, "B L J K"], runs: Int[Array, "B L"]) -> tuple[Array, Array, Array, Array]:
-    """Return log-decays as two numbers each, rows [B N 3 C], and what a state keeps of each channel [B J N K]."""
+    """Return the high and low part of log-decays, rows [B N 3 C], and what a state keeps of each channel [B J N K]."""
     padded = whole_chunks(log_decay)
     high = lax.reduce_precision(padded, exponent_bits=8, mantissa_bits=7)
     runs_NBC, alive, lasts = split_runs(runs, CHUNK)

@@ -1,9 +1,10 @@
 """Linear attention with a scalar decay in Mosaic GPU for Hopper: the state stays in registers along a sequence.
 
-A block has one warpgroup. Forward, it takes a head and 64 value channels, and its state is K x 64; backward, a head and
-64 key channels, last chunk first, and the gradient of its state is 64 x V. Chunks of 64 steps come through two slots of
-shared memory, the next one while this one is worked on. Weights of the decay are computed outside, as on TPU
-(tpu_decay.ScalarDecay), and so is the sum of what blocks of different key channels give values and log-decays.
+A block has one warpgroup. In the forward it takes a head and 64 value channels, and its state is K x 64. In the
+backward it takes a head and 64 key channels, last chunk first, and the gradient of its state is 64 x V. Chunks have 64
+steps. The forward has two slots of shared memory for them: the next chunk is copied while this one is computed. Two
+things are computed outside: the weights of the decay, as on TPU (tpu_decay.ScalarDecay), and the sum over blocks of
+different key channels of the gradients of values and log-decays.
 """
 
 import jax
@@ -176,7 +177,7 @@ def _backward_kernel(q_ref, k_ref, v_ref, do_ref, rows_ref, states_ref, dfinal_r
         own_k = matrix(k.at[tile])
         weighted[...] = (own_q * decay.into).astype(dtype)
         plgpu.commit_smem()
-        # The part of dv that all key channels share is counted by the first block.
+        # The first block alone counts the part of dv that all key channels share.
         pairs, counted = decay.pairs(), jnp.where(tile == 0, 1.0, 0.0)
         scores = product(*((q.at[i], turned(k.at[i])) for i in range(key_tiles)))
         near[...] = (scores * pairs * counted).astype(dtype)

@@ -11,7 +11,7 @@ def step(
     q: Float[Array, "B H K"],
     k: Float[Array, "B J K"],
     v: Float[Array, "B J V"],
-    log_decay: Float[Array, "B J 1|K"],
+    log_decay: Float[Array, "B J #K"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B J K V"]]:
     """Return q S and S = exp(log_decay) S + k v^T; the query heads of a group read the state of their key head."""
     state = jnp.exp(log_decay)[..., None] * state + k[..., :, None] * v[..., None, :]
@@ -23,7 +23,7 @@ def linear_attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L J K"],
     v: Float[Array, "B L J V"],
-    log_decay: Float[Array, "B L J 1|K"],
+    log_decay: Float[Array, "B L J #K"],
     runs: Int[Array, "B L"],
     state: Float[Array, "B J K V"],
 ) -> tuple[Float[Array, "B L H V"], Float[Array, "B J K V"]]:

@@ -1,13 +1,13 @@
 """Linear attention in Pallas for TPU: the state stays in the core's memory along the chunks of a sequence.
 
-The grid is (batch, heads, chunks), chunks one after another; the state is a scratch buffer, kept transposed, [V, K], so
-that gates of key channels lie along the lanes. Three kernels: the forward pass; the states before each chunk, computed
-again for the backward pass; and the backward pass, from the last chunk to the first. How a chunk decays is a class of
-tpu_decay.py.
+The grid is (batch, heads, chunks), with chunks one after another. The state is a scratch buffer, transposed, [V, K], so
+that gates of key channels lie along the lanes. There are three kernels: the forward pass; the states before each chunk,
+recomputed for the backward pass; and the backward pass, from the last chunk to the first. A class of tpu_decay.py is
+the decay of a chunk.
 
-The gradient of a log-decay is summed over all pairs of steps that it lies between. The shorter form, a running sum of
-q_i dq_i - k_i dk_i (Yang et al., 2023, arXiv:2312.06635, appendix C), loses digits in float32. Query heads of a group
-are computed apart, each with its own copy of the state.
+The gradient of a log-decay is the sum over all pairs of steps that it lies between. The shorter formula, a running sum
+of q_i dq_i - k_i dk_i (Yang et al., 2023, arXiv:2312.06635, appendix C), loses digits in float32. Query heads of a
+group are computed separately, each with its own copy of the state.
 """
 
 import functools
@@ -32,7 +32,7 @@ from jaxtrain_kernels.tpu_chunks import (
 )
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-LARGEST_CHANNEL_CHUNK = 128  # with gates of key channels in float32, 256 steps of 128 channels are too much for a v5e
+LARGEST_CHANNEL_CHUNK = 128  # with gates of key channels in float32, 256 steps of 128 channels exceed a v5e's memory
 Decay = type[ScalarDecay] | type[ChannelDecay]
 
 
@@ -43,7 +43,7 @@ def refuses(q: Float[Array, "B L H K"], *_: object) -> Sequence[str]:
 
 def forward(q, k, v, log_decay, runs, state, *, chunk: int):
     """Return the output of every step and the state after the last; shapes as in api.py."""
-    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _fitting(chunk, log_decay)
+    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _chunk_size(chunk, log_decay)
     decay, gates, q, k, v, state = _lay_out(q, k, v, log_decay, runs, state, chunk)
     (steps, at), all_of = in_order(q, chunk), whole(state)
     output, final = call(
@@ -60,7 +60,7 @@ def forward(q, k, v, log_decay, runs, state, *, chunk: int):
 def backward(residuals, gradients, *, chunk: int):
     """Return the gradients of the inputs, from the inputs and the gradients of output and final state."""
     q, k, v, log_decay, runs, state = residuals
-    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _fitting(chunk, log_decay)
+    groups, L, chunk = q.shape[2] // k.shape[2], q.shape[1], _chunk_size(chunk, log_decay)
     dfinal = for_one_head_of_each_group(gradients[1], groups)
     doutput = steps_of(gradients[0], chunk)
     decay, gates, q, k, v, state = _lay_out(q, k, v, log_decay, runs, state, chunk)
@@ -79,7 +79,7 @@ def backward(residuals, gradients, *, chunk: int):
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dlog_decay, None, dstate.swapaxes(2, 3)
 
 
-def _fitting(chunk: int, log_decay: Float[Array, "B L J 1|K"]) -> int:
+def _chunk_size(chunk: int, log_decay: Float[Array, "B L J #K"]) -> int:
     return chunk if log_decay.shape[-1] == 1 else min(chunk, LARGEST_CHANNEL_CHUNK)
 
 
@@ -137,7 +137,7 @@ def _backward_kernel(decay: Decay, q_ref, k_ref, v_ref, do_ref, *refs):
 
 
 def _lay_out(q, k, v, log_decay, runs, state, chunk: int):
-    """Return the kernels' form: a key head for every query head, [B, H, L', ...] in whole chunks, states transposed."""
+    """Return the kernels' inputs: a key head a query head, [B, H, L', ...] in whole chunks, states transposed."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v, log_decay = (jnp.repeat(x, groups, axis=2) for x in (k, v, log_decay))

@@ -1,8 +1,8 @@
-"""How a chunk decays, inside the TPU kernels: by a scalar each step, or by a gate for every key channel.
+"""The decay of a chunk inside the TPU kernels: by a scalar each step, or by a gate for every key channel.
 
-Either class lays gates out for the kernels (`gates`, `specs`, `gradient`), and is in a kernel what one chunk lets
-through: `into` and `out` as in chunks.Weights, `keep` for the state, and the scores with their pullback. Vectors over
-steps lie along lanes in memory; in the kernel a mask turns them, since TPUs have no cheap transpose of one row.
+Both classes lay out gates for the kernels (`gates`, `specs`, `gradient`). In a kernel an instance is the decay of one
+chunk: `into` and `out` as in chunks.Weights, `keep` for the state, and the scores with their pullback. Vectors over
+steps lie along lanes in memory. The kernel transposes them by a mask, since TPUs have no cheap transpose of one row.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def row(column: Float[Array, "C 1"]) -> Float[Array, "1 C"]:
 
 
 def split_runs(runs: Int[Array, "B L"], chunk: int) -> tuple[Array, Array, Array]:
-    """Return the runs of chunks [N B C], which steps see the state before, and which the state after keeps."""
+    """Return the runs of chunks [N B C], which steps see the state before, and which steps the state after keeps."""
     runs_NBC = split(runs, chunk, edge=True)
     before = jnp.concatenate([runs_NBC[:1, :, :1], runs_NBC[:-1, :, -1:]])
     return runs_NBC, runs_NBC == before, runs_NBC == runs_NBC[:, :, -1:]
@@ -89,7 +89,7 @@ class ScalarDecay:
         return dot(q, k, (1, 1)) * self.pairs
 
     def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
-        """Return the gradients of queries and keys from that of the scores, and what `write_gradient` takes."""
+        """Return the gradients of queries and keys from that of the scores, and the one that `write_gradient` takes."""
         weighted = (dscores * self.pairs).astype(q.dtype)
         return dot(weighted, k, (1, 0)), dot(weighted, q, (0, 0)), dscores * scores
 
@@ -98,8 +98,8 @@ class ScalarDecay:
     ) -> None:
         """Write the gradient of the log-decays, from those of the logarithms of pairs, `into`, `out` and `keep`.
 
-        A step's log-decay is in all pairs it lies between, in what it and later steps see of the state before the
-        chunk, and in what the state after the chunk keeps of earlier ones.
+        A step's log-decay is part of all pairs it lies between, of `into` for it and later steps, and of `out` for
+        earlier steps.
         """
         C = dpairs.shape[0]
         before = index((C, C), 0) < index((C, C), 1)  # [S T], whether step S is before T
@@ -166,7 +166,7 @@ class ChannelDecay:
         return jnp.exp(jnp.where(index(exponent.shape, 1) >= step, exponent, -jnp.inf))
 
     def _on(self, step: int) -> Array:
-        """Return where the scores of each sub-chunk with one of its own steps lie, [C, C]."""
+        """Return the positions of the scores of each sub-chunk with one of its own steps, [C, C]."""
         C = self.coarse.shape[0]
         return index((C, C), 1) == index((C, C), 0) // SUB_CHUNK * SUB_CHUNK + step
 
@@ -188,9 +188,9 @@ class ChannelDecay:
     def pull(self, q: Float[Array, "C K"], k: Float[Array, "C K"], scores: Array, dscores: Float[Array, "C C"]):
         """Return the gradients of queries, keys and log-decays from that of the scores.
 
-        A log-decay is in all pairs which its step lies between. Those in different sub-chunks are summed by query where
-        the step is in the query's sub-chunk, else by key. (Everywhere by query, less by key, would be shorter, but the
-        small difference of large sums.)
+        A log-decay is part of all pairs that its step lies between. Pairs in different sub-chunks are summed by query
+        if the step is in the query's sub-chunk, else by key. (A sum by query minus a sum by key would be shorter, but
+        it is a small difference of large sums.)
         """
         (C, K), dtype = q.shape, q.dtype
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
@@ -209,7 +209,7 @@ class ChannelDecay:
         return dq + dq_near, dk + dk_near, by_query + by_key + of_earlier + dgate_near
 
     def _sum_of_own(self, x: Float[Array, "C K"], *, from_step: bool = False) -> Float[Array, "C K"]:
-        """Return for each step the sum over those of its sub-chunk before it, or from it on."""
+        """Return for each step the sum over the steps of its sub-chunk before it or, with `from_step`, from it on."""
         rows, columns = (index((x.shape[0], x.shape[0]), axis) for axis in (0, 1))
         taken = columns >= rows if from_step else columns < rows
         return dot((taken & (rows // SUB_CHUNK == columns // SUB_CHUNK)).astype(x.dtype), x, (1, 0))
@@ -242,7 +242,7 @@ class ChannelDecay:
     def write_gradient(
         self, ref, dgate: Float[Array, "C K"], dinto: Float[Array, "C K"], dout: Array, dkeep: Float[Array, "1 K"]
     ) -> None:
-        """Write the gradient of the log-decays, from that by the scores, and of the logarithms of the others."""
+        """Write the gradient of the log-decays, from that of the scores and those of the logarithms of the others."""
         C = dgate.shape[0]
         until = (index((C, C), 0) <= index((C, C), 1)).astype(jnp.float32)  # [T S], whether step T is at most S
         ref[...] = dgate + dot(until, dinto, (1, 0)) + dot(1.0 - until, dout, (1, 0)) + dkeep

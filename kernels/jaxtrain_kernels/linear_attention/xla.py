@@ -1,12 +1,12 @@
 """Linear attention chunk by chunk: a scan over chunks with matrix products inside.
 
 Within a chunk each step sees the state before the chunk, and the earlier steps through a masked matrix of scores. With
-a gate for every key channel the scores are taken by two levels (Yang et al., 2023, arXiv:2312.06635, section 4.3):
-pairs in different sub-chunks by a matrix product, both factors decayed towards the start of the later sub-chunk; pairs
-in one sub-chunk in log space, channel by channel. No exponent is ever positive, so no gate overflows.
+a gate for every key channel the scores have two levels (Yang et al., 2023, arXiv:2312.06635, section 4.3). Pairs in
+different sub-chunks are a matrix product, with both factors decayed towards the start of the later sub-chunk. Pairs in
+one sub-chunk are computed in log space, channel by channel. No exponent is ever positive, so no gate overflows.
 
 Accumulates in float32 (float64 for float64). The backward pass runs the scan again, keeps the state before each chunk
-and computes the rest of a chunk a second time: memory grows with the length by one state a chunk.
+and recomputes the rest of each chunk: memory grows with the length by one state a chunk.
 """
 
 import jax
@@ -34,7 +34,7 @@ def forward(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L J K"],
     v: Float[Array, "B L J V"],
-    log_decay: Float[Array, "B L J 1|K"],
+    log_decay: Float[Array, "B L J #K"],
     runs: Int[Array, "B L"],
     state: Float[Array, "B J K V"],
     *,
@@ -69,12 +69,12 @@ def _chunk(
     q: Float[Array, "B H C K"],
     k: Float[Array, "B J C K"],
     v: Float[Array, "B J C V"],
-    log_decay: Float[Array, "B J C 1|K"],
+    log_decay: Float[Array, "B J C #K"],
     runs: Int[Array, "B C"],
     run: Int[Array, " B"],
     state: Float[Array, "B J K V"],
 ):
-    """Return output, its steps last first as those of `q` are, and the state after the chunk."""
+    """Return the output, in reversed steps as `q`, and the state after the chunk."""
     w, dtype = weights(log_decay, runs, run), q.dtype
     q_BJGCK = q.reshape(*k.shape[:2], -1, *k.shape[2:])
     scores = (_scores_of_scalar if log_decay.shape[-1] == 1 else _scores_of_channels)(q_BJGCK, k, w)
@@ -106,7 +106,7 @@ def _scores_of_channels(
 
 
 def _earlier_sub_chunks(q_BJGNcK, k_BJCK, own_BJNcK: Sum, starts_BJN1K: Array, w: Weights) -> Array:
-    """Return the scores [B J G N c C] of each sub-chunk with all before it, zero elsewhere."""
+    """Return the scores [B J G N c C] of each sub-chunk with all steps before it, zero elsewhere."""
     before = _before_sub_chunk(own_BJNcK.coarse.shape[2], k_BJCK.shape[2])[None, None, :, :, None]
     fine = sum_of_later(jnp.where(before, w.fine[:, :, None], 0), axis=3)
     k_decayed = k_BJCK[:, :, None] * Sum(starts_BJN1K - w.cumulative.coarse[:, :, None], fine).exp(where=before)

@@ -1,4 +1,4 @@
-"""How fast the state of a recurrent mixer forgets: one type for each kind of log-decay."""
+"""The base classes of log-decays: how fast the state of a recurrent mixer forgets."""
 
 from abc import abstractmethod
 
@@ -10,8 +10,8 @@ from jaxtrain.technique import Technique
 class DecayConfig(Technique):
     """A frozen dataclass that builds the log-decay of a recurrent mixer.
 
-    The module is called with `x [batch, length, d_model]` and returns log-decays that are never positive, float32, by
-    head, by step and head, or by step, head and key channel; or None where nothing is forgotten.
+    The module is called with `x [batch, length, d_model]` and returns float32 log-decays, which are never positive:
+    by head, by step and head, or by step, head and key channel. It returns None where nothing is forgotten.
     """
 
     __slots__ = ()

@@ -1,7 +1,7 @@
-"""The log-decays: none, fixed, one a head and step, one a key channel and step.
+"""The log-decays: none, fixed, one for each head and step, one for each key channel and step.
 
-Left out: decays that differ from layer to layer (lightning attention's slopes), and Mamba-2's step size on what is
-written; the values' projection can learn the latter.
+Left out: decays that differ from layer to layer (lightning attention's slopes), and Mamba-2's step size as a factor of
+what is written, which the projection of the values can learn.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class StepDecay(ScalarDecayConfig):
 class _StepDecay(nnx.Module):
     def __init__(self, linear: LinearConfig, d_model: int, heads: int, *, rngs: nnx.Rngs):
         self.step = linear.build(((d_model, "embed"),), ((heads, "kv_heads"),), rngs=rngs)
-        self.bias = constant(-4.6, (heads,), ("kv_heads",))  # steps of 0.01 at first
+        self.bias = constant(-4.6, (heads,), ("kv_heads",))  # softplus(-4.6) = 0.01
         self.log_rate = vector(jnp.log(jnp.linspace(1.0, 16.0, heads)), ("kv_heads",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J"]:

@@ -1,0 +1,32 @@
+"""The tests run with every annotation of jaxtrain and its kernels checked, shapes and dtypes too."""
+
+import importlib
+import pkgutil
+
+import checked
+import jax
+import jax.numpy as jnp
+import jaxtrain_kernels
+import jaxtyping
+import pytest
+from jaxtrain_kernels.cross_entropy import logits_of
+
+import jaxtrain
+from jaxtrain.nn.layer import dropout
+
+# Generic NamedTuples, Self and a static Protocol: beartype has no check for them.
+UNCHECKED: set[str] = set()
+
+
+def test_a_wrong_shape_is_found_in_both_packages_and_in_traced_functions():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        jax.eval_shape(lambda x: logits_of(x, jnp.ones((7, 3)), None, None), jnp.ones((2, 4)))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        dropout(jnp.ones(()), 0.1, None, site=0)
+
+
+def test_no_more_functions_go_unchecked_than_are_named_here():
+    for package in (jaxtrain, jaxtrain_kernels):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    assert checked.unchecked == UNCHECKED
