@@ -48,9 +48,10 @@ def main() -> int:
         peak, deferred = peaks(case)
         print(f"{case!s:<72}{peak:>6.2f}{deferred:>9.2f}{columns}{growth:>8.3f}", flush=True)
         failed += growth < many / counts[0] / 2 if case.grows else growth >= LIMIT
-        below = (size for other, size in found if other != (peak, deferred) and other[0] <= peak and other[1] <= deferred)
+        own = peak, deferred
+        below = (size for other, size in found if other != own and other[0] <= peak and other[1] <= deferred)
         failed += sizes[1] < OUT_OF_ORDER * max(below, default=0)
-        found.append(((peak, deferred), sizes[1]))
+        found.append((own, sizes[1]))
     return int(failed > 0)
 
 

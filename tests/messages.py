@@ -109,6 +109,7 @@ def stable(text: str, varies: Mapping[str, str] | None = None) -> str:
     text = re.sub(r"(<checkout>[\w/.-]+):\d+", r"\1:<line>", text)
     names, pattern = _system_errors()
     text = pattern.sub(lambda match: f"<{names[match[1]]}>", text)
+    text = text.rstrip("\n")  # of a command, whose line ends
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
