@@ -1,12 +1,16 @@
 """The run-time checker of the tests: functions that take or return arrays are checked, by jaxtyping and beartype.
 
-Shapes and dtypes are checked together with all else that such a function is annotated with. Functions without arrays are
-left to mypy.
+Shapes and dtypes are checked together with all other annotations of such a function. An array may also be NumPy's, as
+in JAX itself. Functions without arrays are left to mypy.
 """
 
-from typing import get_args
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any, Union, get_args, get_origin
 
 import jaxtyping
+import numpy as np
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 
@@ -17,8 +21,10 @@ unchecked: set[str] = set()  # functions with arrays and with an annotation that
 
 def checked(function):
     """Return a function that checks its arguments and its result."""
-    if not any(map(_has_arrays, function.__annotations__.values())):
+    is_container = function.__name__ == "__init__"  # a dataclass in a tree also holds shapes, specs and the like
+    if is_container or not any(map(_has_arrays, function.__annotations__.values())):
         return function
+    function.__annotations__ = {name: _or_numpy(hint) for name, hint in function.__annotations__.items()}
     try:
         return beartype(conf=_INT_IS_FLOAT)(function)
     except BeartypeDecorHintException:
@@ -26,6 +32,28 @@ def checked(function):
         return function
 
 
-def _has_arrays(hint: object) -> bool:
-    is_array = isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
-    return is_array or any(map(_has_arrays, get_args(hint)))
+@contextlib.contextmanager
+def off() -> Iterator[None]:
+    """Check nothing inside, so that wrong arguments reach the function and its own message is seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
+
+
+def _has_arrays(hint: Any) -> bool:
+    return _is_array(hint) or any(map(_has_arrays, get_args(hint)))
+
+
+def _or_numpy(hint: Any) -> Any:
+    if _is_array(hint):
+        return hint.dtype[hint.array_type | np.ndarray, hint.dim_str]
+    if not _has_arrays(hint):
+        return hint
+    origin, arguments = get_origin(hint), tuple(map(_or_numpy, get_args(hint)))
+    return Union[arguments] if origin in (Union, types.UnionType) else origin[arguments]  # noqa: UP007

@@ -58,7 +58,7 @@ def kernel(
     return lambda *arrays: vary(varying(arrays[0]), *run(*arrays))
 
 
-def whole_chunks(x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:
+def whole_chunks(x: Float[Array, "B L H K"]) -> Float[Array, "B padded H K"]:
     """Return the sequences, padded with zeros to whole chunks."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), (0, 0), (0, 0)))
 

@@ -66,7 +66,7 @@ def call(kernel, name: str, *, inputs, in_specs, outputs, chunk: int) -> list[Ar
     )(*inputs)
 
 
-def steps_of(x: Float[Array, "B L H K"], chunk: int) -> Float[Array, "B H L K"]:
+def steps_of(x: Float[Array, "B L H K"], chunk: int) -> Float[Array, "B H padded K"]:
     """Return the sequences with heads first, padded with zeros to whole chunks."""
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % chunk), (0, 0)))
 

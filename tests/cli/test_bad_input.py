@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from messages import check, refusal
+from messages import CLASSES, check, refusal
 from tiny_run import command, content, sets
 
 from jaxtrain.cli.config_file import load
@@ -150,7 +150,8 @@ CONFIGURATIONS = {
 }
 
 
-NOT_OURS = {  # but of Python or a library
+NOT_OURS = {  # but of Python, a library or other tests
+    "class of another key": CLASSES,
     "glob of another encoding": {"<python>": r"(?<=text )\(.*\)"},
     "tokenizer that is not there": {"<tokenizers>": r"(?<=read )\(.*\)"},
 }

@@ -89,6 +89,7 @@ def test_a_step_on_tpus_under_remat_runs_each_forward_kernel_twice_and_the_other
     assert found == _expected(model, forward=2)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA of 0.11.2 has no plan for its fusions, see docs/log.md")
 def test_a_step_on_h100s_without_remat_runs_each_kernel_once_a_layer():
     """Its half a minute goes into ptxas, which compiles the recurrent kernels nowhere else in the tests."""
     model = _hybrid("gpu", NoRemat())

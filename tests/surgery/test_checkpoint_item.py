@@ -111,5 +111,5 @@ def test_neither_way_holds_more_than_the_two_largest_tensors_and_a_few_chunks(tm
     ran = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=True)
     largest = 8000 * 512 * 4  # both tables
     held = [int(line) for line in ran.stdout.split()]
-    # How many chunks are on their way through compression and OCDBT depends on how busy the machine is: 78 MB were seen.
+    # How many chunks are in compression and OCDBT at once depends on how busy the machine is: 78 MB were seen.
     assert len(held) == 2 and max(held) < 2 * largest + 12 * (largest // 4)  # 82 MB of the model's 142 MB

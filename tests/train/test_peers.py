@@ -80,7 +80,7 @@ def test_a_process_that_ends_with_an_error_leaves_the_others_time_to_end_with_th
     monkeypatch.setattr(peers, "LEAVE_SECONDS", 0)
     three[gone].peers.leave(2)
     others = [process for index, process in enumerate(three) if index != gone]
-    assert all(process.peers._found.wait(SECONDS) for process in others)
+    assert all(process.peers._learned.wait(SECONDS) for process in others)
     assert [process.heard for process in others] == [[], []]
     for process in others:
         process.peers.verdict()  # as when something fails for want of the other
@@ -117,7 +117,7 @@ def test_an_exception_that_nobody_catches_waits_for_a_verdict_and_not_for_the_ot
     done = []
     monkeypatch.setattr(peers, "verdict", lambda: done.append("verdict"))
     monkeypatch.setattr(peers, "leave", lambda code: done.append(f"left {code}"))
-    peers._failed(lambda *error: done.append("said"))(kind, kind(), None)
+    peers._excepthook(lambda *error: done.append("said"))(kind, kind(), None)
     assert done == order
 
 

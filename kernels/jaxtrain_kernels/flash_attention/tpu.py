@@ -396,7 +396,7 @@ def _clamp(index, low, high, size: int, blocks: int):
     return index
 
 
-def _bounds(ids: Int[Array, "B L"], size: int) -> list[Int[Array, " B*N"]]:
+def _bounds(ids: Int[Array, "B L"], size: int) -> list[Int[Array, " rows_and_blocks"]]:
     """Return the lowest and the highest id of each block, without padding."""
     blocks = [jnp.pad(ids.astype(jnp.int32), ((0, 0), (0, -ids.shape[1] % size)), mode="edge").reshape(-1, size)]
     return [f(y, axis=1) for y in blocks for f in (jnp.min, jnp.max)]

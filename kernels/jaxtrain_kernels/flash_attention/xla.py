@@ -207,7 +207,7 @@ class _Tiles:
     def no_bias_gradient(self) -> Array | None:
         return None if self.x.bias is None else self.full(self.bias.shape)
 
-    def heads_first(self, y: Float[Array, "B L H K"]) -> Float[Array, "B J G L K"]:
+    def heads_first(self, y: Float[Array, "B L H K"]) -> Float[Array, "B J G padded K"]:
         B, L, H, K = y.shape
         J = self.x.k.shape[2]
         return self.pad_queries(y.reshape(B, L, J, H // J, K).transpose(0, 2, 3, 1, 4), 3)
