@@ -63,7 +63,7 @@ def _narrow_gradient(w: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def narrow(params, axes, dtype):
-    """Return the parameters cast as a gather casts them. For use where a copy of them is made anyway."""
+    """Return the parameters cast as a gather casts them: a copy, so call it only where they are copied anyway."""
     return jax.tree.map(lambda facts, w: w.astype(dtype) if facts.cast else w, axes, params)
 
 

@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("stage", "tensor"),  # every stage has a part of the embedding and of the head
     "width": (),  # vectors of model width: norm scales, output biases
-    "places": (),  # learned positions
+    "positions": (),  # rows of a learned table
     # activations
     "batch": ("replica", "data", "fsdp", OUTER, "expert"),
     "wide_batch": ("replica", "data", "expert"),  # rows whose width is split over fsdp instead

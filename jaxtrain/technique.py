@@ -24,6 +24,9 @@ class Technique(ABC):  # noqa: B024  # each kind has its own abstract methods
         kinds = [f"{base.__module__}.{base.__name__}" for base in cls.__mro__ if Technique in base.__bases__]
         if len(kinds) > 1:
             raise TypeError(f"{cls.__name__} has {len(kinds)} bases, {' and '.join(kinds)}: write a class for each")
+        for name in inspect.get_annotations(cls):  # a dataclass would take the property for the default of its field
+            if name not in vars(cls) and isinstance(getattr(cls, name, None), property):
+                raise TypeError(f"{cls.__name__}.{name}: give the field a default, its base has a property of the name")
 
 
 def lacking(cls: type) -> Iterator[tuple[str, type]]:

@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin
 
+import jax
 import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, beartype
@@ -51,6 +52,8 @@ def _has_arrays(hint: Any) -> bool:
 
 
 def _or_numpy(hint: Any) -> Any:
+    if hint is jax.Array:  # says nothing of a shape, and JAX hands literals on as they are
+        return Any
     if _is_array(hint):
         return hint.dtype[hint.array_type | np.ndarray, hint.dim_str]
     if not _has_arrays(hint):

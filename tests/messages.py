@@ -5,7 +5,7 @@
     check(refusal(capsys, "train", file), "model.d_model=63", 64)
 
 A fact is a key, a value, a file or a line that the text must hold as a whole word: `heads=4` is neither in `kv_heads=4`
-nor in `heads=48`. Then the whole text is compared with the one recorded under the id of the test. After a change of
+nor in `heads=48`, and 4 not in `-4`, `.4` or the name of the temporary folder. Then the whole text is compared with the one recorded under the id of the test. After a change of
 wording,
 
     python -m pytest -n 0 --write-messages [FILES]
@@ -78,7 +78,7 @@ def check(
     """Expect a text to hold the facts and to be the recorded one."""
     __tracebackhide__ = True
     for fact in facts:
-        assert holds(text, str(fact)), f"{str(fact)!r} is missing in: {text}"
+        assert holds(_without_places(text), _without_places(str(fact))), f"{str(fact)!r} is missing in: {text}"
     if recorded:
         _compare(stable(text, varies))
 
@@ -95,8 +95,11 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 
 
 def holds(text: str, fact: str) -> bool:
-    """Return whether a text holds a fact as a whole word or number."""
-    before = r"(?<!\w)(?<!\d[.,])" if re.match(r"\w", fact) else ""
+    """Return whether a text holds a fact as a whole word or number, of which sign and decimal point are parts."""
+    if re.match(r"[-.]*\d", fact):
+        before = r"(?<![\w.-])" + (r"(?<!\d,)" if fact[0].isdigit() else "")
+    else:
+        before = r"(?<!\w)" if re.match(r"\w", fact) else ""
     after = r"(?!\w)(?![.,]\d)" if re.search(r"\w\Z", fact) else ""
     return re.search(before + re.escape(fact) + after, text) is not None
 
@@ -113,6 +116,12 @@ def stable(text: str, varies: Mapping[str, str] | None = None) -> str:
     text = pattern.sub(lambda match: f"<{names[match[1]]}>", text)
     text = text.rstrip("\n")  # of a command, whose line ends
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _without_places(text: str) -> str:
+    """Return a text without the names of the temporary folder and the checkout, in which numbers are no facts."""
+    text = re.sub(re.escape(str(session.temporary)) + r"(?![\w-])", "<tmp>", text)
+    return re.sub(re.escape(str(ROOT)) + r"(?![\w-])", "<checkout>", text)
 
 
 @functools.cache

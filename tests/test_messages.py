@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import messages
 import pytest
@@ -66,6 +67,29 @@ def test_a_fact_that_is_missing_or_part_of_another_word_fails_even_while_texts_a
 def test_a_number_is_not_found_in_a_longer_one():
     assert not holds("1,000 and 2.5", "1") and not holds("1,000 and 2.5", "000") and not holds("1,000 and 2.5", "2")
     assert holds("1,000 and 2.5, and 3.", "1,000") and holds("1,000 and 2.5, and 3.", "3")
+
+
+@pytest.mark.parametrize(
+    "text, fact", [("-4", "4"), ("x=-4", "4"), (".5", "5"), ("-.5", ".5"), ("0.5", ".5"), ("3-1", "-1"), ("v-3-1", "3")]
+)
+def test_a_sign_and_a_decimal_point_are_of_the_number(text, fact):
+    assert not holds(text, fact) and not holds(f"({text})", fact)
+    assert holds(text, text) and holds(f"x={text}, {fact}", fact)
+
+
+@pytest.mark.parametrize("text, fact", [("a-b", "b"), ("a-b", "a"), ("own.gin", ".gin"), ("--run", "run"), ("3,-1", "-1")])
+def test_a_word_after_a_hyphen_or_a_dot_is_a_word(text, fact):
+    assert holds(text, fact)
+
+
+def test_a_number_is_not_found_in_the_name_of_the_temporary_folder_or_the_checkout(monkeypatch):
+    monkeypatch.setattr(messages, "session", messages.Session(temporary=Path("/tmp/of/3")))
+    monkeypatch.setattr(messages, "ROOT", Path("/home/5"))
+    text = "/tmp/of/3/run0/a.txt and /home/5/b.txt differ"
+    check(text, Path("/tmp/of/3/run0/a.txt"), "/home/5/b.txt", recorded=False)
+    for fact in (3, 5, "/tmp/of/3/other0/a.txt", "of"):
+        with pytest.raises(AssertionError, match="is missing"):
+            check(text, fact, recorded=False)
 
 
 def test_an_exception_of_another_kind_or_without_the_fact_is_not_the_one_that_is_expected(golden):

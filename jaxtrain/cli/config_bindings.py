@@ -6,10 +6,9 @@ A file binds fields of classes, each in a scope. References and macros say which
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
-from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, check_field, new_node, sequence, tree_of
+from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, field_name, new_node, sequence, tree_of
 from jaxtrain.cli.config_types import label, nearest
 
 
@@ -57,8 +56,7 @@ class Bindings:
             ValueError: the class has no such key, or a file binds the key twice.
         """
         if cls := key.cls:
-            key = key._replace(name=config_moved.KEYS.get(f"{label(cls)}.{key.name}", key.name))
-            check_field(cls, key.name)
+            key = key._replace(name=field_name(cls, key.name))
         if old := self._bound.get(key):
             if old.location.file == bound.location.file and old.location != bound.location:
                 raise ValueError(f"{key} is bound already, at {old.location}; remove one of the two")

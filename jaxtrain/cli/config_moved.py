@@ -1,11 +1,9 @@
-"""Names in config.gin files of earlier versions that have changed since: of classes that moved, and of keys."""
+"""Names of classes in config.gin files of earlier versions that have changed since."""
 
 from pathlib import Path
 from types import ModuleType
 
 from jaxtrain.cli.config_imports import Imports, NoModuleError
-
-KEYS = {"pipelined.Pipelined.keep": "residuals"}
 
 _PLACES = {  # old module: (new module, class names, as old=new where a class was renamed)
     "jaxtrain.data.mixture": [("jaxtrain.data.sources.mixture", "Mixture Weighted")],
@@ -32,6 +30,7 @@ _PLACES = {  # old module: (new module, class names, as old=new where a class wa
         ("jaxtrain.optim.muon", "Muon"),
         ("jaxtrain.optim.schedule_free", "ScheduleFree"),
     ],
+    "jaxtrain.pipeline.keep": [("jaxtrain.pipeline.residuals", "ChunkInput LayerValues=RepeatResiduals")],
     "jaxtrain.pipeline.keep.chunk_input": [("jaxtrain.pipeline.residuals.chunk_input", "ChunkInput")],
     "jaxtrain.pipeline.keep.layer_values": [
         ("jaxtrain.pipeline.residuals.repeat_residuals", "LayerValues=RepeatResiduals")

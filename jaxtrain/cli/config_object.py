@@ -16,7 +16,7 @@ from typing import NamedTuple
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import check_text, expression, parsing
 from jaxtrain.cli.config_target import check_fits, find_target
-from jaxtrain.cli.config_tree import Leaf, Slot, Tree, check_field, new_node, sequence, tree_of
+from jaxtrain.cli.config_tree import Leaf, Slot, Tree, field_name, new_node, sequence, tree_of
 from jaxtrain.cli.config_types import classes_in, fits, label
 
 
@@ -74,11 +74,11 @@ class Reader(NamedTuple):
         for keyword in keywords:
             if keyword.arg is None:
                 raise ValueError(f"**{ast.unparse(keyword.value)} cannot be read; write @Name(key=value, ...)")
-            check_field(target, keyword.arg)
-            if keyword.arg in given:
-                raise ValueError(f"{label(target)} has two values for {keyword.arg!r}; remove one of them")
-            below = slot.field(target, keyword.arg)
-            given[keyword.arg] = self._tree(keyword.value, below, classes_in(below.hint))
+            field = field_name(target, keyword.arg)
+            if field in given:
+                raise ValueError(f"{label(target)} has two values for {field!r}; remove one of them")
+            below = slot.field(target, field)
+            given[field] = self._tree(keyword.value, below, classes_in(below.hint))
         return new_node(target, given, self.origin)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_literal import shorten
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, check_field, config_fields, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, config_fields, field_name, join
 from jaxtrain.cli.config_types import closest, item_hint
 
 ORIGIN = "--set"
@@ -90,7 +90,7 @@ def _below(parent: Tree, hint: object, at: str, key: str) -> Place:
     """Return the place of a child, from the annotation and the path of its parent."""
     match parent:
         case Node():
-            check_field(parent.cls, key)
+            key = field_name(parent.cls, key)
             return Place(parent, key, get_type_hints(parent.cls)[key], join(at, key))
         case Items() if _is_index(key) and int(key) < len(parent.children):
             return Place(parent, int(key), item_hint(hint), join(at, int(key)))

@@ -41,7 +41,8 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Removed keys that earlier versions wrote into the config.gin of every run, each with its remedy.
+# Keys that earlier versions wrote into the config.gin of every run: renamed since, or removed, with a remedy.
+RENAMED = {"pipelined.Pipelined.keep": "residuals"}
 MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
 
 
@@ -62,12 +63,14 @@ def config_fields(cls: type) -> dict[str, Field]:
     return {field.name: field for field in fields(cls) if field.init}
 
 
-def check_field(cls: type, name: str) -> None:
-    """Raise ValueError, with the nearest name, where `cls` has no field of that name."""
+def field_name(cls: type, name: str) -> str:
+    """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
+    name = RENAMED.get(f"{label(cls)}.{name}", name)
     if name not in config_fields(cls):
         remedy = MOVED.get(f"{label(cls)}.{name}")
         found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
+    return name
 
 
 def join(path: str, key: str | int) -> str:

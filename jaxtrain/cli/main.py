@@ -22,7 +22,7 @@ COMMANDS = {
     "eval": "evaluate a run's checkpoint on its validation data",
     "generate": "continue prompts with a run's model",
     "convert": "import weights from Hugging Face safetensors, or export to them",
-    "compile": "compile the train step for TPUs or GPUs that are not there: memory and collectives",
+    "compile": "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",
     "plot": "draw loss, learning rate and throughput of runs",
     "schedule": "schedule show, schedule compare: look at pipeline schedules",
     "tokenizer": "tokenizer train: make a tokenizer from text files",

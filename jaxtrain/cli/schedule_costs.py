@@ -35,7 +35,7 @@ def of_stage(costs: Costs) -> Priced:
 def of_model(path: str, import_from: Sequence[str] = ()) -> Priced:
     """Return a plan with the costs that a run of a configuration has, at its longest sequences.
 
-    They are FLOPs of its layers, in units of a layer's forward.
+    They are FLOPs of its repeats, in units of a repeat's forward.
     """
     from jaxtrain.train.gradients.pipelined import Pipelined  # imported here, because importing JAX takes a second
 

@@ -121,11 +121,11 @@ def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sa
     model: Decoder = merge(graph, arrays)
     B, L = prompts.shape
     slots = L + tokens
-    places = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
-    is_prompt = places < lengths[:, None]
+    slot = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
+    is_prompt = slot < lengths[:, None]
     # Slot s < L holds prompt token s (document 1) or padding (document 0); slot L + t holds generated token t.
-    positions = jnp.where(places < L, places, places - L + lengths[:, None])
-    segment_ids = (is_prompt | (places >= L)).astype(jnp.int32)
+    positions = jnp.where(slot < L, slot, slot - L + lengths[:, None])
+    segment_ids = (is_prompt | (slot >= L)).astype(jnp.int32)
 
     def step(chunk, states, start):
         length = chunk.shape[1]

@@ -20,7 +20,7 @@ class Positions(nnx.Module):
     """A learned vector for each position (GPT-2)."""
 
     def __init__(self, max_length: int, d_model: int, *, rngs: nnx.Rngs):
-        shape, names = (max_length, d_model), ("places", "embed")
+        shape, names = (max_length, d_model), ("positions", "embed")
         self.table = normal(rngs.params(), shape, names, fan_in=d_model, kind=Kind.TABLE)
 
 

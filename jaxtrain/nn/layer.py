@@ -24,7 +24,7 @@ class Keys(NamedTuple):
 class TokenContext(NamedTuple):
     """What every layer may read about its tokens. Keys and queries differ only when decoding with a cache.
 
-    `cache_index` comes with a decoding state: the place in the cache of the first new token. `keys` are the layer's
+    `cache_index` comes with a decoding state: the slot in the cache of the first new token. `keys` are the layer's
     random keys in every training step, and None in evaluation and decoding, which have no noise. `taps` names the
     values that the caller asked for (a dict, so that its names are static).
     """

@@ -72,7 +72,7 @@ def _orthogonalise(axes: dict) -> optax.GradientTransformation:
 
 
 def newton_schulz(x: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    """Return U S V^T with S about 1, for the singular vectors U, V of x. Values near 0 grow, but do not reach 1."""
+    """Return U S V^T with S about 1, for the singular vectors U, V of x. Singular values near 0 end below 1."""
     if x.shape[0] > x.shape[1]:
         return newton_schulz(x.T).T  # the products with x x^T are the smaller ones
     a, b, c = COEFFICIENTS

@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     """What a pipeline needs of a model. `outer` are all parameters but those of the repeats."""
 
     embed: Callable  # (outer, data) -> x
-    repeat: Callable  # (weights of a repeat, (data, its index, frozen, buffers), x) -> repeat.Apply; all of it gathered
+    repeat: Callable  # a repeat.Apply with data (data, index of the repeat, frozen, buffers); its arrays come gathered
     head: Callable  # (outer, data, x) -> (contribution to the loss, what is summed over microbatches)
     outer_axes: dict
     repeat_axes: ModelState

@@ -1,10 +1,10 @@
 """Make a table faster by list scheduling: keep its order as the priority, but let no stage wait while it has work.
 
 Several papers describe a schedule by a pattern or a search rather than by an order. Their files write down the
-priority, an ideal order that ignores waiting. `reorder` turns it into per-stage orders by simulating the step: whenever
+priority, an ideal order that ignores idle time. `reorder` turns it into per-stage orders by simulating the step: whenever
 a stage is free, it takes the first action in its priority order whose inputs have arrived.
 
-Two options bound memory. `limit` caps the activations a stage keeps. An action may overtake others only if the rest,
+Two options bound memory. `limit` caps the activations a stage holds. An action may overtake others only if the rest,
 run in priority order after it, stays under the cap; so no deadlock can arise. `in_flight` caps the microbatches that
 have entered and not left. One enters when the one `in_flight` before it on the same weight copy has left.
 """
@@ -30,7 +30,7 @@ class _Stage:
     ready: dict[Action, float] = field(default_factory=dict)
     order: list[Action] = field(default_factory=list)
     free_at: float = 0.0
-    kept: int = 0
+    held: int = 0
 
     @classmethod
     def of(cls, actions: tuple[Action, ...]) -> "_Stage":
@@ -52,20 +52,20 @@ class _Stage:
         del self.ready[action]
         self.pending.remove(action)
         self.order.append(action)
-        self.kept += _change(action)
+        self.held += _change(action)
         self.forwards -= action.starts_activation
         self.free_at = end
 
     def _keeps_within(self, action: Action, limit: float) -> bool:
         """Tell whether memory stays under the limit if the action runs first and the rest in priority order."""
-        if _change(action) < 0 and self.kept <= limit:
+        if _change(action) < 0 and self.held <= limit:
             return True
-        kept = self.kept + _change(action)
+        held = self.held + _change(action)
         for other in self.pending:
-            if other == action or kept > limit:
+            if other == action or held > limit:
                 break
-            kept += _change(other)
-        return kept <= limit
+            held += _change(other)
+        return held <= limit
 
     def _delays_first(self, action: Action, end: float) -> bool:
         """Tell whether the action would still run when the first one in priority order could start."""

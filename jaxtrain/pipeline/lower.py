@@ -181,8 +181,8 @@ def _backward(
         if action.sends_gradient:
             piece = (action.microbatch, action.chunk)
             slot = gradients[reader] if target == Target.HERE else -1
-            kept = (gradients[piece], residuals[piece], action.unit == Unit.FUSED, deferred.get(piece, -1))
-            _set(tables, position, (*plan.column(action), *kept, target, slot))
+            held = (gradients[piece], residuals[piece], action.unit == Unit.FUSED, deferred.get(piece, -1))
+            _set(tables, position, (*plan.column(action), *held, target, slot))
     return tables
 
 

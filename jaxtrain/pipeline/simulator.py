@@ -135,29 +135,29 @@ class Simulation:
 
 
 def peak_activations(table: Table) -> tuple[int, ...]:
-    """Return the most chunk activations that each stage keeps at once, from F to the end of W. Times do not matter."""
+    """Return the most chunk activations that each stage holds at once, from F to the end of W. Times do not matter."""
     return _peaks(table, lambda action: action.starts_activation, lambda action: action.ends_activation)
 
 
 def peak_deferred(table: Table) -> tuple[int, ...]:
-    """Return the most chunks whose deferred values each stage keeps at once: from B to W, if they are separate."""
+    """Return the most chunks whose deferred values each stage holds at once: from B to W, if they are separate."""
     return _peaks(table, lambda action: action.unit == Unit.BACKWARD, lambda action: action.unit == Unit.WEIGHT)
 
 
 def _peaks(table: Table, starts: Callable[[Action], bool], ends: Callable[[Action], bool]) -> tuple[int, ...]:
     peaks = []
     for actions in table.stages:
-        kept = peak = 0
+        held = peak = 0
         for action in actions:
-            kept += starts(action)
-            peak = max(peak, kept)
-            kept -= ends(action)
+            held += starts(action)
+            peak = max(peak, held)
+            held -= ends(action)
         peaks.append(peak)
     return tuple(peaks)
 
 
 def check_memory(table: Table, limit: float) -> None:
-    """Raise if some stage keeps more than `limit` microbatches' activations of a whole stage."""
+    """Raise if some stage holds more than `limit` microbatches' activations of a whole stage."""
     worst = max(peak_activations(table)) / table.placement.chunks_per_stage
     if worst > limit:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""What a run will need before it is started: compilation for absent hardware, memory, collectives, peaks."""
+"""What a run will need before it is started: ahead-of-time compilation, memory, collectives, peaks."""

@@ -106,7 +106,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """Return the first unused path in a folder: invalid-12-1, or -2, and so on, for "invalid-12-{}"."""
+    """Return the first unused path in a folder: damaged-12-1, or -2, and so on, for "damaged-12-{}"."""
     paths = (folder / name.format(number) for number in itertools.count(1))
     return next(path for path in paths if not os.path.lexists(path))
 

@@ -68,7 +68,7 @@ def finish(saving: Path) -> None:
     write_manifest(saving)
     finished = saving.with_suffix("")
     if finished.exists():  # it is damaged: otherwise it would not be written again
-        finished.rename(free_name(finished.parent, f"{finished.name}.invalid-{{}}"))
+        finished.rename(free_name(finished.parent, f"{finished.name}.damaged-{{}}"))
     saving.rename(finished)
     flush_folder(saving.parent)
 

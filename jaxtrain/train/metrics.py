@@ -27,7 +27,7 @@ class JsonLines:
         path = folder / METRICS
         parsed = parse_metrics(path)
         if parsed.foreign:
-            shutil.copyfile(path, free_name(folder, "invalid-metrics-{}.jsonl"))
+            shutil.copyfile(path, free_name(folder, "damaged-metrics-{}.jsonl"))
         _log_left_out(path, parsed)
         write_whole(path, "".join(_line(record) for record in parsed.records if record["step"] <= from_step))
         return _JsonLinesSink(path.open("a", buffering=1))

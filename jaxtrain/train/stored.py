@@ -4,7 +4,7 @@
     15.saving/      being written, or left by a process that was killed: never finished, so it is removed
     10.removing/    no longer to be kept, being removed
     frozen/         frozen weights, which checkpoints refer to (frozen.py)
-    invalid-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
+    damaged-12-1/  found damaged, unreadable or not whole when a run went on from an earlier one: set aside
 
 A finished checkpoint is removed only if Retention does not keep it and a newer one was found to be complete. Only
 `--overwrite` removes a run.
@@ -98,7 +98,7 @@ def clear_after(folder: Path, step: int | None) -> None:
 
 def set_aside(path: Path) -> None:
     """Rename a checkpoint so that no run goes on from it."""
-    aside = free_name(path.parent, f"invalid-{path.name}-{{}}")
+    aside = free_name(path.parent, f"damaged-{path.name}-{{}}")
     path.rename(aside)
     log.warning("checkpoint %s is kept as %s", path, aside.name)
 

@@ -51,7 +51,7 @@ CONFIGURATIONS = {
     "mesh that does not divide the model": ({"model.d_model": 36}, ("fsdp=8", "embed", 36)),
     "batch not divisible": (
         {"phases[0].batch_size": 12},
-        ("phases[0].batch_size=12", 8, "fsdp=8", "microbatches=1", 16),
+        ("phases[0].batch_size=12", "by 8", "fsdp=8", "microbatches=1", 16),
     ),
     "batch between two numbers of microbatches": (
         {"gradients.microbatches": 3, "phases[0].batch_size": 32},
@@ -63,7 +63,7 @@ CONFIGURATIONS = {
     ),
     "batch and microbatches, where the schedule has a rule too": (
         {"mesh.stage": 8, "model.repeats": 16, "gradients": "@Pipelined(microbatches=16)", "phases[0].batch_size": 24},
-        ("phases[0].batch_size=24", 16, "microbatches=16", 32, "gradients.microbatches=8 or 24"),
+        ("phases[0].batch_size=24", "by 16", "microbatches=16", 32, "gradients.microbatches=8 or 24"),
     ),
     "heads not divisible by tensor": ({"mesh.tensor": 8}, ("model.pattern[0].mixer.heads=4", "mesh.tensor=8")),
     "stages without a pipeline": ({"mesh.stage": 4}, ("mesh.stage=4", "Pipelined", 1)),
@@ -73,7 +73,7 @@ CONFIGURATIONS = {
     ),
     "more chunks than layers": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},
-        ("mesh.stage=4", "model.repeats=1", 8, "model.repeats=8"),
+        ("mesh.stage=4", "model.repeats=1", "8 chunks", "model.repeats=8"),
     ),
     "two directions over an odd number of stages": (
         {"gradients": "@Pipelined(microbatches=1,schedule=@Chimera())"},

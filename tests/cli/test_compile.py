@@ -1,4 +1,4 @@
-"""`jaxtrain compile` against TPUs that are not there."""
+"""`jaxtrain compile` for TPU topologies."""
 
 import os
 import re

@@ -48,5 +48,5 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
         "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.remat import full_remat\n"
         f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n"
     )
-    with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key], recorded=False):
+    with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
         load(recorded)

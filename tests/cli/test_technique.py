@@ -7,6 +7,7 @@ import pytest
 from messages import CLASSES, check, refusal
 
 from jaxtrain.cli.main import main
+from jaxtrain.train.hooks.base import Hook
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.gin")
 HEAD = """\
@@ -64,6 +65,21 @@ def test_a_class_that_is_not_all_that_its_base_asks_for_is_refused_in_one_line(w
     check(line, *facts, varies=CLASSES if "must be" in line else None)
 
 
+def test_a_field_that_would_take_a_property_of_the_base_for_its_default_is_refused():
+    with pytest.raises(TypeError, match=r"Mine.validation_batches: give the field a default"):
+
+        class Mine(Hook):
+            validation_batches: int
+
+
+@pytest.mark.parametrize("words", ["", "keep=@ChunkInput()"])
+def test_an_earlier_key_may_be_set(words, folder, capsys):
+    given = f"@Pipelined(microbatches=1, {words})" if words else "@Pipelined(microbatches=1)"
+    more = [] if words else ["--set", "gradients.keep=@ChunkInput()"]
+    assert main(["config", "show", QUICKSTART, "--set", f"gradients={given}", *more]) == 0
+    assert "@chunk_input.ChunkInput()" in capsys.readouterr().out
+
+
 def test_a_run_of_an_earlier_version_is_read_although_its_classes_have_moved(folder, capsys):
     (folder / "config.gin").write_text(BEFORE)
     assert main(["config", "show", "config.gin"]) == 0
@@ -94,7 +110,7 @@ from jaxtrain.nn import norm
 from jaxtrain.nn import remat
 from jaxtrain.optim import optimizers
 from jaxtrain.optim import schedules
-from jaxtrain.pipeline.keep import layer_values
+from jaxtrain.pipeline import keep
 from jaxtrain.train import metrics
 from jaxtrain.train import phases
 from jaxtrain.train import pipelined
@@ -136,6 +152,6 @@ phases.Phase:
   batch_size = 2
   sequence_length = 16
 pipelined.Pipelined.microbatches = 2
-pipelined.Pipelined.keep = @layer_values.LayerValues()
+pipelined.Pipelined.keep = @keep.LayerValues()
 metrics.WeightsAndBiases.project = 'p'
 """

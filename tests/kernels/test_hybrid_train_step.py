@@ -1,4 +1,4 @@
-"""A train step of a hybrid decoder compiled for devices that are not there: its kernels, each counted by name."""
+"""A train step of a hybrid decoder compiled ahead of time: its kernels, each counted by name."""
 
 import jax
 from ahead_of_time import QUICKLY

@@ -72,7 +72,7 @@ WRONG_VALUES = [
     ("Hanayo(waves=None)", ("waves=None", "int")),
     ("TwoBP(schedule=3)", ("schedule=3", "BitPipe", "ZBSearch")),
     ("ZBSearch(memory_limit=2.5)", ("memory_limit=2.5", "int")),
-    ("ZBSearch(memory_limit=-1)", ("memory_limit=-1", 1, "nearest 0")),
+    ("ZBSearch(memory_limit=-1)", ("memory_limit=-1", "at least 1", "nearest 0")),
     ("ZBSearch(weight=0)", ("weight=0.0", "above 0")),
     ("TwoBP(schedule=ZBSearch(transfer=-1))", ("transfer=-1.0", "nearest 0")),
 ]
@@ -86,7 +86,7 @@ def test_a_wrong_value_is_refused_where_the_schedule_is_named(text, facts):
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, nan, inf, (1.0, nan)])
 def test_costs_are_above_0_and_finite(cost):
-    with refused(ValueError, f"weight={cost}", 0):
+    with refused(ValueError, f"weight={cost}", "above 0"):
         Costs(weight=cost)
 
 

@@ -1,4 +1,4 @@
-"""Compiling for a TPU that is not there: its devices, its collectives, its memory."""
+"""Compiling ahead of time for a topology: its devices, its collectives, its memory."""
 
 import os
 import subprocess
@@ -82,7 +82,7 @@ def kept(tmp_path):
 
 
 def test_programs_for_absent_devices_are_not_kept_and_those_for_present_ones_still_are(kept):
-    """What is kept for an absent device cannot be loaded again: JAX warns, which is an error here."""
+    """What is kept of a topology's programs cannot be loaded again: JAX warns, which is an error here."""
     absent = NamedSharding(Mesh(np.array(devices_of("v5e:2x2")), ("all",), axis_types=(AxisType.Auto,)), P())
     for _ in range(2):
         x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=absent)

@@ -97,7 +97,7 @@ def test_one_that_is_set_aside_keeps_what_it_refers_to(tmp_path):
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         _save(checkpoints, 1, base=1.0)
         checkpoints.check(wait=True)
-        (tmp_path / "1").rename(tmp_path / "invalid-1-1")
+        (tmp_path / "1").rename(tmp_path / "damaged-1-1")
         _save(checkpoints, 2, base=2.0)
     assert len(list((tmp_path / "frozen").iterdir())) == 2
 

@@ -1,4 +1,4 @@
-"""Memory and collectives of real models on pods that are not there, by the TPU compiler's own account."""
+"""Memory and collectives of real models on pods, ahead of time, by the TPU compiler's own account."""
 
 import pytest
 from tiny import DECODER, program_of

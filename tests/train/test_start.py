@@ -57,8 +57,8 @@ def _numbered_otherwise(folder: Path) -> str:
 
 def _all_set_aside(folder: Path) -> str:
     shutil.rmtree(folder / "checkpoints" / "10")
-    (folder / "checkpoints" / "12").rename(folder / "checkpoints" / "invalid-12-1")
-    return "(invalid-12-1)"
+    (folder / "checkpoints" / "12").rename(folder / "checkpoints" / "damaged-12-1")
+    return "(damaged-12-1)"
 
 
 def _a_file(folder: Path) -> str:
@@ -99,7 +99,7 @@ def test_overwrite_clears_what_is_there_and_nothing_else(folder, data, tmp_path)
     _without_manifests(folder)
     elsewhere = (folder / "checkpoints").rename(tmp_path / "disk")
     (folder / "checkpoints").symlink_to(elsewhere)
-    (elsewhere / "invalid-5-1").symlink_to(shutil.copytree(elsewhere / "10", tmp_path / "linked"))
+    (elsewhere / "damaged-5-1").symlink_to(shutil.copytree(elsewhere / "10", tmp_path / "linked"))
     (folder / "notes.txt").write_text("mine")
     RunFolder(folder).clear()
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "notes.txt"]
@@ -131,8 +131,8 @@ def test_metrics_of_somebody_else_are_not_taken_for_those_of_a_new_run(config, t
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(folder, config, whole, caplog):
     (folder / "checkpoints" / "12" / "manifest.json").unlink()
     assert main(["train", str(config), "--run", str(folder)]) == 0
-    assert "manifest.json is missing" in caplog.text and "invalid-12-1" in caplog.text
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "12", "invalid-12-1"]
+    assert "manifest.json is missing" in caplog.text and "damaged-12-1" in caplog.text
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "12", "damaged-12-1"]
     assert runs.losses(folder) == whole[:12]
 
 
@@ -167,7 +167,7 @@ def test_lines_that_are_no_records_are_named_and_kept_and_the_run_goes_on(folder
     assert f"{path}: left out line {numbers}" in caplog.text
     assert "going on from the checkpoint of step 10" in capsys.readouterr().out
     assert runs.losses(folder) == whole[:12]
-    assert (folder / "invalid-metrics-1.jsonl").read_bytes() == spoilt
+    assert (folder / "damaged-metrics-1.jsonl").read_bytes() == spoilt
 
 
 def test_a_run_of_any_path_trains_resumes_and_is_read(config, whole, tmp_path, capsys):

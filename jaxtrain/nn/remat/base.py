@@ -15,7 +15,7 @@ policies = jax.checkpoint_policies
 
 
 class RematPolicy(Technique):
-    """What a block keeps for its backward pass.
+    """Which residuals a block saves for its backward pass; it recomputes the others.
 
     `recomputes`: the backward pass recomputes the whole forward of a block.
     """
@@ -25,7 +25,7 @@ class RematPolicy(Technique):
 
     @property
     def offload(self) -> bool:
-        """Whether saved values are in host memory."""
+        """Whether saved residuals are in host memory."""
         return False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Blocks computed again from their inputs."""
+"""Blocks recomputed from their inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtrain.nn.remat.base import RematPolicy, checkpointed, policies, to_host
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullRemat(RematPolicy):
-    """Keep only the input of each block; with `offload`, in host memory."""
+    """Save only the input of each block; with `offload`, in host memory."""
 
     offload: bool = False
     recomputes: ClassVar[bool] = True

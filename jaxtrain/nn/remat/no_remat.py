@@ -9,7 +9,7 @@ from jaxtrain.nn.remat.base import RematPolicy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoRemat(RematPolicy):
-    """Keep everything."""
+    """Save all residuals; recompute nothing."""
 
     paper: ClassVar[str] = "common practice"
 

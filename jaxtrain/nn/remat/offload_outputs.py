@@ -1,4 +1,4 @@
-"""The outputs of mixers and feed-forward layers kept in host memory."""
+"""The outputs of mixers and feed-forward layers saved in host memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtrain.nn.remat.base import RematPolicy, checkpointed, to_host
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OffloadOutputs(RematPolicy):
-    """Keep the outputs of mixers and feed-forward layers in host memory."""
+    """Save the outputs of mixers and feed-forward layers in host memory."""
 
     offload: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv:1602.08124"

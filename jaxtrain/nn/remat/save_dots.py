@@ -1,4 +1,4 @@
-"""The products with weights kept."""
+"""The products with weights saved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtrain.nn.remat.base import RematPolicy, checkpointed, policies
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveDots(RematPolicy):
-    """Keep the result of every matrix product with weights; recompute scores and elementwise work."""
+    """Save the result of every matrix product with weights; recompute scores and elementwise work."""
 
     paper: ClassVar[str] = "arXiv:2205.05198"
 

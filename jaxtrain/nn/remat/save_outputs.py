@@ -1,4 +1,4 @@
-"""The outputs of mixers and feed-forward layers kept."""
+"""The outputs of mixers and feed-forward layers saved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtrain.nn.remat.base import RematPolicy, checkpointed, policies
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveOutputs(RematPolicy):
-    """Keep the outputs of mixers and feed-forward layers as well."""
+    """Save the outputs of mixers and feed-forward layers as well."""
 
     paper: ClassVar[str] = "arXiv:1604.06174"
 

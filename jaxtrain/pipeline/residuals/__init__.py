@@ -1,4 +1,4 @@
-"""What a pipeline stores of a microbatch between F and B, one way a file."""
+"""What a pipeline stores of a microbatch between F and B, one policy a file."""
 
 from jaxtrain.pipeline.residuals.base import Residuals
 from jaxtrain.pipeline.residuals.chunk_input import ChunkInput

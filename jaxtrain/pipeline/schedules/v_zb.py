@@ -1,4 +1,4 @@
-"""V-ZB: 1F1B's activations, the same on every stage, and no waiting inside. Qi et al. (2024), arXiv:2405.15362."""
+"""V-ZB: 1F1B's activations, the same on every stage, and no idle time inside. Qi et al. (2024), arXiv:2405.15362."""
 
 from dataclasses import dataclass
 from typing import ClassVar
