@@ -16,9 +16,12 @@ import functools
 
 import hypothesis
 import jax
+import jaxtyping
 import messages
 import numpy as np
 import pytest
+
+jaxtyping.install_import_hook(["jaxtrain", "jaxtrain_kernels"], "checked.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -5,8 +5,8 @@
     check(refusal(capsys, "train", file), "model.d_model=63", 64)
 
 A fact is a key, a value, a file or a line that the text must hold as a whole word: `heads=4` is neither in `kv_heads=4`
-nor in `heads=48`, and 4 not in `-4`, `.4` or the name of the temporary folder. Then the whole text is compared with the one recorded under the id of the test. After a change of
-wording,
+nor in `heads=48`, and 4 not in `-4`, `.4` or the name of the temporary folder. Then the whole text is compared with the
+one recorded under the id of the test. After a change of wording,
 
     python -m pytest -n 0 --write-messages [FILES]
 

@@ -89,6 +89,7 @@ def test_what_others_write_trains_all_at_once_and_goes_on_from_the_other_languag
     write(folder, "everything", AT_ONCE)
     assert main(["train", "everything.gin", "--run", "run", "--import-from", "."]) == 0
     assert main(["train", "everything.py", "--run", "run", "--allow-config-change", "--set", "phases[0].steps=3"]) == 0
+    assert "jaxtrain generate run --import-from . --prompt" in capsys.readouterr().out, "it may be typed"
     records = read_metrics(folder / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if "focal" in record] == [1, 2, 3]
     assert all(record["parameter_norm"] > 0 for record in records if "focal" in record)

@@ -77,7 +77,9 @@ def test_a_sign_and_a_decimal_point_are_of_the_number(text, fact):
     assert holds(text, text) and holds(f"x={text}, {fact}", fact)
 
 
-@pytest.mark.parametrize("text, fact", [("a-b", "b"), ("a-b", "a"), ("own.gin", ".gin"), ("--run", "run"), ("3,-1", "-1")])
+@pytest.mark.parametrize(
+    "text, fact", [("a-b", "b"), ("a-b", "a"), ("own.gin", ".gin"), ("--run", "run"), ("3,-1", "-1")]
+)
 def test_a_word_after_a_hyphen_or_a_dot_is_a_word(text, fact):
     assert holds(text, fact)
 

@@ -83,7 +83,10 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
         return 1
-    conclude(result, config, folder, bigram, time.perf_counter() - began, console, arguments.import_from)
+    trusted = [*arguments.import_from]
+    if Path(arguments.config).suffix == ".py":  # the run's config.gin may name what lies beside it
+        trusted.append(str(Path(arguments.config).parent))
+    conclude(result, config, folder, bigram, time.perf_counter() - began, console, trusted)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Make a table faster by list scheduling: keep its order as the priority, but let no stage wait while it has work.
 
 Several papers describe a schedule by a pattern or a search rather than by an order. Their files write down the
-priority, an ideal order that ignores idle time. `reorder` turns it into per-stage orders by simulating the step: whenever
-a stage is free, it takes the first action in its priority order whose inputs have arrived.
+priority, an ideal order that ignores idle time. `reorder` turns it into per-stage orders by simulating the step:
+whenever a stage is free, it takes the first action in its priority order whose inputs have arrived.
 
 Two options bound memory. `limit` caps the activations a stage holds. An action may overtake others only if the rest,
 run in priority order after it, stays under the cap; so no deadlock can arise. `in_flight` caps the microbatches that

@@ -190,7 +190,7 @@ def attend_by_kernel(
 def attend_to_cache(
     q: Float[Array, "B L H K"], cache: KVCache, context: TokenContext, config: AttentionConfig
 ) -> Float[Array, "B L H K"]:
-    """Attend to a cache, masked by positions. Padding between prompt and continuation has places but no positions."""
+    """Attend to a cache, masked by positions. Padding between prompt and continuation has slots but no positions."""
     distance_BLS = context.positions[:, :, None] - context.key_positions[:, None, :]
     seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & (distance_BLS >= 0)
     seen = seen if config.window is None else seen & (distance_BLS < config.window)
