@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtrain_kernels.cross_entropy import CrossEntropy, cross_entropy, logits_of, project
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain.axes import Axes
 from jaxtrain.fully_sharded import gather, narrow_gradients
@@ -22,7 +22,7 @@ class Head(NamedTuple):
     """
 
     norm: Callable
-    table: Float[Array, "W D"]  # as it is stored, in shards
+    table: Shaped[Array, "W D"]  # as it is stored, in shards
     axes: Axes  # the facts about it
     dtype: str
     softcap: float | None
@@ -54,7 +54,7 @@ class Head(NamedTuple):
         return functools.partial(_project, self.axes, self.dtype)
 
 
-def _project(axes: Axes, dtype: str, x: Float[Array, "B L D"], rows: Float[Array, "C D"]) -> Float[Array, "B L C"]:
+def _project(axes: Axes, dtype: str, x: Float[Array, "B L D"], rows: Shaped[Array, "C D"]) -> Float[Array, "B L C"]:
     """Return x rows^T for rows of the table, which are stored in shards."""
     return constrain(project(x, gather(rows, axes, dtype), _as_between_layers), "batch", "length", "vocab")
 

@@ -6,7 +6,7 @@ arXiv:2204.02311, section 5, are arithmetic on them. There are no kernels yet: e
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain_kernels.choice import Implementation, choose
 from jaxtrain_kernels.cross_entropy import reference, xla
@@ -21,7 +21,7 @@ IMPLEMENTATIONS = (
 
 def cross_entropy(
     x: Float[Array, "*tokens D"],
-    head: Float[Array, "W D"],
+    head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None = None,

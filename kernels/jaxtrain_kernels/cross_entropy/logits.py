@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Project = Callable[[Float[Array, "*tokens D"], Float[Array, "C D"]], Float[Array, "*tokens C"]]
 
 
 def logits_of(
-    x: Float[Array, "*tokens D"], head: Float[Array, "C D"], project: Project, softcap: float | None
+    x: Float[Array, "*tokens D"], head: Shaped[Array, "C D"], project: Project, softcap: float | None
 ) -> Float[Array, "*tokens C"]:
     """Return z = softcap * tanh(project(x, head) / softcap), float32; without a soft cap the product itself."""
     z = project(x, head)
@@ -23,7 +23,7 @@ def _unchanged(dx: Float[Array, "*tokens D"]) -> Float[Array, "*tokens D"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: Float[Array, "*tokens D"], head: Float[Array, "C D"], lay_out: Callable = _unchanged):
+def project(x: Float[Array, "*tokens D"], head: Shaped[Array, "C D"], lay_out: Callable = _unchanged):
     """Return x head^T, summed in float32. `lay_out` sets the sharding of the gradient of x.
 
     The gradient of the logits is rounded to the dtype of `x` before the products. Automatic differentiation would leave

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain_kernels.cross_entropy.logits import Project, logits_of
 
@@ -21,7 +21,7 @@ class CrossEntropy(NamedTuple):
 
 def cross_entropy(
     x: Float[Array, "*tokens D"],
-    head: Float[Array, "W D"],
+    head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None,
@@ -40,5 +40,5 @@ def cross_entropy(
     return CrossEntropy(log_z - jnp.where(known, at_target, 0.0), log_z)
 
 
-def _product(x: Float[Array, "*tokens D"], head: Float[Array, "W D"]) -> Float[Array, "*tokens W"]:
+def _product(x: Float[Array, "*tokens D"], head: Shaped[Array, "W D"]) -> Float[Array, "*tokens W"]:
     return jnp.einsum("...D,WD->...W", x, head, preferred_element_type=jnp.float32)

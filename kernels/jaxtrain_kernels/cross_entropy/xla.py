@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain_kernels.cross_entropy import logits
 from jaxtrain_kernels.cross_entropy.logits import Project, logits_of
@@ -36,7 +36,7 @@ NO_WORD = np.iinfo(np.int32).min  # the index of a padding row, which no target 
 
 def cross_entropy(
     x: Float[Array, "*tokens D"],
-    head: Float[Array, "W D"],
+    head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None,
@@ -74,7 +74,7 @@ class Cut(NamedTuple):
     def missing(self) -> int:
         return self.tiles * self.rows - self.own
 
-    def split(self, head: Float[Array, "W D"]) -> Float[Array, "N C D"]:
+    def split(self, head: Shaped[Array, "W D"]) -> Shaped[Array, "N C D"]:
         """Return the tiles; the last one is filled with padding rows."""
         parts = head.reshape(self.shards, self.own, -1)
         if self.missing:
