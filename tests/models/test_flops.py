@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxpr_flops import matmul_flops
-from jaxtrain_kernels.flash_attention import Blocks, xla
+from jaxtrain_kernels.flash_attention import xla
 from tiny import PRESETS, packed_batch, random_params
 
 from jaxtrain.models import presets
@@ -40,7 +40,7 @@ def _loss(name: str):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_forward_pass_multiplies_a_third_of_it(name, monkeypatch):
     for platform in ("CPU", "ACCELERATOR"):  # blocks of one query, so that no masked score is computed
-        monkeypatch.setattr(xla, platform, Blocks(rows=1, queries=1, keys=LENGTH, written_out=LENGTH))
+        monkeypatch.setattr(xla, platform, xla.Sizes(rows=1, queries=1, keys=LENGTH, written_out=LENGTH))
     counted = matmul_flops(_loss(name), random_params(PRESETS[name]))
     assert counted * 3 == PRESETS[name].flops_per_token(LENGTH) * ROWS * LENGTH
 

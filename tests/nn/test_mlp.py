@@ -12,6 +12,7 @@ from tolerances import CLOSED_FORM_LAYER, assert_close
 
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.layer import TokenContext
 
 _erf = np.vectorize(math.erf)
 FORMULAS = {
@@ -20,6 +21,8 @@ FORMULAS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
 }
+_IDS = np.zeros((2, 3), np.int32)
+CONTEXT = TokenContext(positions=_IDS, segment_ids=_IDS, key_positions=_IDS, key_segment_ids=_IDS)
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_plain_feed_forward_is_its_formula(x, activation):
     w = _arrays(layer)
     hidden = FORMULAS[activation](x @ w["up"]["kernel"] + w["up"]["bias"])
     desired = hidden @ w["down"]["kernel"] + w["down"]["bias"]
-    assert_close(layer(x, None).y, desired, CLOSED_FORM_LAYER)
+    assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
 
 
 @pytest.mark.parametrize("activation", FORMULAS)
@@ -48,7 +51,7 @@ def test_gated_feed_forward_is_its_formula(x, activation):
     w = _arrays(layer)
     hidden = FORMULAS[activation](x @ w["gate"]["kernel"]) * (x @ w["up"]["kernel"])
     desired = hidden @ w["down"]["kernel"]
-    assert_close(layer(x, None).y, desired, CLOSED_FORM_LAYER)
+    assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
 
 
 @pytest.mark.parametrize("config", [MLPConfig, GatedMLPConfig])

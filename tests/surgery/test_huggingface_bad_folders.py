@@ -139,7 +139,11 @@ FOLDERS = {
     "name in two shards": (
         "llama",
         lambda f: add_to_second_shard(f, "model.layers.0.input_layernorm.weight"),
-        ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.layers.0.input_layernorm.weight"),
+        (
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.layers.0.input_layernorm.weight",
+        ),
     ),
     "name that the index lacks": (
         "llama",
@@ -252,7 +256,11 @@ FOLDERS = {
         ("model.norm.weight", "(31,)", "config.json", "(32,)"),
     ),
     "unread dtype": ("qwen3", lambda f: change_tensors(f, wider_dtype), ("model.norm.weight", "F64", "F32, F16, BF16")),
-    "two dtypes": ("qwen3", lambda f: change_tensors(f, half_of_the_layers), ("stacks.blocks.blocks.0.mlp.up.kernel", "F16, F32")),
+    "two dtypes": (
+        "qwen3",
+        lambda f: change_tensors(f, half_of_the_layers),
+        ("stacks.blocks.blocks.0.mlp.up.kernel", "F16, F32"),
+    ),
 }
 
 
