@@ -1,6 +1,7 @@
 """A train step of a hybrid decoder compiled ahead of time: its kernels, each counted by name."""
 
 import jax
+import pytest
 from ahead_of_time import QUICKLY
 from compiled_kernels import kernels_in
 from jaxtrain_kernels.block_quant import QuantizedArray
