@@ -33,7 +33,9 @@ import os, signal, sys, time
 index, stopped = int(os.environ["JAX_PROCESS_ID"]), []
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, frame: stopped.append(signal.Signals(number).name))
-print("process", index, "of", os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRESS"], flush=True)
+def say(line):  # in one write, since two processes share the output; `print` makes several if it does not buffer
+    os.write(1, f"{line}\\n".encode())
+say(f"process {index} of {os.environ['JAX_NUM_PROCESSES']} {os.environ['JAX_COORDINATOR_ADDRESS']}")
 if len(sys.argv) > 1:
     if index == 0:
         open(sys.argv[1], "w").close()
@@ -43,7 +45,7 @@ if len(sys.argv) > 1:
         sys.exit(7)
 while not stopped:
     time.sleep(0.05)
-print("saved after", stopped, flush=True)
+say(f"saved after {stopped}")
 """
 
 

@@ -6,6 +6,8 @@ Beltagy et al. (2020), arXiv:2004.05150. Dropout of attention weights is left ou
 train with it.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -128,6 +130,13 @@ def repeat(x: Float[Array, "B L J K"], config: AttentionConfig) -> Float[Array, 
     return jnp.repeat(x, config.heads // config.kv_heads, axis=2)
 
 
+def attention_of(config: AttentionConfig) -> Callable[..., Float[Array, "B L H K"]]:
+    """Return attention with the window, the soft cap and the scale of a configuration."""
+    return functools.partial(  # type: ignore[return-value]  # a pair only with return_lse
+        flash_attention, window=config.window, softcap=config.softcap, scale=config.scale
+    )
+
+
 def attend(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L J K"],
@@ -140,16 +149,8 @@ def attend(
         return attend_by_kernel(q, k, v, context, config)
     # By default rows are taken one by one, for which they would be gathered from the devices they are split over.
     blocks = Blocks(rows=q.shape[0]) if axis_size("batch") > 1 else None
-    return flash_attention(  # type: ignore[return-value]  # a pair only with return_lse
-        q,
-        k,
-        v,
-        segment_ids=context.segment_ids,
-        key_segment_ids=context.key_segment_ids,
-        window=config.window,
-        softcap=config.softcap,
-        scale=config.scale,
-        blocks=blocks,
+    return attention_of(config)(
+        q, k, v, segment_ids=context.segment_ids, key_segment_ids=context.key_segment_ids, blocks=blocks
     )
 
 
@@ -164,15 +165,12 @@ def attend_by_kernel(
     heads = "heads" if k.shape[2] == config.heads else "kv_heads"
 
     def attend_here(q, k, v, segment_ids, key_segment_ids):
-        return flash_attention(
+        return attention_of(config)(
             q,
             k,
             v,
             segment_ids=segment_ids,
             key_segment_ids=key_segment_ids,
-            window=config.window,
-            softcap=config.softcap,
-            scale=config.scale,
             offset=index_on("length") * q.shape[1],
             implementation=config.implementation,
         )
@@ -195,6 +193,4 @@ def attend_to_cache(
     seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & (distance_BLS >= 0)
     seen = seen if config.window is None else seen & (distance_BLS < config.window)
     bias = jnp.where(seen, 0.0, -jnp.inf)[:, None]
-    return flash_attention(  # type: ignore[return-value]  # a pair only with return_lse
-        q, cache.keys, cache.values, bias=bias, causal=False, softcap=config.softcap, scale=config.scale
-    )
+    return attention_of(config)(q, cache.keys, cache.values, bias=bias, causal=False, window=None)
