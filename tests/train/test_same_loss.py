@@ -126,14 +126,18 @@ def _run_with(kind: type, own, mesh: MeshConfig, devices=None) -> list[float]:
     return same_loss.losses(mesh, dropout=DROPOUT, devices=devices, steps=4, **changed[kind]())
 
 
+@functools.cache
+def _alone(kind: type, own) -> list[float]:
+    return _run_with(kind, own, MeshConfig(fsdp=1), jax.devices()[:1])
+
+
 def _of_block(block: BlockConfig) -> DecoderConfig:
     return dataclasses.replace(same_loss.DECODER, pattern=(block,))
 
 
 @pytest.mark.parametrize(("kind", "own"), ALL)
 def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
-    alone = _run_with(kind, own, MeshConfig(fsdp=1), jax.devices()[:1])
-    assert_close(np.array(_run_with(kind, own, TWO_PROCESSES)), np.array(alone), SAME_LOSS_ON_ANY_MESH)
+    assert_close(np.array(_run_with(kind, own, TWO_PROCESSES)), np.array(_alone(kind, own)), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +150,8 @@ def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
 )
 def test_both_gradients_of_sam_go_through_the_strategy(mesh, gradients):
     sam = TECHNIQUES[Optimizer]["SAM"]
-    alone = _run_with(Optimizer, sam, MeshConfig(fsdp=1), jax.devices()[:1])
     found = same_loss.losses(mesh, dropout=DROPOUT, gradients=gradients, optimizer=sam, steps=4)
-    assert_close(np.array(found), np.array(alone), SAME_LOSS_ON_ANY_MESH)
+    assert_close(np.array(found), np.array(_alone(Optimizer, sam)), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize("kind", TECHNIQUES, ids=lambda kind: kind.__name__)
