@@ -21,6 +21,7 @@ from jaxtrain.sharding import RULES, shardings, undivided
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
+from jaxtrain.train.initial import Initial, Random
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.needs import Room, check_run, room_of
@@ -29,7 +30,12 @@ from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
 # The keys of the dimensions that may be replicated.
-DIMENSIONS = {"repeats": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}
+DIMENSIONS = {
+    "repeats": "model.repeats",
+    "vocab": "model.vocab_size",
+    "kv_heads": "kv_heads",
+    "embed_blocks": "d_model / block",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +47,7 @@ class TrainConfig:
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     objective: Objective = NextToken()
+    initial: Initial = Random()
     mesh: MeshConfig = MeshConfig()
     hooks: tuple[Hook, ...] = ()
     gradients: Strategy = Accumulate()
@@ -205,6 +212,7 @@ class TrainConfig:
         return Trainer(
             recipe=self.recipe,
             data=self.data,
+            initial=self.initial,
             mesh=self.mesh,
             hooks=self.hooks,
             seed=self.seed,

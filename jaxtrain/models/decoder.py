@@ -16,21 +16,25 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.axes import Axes
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
+from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
+from jaxtrain.nn.trainable import Everything, Trainable, freeze_others
 from jaxtrain.ranges import check_at_least_one, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
+
+HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +52,7 @@ class DecoderConfig:
     max_length: int
     norm: NormConfig = RMSNormConfig()
     tied_embeddings: bool = False
+    head: LinearConfig = Dense()
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
     logit_softcap: float | None = None
@@ -55,6 +60,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
     scan: bool = True
+    trainable: Trainable = Everything()
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -63,6 +69,12 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
+        if self.tied_embeddings and self.head != Dense():
+            raise ValueError(
+                f"head={self.head!r} with tied_embeddings=True: a tied head is the table of the embedding and has no "
+                "linear of its own; leave head out, or set tied_embeddings=False"
+            )
+        self.head.check_head()
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
         check_positive_or_none(self, "logit_softcap")
 
@@ -137,10 +149,11 @@ class Decoder(nnx.Module):
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
-            self.output = Dense().build(width, vocab, outputs_first=True, rngs=rngs)
+            self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
+        freeze_others(self, c.trainable)
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
@@ -225,10 +238,10 @@ class Decoder(nnx.Module):
     def head(self) -> Head:
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
-        table = self.embedding.table if c.tied_embeddings else self.output.kernel
-        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap)
+        table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
+        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap)
 
-    def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
         # to rows, which moves far less data than a gather of the table.
         x = look_up(param[...].astype(self.config.compute_dtype), ids)

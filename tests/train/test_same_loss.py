@@ -25,12 +25,21 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.linear.base import LinearConfig
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.linear.dora import DoRA
+from jaxtrain.nn.linear.int8 import Int8
+from jaxtrain.nn.linear.lora import LoRA
+from jaxtrain.nn.linear.low_rank import LowRank
+from jaxtrain.nn.linear.nf4 import NF4
+from jaxtrain.nn.linear.some import Some
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.trainable import Adapters, Everything
 from jaxtrain.objectives.base import Objective
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adafactor import Adafactor
@@ -95,6 +104,15 @@ TECHNIQUES = {  # a new one is a line here
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
     FeedForwardConfig: {"GatedMLPConfig": GatedMLPConfig(hidden=64), "MLPConfig": MLPConfig(hidden=64, bias=True)},
+    LinearConfig: {
+        "Dense": Dense(),
+        "DoRA": DoRA(rank=4),
+        "Int8": Int8(),
+        "LoRA": LoRA(rank=4, base=NF4(block=16)),
+        "LowRank": LowRank(rank=8),
+        "NF4": NF4(block=16),
+        "Some": Some(names=("up",), linear=LoRA(rank=4)),
+    },
     Objective: {"NextToken": NextToken(z_loss=1e-3)},
     Optimizer: {
         "AdamW": AdamW(learning_rate=RATE),
@@ -112,11 +130,21 @@ def _run_with(kind: type, own, mesh: MeshConfig, devices=None) -> list[float]:
     block = same_loss.DECODER.pattern[0]
     changed = {
         MixerConfig: lambda: {"config": _of_block(dataclasses.replace(block, mixer=own))},
+        LinearConfig: lambda: {"config": _with_linear(own)},
         FeedForwardConfig: lambda: {"config": _of_block(dataclasses.replace(block, mlp=own))},
         Objective: lambda: {"objective": own},
         Optimizer: lambda: {"optimizer": own},
     }
     return same_loss.losses(mesh, dropout=DROPOUT, devices=devices, steps=4, **changed[kind]())
+
+
+def _with_linear(linear: LinearConfig) -> DecoderConfig:
+    """Return the decoder with these linears, of which adapters alone are trained where there are some."""
+    block = same_loss.DECODER.pattern[0]
+    mixer = block.mixer if isinstance(linear, Some) else dataclasses.replace(block.mixer, linear=linear)
+    config = _of_block(dataclasses.replace(block, mixer=mixer, mlp=dataclasses.replace(block.mlp, linear=linear)))
+    adapted = isinstance(linear, DoRA | LoRA | Some)
+    return dataclasses.replace(config, trainable=Adapters() if adapted else Everything())
 
 
 def _of_block(block: BlockConfig) -> DecoderConfig:

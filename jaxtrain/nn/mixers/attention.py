@@ -84,10 +84,11 @@ class Attention(Mixer):
         self.config = c = config
         width, channels = ((d_model, "embed"),), (c.head_dim, "head_dim")
         heads, kv_heads = ((c.heads, "heads"), channels), ((c.kv_heads, "kv_heads"), channels)
-        self.query = c.linear.build(width, heads, bias=c.bias, rngs=rngs)
-        self.key = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.value = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.output = c.linear.build(heads, width, bias=c.bias, rngs=rngs)
+        linears = c.linear.of_layer("query", "key", "value", "output")
+        self.query = linears["query"].build(width, heads, bias=c.bias, rngs=rngs)
+        self.key = linears["key"].build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.value = linears["value"].build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.output = linears["output"].build(heads, width, bias=c.bias, rngs=rngs)
         if c.qk_norm:
             self.query_norm = c.qk_norm.build(c.head_dim)
             self.key_norm = c.qk_norm.build(c.head_dim)
