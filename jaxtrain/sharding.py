@@ -23,6 +23,7 @@ from jaxtrain.shapes import ModelState, ParamTree
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "repeats": ("stage",),
+    "experts": ("expert",),
     "embed": ("fsdp", OUTER),
     "embed_blocks": ("fsdp", OUTER),  # the scales of weights that are quantized in blocks along `embed`
     "heads": ("tensor",),

@@ -24,6 +24,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
@@ -103,7 +104,11 @@ TECHNIQUES = {  # a new one is a line here
         "DeltaRuleConfig": DeltaRuleConfig(**RECURRENT, decay=StepDecay()),
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
-    FeedForwardConfig: {"GatedMLPConfig": GatedMLPConfig(hidden=64), "MLPConfig": MLPConfig(hidden=64, bias=True)},
+    FeedForwardConfig: {
+        "GatedMLPConfig": GatedMLPConfig(hidden=64),
+        "MLPConfig": MLPConfig(hidden=64, bias=True),
+        "MixtureConfig": MixtureConfig(experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balance=0.1),
+    },
     LinearConfig: {
         "Dense": Dense(),
         "DoRA": DoRA(rank=4),
