@@ -13,24 +13,40 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.linear.adapted import Adapted, AdaptedConfig
-from jaxtrain.nn.linear.base import Side
+from jaxtrain.nn.linear.adapted import Adapted
+from jaxtrain.nn.linear.base import LinearConfig, Side
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.param import Adapter
+from jaxtrain.ranges import check_at_least_one, check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DoRA(AdaptedConfig):
+class DoRA(LinearConfig):
     """magnitude * (base + scale a b) / |base + scale a b|, a norm and a trained magnitude for each output.
 
     The scale is alpha / rank. At the start b is zero and the magnitude is the norm, so nothing changes.
     """
 
+    rank: int
+    alpha: float = 16.0
+    base: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2402.09353"
+
+    def __post_init__(self):
+        check_at_least_one(self, "rank")
+        check_positive(self, "alpha")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
     def build(
         self, inputs: Side, outputs: Side, *, bias: bool = False, outputs_first: bool = False, rngs: nnx.Rngs
     ) -> "_DoRA":
         return _DoRA(self, inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=rngs)
+
+    def check_head(self) -> None:
+        self.base.check_head()
 
 
 class _DoRA(Adapted):

@@ -10,19 +10,28 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.linear.adapted import Adapted, AdaptedConfig
-from jaxtrain.nn.linear.base import Side
+from jaxtrain.nn.linear.adapted import Adapted
+from jaxtrain.nn.linear.base import LinearConfig, Side
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.ranges import check_at_least_one, check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoRA(AdaptedConfig):
+class LoRA(LinearConfig):
     """base(x) + scale x a b + bias, with b zero at the start.
 
     The scale is alpha / rank, or alpha / sqrt(rank) with `root_of_rank` (rsLoRA).
     """
 
+    rank: int
+    alpha: float = 16.0
     root_of_rank: bool = False
+    base: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2106.09685"
+
+    def __post_init__(self):
+        check_at_least_one(self, "rank")
+        check_positive(self, "alpha")
 
     @property
     def scale(self) -> float:
@@ -32,6 +41,9 @@ class LoRA(AdaptedConfig):
         self, inputs: Side, outputs: Side, *, bias: bool = False, outputs_first: bool = False, rngs: nnx.Rngs
     ) -> "_LoRA":
         return _LoRA(self, inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=rngs)
+
+    def check_head(self) -> None:
+        self.base.check_head()
 
 
 class _LoRA(Adapted):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.linear.adapted import Adapted, AdaptedConfig
+from jaxtrain.nn.linear.adapted import Adapted
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.dora import DoRA
@@ -34,6 +34,7 @@ from jaxtrain.surgery.huggingface.layout import Part
 from jaxtrain.surgery.huggingface.layout import Path as LeafPath
 from jaxtrain.surgery.linears import plain
 
+type AdapterConfig = LoRA | DoRA
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings that would change the result, and the values at which they do not
     "bias": ("none", None),
@@ -130,7 +131,7 @@ def read_adapter(
     return adapted, _stacked(folder / WEIGHTS, adapted, read)
 
 
-def _kind(file: Path, settings: Mapping[str, Any]) -> AdaptedConfig:
+def _kind(file: Path, settings: Mapping[str, Any]) -> AdapterConfig:
     """Return the kind of the adapters."""
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type={settings.get('peft_type')!r} is not supported, only 'LORA'")
@@ -153,7 +154,7 @@ def _sites(config: DecoderConfig, family) -> Iterator[Site]:
             yield Site(tensor.name.removesuffix(".weight"), parts, tensor.repeat)
 
 
-def _adapted(config: DecoderConfig) -> Iterator[tuple[LeafPath, AdaptedConfig]]:
+def _adapted(config: DecoderConfig) -> Iterator[tuple[LeafPath, AdapterConfig]]:
     """Yield the path of every adapted linear, and its kind."""
     model = abstract_model(config)
     for path, module in nnx.iter_modules(merge(model.graph, model.shapes)):
@@ -198,7 +199,7 @@ def _check_base(file: Path, site: Site, found: np.ndarray | None, leaves: Mappin
         raise ValueError(f"{file}: its weights of {site.module} are not the base's: it is another base's adapter")
 
 
-def _with_adapters(config: DecoderConfig, kind: AdaptedConfig, paths: set[LeafPath]) -> DecoderConfig:
+def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPath]) -> DecoderConfig:
     """Return the model with adapters around the linears at these paths."""
 
     def around(linear: LinearConfig, names: set, all_names: set) -> LinearConfig:
