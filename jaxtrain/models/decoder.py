@@ -28,7 +28,7 @@ from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
-from jaxtrain.ranges import check_at_least_one, check_positive_or_none
+from jaxtrain.ranges import check_at_least_one, check_positive, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
 
@@ -50,6 +50,8 @@ class DecoderConfig:
     tied_embeddings: bool = False
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
+    embedding_scale: float = 1.0  # and by this, as Granite does
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     dropout: float = 0.0
     compute_dtype: str = "float32"
@@ -64,6 +66,7 @@ class DecoderConfig:
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_positive(self, "embedding_scale", "logit_scale")
         check_positive_or_none(self, "logit_softcap")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
@@ -176,8 +179,9 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
         c = self.config
         x = self._look_up(self.embedding.table, tokens)
-        if c.scale_embeddings:
-            x = x * jnp.asarray(c.d_model**0.5, x.dtype)
+        scale = (c.d_model**0.5 if c.scale_embeddings else 1.0) * c.embedding_scale
+        if scale != 1.0:
+            x = x * jnp.asarray(scale, x.dtype)
         if c.learned_positions:
             x = x + self._look_up(self.positions.table, context.positions)
         x = dropout(x, c.dropout, fold_in(context.keys, c.repeats), site=0)
@@ -226,7 +230,7 @@ class Decoder(nnx.Module):
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
         table = self.embedding.table if c.tied_embeddings else self.output.kernel
-        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap)
+        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap, scale=c.logit_scale)
 
     def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
