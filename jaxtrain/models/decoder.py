@@ -30,7 +30,7 @@ from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.nn.trainable import Everything, Trainable, freeze_others
-from jaxtrain.ranges import check_at_least_one, check_positive_or_none
+from jaxtrain.ranges import check_at_least_one, check_positive, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
 
@@ -55,6 +55,8 @@ class DecoderConfig:
     head: LinearConfig = Dense()
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
+    embedding_scale: float = 1.0  # and by this, as Granite does
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     dropout: float = 0.0
     compute_dtype: str = "float32"
@@ -76,6 +78,7 @@ class DecoderConfig:
             )
         self.head.check_head()
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_positive(self, "embedding_scale", "logit_scale")
         check_positive_or_none(self, "logit_softcap")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
@@ -189,8 +192,9 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
         c = self.config
         x = self._look_up(self.embedding.table, tokens)
-        if c.scale_embeddings:
-            x = x * jnp.asarray(c.d_model**0.5, x.dtype)
+        scale = (c.d_model**0.5 if c.scale_embeddings else 1.0) * c.embedding_scale
+        if scale != 1.0:
+            x = x * jnp.asarray(scale, x.dtype)
         if c.learned_positions:
             x = x + self._look_up(self.positions.table, context.positions)
         x = dropout(x, c.dropout, fold_in(context.keys, c.repeats), site=0)
@@ -239,7 +243,7 @@ class Decoder(nnx.Module):
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
         table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
-        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap)
+        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale)
 
     def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width

@@ -77,9 +77,11 @@ def generate(
     The draws of a prompt depend on its index in the batch and on `key`, not on the other prompts.
 
     Raises:
-        ValueError: a prompt is empty, or prompt and continuation exceed the model's max_length.
+        ValueError: a prompt is empty, prompt and continuation exceed the model's max_length, or the rotary embeddings
+            of a prompt and of its continuation differ.
     """
-    max_length = merge(graph, model).config.max_length
+    config = merge(graph, model).config
+    max_length = config.max_length
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")
@@ -91,6 +93,8 @@ def generate(
             )
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
+    for block in config.pattern:
+        block.mixer.check_decoding(int(lengths.min()), padded.shape[1] + tokens)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))

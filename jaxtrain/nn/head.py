@@ -17,6 +17,8 @@ TILE = 16_384  # words of the vocabulary whose logits a device computes at a tim
 class Head(NamedTuple):
     """Final norm, product with the table of the vocabulary, soft cap. The table may be that of the embedding.
 
+    `scale` multiplies the logits, before the soft cap.
+
     A cross-entropy gathers the table and computes the logits a tile at a time: `tile` rows of the table on each device,
     or all rows of a device where they make no more than two tiles.
     """
@@ -27,6 +29,7 @@ class Head(NamedTuple):
     dtype: str
     softcap: float | None
     tile: int = TILE
+    scale: float = 1.0
 
     def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
@@ -47,7 +50,9 @@ class Head(NamedTuple):
         )
 
     def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return constrain(self.norm(x), "batch", "length", None)
+        """Return normalised hidden states. They, not the far larger logits, are multiplied by the scale."""
+        x = constrain(self.norm(x), "batch", "length", None)
+        return x if self.scale == 1.0 else x * self.scale
 
     @property
     def _project(self) -> Callable:

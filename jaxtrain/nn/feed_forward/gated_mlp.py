@@ -22,6 +22,7 @@ class GatedMLPConfig(FeedForwardConfig):
 
     hidden: int
     activation: str = "silu"
+    bias: bool = False
     linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:2002.05202"
 
@@ -38,9 +39,9 @@ class GatedMLP(Layer):
         self.config = config
         width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
         linears = config.linear.of_layer("gate", "up", "down")
-        self.gate = linears["gate"].build(width, hidden, rngs=rngs)
-        self.up = linears["up"].build(width, hidden, rngs=rngs)
-        self.down = linears["down"].build(hidden, width, rngs=rngs)
+        self.gate = linears["gate"].build(width, hidden, bias=config.bias, rngs=rngs)
+        self.up = linears["up"].build(width, hidden, bias=config.bias, rngs=rngs)
+        self.down = linears["down"].build(hidden, width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         gate_BLF, up_BLF = _materialise_gradients(self.gate(x), self.up(x))
