@@ -42,7 +42,8 @@ class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
     Where a device has more than two tiles of the vocabulary (`nn/head.py: TILE`), a loss computes logits one tile at a
-    time. The backward pass then recomputes them, which costs a product with the head.
+    time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary have
+    a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
     """
 
     vocab_size: int
@@ -50,6 +51,7 @@ class DecoderConfig:
     repeats: int
     pattern: tuple[BlockConfig, ...]
     max_length: int
+    vocab_multiple: int = 1
     norm: NormConfig = RMSNormConfig()
     tied_embeddings: bool = False
     head: LinearConfig = Dense()
@@ -77,7 +79,7 @@ class DecoderConfig:
                 "linear of its own; leave head out, or set tied_embeddings=False"
             )
         self.head.check_head()
-        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
         check_positive(self, "embedding_scale", "logit_scale")
         check_positive_or_none(self, "logit_softcap")
 
@@ -87,6 +89,11 @@ class DecoderConfig:
     @property
     def layers(self) -> int:
         return self.repeats * len(self.pattern)
+
+    @property
+    def vocab_rows(self) -> int:
+        """The rows of the tables of the vocabulary."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def parameter_count(self) -> int:
@@ -100,7 +107,7 @@ class DecoderConfig:
         of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in Kaplan et
         al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
         """
-        tied_head = self.tied_embeddings * self.vocab_size * self.d_model
+        tied_head = self.tied_embeddings * self.vocab_rows * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
         return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing
@@ -145,13 +152,13 @@ class Pattern(Layer):
 class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.embedding = Embedding(c.vocab_size, c.d_model, rngs=rngs)
+        self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
         if c.learned_positions:
             self.positions = Positions(c.max_length, c.d_model, rngs=rngs)
         self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
-            width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
+            width, vocab = ((c.d_model, "embed"),), ((c.vocab_rows, "vocab"),)
             self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
@@ -243,7 +250,8 @@ class Decoder(nnx.Module):
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
         table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
-        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale)
+        words = c.vocab_size if c.vocab_rows > c.vocab_size else None
+        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale, words=words)
 
     def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width

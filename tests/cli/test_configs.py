@@ -17,6 +17,7 @@ FOLDER = Path("configs").resolve()
 FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # which the others include
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
+    "encoder_tiny": (936_192, 6_930_432),
     "gla_tiny": (947_712, 5_529_600),
     "hybrid_tiny": (1_330_448, 8_292_864),
     "llama2_7b": (6_738_415_616, 41_253_863_424),
