@@ -83,6 +83,12 @@ class TrainConfig:
                     f"{where}.sequence_length={phase.sequence_length} exceeds "
                     f"model.max_length={self.model.max_length}: shorten the sequences or raise max_length"
                 )
+            teacher = self.model.teacher and self.model.teacher.model
+            if teacher and phase.sequence_length > teacher.max_length:
+                raise ValueError(
+                    f"{where}.sequence_length={phase.sequence_length} exceeds the teacher's "
+                    f"max_length={teacher.max_length}: shorten the sequences"
+                )
             vocab_size = (phase.data or self.data).tokenizer.vocab_size
             if vocab_size > self.model.vocab_size:
                 raise ValueError(
@@ -90,6 +96,7 @@ class TrainConfig:
                     f"set model.vocab_size to at least {vocab_size}"
                 )
             (phase.data or self.data).examples.check(self.model.vocab_size)
+        self.objective.check(self.model)
         self._check_learning_rates()
         data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree
-from jaxtrain.train.initial import FromRun
+from jaxtrain.train import initial, teachers
 
 
 def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
@@ -17,7 +17,7 @@ def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
         ValueError: the run has no configuration.
     """
     for node in _nodes(tree):
-        if node.cls is not FromRun or not _is_none(node.children.get("model")):
+        if node.cls not in (initial.FromRun, teachers.FromRun) or not _is_none(node.children.get("model")):
             continue
         match node.children.get("path"):
             case Leaf(value=str() as path, origin=origin):

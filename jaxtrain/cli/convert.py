@@ -42,7 +42,7 @@ from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
 from jaxtrain.surgery.huggingface.files import own_file, read_json
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
-from jaxtrain.surgery.linears import converted, plain
+from jaxtrain.surgery.linears import converted, has_plain_linears, plain
 from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError, is_full
@@ -319,7 +319,7 @@ def weights_of(
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
-    if config and (weights or config.optimizer.averages or model != plain(model)):
+    if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
         step, trained = trained_model(
             folder,
             model=model,
@@ -340,7 +340,7 @@ def weights_of(
 
 def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
     """Return the model with its adapters merged and its weights dequantized."""
-    if config == plain(config):
+    if has_plain_linears(config):
         return model
     start = initial_model(plain(config), jax.random.key(0))
     return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)

@@ -7,18 +7,19 @@ unrolled. Nothing here depends on devices: `gather` and `constrain` take logical
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
+from jaxtrain.models.teacher import Teacher
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
 from jaxtrain.nn.head import Head
@@ -29,7 +30,7 @@ from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
-from jaxtrain.nn.trainable import Everything, Trainable, freeze_others
+from jaxtrain.nn.trainable import Everything, Trainable, freeze_all, freeze_others
 from jaxtrain.ranges import check_at_least_one, check_positive, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
@@ -65,6 +66,7 @@ class DecoderConfig:
     remat: RematPolicy = NoRemat()
     scan: bool = True
     trainable: Trainable = Everything()
+    teacher: Teacher | None = None
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -79,6 +81,11 @@ class DecoderConfig:
                 "linear of its own; leave head out, or set tied_embeddings=False"
             )
         self.head.check_head()
+        if self.teacher and self.teacher.model and self.teacher.model.vocab_size != self.vocab_size:
+            raise ValueError(
+                f"teacher: its vocab_size={self.teacher.model.vocab_size} is another vocabulary than "
+                f"vocab_size={self.vocab_size}: student and teacher need the same tokens"
+            )
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
         check_positive(self, "embedding_scale", "logit_scale")
         check_positive_or_none(self, "logit_softcap")
@@ -97,6 +104,7 @@ class DecoderConfig:
 
     @property
     def parameter_count(self) -> int:
+        """The number of parameters, trained or frozen, without those of a teacher."""
         numbers = _counts(self)
         return numbers.parameters + numbers.frozen
 
@@ -106,11 +114,13 @@ class DecoderConfig:
         They are 6 for each parameter that multiplies (the head included, look-ups not; 4 for a frozen one), and those
         of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in Kaplan et
         al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
+        A teacher runs forward alone, a third.
         """
         tied_head = self.tied_embeddings * self.vocab_rows * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
-        return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing
+        taught = self.teacher.model.flops_per_token(length) / 3 if self.teacher and self.teacher.model else 0.0
+        return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing + taught
 
 
 def context_of(batch: Batch, keys: Keys | None, taps: Collection[str] = ()) -> TokenContext:
@@ -164,11 +174,13 @@ class Decoder(nnx.Module):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
         freeze_others(self, c.trainable)
+        self.teacher = _frozen_teacher(c.teacher, rngs) if c.teacher else None
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
         stacked = {name: jax.tree.map(Axes.stacked, axes_of(stack)) for name, stack in self.stacks.items()}
-        return in_stacks(axes_of(self), stacked)
+        axes = in_stacks(axes_of(self), stacked)
+        return axes if self.teacher is None else taught(axes, self.teacher.axes())
 
     def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
@@ -282,6 +294,22 @@ def of_stack(model: ModelState, name: str) -> ModelState:
     return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
 
 
+def _frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder:
+    if teacher.model is None:
+        raise ValueError(f"teacher={teacher!r}: its model is not known; give its `model`")
+    model = Decoder(teacher.model, rngs=rngs)
+    freeze_all(model)
+    return model
+
+
+def taught(model: ModelState, teacher: ModelState) -> ModelState:
+    """Return the trees of a model with those of a teacher among what is frozen."""
+    whole: dict = {}
+    for tree in teacher:
+        whole |= flatten_dict(tree)
+    return model._replace(frozen={**model.frozen, "teacher": unflatten_dict(whole)})
+
+
 class AbstractModel(NamedTuple):
     """A model without values: its structure, the shapes of its arrays, and the facts about them."""
 
@@ -292,7 +320,7 @@ class AbstractModel(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _counts(config: DecoderConfig) -> Counts:
-    _, shapes, axes = abstract_model(config)
+    _, shapes, axes = abstract_model(replace(config, teacher=None))
     return counts(shapes, axes)
 
 

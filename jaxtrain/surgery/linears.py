@@ -18,8 +18,13 @@ from jaxtrain.shapes import ModelState
 
 
 def plain(config: DecoderConfig) -> DecoderConfig:
-    """Return the model with plain linears everywhere, of which all parameters are trained."""
-    return dataclasses.replace(_with_dense(config), trainable=Everything())
+    """Return the model with plain linears everywhere, of which all parameters are trained, and without a teacher."""
+    return dataclasses.replace(_with_dense(config), trainable=Everything(), teacher=None)
+
+
+def has_plain_linears(config: DecoderConfig) -> bool:
+    """Tell whether the parameters of a model are those of `plain(config)`, whatever teaches it."""
+    return plain(config) == dataclasses.replace(config, teacher=None)
 
 
 def _with_dense(config: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import Saving
 from jaxtrain.train.hooks.states import HookStates
-from jaxtrain.train.initial import Initial
+from jaxtrain.train.initial import Initial, initial_arrays
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.metrics import Metrics
 from jaxtrain.train.phases import Span, remaining
@@ -167,7 +167,7 @@ class Trainer:
         if state is not None:
             return jax.device_put(state, _layout(target))
         if start is None:
-            model = self.initial(self.recipe.model, program.mesh, jax.random.key(self.seed))
+            model = initial_arrays(self.initial, self.recipe.model, program.mesh, jax.random.key(self.seed))
             return begin(model, program.tx, target)
         if checkpoints.has_progress(start):
             return checkpoints.restore_state(start, target)

@@ -118,7 +118,7 @@ TECHNIQUES = {  # a new one is a line here
         "NF4": NF4(block=16),
         "Some": Some(names=("up",), linear=LoRA(rank=4)),
     },
-    Objective: {"NextToken": NextToken(z_loss=1e-3)},
+    Objective: {"NextToken": NextToken(z_loss=1e-3)},  # Distill needs a teacher: test_taught_run.py
     Optimizer: {
         "AdamW": AdamW(learning_rate=RATE),
         "AdamW8bit": AdamW8bit(learning_rate=RATE),
@@ -165,7 +165,7 @@ def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
 @pytest.mark.parametrize("kind", TECHNIQUES, ids=lambda kind: kind.__name__)
 def test_no_technique_is_left_out(kind):
     found = {name for name, cls in subclasses(kind).items() if cls.__module__.startswith("jaxtrain.")}
-    assert found == set(TECHNIQUES[kind])
+    assert found - {"Distill"} == set(TECHNIQUES[kind])
 
 
 def test_the_run_learns_and_dropout_shows():

@@ -23,6 +23,14 @@ class Trainable(Technique):
         """Tell whether to train a parameter. `path` is such as `stacks.blocks.blocks.0.mixer.query.kernel`."""
 
 
+def freeze_all(model: nnx.Module) -> None:
+    """Make frozen variables of everything that a model has."""
+    for _, module in list(nnx.iter_modules(model)):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, nnx.Variable):
+                setattr(module, name, Frozen(value[...], axes=value.axes))
+
+
 def freeze_others(model: nnx.Module, trainable: Trainable) -> None:
     """Make frozen variables of all parameters that are not selected.
 
