@@ -369,6 +369,12 @@ REFUSED = {
         {"rope_parameters": {"full_attention": 1}},
         ("rope_parameters.full_attention=1", "object"),
     ),
+    "rope of a third layer type": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "third": {}}},
+        ("rope_parameters", "full_attention", "sliding_attention"),
+    ),
+    "no layer types": ("cohere2", {"layer_types": []}, ("layer_types=[]", 32)),
     "one layer too few": ("smollm3", {"no_rope_layers": [1] * 35}, ("no_rope_layers", 36)),
     "layers of something else": ("smollm3", {"no_rope_layers": [2] * 36}, ("no_rope_layers", 36)),
     "no interval": (

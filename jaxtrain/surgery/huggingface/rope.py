@@ -14,6 +14,7 @@ from jaxtrain.nn.rope import (
     YarnScaling,
 )
 from jaxtrain.surgery.huggingface.settings import Settings, checked, short
+from jaxtrain.surgery.huggingface.windows import FULL, SLIDING
 
 LENGTH = "original_max_position_embeddings"
 
@@ -66,6 +67,8 @@ def read_rope(s: Settings, keys: RopeKeys) -> RopeConfig:
     for key in ("rope_scaling", "rope_parameters") if keys.scaled else ("rope_parameters",):
         given = _object(key, s.given(key))
         if keys.layer_type and key == "rope_parameters" and given:
+            if given.keys() - {FULL, SLIDING}:
+                raise ValueError(f"{key}={short(given)} must have settings of {FULL} and {SLIDING}, and nothing else")
             given = _object(f"{key}.{keys.layer_type}", given.get(keys.layer_type))
         if given:
             places[key], scalings[key] = given, _scaling(key, given, length, s)
