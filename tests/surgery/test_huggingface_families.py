@@ -347,6 +347,7 @@ REFUSED = {
     "yarn with a number of another type": ("qwen2", with_rope(**YARN, low_freq_factor=1.0), ("low_freq_factor=1.0",)),
     "yarn that shrinks": ("qwen2", with_rope(**YARN | {"factor": 0.5}), ("factor=0.5", 1)),
     "yarn of no ramp": ("qwen2", with_rope(**YARN, beta_fast=1.0), ("fast=1.0", "slow=1.0")),
+    "a rope that Phi-3 lacks": ("phi3", with_rope(**YARN), ("rope_type='yarn'", "default, longrope")),
     "longrope of too few factors": (
         "phi3",
         {"rope_scaling": LONG_ROPE | {"short_factor": [1.0] * 47, "long_factor": [1.0] * 47}},
