@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.models.decoder import Decoder
+from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.param import merge
 from jaxtrain.ranges import LEAST_FLOAT32
@@ -93,13 +93,18 @@ def generate(
             )
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
-    for block in config.pattern:
-        block.mixer.check_decoding(int(lengths.min()), padded.shape[1] + tokens)
+    check_decoding(config, shortest=int(lengths.min()), longest=int(lengths.max()), tokens=tokens)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
     drawn = np.asarray(_generate(graph, model, padded, lengths, keys, tokens, sampling))
     return [_until(row.tolist(), stop_token) for row in drawn]
+
+
+def check_decoding(config: DecoderConfig, *, shortest: int, longest: int, tokens: int) -> None:
+    """Raise ValueError where a mixer cannot decode rows that grow by so many tokens, from prompts of these lengths."""
+    for block in config.pattern:
+        block.mixer.check_decoding(shortest, _padded(longest, config.max_length) + tokens)
 
 
 def _remedy(room: int, prompt_room: int) -> str:

@@ -9,6 +9,7 @@ from messages import refused
 from tiny import packed_batch, random_params, variant
 from tolerances import EXACT, SAME_LOGITS, assert_close
 
+from jaxtrain.data.tokenizers.byte import ByteTokenizer
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.block import BlockConfig
@@ -16,6 +17,7 @@ from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.rope import DynamicScaling, RopeConfig
 from jaxtrain.shapes import ModelState
+from jaxtrain.train.hooks.sample import Sample
 
 
 def test_cached_generation_is_uncached_generation():
@@ -69,3 +71,11 @@ def test_a_sink_of_minus_infinity_is_none():
     expected = nnx.merge(abstract_model(without).graph, params)(batch)
     mixer["sinks"] = np.full_like(sinks, -np.inf)
     assert_close(nnx.merge(abstract_model(with_sinks).graph, params)(batch), expected, EXACT)
+
+
+def test_a_run_whose_samples_cross_that_length_is_refused_before_it_begins():
+    rope = RopeConfig(scaling=DynamicScaling(factor=2.0, original_length=12))
+    config = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, rope=rope), mlp=MLPConfig(hidden=8)),))
+    Sample(every_steps=1, prompt="abcd", tokens=8).check("hooks[0]", config, ByteTokenizer())
+    with refused(ValueError, "hooks[0].tokens=9", 4, "DynamicScaling", "original_length"):
+        Sample(every_steps=1, prompt="abcd", tokens=9).check("hooks[0]", config, ByteTokenizer())

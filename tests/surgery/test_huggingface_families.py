@@ -347,6 +347,7 @@ REFUSED = {
     "yarn with a number of another type": ("qwen2", with_rope(**YARN, low_freq_factor=1.0), ("low_freq_factor=1.0",)),
     "yarn that shrinks": ("qwen2", with_rope(**YARN | {"factor": 0.5}), ("factor=0.5", 1)),
     "yarn of no ramp": ("qwen2", with_rope(**YARN, beta_fast=1.0), ("fast=1.0", "slow=1.0")),
+    "a rope that Phi-3 lacks": ("phi3", with_rope(**YARN), ("rope_type='yarn'", "default, longrope")),
     "longrope of too few factors": (
         "phi3",
         {"rope_scaling": LONG_ROPE | {"short_factor": [1.0] * 47, "long_factor": [1.0] * 47}},
@@ -369,6 +370,12 @@ REFUSED = {
         {"rope_parameters": {"full_attention": 1}},
         ("rope_parameters.full_attention=1", "object"),
     ),
+    "rope of a third layer type": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "third": {}}},
+        ("rope_parameters", "full_attention", "sliding_attention"),
+    ),
+    "no layer types": ("cohere2", {"layer_types": []}, ("layer_types=[]", 32)),
     "one layer too few": ("smollm3", {"no_rope_layers": [1] * 35}, ("no_rope_layers", 36)),
     "layers of something else": ("smollm3", {"no_rope_layers": [2] * 36}, ("no_rope_layers", 36)),
     "no interval": (

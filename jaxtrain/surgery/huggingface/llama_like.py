@@ -3,7 +3,6 @@
 Attention dropout is left out, as in the layer itself: it changes training only.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from jaxtrain.surgery.huggingface.family import (
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, in_layers, torch_linear
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
 from jaxtrain.surgery.huggingface.settings import Settings
-from jaxtrain.surgery.huggingface.windows import Windows
+from jaxtrain.surgery.huggingface.windows import Windows, same_windows
 
 DEFAULTS: dict[str, Any] = {  # of most families here
     "num_key_value_heads": None,
@@ -69,13 +68,13 @@ class LlamaLike(Family):
 
     # The settings.
 
-    @abstractmethod
     def windows(self, s: Settings) -> Windows:
         """Return the window of each layer."""
+        return same_windows(s, None)
 
-    @abstractmethod
     def write_windows(self, windows: Windows) -> dict[str, Any]:
         """Return the settings that say the windows."""
+        return {}
 
     def norm(self, epsilon: float) -> NormConfig:
         return RMSNormConfig(epsilon=epsilon)

@@ -14,6 +14,7 @@ from jaxtrain.nn.rope import (
     YarnScaling,
 )
 from jaxtrain.surgery.huggingface.settings import Settings, checked, short
+from jaxtrain.surgery.huggingface.windows import FULL, SLIDING
 
 LENGTH = "original_max_position_embeddings"
 
@@ -41,7 +42,7 @@ class RopeKeys(NamedTuple):
     """The names of the settings of a family's rotary embeddings, and what they are where config.json has none.
 
     Without `fraction` all of a head is rotated. `layer_type` is the key into rope_parameters, for families whose layers
-    differ; `scaled` tells whether rope_scaling is of these layers.
+    differ; `scaled` tells whether rope_scaling is of these layers. `types` are the rope_types that the family has.
     """
 
     theta: str = "rope_theta"
@@ -50,6 +51,7 @@ class RopeKeys(NamedTuple):
     default_fraction: float = 1.0
     layer_type: str | None = None
     scaled: bool = True
+    types: tuple[str, ...] = tuple(ROPE_TYPES)
 
 
 def read_rope(s: Settings, keys: RopeKeys) -> RopeConfig:
@@ -66,9 +68,11 @@ def read_rope(s: Settings, keys: RopeKeys) -> RopeConfig:
     for key in ("rope_scaling", "rope_parameters") if keys.scaled else ("rope_parameters",):
         given = _object(key, s.given(key))
         if keys.layer_type and key == "rope_parameters" and given:
+            if given.keys() - {FULL, SLIDING}:
+                raise ValueError(f"{key}={short(given)} must have settings of {FULL} and {SLIDING}, and nothing else")
             given = _object(f"{key}.{keys.layer_type}", given.get(keys.layer_type))
         if given:
-            places[key], scalings[key] = given, _scaling(key, given, length, s)
+            places[key], scalings[key] = given, _scaling(key, given, length, s, keys.types)
     fractions = _said("partial_rotary_factor", places)
     if not keys.fraction and set(fractions.values()) - {1.0}:
         raise ValueError(f"{fraction_key} is not supported: all of a head is rotated")
@@ -134,9 +138,9 @@ def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     raise ValueError(f"it has the rotary scaling {type(scaling).__name__}, which no family has")
 
 
-def _scaling(key: str, rope: Mapping[str, Any], beside: Any, s: Settings) -> RopeScaling | None:
+def _scaling(key: str, rope: Mapping[str, Any], beside: Any, s: Settings, types: tuple[str, ...]) -> RopeScaling | None:
     """Return the scaling of an object of rotary settings. `beside` is the original length beside it, or None."""
-    kind = _rope_type(key, rope)
+    kind = _rope_type(key, rope, types)
     needed, optional = ROPE_TYPES[kind]
     if LENGTH in needed and beside is not None:
         if rope.get(LENGTH) not in (None, beside):
@@ -221,16 +225,16 @@ def _agreed(what: str, said: Mapping[str, Any], default: Any) -> Any:
     return first
 
 
-def _rope_type(key: str, rope: Mapping[str, Any]) -> str:
+def _rope_type(key: str, rope: Mapping[str, Any], types: tuple[str, ...]) -> str:
     said = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
     if not said:
-        raise ValueError(f"{key}={short(rope)} has no rope_type: say which, one of {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"{key}={short(rope)} has no rope_type: say which, one of {', '.join(types)}")
     kind = said[0]
     if any(other != kind for other in said):
         raise ValueError(f"{key}: rope_type={kind!r} is at odds with type={said[1]!r}: leave one of them")
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in types:
         raise ValueError(
-            f"{key}: rope_type={short(kind)} is not one of {', '.join(ROPE_TYPES)}: only models whose positions are "
+            f"{key}: rope_type={short(kind)} is not one of {', '.join(types)}: only models whose positions are "
             "scaled in one of these ways can be imported"
         )
     return kind

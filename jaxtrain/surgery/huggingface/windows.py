@@ -12,14 +12,17 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 def same_windows(s: Settings, window: int | None) -> Windows:
     """Return the same window for all layers. Raises ValueError if `layer_types` has something else."""
     kind = SLIDING if window else FULL
-    if any(other != kind for other in s["layer_types"] or ()):
+    types = s["layer_types"]
+    if types is not None and types != [kind] * s["num_hidden_layers"]:
         raise ValueError(f"layer_types: this model_type has {kind} in all of its layers; make all of them so")
     return (window,) * s["num_hidden_layers"]
 
 
 def listed_windows(s: Settings, default: Sequence[bool]) -> Windows:
     """Return the windows by `layer_types`, or without it by the family's rule `default`."""
-    types = s["layer_types"] or [SLIDING if slides else FULL for slides in default]
+    types = s["layer_types"]
+    if types is None:
+        types = [SLIDING if slides else FULL for slides in default]
     if len(types) != len(default) or not all(kind in (SLIDING, FULL) for kind in types):
         raise ValueError(
             f"layer_types={types!r} must give sliding_attention or full_attention for each of the {len(default)} layers"

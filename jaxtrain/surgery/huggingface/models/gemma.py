@@ -19,7 +19,6 @@ from jaxtrain.surgery.huggingface.windows import (
     Windows,
     listed_windows,
     patterned_windows,
-    same_windows,
     write_layer_types,
 )
 
@@ -54,12 +53,6 @@ class Gemma(AnyGemma):
     model_type = "gemma"
     architecture = "GemmaForCausalLM"
     defaults = GEMMA | {"num_key_value_heads": 16, "hidden_act": "gelu_pytorch_tanh"}
-
-    def windows(self, s: Settings) -> Windows:
-        return same_windows(s, None)
-
-    def write_windows(self, windows: Windows) -> dict[str, Any]:
-        return {}
 
     def mlp(self, s: Settings, hidden: int, activation: str, bias: bool) -> GatedMLPConfig:
         s.require("all models of this model_type have it", hidden_activation="gelu_pytorch_tanh")

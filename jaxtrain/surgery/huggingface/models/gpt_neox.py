@@ -12,7 +12,6 @@ from jaxtrain.surgery.huggingface.layout import Axes, Tensor, torch_heads, torch
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.rope import RopeKeys
 from jaxtrain.surgery.huggingface.settings import Settings
-from jaxtrain.surgery.huggingface.windows import Windows, same_windows
 
 
 class GPTNeoX(LlamaLike):
@@ -40,12 +39,6 @@ class GPTNeoX(LlamaLike):
     last_norm = "gpt_neox.final_layer_norm"
     head = "embed_out.weight"
     renamed = {"lm_head.weight": "embed_out.weight"}
-
-    def windows(self, s: Settings) -> Windows:
-        return same_windows(s, None)
-
-    def write_windows(self, windows: Windows) -> dict[str, Any]:
-        return {}
 
     def norm(self, epsilon: float) -> LayerNormConfig:
         return LayerNormConfig(epsilon=epsilon)

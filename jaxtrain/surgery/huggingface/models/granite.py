@@ -9,7 +9,6 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.surgery.huggingface.family import attention_of
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
 from jaxtrain.surgery.huggingface.settings import Settings
-from jaxtrain.surgery.huggingface.windows import Windows, same_windows
 
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
@@ -19,12 +18,6 @@ class Granite(LlamaLike):
     architecture = "GraniteForCausalLM"
     biases = ("attention_bias", "mlp_bias")
     defaults = DEFAULTS | {"max_position_embeddings": 2048, **dict.fromkeys(MULTIPLIERS, 1.0)}
-
-    def windows(self, s: Settings) -> Windows:
-        return same_windows(s, None)
-
-    def write_windows(self, windows: Windows) -> dict[str, Any]:
-        return {}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         return with_scale(common, float(s["attention_multiplier"]))

@@ -1,14 +1,12 @@
 """OLMo 2: norms of what layers add, not of what they read; of queries and keys over all heads. arXiv:2501.00656."""
 
 from dataclasses import replace
-from typing import Any
 
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.settings import Settings
-from jaxtrain.surgery.huggingface.windows import Windows, same_windows
 
 
 class Olmo2(LlamaLike):
@@ -16,12 +14,6 @@ class Olmo2(LlamaLike):
     architecture = "Olmo2ForCausalLM"
     defaults = DEFAULTS | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
     norms = {"mixer_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
-
-    def windows(self, s: Settings) -> Windows:
-        return same_windows(s, None)
-
-    def write_windows(self, windows: Windows) -> dict[str, Any]:
-        return {}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         return replace(common, qk_norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"])), joint_qk_norm=True)

@@ -17,7 +17,7 @@ class Phi3(LlamaLike):
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
     biases = (None, None)
-    rope_keys = RopeKeys(fraction="partial_rotary_factor")
+    rope_keys = RopeKeys(fraction="partial_rotary_factor", types=("default", "longrope"))
     defaults = DEFAULTS | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None}
 
     def windows(self, s: Settings) -> Windows:
