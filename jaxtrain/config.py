@@ -106,11 +106,12 @@ class TrainConfig:
     def _check_learning_rates(self) -> None:
         """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""
         for span in spans(self.phases):
-            where = "optimizer" if span.phase.learning_rate is None else f"phases[{span.number}]"
+            own = f"phases[{span.number}].learning_rate"
+            where = f"optimizer.{self.optimizer.rate_key}" if span.phase.learning_rate is None else own
             try:
                 learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
             except ValueError as error:
-                raise ValueError(f"{where}.learning_rate: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
 
     def check_memory(self, room: Room) -> None:
         """Raise ValueError if the run cannot fit in the memory of `room`."""

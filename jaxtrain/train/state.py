@@ -29,11 +29,6 @@ class TrainState(NamedTuple):
     def params(self) -> ParamTree:
         return self.model.params
 
-    @property
-    def updates(self) -> Int[Array, ""]:
-        """The number of updates made so far, by which learning-rate schedules count."""
-        return self.step - self.skipped
-
 
 def initial_model(config: DecoderConfig, key: Key[Array, ""]) -> ModelState:
     return split(config.build(key))[1]

@@ -104,6 +104,14 @@ CONFIGURATIONS = {
         {"optimizer.learning_rate.warmup_steps": 4},
         ("optimizer.learning_rate", "warmup_steps=4", 3),
     ),
+    "warm-up within a wrapper": (
+        {"optimizer": "@SAM(optimizer=@AdamW(learning_rate=@Constant(peak=1e-3,warmup_steps=4)))"},
+        ("optimizer.optimizer.learning_rate", "warmup_steps=4", 3),
+    ),
+    "average within a cautious optimizer": (
+        {"optimizer": "@Cautious(optimizer=@ScheduleFree(learning_rate=@Constant(peak=1e-3)))"},
+        ("optimizer", "ScheduleFree", "average"),
+    ),
     "warm-up longer than its phase": (
         {"phases[0].learning_rate": "@Constant(peak=1e-3,warmup_steps=4)"},
         ("phases[0].learning_rate", "warmup_steps=4", 3),

@@ -47,11 +47,15 @@ from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.cautious import Cautious
+from jaxtrain.optim.lamb import LAMB
 from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
+from jaxtrain.optim.sam import SAM
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.pipeline.schedules.chimera import Chimera
+from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
 from jaxtrain.train.gradients import Accumulate
@@ -123,8 +127,11 @@ TECHNIQUES = {  # a new one is a line here
         "AdamW": AdamW(learning_rate=RATE),
         "AdamW8bit": AdamW8bit(learning_rate=RATE),
         "Adafactor": Adafactor(learning_rate=RATE),
+        "Cautious": Cautious(optimizer=AdamW(learning_rate=RATE)),
+        "LAMB": LAMB(learning_rate=RATE),
         "Lion": Lion(learning_rate=Cosine(peak=3e-4, warmup_steps=4)),
         "Muon": Muon(learning_rate=RATE),
+        "SAM": SAM(optimizer=AdamW(learning_rate=RATE)),
         "ScheduleFree": ScheduleFree(learning_rate=RATE),
     },
 }
@@ -152,14 +159,32 @@ def _with_linear(linear: LinearConfig) -> DecoderConfig:
     return dataclasses.replace(config, trainable=Adapters() if adapted else Everything())
 
 
+@functools.cache
+def _alone(kind: type, own) -> list[float]:
+    return _run_with(kind, own, MeshConfig(fsdp=1), jax.devices()[:1])
+
+
 def _of_block(block: BlockConfig) -> DecoderConfig:
     return dataclasses.replace(same_loss.DECODER, pattern=(block,))
 
 
 @pytest.mark.parametrize(("kind", "own"), ALL)
 def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
-    alone = _run_with(kind, own, MeshConfig(fsdp=1), jax.devices()[:1])
-    assert_close(np.array(_run_with(kind, own, TWO_PROCESSES)), np.array(alone), SAME_LOSS_ON_ANY_MESH)
+    assert_close(np.array(_run_with(kind, own, TWO_PROCESSES)), np.array(_alone(kind, own)), SAME_LOSS_ON_ANY_MESH)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "gradients"),
+    [
+        (TWO_PROCESSES, Accumulate(microbatches=2)),
+        (MeshConfig(stage=2, data=2, fsdp=2), Pipelined(schedule=GPipe(), microbatches=2)),
+    ],
+    ids=["accumulated", "pipelined"],
+)
+def test_both_gradients_of_sam_go_through_the_strategy(mesh, gradients):
+    sam = TECHNIQUES[Optimizer]["SAM"]
+    found = same_loss.losses(mesh, dropout=DROPOUT, gradients=gradients, optimizer=sam, steps=4)
+    assert_close(np.array(found), np.array(_alone(Optimizer, sam)), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize("kind", TECHNIQUES, ids=lambda kind: kind.__name__)
