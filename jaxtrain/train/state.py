@@ -85,7 +85,8 @@ def create_model(config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> Mode
     """Return a model of random weights, with each shard made on its own device."""
     _, shapes, axes = abstract_model(config)
     with jax.set_mesh(mesh):
-        return jax.jit(initial_model, static_argnums=0, out_shardings=shardings(axes, shapes, mesh))(config, key)
+        create = functools.partial(initial_model, config)
+        return jax.jit(create, out_shardings=shardings(axes, shapes, mesh))(key)
 
 
 def begin(model: ModelState, tx: optax.GradientTransformation, target: TrainState) -> TrainState:

@@ -46,6 +46,13 @@ def _run(base, **changes):
     return runs.tiny_run(data, **({"model": QLORA, "initial": FromRun(path=str(folder)), "steps": 4} | changes))
 
 
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    """The folder of a run of adapters, and its last state."""
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    return folder, runs.train(_run(base), folder).state
+
+
 def test_the_first_loss_is_that_of_the_other_run_and_the_bits_of_its_weights_stay(base, tmp_path):
     adapted = _run(base, model=_adapted(LoRA(rank=4)))
     state = runs.train(adapted, tmp_path / "run").state
@@ -58,26 +65,18 @@ def test_the_first_loss_is_that_of_the_other_run_and_the_bits_of_its_weights_sta
     assert runs.losses(tmp_path / "run")[-1] != runs.losses(tmp_path / "whole")[-1]
 
 
-def test_the_optimizer_has_eight_bytes_for_each_trained_parameter_and_nothing_else(base, tmp_path):
-    state = runs.train(_run(base), tmp_path / "run").state
+def test_the_optimizer_has_eight_bytes_for_each_trained_parameter_and_nothing_else(adapted):
+    _, state = adapted
     counters = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0]
     assert bytes_of(state.opt_state) - bytes_of(counters) == 8 * size_of(state.params)
     assert size_of(state.params) == size_of(abstract_model(QLORA).shapes.params) < size_of(state.model.frozen) / 4
 
 
-@pytest.mark.parametrize(
-    ("mesh", "gradients"),
-    [
-        (MeshConfig(fsdp=2, tensor=2, data=2), {}),
-        (MeshConfig(stage=2, fsdp=2, data=2), {"gradients": Pipelined(microbatches=2, schedule=ZBH1())}),
-    ],
-    ids=["fsdp and tensor", "stages"],
-)
-def test_any_mesh_has_the_losses_of_one_device(base, tmp_path, mesh, gradients):
-    alone = _run(base).trainer(tmp_path / "alone", devices=jax.devices()[:1])
-    alone.train()
-    runs.train(_run(base, mesh=mesh, **gradients), tmp_path / "mesh")
-    found, desired = (np.array(runs.losses(tmp_path / name)) for name in ("mesh", "alone"))
+def test_a_pipeline_has_the_losses_of_one_device(adapted, base, tmp_path):
+    """Stages and fsdp; tensor too in test_same_loss.py."""
+    gradients = Pipelined(microbatches=2, schedule=ZBH1())
+    runs.train(_run(base, mesh=MeshConfig(stage=2, fsdp=2, data=2), gradients=gradients), tmp_path / "mesh")
+    found, desired = (np.array(runs.losses(folder)) for folder in (tmp_path / "mesh", adapted[0]))
     assert_close(found, desired, SAME_LOSS_ON_ANY_MESH)
 
 
@@ -92,10 +91,9 @@ def test_it_goes_on_exactly_and_writes_its_frozen_weights_once(base, tmp_path):
     assert len(list((tmp_path / "whole" / "checkpoints" / "frozen").iterdir())) == 1
 
 
-def test_a_run_may_begin_with_the_merged_weights_of_an_adapted_one(base, tmp_path):
-    runs.train(_run(base), tmp_path / "adapted")
-    merged = _run(base, model=BASE, initial=FromRun(path=str(tmp_path / "adapted"), model=QLORA))
-    again = _run(base, initial=FromRun(path=str(tmp_path / "adapted"), model=QLORA))
+def test_a_run_may_begin_with_the_merged_weights_of_an_adapted_one(adapted, base, tmp_path):
+    initial = FromRun(path=str(adapted[0]), model=QLORA)
+    merged, again = _run(base, model=BASE, initial=initial), _run(base, initial=initial)
     for name, config in (("merged", merged), ("again", again)):
         runs.train(config, tmp_path / name)
     first, same = (runs.losses(tmp_path / name)[0] for name in ("merged", "again"))

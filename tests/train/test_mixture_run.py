@@ -35,7 +35,6 @@ def alone():
 
 
 WAYS = {
-    "data, fsdp and tensor": {"mesh_config": MeshConfig(fsdp=2, data=2, tensor=2)},
     "context": {"mesh_config": MeshConfig(context=2, fsdp=4)},
     "microbatches and remat": {
         "mesh_config": MeshConfig(fsdp=2),
