@@ -40,7 +40,12 @@ def doors() -> dict[str, Door]:
 
 
 DOORS = doors()
-ALONE = ("Wrapper of an optimizer", "Linear", "Pipeline schedule")  # another door takes the key of each
+ALONE = (
+    "Wrapper of an optimizer",
+    "Scaling of rotary embeddings",
+    "Linear",
+    "Pipeline schedule",
+)  # another has the key
 AT_ONCE = [name for name in DOORS if name not in ALONE]
 
 
@@ -69,7 +74,7 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Linear"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Scaling", "Linear"]
     others = ["Objective", "Source", "Tokenizer", "Packing", "Hook", "Writer", "Remat", "Gradient", "Pipeline"]
     assert [name.split()[0] for name in DOORS] == ["Optimizer", "Wrapper", "Schedule", *layers, *others]
 
@@ -103,7 +108,7 @@ def test_a_linear_and_a_wrapper_of_others_train(folder):
     write(folder, "linear", ["Source", "Linear", "Wrapper of an optimizer"])
     result = load("linear.py").config.train(folder / "thin")
     up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
-    assert up["down"]["kernel"].shape == (2, 16, 4) and result.step == 2
+    assert up["length"].shape == (2, 1) and result.step == 2
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):

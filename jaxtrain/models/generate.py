@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.models.decoder import Decoder
+from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.param import merge
 from jaxtrain.ranges import LEAST_FLOAT32
@@ -77,9 +77,11 @@ def generate(
     The draws of a prompt depend on its index in the batch and on `key`, not on the other prompts.
 
     Raises:
-        ValueError: a prompt is empty, or prompt and continuation exceed the model's max_length.
+        ValueError: a prompt is empty, prompt and continuation exceed the model's max_length, or the rotary embeddings
+            of a prompt and of its continuation differ.
     """
-    max_length = merge(graph, model).config.max_length
+    config = merge(graph, model).config
+    max_length = config.max_length
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")
@@ -91,11 +93,18 @@ def generate(
             )
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
+    check_decoding(config, shortest=int(lengths.min()), longest=int(lengths.max()), tokens=tokens)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
     drawn = np.asarray(_generate(graph, model, padded, lengths, keys, tokens, sampling))
     return [_until(row.tolist(), stop_token) for row in drawn]
+
+
+def check_decoding(config: DecoderConfig, *, shortest: int, longest: int, tokens: int) -> None:
+    """Raise ValueError where a mixer cannot decode rows that grow by so many tokens, from prompts of these lengths."""
+    for block in config.pattern:
+        block.mixer.check_decoding(shortest, _padded(longest, config.max_length) + tokens)
 
 
 def _remedy(room: int, prompt_room: int) -> str:

@@ -84,4 +84,4 @@ def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
     integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch._make((integers, integers, weights, integers, integers))
+    return Batch(integers, integers, weights, integers, integers)  # type: ignore[arg-type]  # shapes of arrays

@@ -48,6 +48,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         keys = step_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0])
+        batch = objective.prepared(merge(graph, state.model), batch)
         mean = Loss.of_batch(graph, objective, state.model, batch)
         (loss, terms), gradient = gradients(mean, state.params, batch, keys)
         norm = optax.tree.norm(gradient)
@@ -128,6 +129,7 @@ def make_evaluation_step(
     """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
+        batch = objective.prepared(merge(graph, model), batch)
         return objective(merge(graph, model), batch, None)._replace(layers=LayerSums()), objective.weights(batch)
 
     return jax.jit(evaluate)

@@ -1,6 +1,6 @@
 """Record what `transformers` computes for a tiny random model of each family that `jaxtrain convert` knows.
 
-    ENVIRONMENT/bin/python scripts/peers/make_goldens.py tests/golden/huggingface
+    ENVIRONMENT/bin/python scripts/peers/make_goldens.py tests/golden/huggingface [FAMILY ...]
 
 Each family gets a folder as `save_pretrained` writes it (config.json and safetensors, Llama's in two shards with an
 index) and golden.npz: tokens, float32 logits and the versions that made them. Sizes are small, and every number that
@@ -16,7 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config
+from transformers import (
+    Cohere2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    Starcoder2Config,
+)
 
 BATCH, LENGTH, VOCABULARY, SEED = 2, 24, 96, 20240607
 COMMON = {
@@ -30,6 +47,27 @@ COMMON = {
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": None,
+}
+SMALLER = COMMON | {
+    "vocab_size": 64,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+YARN = {  # pairs that are kept, blended and divided
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 2.0,
+    "beta_slow": 0.25,
+}
+LONG_ROPE = {  # of twelve elements of sixteen, in rows longer than the original ones
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
 }
 LLAMA3_ROPE = {  # a wavelength that is kept, one in the blend and several that are stretched
     "rope_type": "llama3",
@@ -63,6 +101,55 @@ def configs() -> dict[str, PreTrainedConfig]:
         "gpt2": GPT2Config(
             vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
         ),
+        "qwen2": Qwen2Config(
+            **SMALLER,
+            use_sliding_window=True,
+            sliding_window=5,
+            max_window_layers=1,
+            rope_parameters=YARN,
+        ),
+        "gemma": GemmaConfig(**SMALLER, head_dim=12),
+        "gemma3_text": Gemma3TextConfig(
+            **SMALLER | {"num_hidden_layers": 3, "intermediate_size": 16},
+            head_dim=10,
+            query_pre_attn_scalar=7,
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        ),
+        "phi3": Phi3Config(
+            **SMALLER, original_max_position_embeddings=16, rope_parameters=LONG_ROPE, sliding_window=19
+        ),
+        "olmo2": Olmo2Config(**SMALLER | {"num_attention_heads": 4, "num_key_value_heads": 2}),
+        "smollm3": SmolLM3Config(
+            **SMALLER,
+            no_rope_layers=[1, 0],
+            use_sliding_window=True,
+            sliding_window=5,
+            attention_bias=True,
+            mlp_bias=True,
+        ),
+        "starcoder2": Starcoder2Config(**SMALLER, sliding_window=6),
+        "gpt_neox": GPTNeoXConfig(
+            **{key: value for key, value in SMALLER.items() if key != "num_key_value_heads"},
+            rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        ),
+        "granite": GraniteConfig(
+            **SMALLER,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.4,
+            logits_scaling=0.7,
+        ),
+        "cohere2": Cohere2Config(
+            **SMALLER,
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention"],
+            logit_scale=0.3,
+        ),
     }
 
 
@@ -91,7 +178,7 @@ def record(config: PreTrainedConfig, folder: Path, *, shards: int) -> None:
     rng = np.random.default_rng(SEED)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     randomise(model, rng)
-    tokens = rng.integers(0, VOCABULARY, (BATCH, LENGTH), dtype=np.int32)
+    tokens = rng.integers(0, config.vocab_size, (BATCH, LENGTH), dtype=np.int32)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits
     if not 0.5 < logits.std() < 10:
@@ -112,9 +199,13 @@ def record(config: PreTrainedConfig, folder: Path, *, shards: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="by default all")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     transformers.utils.logging.disable_progress_bar()
     for family, config in configs().items():
+        if arguments.families and family not in arguments.families:
+            continue
         record(config, folder / family, shards=2 if family == "llama" else 1)
 
 

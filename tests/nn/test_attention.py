@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from messages import refused
 from tiny import packed_batch
-from tolerances import CLOSED_FORM_LAYER, assert_close
+from tolerances import CLOSED_FORM_LAYER, SAME_GRADIENT, assert_close
 
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.mixers import attention
@@ -27,6 +29,13 @@ VARIANTS = {
     "soft cap": dataclasses.replace(PLAIN, softcap=0.3),
     "scale": dataclasses.replace(PLAIN, scale=1.7),
     "bias": dataclasses.replace(PLAIN, bias=True),
+    "bias of all but the output": dataclasses.replace(PLAIN, bias=True, output_bias=False),
+    "bias of the output alone": dataclasses.replace(PLAIN, output_bias=True),
+    "sinks": dataclasses.replace(PLAIN, kv_heads=2, sinks=True),
+    "sinks in a window": dataclasses.replace(PLAIN, sinks=True, window=5, softcap=2.0),
+    "qk-norm over all heads": dataclasses.replace(
+        PLAIN, kv_heads=2, qk_norm=RMSNormConfig(epsilon=0.1), joint_qk_norm=True
+    ),
     "qk-norm": dataclasses.replace(PLAIN, qk_norm=RMSNormConfig(epsilon=0.1)),
     "everything": AttentionConfig(
         heads=4, kv_heads=2, head_dim=6, qk_norm=RMSNormConfig(), bias=True, window=7, softcap=2.0, scale=0.9
@@ -66,11 +75,15 @@ def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray
     if config.bias:
         q, k, v = q + w["query"]["bias"], k + w["key"]["bias"], v + w["value"]["bias"]
     if config.qk_norm:
-        q = _rms(q, config.qk_norm, np.asarray(params["query_norm"]["scale"], np.float64))
-        k = _rms(k, config.qk_norm, np.asarray(params["key_norm"]["scale"], np.float64))
+        q, k = (
+            _rms(x.reshape(2, L, -1) if config.joint_qk_norm else x, config.qk_norm, w[name]["scale"]).reshape(x.shape)
+            for x, name in ((q, "query_norm"), (k, "key_norm"))
+        )
     batch = _batch()
     if config.rope:  # tested by itself
-        q, k = (np.asarray(rotate(t.astype(np.float32), batch.positions, config.rope), np.float64) for t in (q, k))
+        q, k = (
+            np.asarray(rotate(t.astype(np.float32), batch.positions, config.rope, length=L), np.float64) for t in (q, k)
+        )
     y = np.zeros_like(q)
     for b, i, h in np.ndindex(y.shape[:3]):
         j = h // (config.heads // config.kv_heads)
@@ -79,10 +92,10 @@ def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray
         scores = [q[b, i, h] @ k[b, s, j] * (config.scale or 1 / math.sqrt(config.head_dim)) for s in seen]
         if config.softcap:
             scores = [config.softcap * math.tanh(score / config.softcap) for score in scores]
-        total = sum(math.exp(score) for score in scores)
+        total = sum(math.exp(score) for score in scores) + (math.exp(w["sinks"][h]) if config.sinks else 0)
         y[b, i, h] = sum(math.exp(score) / total * v[b, s, j] for score, s in zip(scores, seen, strict=True))
     out = np.einsum("blhk,hkd->bld", y, w["output"]["kernel"])
-    return out + w["output"]["bias"] if config.bias else out
+    return out + w["output"]["bias"] if config.has_output_bias else out
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -106,6 +119,32 @@ def test_impossible_heads_and_windows_are_refused(field, value, said):
 def test_rotary_positions_need_an_even_head():
     with pytest.raises(ValueError, match="head_dim=5: .*even"):
         AttentionConfig(heads=2, kv_heads=2, head_dim=5)
+
+
+def test_part_of_a_head_needs_an_even_number_of_elements():
+    with refused(ValueError, "rope.fraction=0.4", "head_dim=8", "rotates 3 elements"):
+        AttentionConfig(heads=2, kv_heads=2, head_dim=8, rope=RopeConfig(fraction=0.4))
+
+
+def test_a_norm_over_all_heads_says_which_norm():
+    with refused(ValueError, "joint_qk_norm=True", "qk_norm"):
+        dataclasses.replace(PLAIN, joint_qk_norm=True)
+
+
+def test_sinks_have_the_gradient_of_the_formula():
+    """The reference is the formula, which JAX differentiates; the default has a backward pass of its own."""
+    x, documents = _x(), _batch().segment_ids > 0
+
+    def gradient(implementation):
+        layer = _layer(dataclasses.replace(PLAIN, sinks=True, window=5, implementation=implementation))
+        graph, params = nnx.split(layer, nnx.Param)
+
+        def total(params):
+            return jnp.sum(nnx.merge(graph, params)(x, _context()).y ** 2 * documents[:, :, None])
+
+        return jax.jit(jax.grad(total))(params).sinks[...]
+
+    assert_close(gradient(None), gradient("reference"), SAME_GRADIENT)
 
 
 @pytest.mark.parametrize(("window", "length", "mean"), [(None, 6, 3.5), (1, 6, 1.0), (3, 6, 2.5), (9, 6, 3.5)])

@@ -32,6 +32,14 @@ def test_logits_are_the_product_with_the_table(softcap):
     assert_close(_head(softcap=softcap).logits(X), _logits(softcap), CLOSED_FORM_LAYER)
 
 
+def test_a_scale_multiplies_the_logits_before_the_cap():
+    head = _head(softcap=3.0)._replace(scale=0.3)
+    desired = 3.0 * np.tanh(0.3 * _logits() / 3.0)
+    assert_close(head.logits(X), desired, CLOSED_FORM_LAYER)
+    at_target = np.take_along_axis(desired, TARGETS[..., None], -1)[..., 0]
+    assert_close(head.cross_entropy(X, TARGETS).nll, np.log(np.exp(desired).sum(-1)) - at_target, CLOSED_FORM_LAYER)
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("tile", [W, 6])
 def test_cross_entropy_is_minus_the_log_probability_of_the_target(tile, softcap):

@@ -54,6 +54,16 @@ def test_gated_feed_forward_is_its_formula(x, activation):
     assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
 
 
+def test_gated_feed_forward_has_biases(x):
+    layer = GatedMLPConfig(hidden=12, bias=True).build(8, rngs=nnx.Rngs(0))
+    layer.gate.bias[...], layer.up.bias[...] = jnp.linspace(-1, 1, 12), jnp.linspace(1, 2, 12)
+    layer.down.bias[...] = jnp.linspace(2, 3, 8)
+    w = _arrays(layer)
+    gate, up = (x @ w[name]["kernel"] + w[name]["bias"] for name in ("gate", "up"))
+    desired = FORMULAS["silu"](gate) * up @ w["down"]["kernel"] + w["down"]["bias"]
+    assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
+
+
 @pytest.mark.parametrize("config", [MLPConfig, GatedMLPConfig])
 def test_an_unknown_activation_is_refused_with_the_known_ones(config):
     with refused(ValueError, "activation='swish'", "silu, gelu, gelu_tanh, relu"):

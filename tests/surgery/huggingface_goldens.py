@@ -14,7 +14,10 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import Batch, ParamTree
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
-NAMES = ("llama", "qwen3", "gemma2", "mistral", "gpt2")
+NAMES = (
+    *("llama", "qwen3", "gemma2", "mistral", "gpt2", "qwen2", "gemma", "gemma3_text", "phi3", "olmo2"),
+    *("smollm3", "starcoder2", "gpt_neox", "granite", "cohere2"),
+)
 
 
 class Bits(NamedTuple):

@@ -83,7 +83,7 @@ FOLDERS = {
     "unknown family": (
         "qwen3",
         lambda f: change_config(f, model_type="mamba"),
-        ("model_type='mamba'", "llama, mistral, qwen3, gemma2, gpt2"),
+        ("model_type='mamba'", "llama, mistral, qwen2, qwen3, gemma"),
     ),
     "no config": ("qwen3", lambda f: (f / "config.json").unlink(), ("config.json",)),
     "config is not JSON": ("qwen3", lambda f: (f / "config.json").write_text("{"), ("config.json", "JSON")),

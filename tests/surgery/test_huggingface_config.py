@@ -6,9 +6,9 @@ import json
 import huggingface_goldens as goldens
 import pytest
 from messages import refused
-from thin import Thin
 
 from jaxtrain.models import presets
+from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.rope import LinearScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
@@ -201,11 +201,16 @@ def test_other_published_settings_are_all_understood(name):
 @pytest.mark.parametrize("family", goldens.NAMES)
 def test_all_that_transformers_5_writes_is_understood(family):
     settings = json.loads((goldens.GOLDENS / family / "config.json").read_text())
-    assert FAMILIES[family].read(settings).layers in (2, 3, 4)
+    assert FAMILIES[family].read(settings).layers in (2, 3, 4)  # of the goldens
 
 
 def with_mixer(config, **changes):
     blocks = (dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, **changes)) for b in config.pattern)
+    return dataclasses.replace(config, pattern=tuple(blocks))
+
+
+def with_mlp(config, **changes):
+    blocks = (dataclasses.replace(b, mlp=dataclasses.replace(b.mlp, **changes)) for b in config.pattern)
     return dataclasses.replace(config, pattern=tuple(blocks))
 
 
@@ -218,6 +223,7 @@ def qwen3_with_windows_above_the_first_layer():
 
 VARIANTS = PRESETS | {
     "llama with biases": with_mixer(PRESETS["llama3_tiny"], bias=True),
+    "llama with biases everywhere": with_mlp(with_mixer(PRESETS["llama3_tiny"], bias=True), bias=True),
     "llama with stretched positions": with_mixer(
         PRESETS["llama3_tiny"],
         rope=dataclasses.replace(PRESETS["llama3_tiny"].pattern[0].mixer.rope, scaling=LinearScaling(factor=2.0)),
@@ -248,8 +254,8 @@ def test_how_a_model_is_computed_does_not_matter():
 
 
 def test_weights_in_another_form_are_refused_by_the_key_that_names_it():
-    config = with_mixer(PRESETS["llama3_tiny"], linear=Thin(rank=8))
-    with refused(ValueError, "llama", "pattern[0].mixer.linear=Thin(rank=8)", "Dense"):
+    config = with_mixer(PRESETS["llama3_tiny"], linear=LowRank(rank=8))
+    with refused(ValueError, "llama", "pattern[0].mixer.linear=LowRank(rank=8)", "Dense"):
         family_of(config)
 
 
@@ -268,14 +274,14 @@ def _size(shape):
 
 LLAMA3 = PUBLISHED["llama31_8b"]["rope_scaling"]
 REFUSED = {
-    "biases of the gated layer": ("llama", {"mlp_bias": True}, ("mlp_bias=True", False)),
+    "biases of the gated layer": ("mistral", {"mlp_bias": True}, ("mlp_bias=True", False)),
     "unknown activation": ("llama", {"hidden_act": "relu2"}, ("hidden_act='relu2'", "silu")),
-    "unknown rope": ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, ("rope_type='yarn'", "llama3")),
+    "unknown rope": ("llama", {"rope_scaling": {"type": "xpos", "factor": 2.0}}, ("rope_type='xpos'", "llama3")),
     "rope without its numbers": ("llama", {"rope_scaling": {"rope_type": "llama3"}}, ("'factor'",)),
     "rope without a type": (
         "llama",
         {"rope_scaling": {"factor": 8.0}},
-        ("rope_scaling={'factor': 8.0}", "rope_type", "default, linear, llama3"),
+        ("rope_scaling={'factor': 8.0}", "rope_type", "default, linear, dynamic, yarn, longrope, llama3"),
     ),
     "theta without a type": ("qwen3", {"rope_parameters": {"rope_theta": 1e6}}, ("rope_type",)),
     "rope of two types": (

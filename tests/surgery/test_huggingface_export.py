@@ -23,7 +23,7 @@ def test_import_then_export_is_bit_identical(family, tmp_path):
     assert open_folder(tmp_path / "out")[0] == config
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", [name for name in goldens.NAMES if name != "llama"])  # whose golden is in shards
 def test_the_file_itself_is_the_peers(family, tmp_path):
     export_folder(*import_folder(goldens.GOLDENS / family), tmp_path / "out")
     ours, theirs = (folder / "model.safetensors" for folder in (tmp_path / "out", goldens.GOLDENS / family))
@@ -110,7 +110,7 @@ INEXPRESSIBLE = {
         ("llama", "repeats=2", "family 4"),
     ),
     "no rotary positions": (
-        with_block(llama3_tiny(), mixer=dataclasses.replace(llama3_tiny().pattern[0].mixer, rope=None)),
+        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, rope=None)),
         ("llama", "mixer.rope=None"),
     ),
 }

@@ -17,6 +17,7 @@ from messages import refused
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.presets import llama
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.surgery.huggingface import export_folder, import_folder, open_folder
 
 TOLERANCE = 1e-4  # float32 logits of the peer
@@ -42,8 +43,18 @@ def with_mixer(config, **changes):
     return dataclasses.replace(config, pattern=tuple(blocks))
 
 
+def with_block(config, **changes):
+    return dataclasses.replace(config, pattern=tuple(dataclasses.replace(b, **changes) for b in config.pattern))
+
+
 def with_rope(config, **changes):
-    return with_mixer(config, rope=dataclasses.replace(config.pattern[0].mixer.rope, **changes))
+    """Return the decoder with changed rotary embeddings in the layers that have any."""
+    ropes = (b.mixer.rope and dataclasses.replace(b.mixer.rope, **changes) for b in config.pattern)
+    blocks = (
+        dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, rope=rope))
+        for b, rope in zip(config.pattern, ropes, strict=True)
+    )
+    return dataclasses.replace(config, pattern=tuple(blocks))
 
 
 WITHOUT = {
@@ -55,6 +66,29 @@ WITHOUT = {
     "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, logit_softcap=None)),
     "gemma2 scale of queries": ("gemma2", lambda c: with_mixer(c, scale=None)),
     "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "qwen2 rope scaling": ("qwen2", lambda c: with_rope(c, scaling=None)),
+    "qwen2 attention factor": (
+        "qwen2",
+        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.rope.scaling, attention_factor=1.0)),
+    ),
+    "gemma embedding scale": ("gemma", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "gemma3 base of full layers": ("gemma3_text", lambda c: with_rope(c, theta=50.0)),
+    "gemma3 scaling of full layers": ("gemma3_text", lambda c: with_rope(c, scaling=None)),
+    "phi3 part of a head": ("phi3", lambda c: with_rope(c, fraction=1.0, scaling=None)),
+    "phi3 long factors": (
+        "phi3",
+        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.rope.scaling, original_length=64)),
+    ),
+    "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=RMSNormConfig(epsilon=0.1))),
+    "smollm3 layers without positions": ("smollm3", lambda c: with_mixer(c, rope=c.pattern[0].mixer.rope)),
+    "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, parallel=False)),
+    "gpt_neox part of a head": ("gpt_neox", lambda c: with_rope(c, fraction=1.0)),
+    "granite scale of embeddings": ("granite", lambda c: dataclasses.replace(c, embedding_scale=1.0)),
+    "granite scale of logits": ("granite", lambda c: dataclasses.replace(c, logit_scale=1.0)),
+    "granite scale of scores": ("granite", lambda c: with_mixer(c, scale=None)),
+    "granite scale of layers": ("granite", lambda c: with_block(c, residual_scale=1.0)),
+    "cohere2 pairs of neighbours": ("cohere2", lambda c: with_rope(c, interleaved=False)),
+    "cohere2 scale of logits": ("cohere2", lambda c: dataclasses.replace(c, logit_scale=1.0)),
     "mistral window": ("mistral", lambda c: with_mixer(c, window=None)),
     "mistral window off by one": ("mistral", lambda c: with_mixer(c, window=7)),
 }

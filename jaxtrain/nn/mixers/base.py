@@ -30,6 +30,9 @@ class MixerConfig(Technique):
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Mixer: ...
 
+    def check_decoding(self, first: int, last: int) -> None:
+        """Raise ValueError where a row cannot be decoded while it grows from `first` to `last` tokens."""
+
     @abstractmethod
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs that mixing takes for a token of a sequence of this length, forward and backward."""

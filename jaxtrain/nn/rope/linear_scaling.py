@@ -19,5 +19,5 @@ class LinearScaling(RopeScaling):
     def __post_init__(self):
         check_positive(self, "factor")
 
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+    def __call__(self, frequencies: np.ndarray, length: int) -> np.ndarray:
         return frequencies / self.factor

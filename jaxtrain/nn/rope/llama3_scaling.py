@@ -30,7 +30,7 @@ class Llama3Scaling(RopeScaling):
         if not self.low < self.high < math.inf:
             raise ValueError(f"high={self.high}: must be above low={self.low}")
 
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+    def __call__(self, frequencies: np.ndarray, length: int) -> np.ndarray:
         turns = self.original_length * frequencies / (2 * math.pi)
         kept = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return frequencies * (kept + (1 - kept) / self.factor)

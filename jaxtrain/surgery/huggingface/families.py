@@ -5,13 +5,29 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
-from jaxtrain.surgery.huggingface.gpt2 import GPT2
-from jaxtrain.surgery.huggingface.llama import GEMMA2, LLAMA, MISTRAL, QWEN3
+from jaxtrain.surgery.huggingface.models.cohere2 import Cohere2
+from jaxtrain.surgery.huggingface.models.gemma import Gemma, Gemma2, Gemma3
+from jaxtrain.surgery.huggingface.models.gpt2 import GPT2
+from jaxtrain.surgery.huggingface.models.gpt_neox import GPTNeoX
+from jaxtrain.surgery.huggingface.models.granite import Granite
+from jaxtrain.surgery.huggingface.models.llama import Llama
+from jaxtrain.surgery.huggingface.models.mistral import Mistral
+from jaxtrain.surgery.huggingface.models.olmo2 import Olmo2
+from jaxtrain.surgery.huggingface.models.phi3 import Phi3
+from jaxtrain.surgery.huggingface.models.qwen import Qwen2, Qwen3
+from jaxtrain.surgery.huggingface.models.smollm3 import SmolLM3
+from jaxtrain.surgery.huggingface.models.starcoder2 import StarCoder2
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN3, GEMMA2, GPT2())}
+CLASSES: tuple[type[Family], ...] = (  # in the order of preference where several express a decoder
+    *(Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, GPT2, Phi3, Olmo2),
+    *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2),
+)
+SHOWN = 3  # most families in an error
+FAMILIES: dict[str, Family] = {family.model_type: family() for family in CLASSES}
 
 
 def family_named(model_type: object) -> Family:
@@ -24,22 +40,24 @@ def family_named(model_type: object) -> Family:
 
 
 def family_of(config: DecoderConfig) -> Family:
-    """Return the first family that expresses a decoder. Raises ValueError, with a difference to each, if none does."""
+    """Return the first family that expresses a decoder. Raises ValueError, with the nearest ones, if none does."""
     _check_attention(config)
-    reasons = []
-    for family in FAMILIES.values():
-        difference = first_difference(config, family)
-        if difference is None:
+    found = [(family, differences(config, family)) for family in FAMILIES.values()]
+    for family, differing in found:
+        if not differing:
             return family
-        reasons.append(f"{family.model_type}: {difference}")
-    raise ValueError(f"no family that convert knows expresses this decoder ({'; '.join(reasons)})")
+    nearest = sorted(found, key=lambda pair: len(pair[1]))[:SHOWN]
+    reasons = "; ".join(f"{family.model_type}: {differing[0]}" for family, differing in nearest)
+    raise ValueError(
+        f"no family that convert knows expresses this decoder. The nearest are ({reasons}); --family says what another "
+        "of them lacks"
+    )
 
 
 def check_expressible(config: DecoderConfig, family: Family) -> None:
     """Raise ValueError where a family does not express a decoder."""
     _check_attention(config)
-    difference = first_difference(config, family)
-    if difference is not None:
+    for difference in differences(config, family):
         raise ValueError(f"the family {family.model_type} does not express this decoder: {difference}")
 
 
@@ -52,19 +70,19 @@ def _check_attention(config: DecoderConfig) -> None:
             )
 
 
-def first_difference(config: DecoderConfig, family: Family) -> str | None:
-    """Return where a decoder differs from itself written as the family's config.json and read again, or None."""
+def differences(config: DecoderConfig, family: Family) -> list[str]:
+    """Return where a decoder differs from itself written as the family's config.json and read again."""
     ours = _essence(config)
     try:
         theirs = _essence(family.read(family.write(config)))
     except ValueError as error:
-        return str(error)
-    return next(_differences(ours, theirs, ""), None)
+        return [str(error)] * (SHOWN + 1)  # a family whose settings cannot say it is far from it
+    return list(_differences(ours, theirs, ""))
 
 
 def _essence(config: DecoderConfig) -> DecoderConfig:
     """Return the configuration with fixed values for settings of training and computation, and the shortest pattern."""
-    pattern, repeats = shortest_pattern(config.pattern * config.repeats)
+    pattern, repeats = shortest_pattern(tuple(map(_with_biases, config.pattern * config.repeats)))
     return dataclasses.replace(
         config,
         pattern=pattern,
@@ -74,6 +92,14 @@ def _essence(config: DecoderConfig) -> DecoderConfig:
         remat=NoRemat(),
         scan=True,
     )
+
+
+def _with_biases(block: BlockConfig) -> BlockConfig:
+    """Return the block with `output_bias` left out where `bias` says the same."""
+    mixer = block.mixer
+    if not isinstance(mixer, AttentionConfig) or mixer.output_bias is not mixer.bias:
+        return block
+    return dataclasses.replace(block, mixer=dataclasses.replace(mixer, output_bias=None))
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
-from jaxtrain.nn.rope import LinearScaling, Llama3Scaling, RopeConfig
 from jaxtrain.surgery.huggingface.layout import Tensor
 from jaxtrain.surgery.huggingface.settings import Settings
 
@@ -22,7 +21,8 @@ class Family(abc.ABC):
 
     `prefix` begins the names of all tensors except the head's; some published files leave it out. `ignored` is a
     regular expression for the names of buffers that old versions saved among the weights. `layers` is the name of the
-    setting for the number of layers, `table` the name of the embedding that a tied head shares.
+    setting for the number of layers, `table` the name of the embedding that a tied head shares, `head` that of the
+    head. `renamed` gives the names of tensors that some programs save by another.
     """
 
     model_type: str
@@ -32,6 +32,8 @@ class Family(abc.ABC):
     ignored: str
     layers: str
     table: str
+    head: str = "lm_head.weight"
+    renamed: Mapping[str, str] = {}
 
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         """Return the decoder of a config.json. Raises ValueError for settings that are not understood."""
@@ -78,26 +80,6 @@ def epsilon_of(norm: NormConfig) -> float:
     if not isinstance(norm, RMSNormConfig | OffsetRMSNormConfig | LayerNormConfig):
         raise ValueError(f"it has the norm {type(norm).__name__}, which no family has")
     return norm.epsilon
-
-
-def write_rope(rope: RopeConfig | None) -> dict[str, Any]:
-    """Return the rotary settings in the form of transformers 4, which transformers 5 also reads."""
-    rope = rope or RopeConfig()  # for None this is read back as another decoder, so the export is refused
-    scaling: dict[str, Any] | None
-    match rope.scaling:
-        case None:
-            scaling = None
-        case LinearScaling(factor=factor):
-            scaling = {"rope_type": "linear", "factor": factor}
-        case Llama3Scaling(factor=factor, low=low, high=high, original_length=length):
-            scaling = {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            }
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
 def write_activation(activation: str, *, tanh: str) -> str:

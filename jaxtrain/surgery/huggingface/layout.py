@@ -3,8 +3,9 @@
 A tensor of a family has parts. A part is the path of one of our parameters, and a view. The view is a function from an
 array of the tensor's shape to the part of it that is the parameter, in the parameter's own shape, sharing memory.
 
-There are two layouts of linears: `torch.nn.Linear` has [outputs, inputs], GPT-2 has [inputs, outputs] with queries,
-keys and values side by side. Heads and head dim are one axis in both, and two axes in our parameters.
+There are two layouts of linears: `torch.nn.Linear` has [outputs, inputs], GPT-2 has [inputs, outputs]. Several linears
+of the same inputs may be one tensor: side by side (GPT-2, Phi-3), or the parts of every head together (GPT-NeoX). Heads
+and head dim are one axis in all of these, and two axes in our parameters.
 """
 
 import math
@@ -46,6 +47,37 @@ def torch_linear(name: str, inputs: Axes, outputs: Axes, *path: str | int, bias:
     kernel = Part((*path, "kernel"), lambda w: w.reshape(*outputs, *inputs).transpose(order))
     weight = Tensor(f"{name}.weight", (math.prod(outputs), math.prod(inputs)), (kernel,))
     return [weight, _bias(name, outputs, *path)] if bias else [weight]
+
+
+def torch_linears(name: str, inputs: Axes, *linears: tuple[Axes, Path]) -> Tensor:
+    """Return the tensor of several linears without biases, given by (outputs, path): one after the other."""
+
+    def rows(first: int, outputs: Axes) -> View:
+        order = (*range(len(outputs), len(outputs) + len(inputs)), *range(len(outputs)))
+        last = first + math.prod(outputs)
+        return lambda w: w[first:last].reshape(*outputs, *inputs).transpose(order)
+
+    parts, first = [], 0
+    for outputs, path in linears:
+        parts.append(Part((*path, "kernel"), rows(first, outputs)))
+        first += math.prod(outputs)
+    return Tensor(f"{name}.weight", (first, math.prod(inputs)), tuple(parts))
+
+
+def torch_heads(name: str, inputs: Axes, outputs: Axes, *paths: Path, bias: bool) -> list[Tensor]:
+    """Return the tensors of several linears in the layout of `torch.nn.Linear`: all their outputs for each head."""
+    (D,), (H, K), count = inputs, outputs, len(paths)
+
+    def matrix(i: int) -> View:
+        return lambda w: w.reshape(H, count, K, D)[:, i].transpose(2, 0, 1)
+
+    def vector(i: int) -> View:
+        return lambda b: b.reshape(H, count, K)[:, i]
+
+    kernels = tuple(Part((*path, "kernel"), matrix(i)) for i, path in enumerate(paths))
+    biases = tuple(Part((*path, "bias"), vector(i)) for i, path in enumerate(paths))
+    tensors = [Tensor(f"{name}.weight", (H * count * K, D), kernels), Tensor(f"{name}.bias", (H * count * K,), biases)]
+    return tensors if bias else tensors[:1]
 
 
 def conv1d(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> list[Tensor]:

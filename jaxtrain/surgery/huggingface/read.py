@@ -24,8 +24,6 @@ from jaxtrain.surgery.huggingface.tensor_files import DTYPES, Stored, same_value
 from jaxtrain.surgery.huggingface.token_ids import check_tokens
 from jaxtrain.surgery.lazy import Box
 
-HEAD = "lm_head.weight"
-
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +43,8 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
         check_unquantized(settings)
         family = family_named(settings.get("model_type"))
     check_tokens(folder)
-    stored = _with_prefix(stored_tensors(folder, family.ignored), family)
+    stored = {family.renamed.get(name, name): at for name, at in stored_tensors(folder, family.ignored).items()}
+    stored = _with_prefix(stored, family)
     with reading(file):
         _check_layers(family, settings, stored)
         config = family.read(settings)
@@ -79,7 +78,7 @@ def _with_prefix(stored: dict[str, Stored], family: Family) -> dict[str, Stored]
     """Return the tensors with the family's prefix in their names, which files of a model without a head lack."""
     if any(name.startswith(family.prefix) for name in stored):
         return stored
-    return {name if name == HEAD else family.prefix + name: at for name, at in stored.items()}
+    return {name if name == family.head else family.prefix + name: at for name, at in stored.items()}
 
 
 def _check_layers(family: Family, settings: dict[str, Any], stored: dict[str, Stored]) -> None:
@@ -96,12 +95,12 @@ def _tied_if_equal(
 
     If the head's values differ from the embeddings, it is kept and the decoder is not tied, as in transformers 5.
     """
-    head, table = stored.get(HEAD), stored.get(family.table)
+    head, table = stored.get(family.head), stored.get(family.table)
     if not config.tied_embeddings or head is None or table is None:
         return config, stored
     if same_values(head, table):
-        return config, {name: at for name, at in stored.items() if name != HEAD}
-    log.warning("%s ties the head to the embeddings, but %s has other values: it is kept", folder, HEAD)
+        return config, {name: at for name, at in stored.items() if name != family.head}
+    log.warning("%s ties the head to the embeddings, but %s has other values: it is kept", folder, family.head)
     return dataclasses.replace(config, tied_embeddings=False), stored
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from jaxtrain.data.tokenizers.base import Tokenizer
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.models.generate import Sampling
+from jaxtrain.models.generate import Sampling, check_decoding
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
@@ -48,6 +48,16 @@ class Sample(Hook):
                 f"{where}.tokens={self.tokens} after a prompt of {prompt} exceed model.max_length={model.max_length}: "
                 f"shorten them or raise max_length"
             )
+        try:
+            check_decoding(model, shortest=prompt, longest=prompt, tokens=self.tokens)
+        except ValueError as error:
+            raise ValueError(f"{where}.tokens={self.tokens} after a prompt of {prompt}: {error}") from error
+
+        for block in model.pattern:
+            try:
+                block.mixer.check_decoding(prompt, prompt + self.tokens)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
 
     def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):

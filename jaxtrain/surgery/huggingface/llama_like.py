@@ -1,0 +1,215 @@
+"""The base class of families with the settings of Llama, which a family changes where it differs.
+
+Attention dropout is left out, as in the layer itself: it changes training only.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.surgery.huggingface.family import (
+    Family,
+    attention_of,
+    epsilon_of,
+    mlp_of,
+    shortest_pattern,
+    write_activation,
+)
+from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, in_layers, torch_linear
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
+from jaxtrain.surgery.huggingface.settings import Settings
+from jaxtrain.surgery.huggingface.windows import Windows, same_windows
+
+DEFAULTS: dict[str, Any] = {  # of most families here
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "layer_types": None,
+}
+
+
+class LlamaLike(Family):
+    """A family with the settings of Llama.
+
+    Settings: `epsilon` and `activation` are the names of two that differ; `biases` names those of attention and of the
+    feed-forward layer, or None where there never is one. The sizes in `derived` follow from others and are not in
+    config.json. Tensors: `norms` gives the name of each norm of a block; the others are as Llama's.
+    """
+
+    epsilon: ClassVar[str] = "rms_norm_eps"
+    activation: ClassVar[str] = "hidden_act"
+    biases: ClassVar[tuple[str | None, str | None]] = ("attention_bias", None)
+    derived: ClassVar[tuple[str, ...]] = ()
+    rope_keys: ClassVar[RopeKeys] = RopeKeys()
+    norms: ClassVar[Mapping[str, str]] = {
+        "mixer_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }
+    prefix = "model."
+    ignored = r".*\.rotary_emb\.inv_freq"
+    layers = "num_hidden_layers"
+    table = "model.embed_tokens.weight"
+    stack: ClassVar[str] = "model.layers."
+    last_norm: ClassVar[str] = "model.norm"
+
+    # The settings.
+
+    def windows(self, s: Settings) -> Windows:
+        """Return the window of each layer."""
+        return same_windows(s, None)
+
+    def write_windows(self, windows: Windows) -> dict[str, Any]:
+        """Return the settings that say the windows."""
+        return {}
+
+    def norm(self, epsilon: float) -> NormConfig:
+        return RMSNormConfig(epsilon=epsilon)
+
+    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
+        return read_rope(s, self.rope_keys)
+
+    def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
+        """Return the attention of a layer, from what all families have in common."""
+        return common
+
+    def mlp(self, s: Settings, hidden: int, activation: str, bias: bool) -> FeedForwardConfig:
+        return GatedMLPConfig(hidden=hidden, activation=activation, bias=bias)
+
+    def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
+        return common
+
+    def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
+        return common
+
+    def write_more(self, config: DecoderConfig) -> dict[str, Any]:
+        """Return what the family writes beside, or in place of, the common settings."""
+        return {}
+
+    def decoder(self, s: Settings) -> DecoderConfig:
+        norm = self.norm(float(s[self.epsilon]))
+        blocks = tuple(self._block(s, norm, layer, window) for layer, window in enumerate(self.windows(s)))
+        pattern, repeats = shortest_pattern(blocks)
+        common = DecoderConfig(
+            vocab_size=s["vocab_size"],
+            d_model=s["hidden_size"],
+            repeats=repeats,
+            pattern=pattern,
+            max_length=s["max_position_embeddings"],
+            norm=norm,
+            tied_embeddings=s["tie_word_embeddings"],
+        )
+        return self.whole(s, common)
+
+    def _block(self, s: Settings, norm: NormConfig, layer: int, window: int | None) -> BlockConfig:
+        heads = s["num_attention_heads"]
+        attention_bias, mlp_bias = map(partial(self._bias, s), self.biases, ("attention_bias", "mlp_bias"))
+        attention = AttentionConfig(
+            heads=heads,
+            kv_heads=self._size(s, "num_key_value_heads", heads),
+            head_dim=self._size(s, "head_dim", s["hidden_size"] // max(heads, 1)),
+            rope=self.rope(s, layer, window),
+            bias=attention_bias,
+            window=window,
+        )
+        mlp = self.mlp(s, s["intermediate_size"], s.activation(self.activation), mlp_bias)
+        return self.block(s, BlockConfig(mixer=self.attention(s, attention), mlp=mlp))
+
+    def _bias(self, s: Settings, key: str | None, usual: str) -> bool:
+        if key is not None:
+            return s[key]
+        s.require(f"{self.architecture} has no such setting", **{usual: False})
+        return False
+
+    def _size(self, s: Settings, key: str, usual: int) -> int:
+        if key not in self.derived:
+            return s.or_else(key, usual)
+        s.require(f"{self.architecture} derives it", **{key: usual})
+        return usual
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0])
+        attentions = [attention_of(block) for block in config.pattern * config.repeats]
+        attention_bias, mlp_bias = self.biases
+        written = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": mlp.hidden,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": mixer.heads,
+            "num_key_value_heads": mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            "max_position_embeddings": config.max_length,
+            self.epsilon: epsilon_of(config.norm),
+            "tie_word_embeddings": config.tied_embeddings,
+            **({attention_bias: mixer.bias} if attention_bias else {}),
+            **({mlp_bias: mlp.bias} if mlp_bias else {}),
+            self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
+            **write_rope(next((a.rope for a in attentions if a.rope), None), self.rope_keys),
+            **self.write_windows(tuple(attention.window for attention in attentions)),
+            **self.write_more(config),
+        }
+        return {key: value for key, value in written.items() if key not in self.derived}
+
+    # The tensors.
+
+    def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
+        table = (config.vocab_size, config.d_model)
+        yield as_is(self.table, table, "embedding", "table")
+        yield from in_layers(config, self.stack, self._block_tensors)
+        yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
+        if not config.tied_embeddings:
+            yield as_is(self.head, table, "output", "kernel")
+
+    def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
+        mixer, mlp = attention_of(block), mlp_of(block)
+        D, F = (config.d_model,), (mlp.hidden,)
+        H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
+        tensors = [*self.attention_tensors(mixer, D, H, J), *self.mlp_tensors(mlp.bias, D, F)]
+        for ours, theirs in self.norms.items():
+            tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
+        if mixer.qk_norm:
+            for ours, theirs, heads in (("query_norm", "q_norm", mixer.heads), ("key_norm", "k_norm", mixer.kv_heads)):
+                width = mixer.head_dim * (heads if mixer.joint_qk_norm else 1)
+                tensors += norm_tensors(f"self_attn.{theirs}", mixer.qk_norm, width, "mixer", ours)
+        return tensors
+
+    def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
+        return [
+            *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias=mixer.bias),
+            *torch_linear("self_attn.k_proj", D, J, "mixer", "key", bias=mixer.bias),
+            *torch_linear("self_attn.v_proj", D, J, "mixer", "value", bias=mixer.bias),
+            *torch_linear("self_attn.o_proj", H, D, "mixer", "output", bias=mixer.has_output_bias),
+        ]
+
+    def mlp_tensors(self, bias: bool, D: Axes, F: Axes) -> list[Tensor]:
+        return [
+            *torch_linear("mlp.gate_proj", D, F, "mlp", "gate", bias=bias),
+            *torch_linear("mlp.up_proj", D, F, "mlp", "up", bias=bias),
+            *torch_linear("mlp.down_proj", F, D, "mlp", "down", bias=bias),
+        ]
+
+
+def norm_tensors(name: str, norm: NormConfig, width: int, *path: str) -> list[Tensor]:
+    """Return the tensors of a norm."""
+    scale = as_is(f"{name}.weight", (width,), *path, "scale")
+    has_bias = isinstance(norm, LayerNormConfig) and norm.bias
+    return [scale, as_is(f"{name}.bias", (width,), *path, "bias")] if has_bias else [scale]
+
+
+def with_scale(attention: AttentionConfig, scale: float) -> AttentionConfig:
+    """Return the attention with a scale of its scores, which is None where it is the usual one."""
+    return replace(attention, scale=None if scale == attention.head_dim**-0.5 else scale)

@@ -1,0 +1,59 @@
+"""What families differ in has the same loss and gradient on any mesh and in the pipeline, and costs nothing unused."""
+
+import functools
+
+import jax
+import pytest
+from every_option import ALL, BY_NAME
+from pipelined_decoder import pipelined, task, unpipelined
+from tiny import variant
+from tolerances import SAME_GRADIENT, assert_close
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
+from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
+from jaxtrain.train.gradients import Accumulate
+
+ROWS = 8
+
+
+def test_loss_and_gradient_are_the_same_on_a_mesh():
+    loss, *arguments = task(BY_NAME, ROWS)
+    with jax.set_mesh(MeshConfig(fsdp=2, context=2, tensor=2).build()):
+        found = jax.jit(functools.partial(Accumulate(), loss))(*arguments)
+    assert_close(tuple(found), tuple(unpipelined(ALL, ROWS)), SAME_GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("config", "schedule"),
+    [(ALL, ZBH1()), (BY_NAME, PairedInterleaved(chunks_per_stage=1))],
+    ids=["by the compiler", "by name"],
+)
+def test_loss_and_gradient_are_the_same_in_a_pipeline(config, schedule):
+    found = pipelined(config, ROWS, schedule, 2, MeshConfig(stage=2, fsdp=2, tensor=2))
+    assert_close(found, unpipelined(ALL, ROWS), SAME_GRADIENT)
+
+
+def _program(config) -> str:
+    loss, *arguments = task(config, ROWS)
+    return jax.jit(functools.partial(Accumulate(), loss)).lower(*arguments).as_text()
+
+
+def test_options_that_change_nothing_cost_nothing():
+    """The neutral values of all options compile to the program of a decoder that does not name them."""
+    plain = variant()
+    (block,) = plain.pattern
+    named = BlockConfig(
+        mixer=AttentionConfig(
+            heads=4, kv_heads=2, head_dim=8, window=9, rope=RopeConfig(fraction=1.0), output_bias=False, sinks=False
+        ),
+        mlp=GatedMLPConfig(hidden=64, bias=False),
+        residual_scale=1.0,
+    )
+    assert named.mixer != block.mixer
+    assert _program(variant(pattern=(named,), embedding_scale=1.0, logit_scale=1.0)) == _program(plain)
+    assert _program(variant(logit_scale=2.0)) != _program(plain)
