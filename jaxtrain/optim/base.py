@@ -69,7 +69,7 @@ class Optimizer(Technique):
         Raises:
             ValueError: the state has no `count`.
         """
-        counts = optax.tree.get_all_with_path(opt_state, "count", lambda _, value: isinstance(value, jax.Array))
+        counts = optax.tree.get_all_with_path(opt_state, "count", lambda _, value: _is_counter(value))
         if not counts:
             raise ValueError(
                 f"optimizer={type(self).__name__}: its state has no `count` of updates, so its learning rate is "
@@ -80,6 +80,11 @@ class Optimizer(Technique):
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         """Return the parameters to evaluate, sample and export with."""
         return params
+
+
+def _is_counter(value) -> bool:
+    """Tell a count of updates from a moment of a parameter that is called `count`."""
+    return isinstance(value, jax.Array) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
 
 
 def transformation(

@@ -96,7 +96,9 @@ def test_the_state_is_that_of_the_optimizer_within():
 
 
 def test_it_goes_inside_of_sam_and_around_no_average():
-    assert SAM(optimizer=Cautious(optimizer=ADAMW)).weight_decay == DECAY
+    within, params, gradients = SAM(optimizer=Cautious(optimizer=ADAMW)), draw_tree(0), [draw_tree(1), draw_tree(2)]
+    seen, own = (follow(build(tx), params, gradients, lambda _, w: w) for tx in (within, within.optimizer))
+    assert_close(seen, own, EXACT)  # of a gradient that is the same everywhere
     with refused(ValueError, "optimizer=SAM", "SAM(optimizer=Cautious(...))"):
         Cautious(optimizer=SAM(optimizer=ADAMW))
     with refused(ValueError, "optimizer=ScheduleFree", "average"):

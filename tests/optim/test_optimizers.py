@@ -152,6 +152,11 @@ def test_the_rate_that_was_used_is_read_from_the_state(optimizer):
     assert rates == [0.0, 0.25, 0.5]
 
 
+def test_a_moment_of_a_parameter_called_count_is_no_count():
+    state = ({"count": jnp.float32(7)}, {"count": jnp.ones(3)}, optax.ScaleByScheduleState(jnp.int32(2)))
+    assert AdamW(learning_rate=RATES).used_rate(state, lambda count: 0.5 * count) == 0.5
+
+
 class _Uncounted(AdamW):
     """Has no count of updates in its state."""
 

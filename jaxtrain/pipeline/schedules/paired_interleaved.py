@@ -16,7 +16,7 @@ from jaxtrain.pipeline.table import Table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedInterleaved(Schedule):
-    """Bubble (p-1)/(vm+p-1) of all time in tick mode, too; peak ((v+1)p-1)/v stages' activations."""
+    """Bubble (p-1)/(vm+p-1) of all time in tick mode, too; peak ((v+1)p-1)/v stages' activations if p divides m."""
 
     chunks_per_stage: int = 2
     paper: ClassVar[str] = "of this project, in the order of arXiv:2104.04473"
