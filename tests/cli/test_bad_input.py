@@ -62,14 +62,19 @@ CONFIGURATIONS = {
         ("phases[0].batch_size=8", 16, "fsdp=8", "microbatches=2", "gradients.microbatches=1"),
     ),
     "batch and microbatches, where the schedule has a rule too": (
-        {"mesh.stage": 8, "model.repeats": 16, "gradients": "@Pipelined(microbatches=16)", "phases[0].batch_size": 24},
+        {
+            "mesh.stage": 8,
+            "model.repeats": 16,
+            "gradients": "@Pipelined(microbatches=16,schedule=@PairedDeferredW())",
+            "phases[0].batch_size": 24,
+        },
         ("phases[0].batch_size=24", "by 16", "microbatches=16", 32, "gradients.microbatches=8 or 24"),
     ),
     "heads not divisible by tensor": ({"mesh.tensor": 8}, ("model.pattern[0].mixer.heads=4", "mesh.tensor=8")),
     "stages without a pipeline": ({"mesh.stage": 4}, ("mesh.stage=4", "Pipelined", 1)),
     "microbatches that do not fit the schedule": (
-        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2)"},
-        ("PairedInterleaved", "mesh.stage=4", "microbatches=2", "nearest 4"),
+        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2,schedule=@PairedDeferredW())"},
+        ("PairedDeferredW", "mesh.stage=4", "microbatches=2", "nearest 4"),
     ),
     "more chunks than layers": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},

@@ -8,6 +8,7 @@ from messages import refused
 from pipeline_cases import table_of
 from tick_interpreter import Model, run, sequential
 
+from jaxtrain.cli.config_file import load
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.schedules.breadth_first import BreadthFirst
 from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
@@ -16,6 +17,7 @@ from jaxtrain.pipeline.schedules.interleaved import Interleaved
 from jaxtrain.pipeline.schedules.interleaved_zero_bubble import InterleavedZeroBubble
 from jaxtrain.pipeline.table import Unit, backward, forward, fused, weight
 from jaxtrain.pipeline.torch_csv import load_torch_csv
+from jaxtrain.train.gradients.pipelined import Pipelined
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch" / "schedules"
 FILES = sorted(GOLDEN.glob("*.csv"))
@@ -47,6 +49,13 @@ def test_the_program_of_a_table_of_pytorch_reads_the_right_value_everywhere(file
     model = Model.random(table.placement.chunks, table.microbatches)
     for value, desired in zip(run(lower(table), model), sequential(model), strict=True):
         np.testing.assert_allclose(value, desired, rtol=1e-10, atol=1e-12)
+
+
+def test_a_run_takes_a_table_of_pytorch_by_the_path_of_its_file():
+    file = str(GOLDEN / "Interleaved1F1B_4_8_2_compute_only.csv")
+    config = load("configs/pipeline_tiny.gin", [f"gradients.schedule=@FromFile(path={file!r})"]).config
+    ours = Pipelined(microbatches=8, schedule=Interleaved(chunks_per_stage=2))
+    assert config.gradients.plan(4, config.model, 128) == ours.plan(4, config.model, 128)
 
 
 def test_the_goldens_hold_every_kind_of_cell():
