@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass, replace
 
 STACK = "repeats"  # the leading axis of parameters that are stacked over the repeats of a pattern
+EXPERTS = "experts"  # the leading axis, behind that, of parameters that are stacked over experts
 
 
 class Kind(enum.Enum):
@@ -36,6 +37,10 @@ class Axes:
         """Whether weight decay applies to it."""
         return self.kind in (Kind.MATRIX, Kind.TABLE)
 
-    def stacked(self) -> "Axes":
+    def stacked(self, over: str = STACK) -> "Axes":
         """Return the facts of a stack of such parameters."""
-        return replace(self, names=(STACK, *self.names))
+        return replace(self, names=(over, *self.names))
+
+    def of_one(self, over: str) -> "Axes":
+        """Return the facts of one parameter of a stack over this axis; the same facts where there is none."""
+        return replace(self, names=self.names[1:]) if self.names[:1] == (over,) else self

@@ -21,6 +21,7 @@ from jaxtrain.sharding import RULES, shardings, undivided
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
+from jaxtrain.train.initial import Initial, Random
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.needs import Room, check_run, room_of
@@ -29,7 +30,12 @@ from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
 # The keys of the dimensions that may be replicated.
-DIMENSIONS = {"repeats": "model.repeats", "vocab": "model.vocab_size", "kv_heads": "kv_heads"}
+DIMENSIONS = {
+    "repeats": "model.repeats",
+    "vocab": "model.vocab_size",
+    "kv_heads": "kv_heads",
+    "embed_blocks": "d_model / block",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +47,7 @@ class TrainConfig:
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     objective: Objective = NextToken()
+    initial: Initial = Random()
     mesh: MeshConfig = MeshConfig()
     hooks: tuple[Hook, ...] = ()
     gradients: Strategy = Accumulate()
@@ -76,12 +83,20 @@ class TrainConfig:
                     f"{where}.sequence_length={phase.sequence_length} exceeds "
                     f"model.max_length={self.model.max_length}: shorten the sequences or raise max_length"
                 )
+            teacher = self.model.teacher and self.model.teacher.model
+            if teacher and phase.sequence_length > teacher.max_length:
+                raise ValueError(
+                    f"{where}.sequence_length={phase.sequence_length} exceeds the teacher's "
+                    f"max_length={teacher.max_length}: shorten the sequences"
+                )
             vocab_size = (phase.data or self.data).tokenizer.vocab_size
             if vocab_size > self.model.vocab_size:
                 raise ValueError(
                     f"the tokenizer has {vocab_size} tokens, model.vocab_size={self.model.vocab_size}: "
                     f"set model.vocab_size to at least {vocab_size}"
                 )
+            (phase.data or self.data).examples.check(self.model.vocab_size)
+        self.objective.check(self.model)
         self._check_learning_rates()
         data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
@@ -91,11 +106,12 @@ class TrainConfig:
     def _check_learning_rates(self) -> None:
         """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""
         for span in spans(self.phases):
-            where = "optimizer" if span.phase.learning_rate is None else f"phases[{span.number}]"
+            own = f"phases[{span.number}].learning_rate"
+            where = f"optimizer.{self.optimizer.rate_key}" if span.phase.learning_rate is None else own
             try:
                 learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
             except ValueError as error:
-                raise ValueError(f"{where}.learning_rate: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
 
     def check_memory(self, room: Room) -> None:
         """Raise ValueError if the run cannot fit in the memory of `room`."""
@@ -205,6 +221,7 @@ class TrainConfig:
         return Trainer(
             recipe=self.recipe,
             data=self.data,
+            initial=self.initial,
             mesh=self.mesh,
             hooks=self.hooks,
             seed=self.seed,

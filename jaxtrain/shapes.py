@@ -8,9 +8,10 @@ One letter an axis, the same in annotations, einsums and suffixes (`q_BLHK`):
     A microbatches accumulated in a step
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 ParamTree = dict  # nested dicts of arrays: the layout of checkpoints, surgery and optimizers
 
@@ -32,7 +33,8 @@ class Batch(NamedTuple):
 
     `targets[b, t]` follows `tokens[b, t]` in the same document. `segment_ids` number the documents of a row from 1;
     0 is padding. `positions` restart at 0 in every document. `weights` are 0 where no loss is taken: on padding and
-    on the last token of a document cut off from its successor.
+    on the last token of a document cut off from its successor. `hints` are what an objective prepared for every token
+    of the whole batch, such as what a teacher says of it.
     """
 
     tokens: Int[Array, "B L"]
@@ -40,3 +42,4 @@ class Batch(NamedTuple):
     weights: Float[Array, "B L"]
     segment_ids: Int[Array, "B L"]
     positions: Int[Array, "B L"]
+    hints: Mapping[str, Shaped[Array, "B L ..."]] = {}

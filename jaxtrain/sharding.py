@@ -23,7 +23,9 @@ from jaxtrain.shapes import ModelState, ParamTree
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "repeats": ("stage",),
+    "experts": ("expert",),
     "embed": ("fsdp", OUTER),
+    "embed_blocks": ("fsdp", OUTER),  # the scales of weights that are quantized in blocks along `embed`
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -39,7 +41,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
 # Where not all mesh axes divide them, these are split over the last ones that do, or replicated.
-MAY_REPLICATE = ("repeats", "kv_heads", "vocab")
+MAY_REPLICATE = ("repeats", "kv_heads", "vocab", "embed_blocks")
 
 
 def batch_shards(mesh: Mesh) -> int:

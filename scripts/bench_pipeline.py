@@ -130,7 +130,7 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     from jaxtrain.models.decoder import abstract_model
     from jaxtrain.objectives.next_token import NextToken
     from jaxtrain.optim.adamw import AdamW
-    from jaxtrain.optim.base import transformation
+    from jaxtrain.optim.base import transformation, used_rate
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
     from jaxtrain.train.state import create_state
@@ -147,7 +147,7 @@ def compiled(strategy, stages: int, layers: int, count: int) -> Step:
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ones.shape)
     batch = Batch(rows[:, :-1], rows[:, 1:], ones.astype(np.float32), ones, positions)
     state = create_state(model, tx, axes, mesh, jax.random.key(0))
-    step = jax.jit(make_train_step(graph, NextToken(), strategy, tx, rate))
+    step = jax.jit(make_train_step(graph, NextToken(), strategy, tx, used_rate(optimizer, rate)))
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
         call = step.lower(state, batch, jax.random.key(0)).compile()

@@ -35,7 +35,7 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     from jaxtrain.models.presets import llama
     from jaxtrain.objectives.next_token import NextToken
     from jaxtrain.optim.adamw import AdamW
-    from jaxtrain.optim.base import transformation
+    from jaxtrain.optim.base import transformation, used_rate
     from jaxtrain.optim.schedules import Constant
     from jaxtrain.shapes import Batch
     from jaxtrain.train.gradients import Accumulate
@@ -50,7 +50,7 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     rate = optimizer.learning_rate.build(1)
     tx = transformation(optimizer, rate, axes.params, clip_norm=None)
     state = create_state(model, tx, axes, mesh, jax.random.key(0))
-    step = jax.jit(make_train_step(graph, NextToken(), Accumulate(), tx, rate), donate_argnums=0)
+    step = jax.jit(make_train_step(graph, NextToken(), Accumulate(), tx, used_rate(optimizer, rate)), donate_argnums=0)
     rows = np.random.default_rng(1).integers(0, 256, (BATCH, LENGTH + 1), dtype=np.int32)
     ones = np.ones((BATCH, LENGTH), np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH))

@@ -59,6 +59,8 @@ def random_model(config: DecoderConfig, seed: int = 0) -> ModelState:
     random = np.random.default_rng(seed)
 
     def draw(path, own, leaf):
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.integer):
+            return random.integers(-8, 8, leaf.shape).astype(leaf.dtype)
         noise = random.standard_normal(leaf.shape).astype(np.float32)
         if own.decays:
             return noise * np.float32(config.d_model**-0.5)

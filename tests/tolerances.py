@@ -51,6 +51,8 @@ EXACT = Tolerance()
 SAME_LOSS_ON_ANY_MESH = Tolerance(absolute=1e-5)  # the promise to users: every step's loss, whatever the mesh
 # The same sums in another order, of one operation or a model of two layers: 3.6e-7 was seen, with AVX2 and SSE4.2.
 SAME_SUMS = OfNorm(2e-6)
+EIGHT_BITS = OfNorm(2e-2)  # a product of activations and weights in blocks of int8; 8e-3 was seen
+FOUR_BITS = OfNorm(0.15)  # weights in blocks of NF4
 SAME_GRADIENT = OfNorm(4e-5)  # the same through many layers; 9.4e-6 was seen, in a hybrid with SSE4.2
 SAME_LOGITS = OfNorm(1e-5)  # the same sums in another order, through a few layers; 1.3e-6 was seen, with AVX2
 CLOSED_FORM = Tolerance(absolute=2e-6, relative=2e-6)  # one layer against its formula in float64

@@ -37,6 +37,7 @@ from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsi
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
+from jaxtrain.cli.config_runs import attach_models
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.config_types import nearest
@@ -89,10 +90,9 @@ def load(
             module may not be imported.
     """
     path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
-    if root is None:
-        from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
+    from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
 
-        root = TrainConfig
+    root = root or TrainConfig
     if path.suffix == ".py":
         imports = Imports([*import_from, path.parent])
         tree = python_tree(path, root, imports)
@@ -101,6 +101,7 @@ def load(
         tree = _gin_tree(path, root, imports)
     for override in overrides:
         apply_override(tree, override, imports)
+    attach_models(tree, lambda file: _gin_tree(file, TrainConfig, imports))
     check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)

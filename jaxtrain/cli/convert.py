@@ -1,6 +1,6 @@
 """`jaxtrain convert SOURCE TARGET`: a Hugging Face folder to a run folder, or a run folder to a Hugging Face folder.
 
-SOURCE determines which of the two is done.
+SOURCE determines which of the two is done. With `--adapter` only adapters are converted (convert_adapter.py).
 
 Import writes a run with checkpoint 0, which has parameters only, and a configuration. The configuration has the model's
 architecture and tokenizer, and placeholders for the rest. The run can generate at once, and train once its data is set.
@@ -22,9 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import jax
+
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
+from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
@@ -33,17 +36,20 @@ from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, Sente
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
-from jaxtrain.shapes import ParamTree
+from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
 from jaxtrain.surgery.huggingface.files import own_file, read_json
+from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
+from jaxtrain.surgery.linears import converted, has_plain_linears, plain
 from jaxtrain.surgery.whole_folder import whole_folder
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.folder import RunFolder, SaveError, is_full
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
+from jaxtrain.train.state import initial_model
 from jaxtrain.train.trained import trained_model
 
 IMPORTED = "huggingface"  # in the run folder
@@ -74,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="on export: round the weights to it"
     )
+    parser.add_argument("--adapter", action="store_true", help="convert adapters alone, in the files of peft")
+    parser.add_argument("--base", type=Path, metavar="RUN", help="on import of an adapter: the run that it adapts")
     parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
     add_set_argument(parser)
 
@@ -85,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{target} exists: name a new folder")
     check_exists(source)
     try:
-        if RunFolder(source).is_used:
+        if arguments.adapter:
+            convert_adapter(source, target, arguments)
+        elif RunFolder(source).is_used:
             export_run(RunFolder(source), target, arguments)
         elif (source / "config.json").exists():
             if arguments.family or arguments.dtype or arguments.weights:
@@ -100,6 +110,25 @@ def run(arguments: argparse.Namespace) -> int:
             raise SaveError(f"{target} could not be written", error) from error
         raise
     return 0
+
+
+def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -> None:
+    """Convert adapters alone, in the direction that SOURCE determines."""
+    folder = RunFolder(source)
+    if (source / ADAPTER).exists():
+        if arguments.base is None:
+            raise ValueError(f"{source} is an adapter: name the run of the model that it adapts, --base RUN")
+        if arguments.dtype or arguments.weights or arguments.set:
+            raise ValueError("--dtype, --weights and --set have no meaning for an adapter: leave them out")
+        trusted = {"family": arguments.family, "import_from": arguments.import_from}
+        import_run_adapter(source, arguments.base, target, **trusted)
+    elif folder.config.exists():
+        if arguments.base or arguments.dtype:
+            raise ValueError("--base and --dtype have no meaning for the export of an adapter: leave them out")
+        config = load(folder.config, arguments.set, import_from=arguments.import_from).config
+        export_run_adapter(folder, target, config, family=arguments.family, weights=arguments.weights)
+    else:
+        raise ValueError(f"{source} is neither a run (config.gin, checkpoints/) nor an adapter ({ADAPTER})")
 
 
 # -- import -----------------------------------------------------------------------------------------------------
@@ -225,7 +254,7 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     token_ids, generation = special_tokens(tokenizer, imported)
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
-            model,
+            plain(model),
             params,
             path,
             family=arguments.family or settings(imported, "config.json").get("model_type"),
@@ -286,11 +315,11 @@ def weights_of(
 ) -> Iterator[tuple[int, ParamTree]]:
     """Yield the step and the parameters of the latest valid checkpoint.
 
-    Parameters are read one piece at a time, except for averages, which are loaded whole.
+    Parameters are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
-    if config and (weights or config.optimizer.averages):
+    if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
         step, trained = trained_model(
             folder,
             model=model,
@@ -299,7 +328,7 @@ def weights_of(
             mesh=mesh_at_hand(config.mesh, model),
             weights=weights,
         )
-        yield step, trained.params
+        yield step, _with_plain_linears(model, trained).params
         return
     latest = Checkpoints(folder.checkpoints).latest_valid()
     if latest is None:
@@ -307,6 +336,14 @@ def weights_of(
     path = folder.checkpoints / str(latest)
     with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
         yield latest, params
+
+
+def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
+    """Return the model with its adapters merged and its weights dequantized."""
+    if has_plain_linears(config):
+        return model
+    start = initial_model(plain(config), jax.random.key(0))
+    return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)
 
 
 # -- both ways --------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """All rows of a split, over all sources, in the global order. Every process reads a part of them."""
 
+import functools
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxtrain.data.config import DataConfig
+from jaxtrain.data.examples import NextTokens
 from jaxtrain.data.source_rows import SourceRows
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
@@ -102,7 +104,7 @@ def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
     return (
         f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, "
         f"{config.source.describe_shares()}, validation_fraction={config.validation_fraction}"
-    )
+    ) + ("" if config.examples == NextTokens() else f", {config.examples}")
 
 
 def text_digest(stores: Sequence[TokenStore]) -> str:
@@ -114,7 +116,10 @@ def _source_rows(
     config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
     documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
-    return SourceRows(store, documents, packing=config.packing, sequence_length=sequence_length, seed=seed)
+    examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
+    return SourceRows(
+        store, documents, packing=config.packing, examples=examples, sequence_length=sequence_length, seed=seed
+    )
 
 
 def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length: int) -> np.ndarray:

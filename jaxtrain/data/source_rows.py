@@ -1,6 +1,7 @@
 """The packed rows of one source, by index, for any number of epochs."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,12 +25,14 @@ class SourceRows:
         documents: Documents,
         *,
         packing: Packing,
+        examples: Callable[..., Batch],
         sequence_length: int,
         seed: tuple[int, ...],
     ):
         self._store = store
         self._documents = documents
         self._packing = packing
+        self._examples = examples
         self._sequence_length = sequence_length
         self._seed = seed
         self._plans: dict[int, Plan] = {}
@@ -38,7 +41,7 @@ class SourceRows:
         self.rows_per_epoch = self._plan(0).rows
 
     def row(self, index: int) -> Batch:
-        """Return a row without a batch axis: its pieces in order, then padding."""
+        """Return a row without a batch axis: its pieces in order, then padding, as an example."""
         document, start, length = self._pieces(index)
         filled, pieces = int(length.sum()), np.arange(len(length))
         position = np.arange(filled) - np.repeat(np.cumsum(length) - length, length)
@@ -49,7 +52,8 @@ class SourceRows:
         row.weights[:filled] = 1
         row.segment_ids[:filled] = np.repeat(pieces + 1, length)
         row.positions[:filled] = position
-        return row
+        epoch, number = divmod(index, self.rows_per_epoch)
+        return self._examples(row, rng=np.random.default_rng((*self._seed, epoch, number)))
 
     def describe(self, index: int) -> str:
         """Return a text that names the tokens of a row: 'json/decoder.py[256:512], abc.py[0:90]'."""

@@ -8,6 +8,8 @@ import jax
 from jaxtrain.axes import Kind
 from jaxtrain.shapes import ModelState, ParamTree
 
+MULTIPLYING = (Kind.MATRIX, Kind.CODES)
+
 
 class Counts(NamedTuple):
     """Numbers of elements. `multiplying` counts those of matrices.
@@ -31,4 +33,4 @@ def _of_tree(tree: ParamTree, axes: ParamTree) -> tuple[int, int]:
     """Return the number of elements of all arrays, and of matrices alone."""
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
     kinds = [facts.kind for facts in jax.tree.leaves(axes)]
-    return sum(sizes), sum(size for kind, size in zip(kinds, sizes, strict=True) if kind is Kind.MATRIX)
+    return sum(sizes), sum(size for kind, size in zip(kinds, sizes, strict=True) if kind in MULTIPLYING)

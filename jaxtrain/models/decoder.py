@@ -7,30 +7,35 @@ unrolled. Nothing here depends on devices: `gather` and `constrain` take logical
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
-from jaxtrain.axes import Axes
+from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
+from jaxtrain.models.teacher import Teacher
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embed import Embedding, Positions, look_up
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
+from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
+from jaxtrain.nn.trainable import Everything, Trainable, freeze_all, freeze_others
 from jaxtrain.ranges import check_at_least_one, check_positive, check_positive_or_none
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
+
+HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,8 @@ class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
     Where a device has more than two tiles of the vocabulary (`nn/head.py: TILE`), a loss computes logits one tile at a
-    time. The backward pass then recomputes them, which costs a product with the head.
+    time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary have
+    a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
     """
 
     vocab_size: int
@@ -46,8 +52,10 @@ class DecoderConfig:
     repeats: int
     pattern: tuple[BlockConfig, ...]
     max_length: int
+    vocab_multiple: int = 1
     norm: NormConfig = RMSNormConfig()
     tied_embeddings: bool = False
+    head: LinearConfig = Dense()
     learned_positions: bool = False
     scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
     embedding_scale: float = 1.0  # and by this, as Granite does
@@ -57,6 +65,8 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
     scan: bool = True
+    trainable: Trainable = Everything()
+    teacher: Teacher | None = None
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -65,7 +75,18 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length")
+        if self.tied_embeddings and self.head != Dense():
+            raise ValueError(
+                f"head={self.head!r} with tied_embeddings=True: a tied head is the table of the embedding and has no "
+                "linear of its own; leave head out, or set tied_embeddings=False"
+            )
+        self.head.check_head()
+        if self.teacher and self.teacher.model and self.teacher.model.vocab_size != self.vocab_size:
+            raise ValueError(
+                f"teacher: its vocab_size={self.teacher.model.vocab_size} is another vocabulary than "
+                f"vocab_size={self.vocab_size}: student and teacher need the same tokens"
+            )
+        check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
         check_positive(self, "embedding_scale", "logit_scale")
         check_positive_or_none(self, "logit_softcap")
 
@@ -77,7 +98,13 @@ class DecoderConfig:
         return self.repeats * len(self.pattern)
 
     @property
+    def vocab_rows(self) -> int:
+        """The rows of the tables of the vocabulary."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
     def parameter_count(self) -> int:
+        """The number of parameters, trained or frozen, without those of a teacher."""
         numbers = _counts(self)
         return numbers.parameters + numbers.frozen
 
@@ -87,11 +114,13 @@ class DecoderConfig:
         They are 6 for each parameter that multiplies (the head included, look-ups not; 4 for a frozen one), and those
         of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in Kaplan et
         al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
+        A teacher runs forward alone, a third.
         """
-        tied_head = self.tied_embeddings * self.vocab_size * self.d_model
+        tied_head = self.tied_embeddings * self.vocab_rows * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
-        return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing
+        taught = self.teacher.model.flops_per_token(length) / 3 if self.teacher and self.teacher.model else 0.0
+        return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing + taught
 
 
 def context_of(batch: Batch, keys: Keys | None, taps: Collection[str] = ()) -> TokenContext:
@@ -133,22 +162,25 @@ class Pattern(Layer):
 class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.embedding = Embedding(c.vocab_size, c.d_model, rngs=rngs)
+        self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
         if c.learned_positions:
             self.positions = Positions(c.max_length, c.d_model, rngs=rngs)
         self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
         self.final_norm = c.norm.build(c.d_model)
         if not c.tied_embeddings:
-            width, vocab = ((c.d_model, "embed"),), ((c.vocab_size, "vocab"),)
-            self.output = Dense().build(width, vocab, outputs_first=True, rngs=rngs)
+            width, vocab = ((c.d_model, "embed"),), ((c.vocab_rows, "vocab"),)
+            self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
+        freeze_others(self, c.trainable)
+        self.teacher = _frozen_teacher(c.teacher, rngs) if c.teacher else None
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
         stacked = {name: jax.tree.map(Axes.stacked, axes_of(stack)) for name, stack in self.stacks.items()}
-        return in_stacks(axes_of(self), stacked)
+        axes = in_stacks(axes_of(self), stacked)
+        return axes if self.teacher is None else taught(axes, self.teacher.axes())
 
     def __call__(self, batch: Batch, keys: Keys | None = None) -> Float[Array, "B L W"]:
         """Return float32 logits of whole sequences."""
@@ -229,10 +261,11 @@ class Decoder(nnx.Module):
     def head(self) -> Head:
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
-        table = self.embedding.table if c.tied_embeddings else self.output.kernel
-        return Head(self.final_norm, table[...], table.axes, c.compute_dtype, c.logit_softcap, scale=c.logit_scale)
+        table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
+        words = c.vocab_size if c.vocab_rows > c.vocab_size else None
+        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale, words=words)
 
-    def _look_up(self, param: nnx.Param, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
         # to rows, which moves far less data than a gather of the table.
         x = look_up(param[...].astype(self.config.compute_dtype), ids)
@@ -261,6 +294,22 @@ def of_stack(model: ModelState, name: str) -> ModelState:
     return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
 
 
+def _frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder:
+    if teacher.model is None:
+        raise ValueError(f"teacher={teacher!r}: its model is not known; give its `model`")
+    model = Decoder(teacher.model, rngs=rngs)
+    freeze_all(model)
+    return model
+
+
+def taught(model: ModelState, teacher: ModelState) -> ModelState:
+    """Return the trees of a model with those of a teacher among what is frozen."""
+    whole: dict = {}
+    for tree in teacher:
+        whole |= flatten_dict(tree)
+    return model._replace(frozen={**model.frozen, "teacher": unflatten_dict(whole)})
+
+
 class AbstractModel(NamedTuple):
     """A model without values: its structure, the shapes of its arrays, and the facts about them."""
 
@@ -271,7 +320,7 @@ class AbstractModel(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _counts(config: DecoderConfig) -> Counts:
-    _, shapes, axes = abstract_model(config)
+    _, shapes, axes = abstract_model(replace(config, teacher=None))
     return counts(shapes, axes)
 
 

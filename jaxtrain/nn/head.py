@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtrain_kernels.cross_entropy import CrossEntropy, cross_entropy, logits_of, project
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -11,6 +12,7 @@ from jaxtrain.axes import Axes
 from jaxtrain.fully_sharded import gather, narrow_gradients
 from jaxtrain.sharding import axis_size, constrain
 
+LOWEST = -1e30  # the logit of a row that is no word
 TILE = 16_384  # words of the vocabulary whose logits a device computes at a time
 
 
@@ -29,11 +31,13 @@ class Head(NamedTuple):
     dtype: str
     softcap: float | None
     tile: int = TILE
+    words: int | None = None  # the rows of the table that are words; the others pad it
     scale: float = 1.0
 
     def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
-        return logits_of(self._normed(x), self.table, self._project, self.softcap)
+        logits = logits_of(self._normed(x), self.table, self._project, self.softcap)
+        return logits if self.words is None else jnp.where(jnp.arange(len(self.table)) < self.words, logits, LOWEST)
 
     def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
         """Return -log softmax(logits)[target] and log-sum-exp(logits) of every token, float32."""
@@ -44,6 +48,7 @@ class Head(NamedTuple):
             narrow_gradients(self.table, self.axes, self.dtype),
             targets,
             softcap=self.softcap,
+            words=self.words,
             tile=self.tile if rows > 2 * self.tile else rows,  # two tiles would gather more than they save
             shards=shards,
             project=self._project,

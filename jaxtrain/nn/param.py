@@ -13,6 +13,10 @@ class Frozen(nnx.Variable):
     """A variable that no gradient reaches. It is stacked, moved and gathered as a parameter is, but never trained."""
 
 
+class Adapter(nnx.Param):
+    """A parameter that changes what frozen weights do. It is zero, or the identity, at the start."""
+
+
 class Buffer(nnx.Variable):
     """A variable that its layer replaces, once an optimizer step, in `update_buffers`."""
 
@@ -35,11 +39,12 @@ def normal(
     *,
     fan_in: int,
     kind: Kind = Kind.MATRIX,
+    variable: type[nnx.Param] = nnx.Param,
 ) -> nnx.Param:
     """Return a float32 parameter drawn from a normal truncated at two deviations, with variance 1/fan_in."""
     # 0.8796 is the standard deviation of a unit normal truncated at two.
     value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * (fan_in**-0.5 / 0.87962566)
-    return nnx.Param(value, axes=Axes(names, kind, cast=True))
+    return variable(value, axes=Axes(names, kind, cast=True))
 
 
 def constant(value: float, shape: tuple[int, ...], names: tuple[str | None, ...]) -> nnx.Param:

@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Out
 from jaxtrain.nn.layer import Sums as LayerSums
@@ -43,6 +44,21 @@ class Model(Protocol):
     def head(self) -> Head:
         """The head, which makes logits or cross-entropies of hidden states."""
 
+    @property
+    def teacher(self) -> "Taught | None":
+        """The frozen model that teaches this one, if there is one."""
+
+
+class Taught(Protocol):
+    """What an objective may read of a teacher."""
+
+    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Collection[str] = ()) -> Out:
+        """Return the hidden states that the head reads, and the taps."""
+
+    @property
+    def head(self) -> Head:
+        """The head, which makes logits or cross-entropies of hidden states."""
+
 
 class Objective(Technique):
     """A frozen dataclass that gives the terms of a batch and their denominators.
@@ -56,6 +72,13 @@ class Objective(Technique):
     @abstractmethod
     def weights(self, batch: Batch) -> Sums:
         """Return the denominator of every term, summed over a batch. It depends on the data, not on the model."""
+
+    def prepared(self, model: Model, batch: Batch) -> Batch:
+        """Return the whole batch with the hints that the terms of its rows read. No gradient flows through them."""
+        return batch
+
+    def check(self, model: DecoderConfig) -> None:
+        """Raise ValueError where a model cannot serve this objective."""
 
     @abstractmethod
     def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:

@@ -1,10 +1,15 @@
 """The base class of optimizers, and an optimizer together with the clipping of gradients."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
+from jaxtrain.optim import matrix
 from jaxtrain.optim.schedules import Schedule
 from jaxtrain.technique import Technique
 
@@ -12,20 +17,65 @@ from jaxtrain.technique import Technique
 class Optimizer(Technique):
     """A frozen dataclass that builds an optax transformation. A subclass has the field `learning_rate`.
 
-    `averages`: evaluation needs the optimizer's state, not the parameters alone. Weight decay is decoupled, and applies
-    to matrices and tables only.
+    Weight decay is decoupled: the parameters that decay lose `rate * weight_decay` of themselves in a step. A subclass
+    that decays has the field `weight_decay`.
     """
 
     __slots__ = ()
     learning_rate: Schedule
-    averages: ClassVar[bool] = False
+
+    @property
+    def weight_decay(self) -> float:
+        return 0.0
+
+    @property
+    def averages(self) -> bool:
+        """Whether evaluation needs the optimizer's state, not the parameters alone."""
+        return False
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradients a step takes: one, and those that the transformation asks of `grad_fn`."""
+        return 1
+
+    @property
+    def rate_key(self) -> str:
+        """The key of the learning rate, below that of the optimizer."""
+        return "learning_rate"
 
     @abstractmethod
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         """Return the transformation for parameters that have the facts `axes`.
 
-        `rate` is the learning rate of the phase, by the number of updates made.
+        `rate` is the learning rate of the phase, by the number of updates made. A transformation with extra arguments
+        (`optax.GradientTransformationExtraArgs`) gets `value`, the loss, and `grad_fn`: parameters to their gradient on
+        the same batch, with the same noise. `grad_fn` is called outside of loops and branches of JAX.
         """
+
+    def decays(self, axes: dict) -> dict:
+        """Return a tree of booleans: the parameters to which `weight_decay` applies."""
+        return matrix.decays(axes)
+
+    def undecayed(self) -> "Optimizer":
+        """Return the optimizer without weight decay."""
+        return replace(self, weight_decay=0.0) if self.weight_decay else self
+
+    def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
+        """Return the learning rate of the update that led to a state, for the metrics.
+
+        That is `rate` at the number of updates that the state had counted before. An optimizer that finds its rate
+        itself overrides this.
+
+        Raises:
+            ValueError: the state has no `count`.
+        """
+        counts = optax.tree.get_all_with_path(opt_state, "count", lambda _, value: isinstance(value, jax.Array))
+        if not counts:
+            raise ValueError(
+                f"optimizer={type(self).__name__}: its state has no `count` of updates, so its learning rate is "
+                "unknown; scale by optax.scale_by_learning_rate(rate), or define `used_rate`"
+            )
+        return jnp.asarray(rate(counts[0][1] - 1), jnp.float32)
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         """Return the parameters to evaluate, sample and export with."""
@@ -34,10 +84,35 @@ class Optimizer(Technique):
 
 def transformation(
     optimizer: Optimizer, rate: optax.Schedule, axes: dict, *, clip_norm: float | None
-) -> optax.GradientTransformation:
-    """Return clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063), then the optimizer."""
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optimizer.build(rate, axes))
+) -> optax.GradientTransformationExtraArgs:
+    """Return clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063), then the optimizer.
+
+    Gradients that the optimizer asks of `grad_fn` are clipped as well.
+    """
+    tx = optimizer.build(rate, axes)
+    if clip_norm is None:
+        return optax.chain(optax.identity(), tx)
+    clip = optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, _with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
+
+
+def _with_grad_fn(
+    tx: optax.GradientTransformation, change: Callable[[dict], dict]
+) -> optax.GradientTransformationExtraArgs:
+    """Return `tx` with the gradients of its `grad_fn` changed."""
+    inner = optax.with_extra_args_support(tx)
+
+    def update(gradient: dict, state: optax.OptState, params: dict | None = None, **extra) -> tuple:
+        if grad_fn := extra.get("grad_fn"):
+            extra["grad_fn"] = lambda *point: change(grad_fn(*point))
+        return inner.update(gradient, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def used_rate(optimizer: Optimizer, rate: optax.Schedule) -> Callable[[optax.OptState], jax.Array]:
+    """Return the function from a state of `transformation` to the learning rate of its last update."""
+    return lambda opt_state: optimizer.used_rate(opt_state[1], rate)
 
 
 def evaluation_params(optimizer: Optimizer, opt_state: optax.OptState, params: dict) -> dict:

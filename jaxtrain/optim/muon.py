@@ -43,6 +43,9 @@ class Muon(Optimizer):
         check_decay(self, "momentum", "b1", "b2")
         check_not_negative(self, "weight_decay")
 
+    def decays(self, axes: dict) -> dict:
+        return jax.tree.map(takes, axes)
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         muon = optax.chain(
             optax.trace(self.momentum, nesterov=True),

@@ -1,8 +1,8 @@
 """An optax transformation that takes norms or matrices, applied to each layer of a stack by itself.
 
-The blocks are stacked over their repeats, so each of their leaves is `[layers, ...]`. A transformation that takes the
-norm of a leaf, or its rows and columns, would take those of the whole stack. `vmap` over the layers gives it one layer
-at a time, with the same result as for that layer alone.
+The blocks are stacked over their repeats, so each of their leaves is `[layers, ...]`, and `[layers, experts, ...]` in a
+mixture. A transformation that takes the norm of a leaf, or its rows and columns, would take those of the whole stack.
+`vmap` over the layers, and over the experts, gives it one at a time, with the same result as for that one alone.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,27 @@ from collections.abc import Callable
 import jax
 import optax
 
+from jaxtrain.axes import EXPERTS, STACK
+
 Path = tuple
 
 
 def per_layer(tx: optax.GradientTransformation, axes: dict) -> optax.GradientTransformation:
-    """Return `tx` applied to each layer of a stack by itself, and to parameters outside of stacks as they are.
+    """Return `tx` applied to each layer of a stack, and to each expert; to parameters outside of stacks as they are.
 
     `tx` must treat each parameter apart from the others. The state has the structure that `tx` gives it. The state of a
     stacked parameter is stacked as well. It is found by its path, which ends in the parameter's path. Counters stay one
     number.
     """
-    stacked = {path for path, facts in jax.tree_util.tree_leaves_with_path(axes) if facts.in_stack}
+    of_layer = jax.tree.map(lambda facts: facts.of_one(STACK), axes)
+    return _per_item(_per_item(tx, of_layer, EXPERTS), axes, STACK)
+
+
+def _per_item(tx: optax.GradientTransformation, axes: dict, over: str) -> optax.GradientTransformation:
+    """Return `tx` applied to each item of the stacks over one axis."""
+    stacked = {path for path, facts in jax.tree_util.tree_leaves_with_path(axes) if facts.names[:1] == (over,)}
+    if not stacked:
+        return tx
 
     def lengths(params: dict) -> dict[Path, int | None]:
         """Return the number of layers of every parameter; None for one that is in no stack."""

@@ -27,13 +27,16 @@ class ScheduleFree(Optimizer):
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    averages: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv:2405.15682"
 
     def __post_init__(self):
         check_decay(self, "b1", "b2")
         check_positive(self, "b1", "epsilon")  # the average is found by dividing by b1
         check_not_negative(self, "weight_decay")
+
+    @property
+    def averages(self) -> bool:
+        return True
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         base = optax.chain(  # AdamW without its first moment, which the interpolation replaces

@@ -1,7 +1,7 @@
 """Orders of actions that several schedules share."""
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from jaxtrain.pipeline.list_scheduling import reorder
 from jaxtrain.pipeline.placement import Placement
@@ -15,27 +15,41 @@ def one_forward_one_backward(forwards: Sequence[Action], backwards: Sequence[Act
     return [*forwards[:warmup], *(action for pair in pairs for action in pair if action is not None)]
 
 
+def groups(stages: int, microbatches: int) -> list[range]:
+    """Return the microbatches that pass a chunk together: `stages` of them or a few more, in groups that differ by one.
+
+    So the first of a group is back on the first stage when its last has left, and no stage waits. The larger groups
+    come first, as the forwards before the first backward are those of the first group. With fewer microbatches than
+    stages there is one group, and stages wait. For a multiple of the number of groups this is PyTorch's rule.
+    """
+    count = max(1, microbatches // stages)
+    size, larger = divmod(microbatches, count)
+    starts = [index * size + min(index, larger) for index in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
+
+
 def grouped(stages: int, microbatches: int, chunks: Iterable[int]) -> list[tuple[int, int]]:
-    """Return (microbatch, chunk) in groups of `stages` microbatches, each group through one chunk after the other."""
+    """Return (microbatch, chunk) by groups of microbatches, each group through one chunk after the other."""
     chunks = list(chunks)
-    groups = [range(start, min(start + stages, microbatches)) for start in range(0, microbatches, stages)]
-    return [(microbatch, chunk) for group in groups for chunk in chunks for microbatch in group]
+    return [(i, chunk) for group in groups(stages, microbatches) for chunk in chunks for i in group]
 
 
 def interleaved_row(stage: int, stages: int, microbatches: int, chunks_per_stage: int) -> list[Action]:
-    """Return a stage's row of the interleaved schedule of Narayanan et al. (2021), with fused backward."""
+    """Return a stage's row of the interleaved schedule of Narayanan et al. (2021), with fused backward.
+
+    So many forwards precede the first backward that afterwards every tick can run one of both. The first backward is
+    then one tick later on each stage back.
+    """
     chunks = range(stage, stages * chunks_per_stage, stages)
     forwards = [forward(*unit) for unit in grouped(stages, microbatches, chunks)]
     backwards = [fused(*unit) for unit in grouped(stages, microbatches, reversed(chunks))]
-    return one_forward_one_backward(forwards, backwards, interleaved_warmup(stage, stages, chunks_per_stage))
+    warmup = interleaved_warmup(stages, microbatches, chunks_per_stage) + 2 * (stages - 1 - stage)
+    return one_forward_one_backward(forwards, backwards, warmup)
 
 
-def interleaved_warmup(stage: int, stages: int, chunks_per_stage: int) -> int:
-    """Return the forwards before the first backward, so many that afterwards every tick can run one of both.
-
-    The first backward is then one tick later on each stage back.
-    """
-    return 2 * (stages - 1 - stage) + (chunks_per_stage - 1) * stages
+def interleaved_warmup(stages: int, microbatches: int, chunks_per_stage: int) -> int:
+    """Return the forwards of the last stage before the last chunk: those of the first group through all others."""
+    return (chunks_per_stage - 1) * len(groups(stages, microbatches)[0])
 
 
 def split_row(stage: int, microbatches: int, *, warmup: int, deferred: int) -> list[Action]:

@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 
 from jaxtrain.pipeline.placement import Placement
 
-_NUMBER = "[0-9]{1,18}"
+NUMBER = "[0-9]{1,18}"
 
 
 class Unit(StrEnum):
@@ -130,7 +130,7 @@ class Table:
                 f"lines {sorted(unknown)}: missing or unknown; expected `stage 0:` to `stage {placement.stages - 1}:`"
             )
         stages = tuple(_actions(f"stage {stage}", lines[f"stage {stage}"]) for stage in range(placement.stages))
-        count = _count_microbatches(stages)
+        count = count_microbatches(stages)
         return cls(placement=placement, routes=routes or (0,) * count, stages=stages)
 
 
@@ -155,7 +155,8 @@ def _lines(text: str) -> dict[str, str]:
     return found
 
 
-def _count_microbatches(stages: Iterable[Iterable[Action]]) -> int:
+def count_microbatches(stages: Iterable[Iterable[Action]]) -> int:
+    """Return the number of microbatches. Raises ValueError if there are none, or if a number is left out."""
     found = {action.microbatch for actions in stages for action in actions}
     if not found:
         raise ValueError("the table has no actions; write them behind the stages, such as `stage 0: F0.0 BW0.0`")
@@ -182,7 +183,7 @@ def _split(number: int, line: str) -> tuple[str, str]:
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(rf"{_NUMBER}(\s+{_NUMBER})*", text.strip()):
+    if not re.fullmatch(rf"{NUMBER}(\s+{NUMBER})*", text.strip()):
         raise ValueError(f"`{name}: {text}` must be whole numbers of at most 18 digits, separated by spaces")
     return tuple(map(int, text.split()))
 
@@ -192,7 +193,7 @@ def _actions(name: str, text: str) -> tuple[Action, ...]:
 
 
 def _action(name: str, word: str) -> Action:
-    match = re.fullmatch(rf"(F|BW|B|W)({_NUMBER})\.({_NUMBER})", word)
+    match = re.fullmatch(rf"(F|BW|B|W)({NUMBER})\.({NUMBER})", word)
     if not match:
         raise ValueError(f"{name}: `{word}` is no action; expected F, B, W or BW, then microbatch.chunk, such as F3.0")
     return Action(Unit(match[1]), int(match[2]), int(match[3]))

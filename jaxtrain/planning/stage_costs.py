@@ -9,10 +9,13 @@ def repeat_costs(model: DecoderConfig, length: int, *, forward_again: bool = Fal
     """Return the costs of one repeat of the pattern at this length, in units of its forward.
 
     A product with weights costs as much in B and in W as in F. Mixing along the length has no weights: it costs twice
-    as much in B and nothing in W. With `forward_again` a repeat stores no residuals, and B also recomputes its forward.
+    as much in B and nothing in W. Frozen weights have no W. With `forward_again` a repeat stores no residuals, and B
+    also recomputes its forward.
     """
     _, shapes, axes = abstract_model(model)
-    products = 2.0 * counts(of_stack(shapes, "blocks"), of_stack(axes, "blocks")).multiplying / model.repeats
+    numbers = counts(of_stack(shapes, "blocks"), of_stack(axes, "blocks"))
+    trained, frozen = (2.0 * n / model.repeats for n in (numbers.multiplying, numbers.frozen_multiplying))
+    products = trained + frozen
     mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
-    return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=products / forward)
+    return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=trained / forward)

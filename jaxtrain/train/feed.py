@@ -38,7 +38,7 @@ class Layout:
         def leaf(local: jax.typing.ArrayLike) -> jax.Array:
             return jax.make_array_from_callback(self._shape, self._sharding, self._reader(np.asarray(local)))
 
-        return Batch(*map(leaf, batch))
+        return jax.tree.map(leaf, batch)
 
     def _reader(self, local: np.ndarray) -> Callable:
         def read(index: tuple[slice, slice]) -> np.ndarray:

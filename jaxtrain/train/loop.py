@@ -9,7 +9,7 @@ import jax
 from jaxtrain.data import DataConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.shapes import ModelState, ParamTree
+from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention
 from jaxtrain.train.evaluation import validation_rows
 from jaxtrain.train.feed import Feed
@@ -17,6 +17,7 @@ from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import Saving
 from jaxtrain.train.hooks.states import HookStates
+from jaxtrain.train.initial import Initial, initial_arrays
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.metrics import Metrics
 from jaxtrain.train.phases import Span, remaining
@@ -26,7 +27,7 @@ from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
 from jaxtrain.train.run import Run, RunningPhase
 from jaxtrain.train.start import find_start
-from jaxtrain.train.state import TrainState, create_state, state_of
+from jaxtrain.train.state import TrainState, begin
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
 from jaxtrain.train.writers.base import Numbers, Writer
@@ -47,6 +48,7 @@ class Trainer:
 
     recipe: Recipe
     data: DataConfig
+    initial: Initial
     mesh: MeshConfig
     hooks: tuple[Hook, ...]
     seed: int
@@ -80,7 +82,7 @@ class Trainer:
     def train_from(self, start: int | None) -> Result:
         """Run the phases from `start`, which `find_start` returned, with the lock held since then."""
         retention = next((saving.retention for saving in self._saving), Retention())
-        graph, _, axes = abstract_model(self.recipe.model)
+        graph, _, _ = abstract_model(self.recipe.model)
         evaluation_step = make_evaluation_step(graph, self.recipe.objective)
         state, hooks, stop, saved = None, HookStates(self.hooks), Stop(), start
         with Checkpoints(self.folder.checkpoints, retention) as checkpoints:
@@ -90,7 +92,7 @@ class Trainer:
             with self._recorder(start, stop) as recorder, profiler, stop:
                 for span in remaining(self.recipe.phases, start or 0):
                     phase = self._phase(span, taken, recorder)
-                    state = self._enter(phase.program, axes, state, start, checkpoints)
+                    state = self._enter(phase.program, state, start, checkpoints)
                     hooks.enter(state, functools.partial(_restore_hook, checkpoints, start))
                     run = Run(
                         recipe=self.recipe,
@@ -156,7 +158,6 @@ class Trainer:
     def _enter(
         self,
         program: Program,
-        axes: ModelState,
         state: TrainState | None,
         start: int | None,
         checkpoints: Checkpoints,
@@ -166,12 +167,12 @@ class Trainer:
         if state is not None:
             return jax.device_put(state, _layout(target))
         if start is None:
-            return create_state(self.recipe.model, program.tx, axes, program.mesh, jax.random.key(self.seed))
+            model = initial_arrays(self.initial, self.recipe.model, program.mesh, jax.random.key(self.seed))
+            return begin(model, program.tx, target)
         if checkpoints.has_progress(start):
             return checkpoints.restore_state(start, target)
-        begin = functools.partial(state_of, tx=program.tx)  # the checkpoint is a model alone, such as an imported one
-        model = checkpoints.restore_model(start, target.model)
-        return jax.jit(begin, out_shardings=_layout(target), donate_argnums=0)(model)
+        model = checkpoints.restore_model(start, target.model)  # a model alone, such as an imported one
+        return begin(model, program.tx, target)
 
 
 def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.base import Objective
-from jaxtrain.optim.base import Optimizer, transformation
+from jaxtrain.optim.base import Optimizer, transformation, used_rate
 from jaxtrain.planning.topology import compile_ahead_of_time
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec
@@ -50,7 +50,7 @@ class Recipe:
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
-        step = make_train_step(graph, self.objective, self.gradients, tx, rate)
+        step = make_train_step(graph, self.objective, self.gradients, tx, used_rate(self.optimizer, rate))
         # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
         return Program(span.phase, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
@@ -84,4 +84,4 @@ def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
     integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch._make((integers, integers, weights, integers, integers))
+    return Batch(integers, integers, weights, integers, integers)  # type: ignore[arg-type]  # shapes of arrays

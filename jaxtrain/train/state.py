@@ -1,5 +1,6 @@
 """The training state, created in place on the mesh."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.param import split
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.sharding import shardings, splits_alike
@@ -27,11 +28,6 @@ class TrainState(NamedTuple):
     @property
     def params(self) -> ParamTree:
         return self.model.params
-
-    @property
-    def updates(self) -> Int[Array, ""]:
-        """The number of updates made so far, by which learning-rate schedules count."""
-        return self.step - self.skipped
 
 
 def initial_model(config: DecoderConfig, key: Key[Array, ""]) -> ModelState:
@@ -71,13 +67,9 @@ def state_shardings(state: TrainState, axes: ModelState, mesh: Mesh) -> TrainSta
     return others._replace(model=model)
 
 
-def _creator(config: DecoderConfig, tx: optax.GradientTransformation):
-    return lambda key: state_of(initial_model(config, key), tx)
-
-
 def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh) -> TrainState:
     """Return the shapes and the layout of a state. Nothing is computed."""
-    state = jax.eval_shape(_creator(config, tx), jax.random.key(0))
+    state = jax.eval_shape(lambda key: state_of(initial_model(config, key), tx), jax.random.key(0))
     layout = state_shardings(state, axes, mesh)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, layout)
 
@@ -86,6 +78,18 @@ def create_state(
     config: DecoderConfig, tx: optax.GradientTransformation, axes: ModelState, mesh: Mesh, key: Key[Array, ""]
 ) -> TrainState:
     """Return an initial state, with each shard made on its own device. The values do not depend on the mesh."""
-    layout = jax.tree.map(lambda x: x.sharding, abstract_state(config, tx, axes, mesh))
+    return begin(create_model(config, mesh, key), tx, abstract_state(config, tx, axes, mesh))
+
+
+def create_model(config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
+    """Return a model of random weights, with each shard made on its own device."""
+    _, shapes, axes = abstract_model(config)
     with jax.set_mesh(mesh):
-        return jax.jit(_creator(config, tx), out_shardings=layout)(key)
+        create = functools.partial(initial_model, config)
+        return jax.jit(create, out_shardings=shardings(axes, shapes, mesh))(key)
+
+
+def begin(model: ModelState, tx: optax.GradientTransformation, target: TrainState) -> TrainState:
+    """Return the training state of a model before its first step, laid out as `target` is. The model is donated."""
+    layout = jax.tree.map(lambda x: x.sharding, target)
+    return jax.jit(functools.partial(state_of, tx=tx), out_shardings=layout, donate_argnums=0)(model)

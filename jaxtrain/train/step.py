@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
-from jaxtrain.train.gradients import Loss, Strategy
+from jaxtrain.train.gradients import Loss, Strategy, Value
 from jaxtrain.train.state import TrainState
 
 Metrics = dict[str, Array]
@@ -36,22 +36,28 @@ def make_train_step(
     objective: Objective,
     gradients: Strategy,
     tx: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
+    used_rate: Callable[[optax.OptState], Array],
 ) -> TrainStep:
     """Return the step, to be jitted with the state donated.
 
-    A step whose loss or gradient is not finite leaves the model and the optimizer as they were and is counted.
+    `used_rate` reads the learning rate of an update from the state of the optimizer behind it. A step whose loss or
+    gradient is not finite leaves the model and the optimizer as they were and is counted. That holds for every gradient
+    that the optimizer takes.
     """
+    tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         keys = step_keys(jax.random.fold_in(key, state.step), batch.tokens.shape[0])
+        batch = objective.prepared(merge(graph, state.model), batch)
         mean = Loss.of_batch(graph, objective, state.model, batch)
         (loss, terms), gradient = gradients(mean, state.params, batch, keys)
         norm = optax.tree.norm(gradient)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old_params, old_state = _after(gradient, (state.params, state.opt_state))
-        updates, opt_state = tx.update(gradient, old_state, old_params)
+        again = _GradientAgain(lambda params: gradients(mean, params, batch, keys))
+        updates, opt_state = tx.update(gradient, old_state, old_params, value=loss, grad_fn=again)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & again.finite
+        rate = used_rate(opt_state)
         params = optax.apply_updates(old_params, updates)
         buffers = updated_buffers(graph, state.model._replace(params=params), terms.layers.counts)
         params, opt_state, buffers = jax.tree.map(
@@ -62,7 +68,7 @@ def make_train_step(
         of_step = {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": learning_rate(state.updates),
+            "learning_rate": rate,
             "weight": mean.weights[objective.evaluated],
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
@@ -73,6 +79,24 @@ def make_train_step(
         return TrainState(model, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics
 
     return train_step
+
+
+class _GradientAgain:
+    """What optimizers call `grad_fn`: the gradient at other parameters, on the same batch with the same noise.
+
+    `finite` says whether all it has returned was finite. It is a value of the step's own trace, so JAX refuses calls
+    from within a loop or a branch.
+    """
+
+    def __init__(self, value_and_grad: Callable[[ParamTree], tuple[Value, ParamTree]]):
+        self._value_and_grad = value_and_grad
+        self.finite: Bool[Array, ""] | bool = True
+
+    def __call__(self, params: ParamTree, call: int = 0) -> ParamTree:
+        """Return the gradient. `call` is optax's number of the call, for those who would change the batch."""
+        (loss, _), gradient = self._value_and_grad(params)
+        self.finite &= jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+        return gradient
 
 
 def _merged(*parts: Metrics) -> Metrics:
@@ -105,6 +129,7 @@ def make_evaluation_step(
     """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
+        batch = objective.prepared(merge(graph, model), batch)
         return objective(merge(graph, model), batch, None)._replace(layers=LayerSums()), objective.weights(batch)
 
     return jax.jit(evaluate)

@@ -23,11 +23,13 @@ sys.path.append(str(Path(__file__).parents[2] / "tests" / "pipeline"))
 from tick_interpreter import Gradients, Model, run, sequential
 
 SIZES = (("GPipe", 2, 2), ("ZBH1", 3, 4), ("Chimera", 4, 4), ("Interleaved", 2, 4), ("VHalf", 2, 4))
+TORCH = Path(__file__).parents[2] / "tests" / "golden" / "torch" / "schedules"
 NUMBERS = ("0", "1", "2", "3", "7", "99", "10000000000", "9" * 5000, "-1", "²", "٣", "1.0", "", "F0.0")
 
 
 def files(random: Random, folder: Path) -> Iterator[Case]:
     tables = [parse(name).table(stages, microbatches).dump() for name, stages, microbatches in SIZES]
+    tables += [path.read_text() for path in sorted(TORCH.glob("*_2_*.csv"))]
     for text in tables:
         yield _table(folder / "table.txt", "valid", text, valid=True)
     while True:

@@ -20,7 +20,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev
 fi
 
 "$python" -m venv "$directory"
-"$directory/bin/pip" install --quiet torch==2.13.0 transformers==5.23.0 safetensors==0.8.0 numpy
+"$directory/bin/pip" install --quiet torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors==0.8.0 numpy
 "$directory/bin/python" - <<'PYTHON'
 import torch, transformers
 print(f"torch {torch.__version__}, transformers {transformers.__version__}")

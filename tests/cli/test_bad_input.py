@@ -62,14 +62,19 @@ CONFIGURATIONS = {
         ("phases[0].batch_size=8", 16, "fsdp=8", "microbatches=2", "gradients.microbatches=1"),
     ),
     "batch and microbatches, where the schedule has a rule too": (
-        {"mesh.stage": 8, "model.repeats": 16, "gradients": "@Pipelined(microbatches=16)", "phases[0].batch_size": 24},
+        {
+            "mesh.stage": 8,
+            "model.repeats": 16,
+            "gradients": "@Pipelined(microbatches=16,schedule=@PairedDeferredW())",
+            "phases[0].batch_size": 24,
+        },
         ("phases[0].batch_size=24", "by 16", "microbatches=16", 32, "gradients.microbatches=8 or 24"),
     ),
     "heads not divisible by tensor": ({"mesh.tensor": 8}, ("model.pattern[0].mixer.heads=4", "mesh.tensor=8")),
     "stages without a pipeline": ({"mesh.stage": 4}, ("mesh.stage=4", "Pipelined", 1)),
     "microbatches that do not fit the schedule": (
-        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2)"},
-        ("PairedInterleaved", "mesh.stage=4", "microbatches=2", "nearest 4"),
+        {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=2,schedule=@PairedDeferredW())"},
+        ("PairedDeferredW", "mesh.stage=4", "microbatches=2", "nearest 4"),
     ),
     "more chunks than layers": (
         {"mesh.stage": 4, "gradients": "@Pipelined(microbatches=4)"},
@@ -103,6 +108,14 @@ CONFIGURATIONS = {
     "warm-up longer than the run": (
         {"optimizer.learning_rate.warmup_steps": 4},
         ("optimizer.learning_rate", "warmup_steps=4", 3),
+    ),
+    "warm-up within a wrapper": (
+        {"optimizer": "@SAM(optimizer=@AdamW(learning_rate=@Constant(peak=1e-3,warmup_steps=4)))"},
+        ("optimizer.optimizer.learning_rate", "warmup_steps=4", 3),
+    ),
+    "average within a cautious optimizer": (
+        {"optimizer": "@Cautious(optimizer=@ScheduleFree(learning_rate=@Constant(peak=1e-3)))"},
+        ("optimizer", "ScheduleFree", "average"),
     ),
     "warm-up longer than its phase": (
         {"phases[0].learning_rate": "@Constant(peak=1e-3,warmup_steps=4)"},

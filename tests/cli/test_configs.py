@@ -8,25 +8,38 @@ from messages import refused
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_tree import MOVED
+from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
 from jaxtrain.nn.remat import NoRemat
+from jaxtrain.train.folder import RunFolder
 
-FILES = sorted(path for path in Path("configs").glob("*.gin") if path.stem != "base")  # which the others include
+FOLDER = Path("configs").resolve()
+FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # which the others include
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
+    "encoder_tiny": (936_192, 6_930_432),
     "gla_tiny": (947_712, 5_529_600),
     "hybrid_tiny": (1_330_448, 8_292_864),
     "llama2_7b": (6_738_415_616, 41_253_863_424),
     "llama31_70b": (70_553_706_496, 433_120_346_112),
     "llama31_8b": (8_030_261_248, 46_639_349_760),
     "pipeline_tiny": (1_656_960, 10_475_520),
+    "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
 }
 PUBLISHED = {"llama2_7b": llama2_7b, "llama31_8b": llama31_8b, "llama31_70b": llama31_70b}
 
 
+@pytest.fixture
+def quickstart(tmp_path, monkeypatch):
+    """A folder with the run of the quickstart that other configurations begin with."""
+    RunFolder(tmp_path / "runs/quickstart").path.mkdir(parents=True)
+    RunFiles.of(load(FOLDER / "quickstart.gin").config).write(RunFolder(tmp_path / "runs/quickstart"))
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_configuration_makes_a_model(file):
+def test_configuration_makes_a_model(file, quickstart):
     config = load(file).config
     model = config.model
     counted = model.parameter_count, model.flops_per_token(config.phases[0].sequence_length)

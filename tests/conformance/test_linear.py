@@ -3,13 +3,14 @@
 A new kind adds a line to CASES.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from thin import Thin
-from tolerances import SAME_SUMS, assert_close
+from tolerances import EIGHT_BITS, FOUR_BITS, SAME_SUMS, OfNorm, assert_close
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.cli.config_types import subclasses
@@ -17,10 +18,34 @@ from jaxtrain.fully_sharded import gather
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.param import axes_of, merge, split
+from jaxtrain.nn.linear.dora import DoRA
+from jaxtrain.nn.linear.int8 import Int8
+from jaxtrain.nn.linear.lora import LoRA
+from jaxtrain.nn.linear.low_rank import LowRank
+from jaxtrain.nn.linear.nf4 import NF4
+from jaxtrain.nn.linear.some import Some
+from jaxtrain.nn.param import Adapter, axes_of, merge, split
 from jaxtrain.sharding import constrain, shardings
 
-CASES = [Dense()]
+
+class Case(NamedTuple):
+    """A linear, how near its product is to that with its matrix, and how near its matrix is to one it is given."""
+
+    config: LinearConfig
+    product: OfNorm = SAME_SUMS
+    given: OfNorm = SAME_SUMS
+
+
+CASES = [
+    Case(Dense()),
+    Case(LowRank(rank=8)),
+    Case(LoRA(rank=4)),
+    Case(LoRA(rank=4, base=NF4(block=8)), given=FOUR_BITS),
+    Case(DoRA(rank=4, alpha=2.0)),
+    Case(NF4(block=8)),
+    Case(Int8(), product=EIGHT_BITS, given=EIGHT_BITS),
+]
+CHOICES = {Some}  # they build the linears of others (tests/nn/test_some.py)
 
 WIDTH, HIDDEN = (16, "embed"), (24, "mlp")
 HEADS = (4, "heads"), (6, "head_dim")
@@ -33,13 +58,14 @@ SHAPES = {
     "head": ((WIDTH,), (VOCAB,), True),
 }
 ROWS, LENGTH = 8, 4
-every_linear = pytest.mark.parametrize("config", [*CASES, Thin(rank=8)], ids=repr)  # and one of somebody else
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.config))
+every_linear = pytest.mark.parametrize("config", [case.config for case in CASES], ids=repr)
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def test_every_linear_has_a_case_and_says_what_it_is():
     kinds = {kind for kind in subclasses(LinearConfig).values() if kind.__module__.startswith("jaxtrain.")}
-    assert kinds == {type(case) for case in CASES}
+    assert kinds - CHOICES == {type(case.config) for case in CASES}
     assert all(kind.paper and kind.__doc__ for kind in kinds)
 
 
@@ -49,6 +75,15 @@ def _built(config: LinearConfig, shape: tuple, *, bias: bool, seed: int = 0) -> 
     module = config.build(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=nnx.Rngs(seed))
     if bias:
         module.bias[...] = jnp.asarray(_noise(module.bias.shape, 1))
+    return module
+
+
+def _adapted(module: nnx.Module) -> nnx.Module:
+    """Return the linear with adapters that are not zero."""
+    for number, (_, part) in enumerate(nnx.iter_modules(module)):
+        for name, variable in vars(part).items():
+            if isinstance(variable, Adapter):
+                variable[...] += 0.1 * _noise(variable.shape, number + len(name))
     return module
 
 
@@ -73,10 +108,10 @@ def _by_its_matrix(module, x: jax.Array, shape: tuple) -> jax.Array:
     return y + module.bias[...][None, None]
 
 
-@every_linear
+@every_case
 @every_shape
-def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(config, shape):
-    graph, model = split(_built(config, shape, bias=True))
+def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(case, shape):
+    graph, model = split(_adapted(_built(case.config, shape, bias=True)))
     weight = _noise((ROWS, LENGTH, *_sizes(shape[1])), 3)
 
     def loss(params, x, product):
@@ -89,8 +124,18 @@ def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(config, shape)
 
     (_, y), gradient = value_and_gradient(lambda module, x: module(x))
     (_, desired), desired_gradient = value_and_gradient(lambda module, x: _by_its_matrix(module, x, shape))
-    assert_close(y, desired, SAME_SUMS)
-    assert_close(gradient, desired_gradient, SAME_SUMS)
+    assert_close(y, desired, case.product)
+    assert_close(gradient, desired_gradient, case.product)
+
+
+@every_case
+@every_shape
+def test_it_takes_the_matrix_of_another_and_none_changes_by_an_adapter_of_its_own(case, shape):
+    """The other is one of the same kind, so its matrix is one that the kind has, but for what adapters add to codes."""
+    matrix = _adapted(_built(case.config, shape, bias=False)).dense()
+    module = _adapted(_built(case.config, shape, bias=False, seed=1))
+    module.set_dense(matrix)
+    assert_close(module.dense(), matrix, case.given)
 
 
 @every_linear
@@ -115,16 +160,16 @@ def test_every_variable_says_what_it_is(config, shape):
 
 @every_linear
 @every_shape
-def test_a_gather_casts_it_but_for_its_bias_and_the_product_is_in_the_dtype_of_the_activations(config, shape):
+def test_a_gather_keeps_its_bias_and_the_product_is_in_the_dtype_of_the_activations(config, shape):
     graph, model = split(_built(config, shape, bias=True))
     axes = axes_of(merge(graph, model))
 
     def ready(model, x):
         module = merge(graph, gather(model, axes, "bfloat16"))
-        return module.dense(), module.bias[...], module(x)
+        return module.bias[...], module(x)
 
-    matrix, bias, y = jax.eval_shape(ready, model, jax.ShapeDtypeStruct(_x(shape).shape, jnp.bfloat16))
-    assert (matrix.dtype, bias.dtype, y.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+    bias, y = jax.eval_shape(ready, model, jax.ShapeDtypeStruct(_x(shape).shape, jnp.bfloat16))
+    assert (bias.dtype, y.dtype) == (jnp.float32, jnp.bfloat16)
 
 
 def _params(models: dict) -> dict:
@@ -137,7 +182,7 @@ def test_it_is_the_same_over_a_mesh(config):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     graphs, models, axes = {}, {}, {}
     for name, shape in SHAPES.items():
-        module = _built(config, shape, bias=True)
+        module = _adapted(_built(config, shape, bias=True))
         graphs[name], models[name] = split(module)
         axes[name] = axes_of(module)
 

@@ -70,6 +70,14 @@ CASES = {
         L=100, segments=((40, 60), (1, 99)), dtype="bfloat16", options=(("causal", False), ("window", 9)), bias="BHLS",
         blocks=Blocks(queries=4, keys=48)
     ),
+    "slopes": Case(
+        L=63, heads=(4, 2), segments=((20, 43), (63,)), options=(("slopes", (0.5, 0.25, 0.1, 0.0)), ("causal", False)),
+        blocks=Blocks(queries=16, keys=20)
+    ),
+    "slopes of a causal loop with a cap": Case(
+        L=130, S=150, heads=(2, 1), offset=20, traced=True, options=(("slopes", (0.7, 0.01)), ("softcap", 3.0)),
+        blocks=Blocks(queries=8, keys=32)
+    ),
     "documents and padding of keys": Case(
         L=63, S=100, offset=37, traced=True, segments=((30, 33), (63,)), sinks=True, options=(("softcap", 5.0),),
         bias="BS", blocks=Blocks(keys=32)
@@ -119,7 +127,7 @@ def _options(case: Case) -> dict:
 
 def _plainly(q, k, v, bias, sinks, options):
     """Call the definition in the dtype of the inputs."""
-    given = {"causal": True, "window": None, "softcap": None, "scale": None, "offset": 0} | options
+    given = {"causal": True, "window": None, "softcap": None, "scale": None, "slopes": None, "offset": 0} | options
     ids = given.pop("segment_ids", None), given.pop("key_segment_ids", None)
     inputs, sinks = api._inputs(q, k, v, bias, sinks, *ids, given["offset"])
     o, lse = reference.flash_attention(inputs, sinks, api._options(q, **given, blocks=None))

@@ -3,8 +3,8 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from thin import Thin, product
 from tiny import packed_batch, random_params, variant
 from tolerances import SAME_LOGITS, assert_close
 
@@ -14,6 +14,7 @@ from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.decay import ChannelDecay, StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
@@ -42,9 +43,9 @@ def _multiplied_out(params: ParamTree) -> ParamTree:
     """Return the parameters with one kernel for each stack of pairs of thin matrices."""
     if not isinstance(params, dict):
         return params
-    if "a" not in params:
+    if "factors" not in params:
         return {key: _multiplied_out(own) for key, own in params.items()}
-    kernel = jax.vmap(functools.partial(product, outputs_first=False))(params["a"], params["b"])
+    kernel = jax.vmap(functools.partial(jnp.tensordot, axes=1))(params["factors"]["a"], params["factors"]["b"])
     return {"kernel": kernel} | {key: own for key, own in params.items() if key == "bias"}
 
 
@@ -55,8 +56,8 @@ def _logits(config: DecoderConfig, params: ParamTree) -> jax.Array:
 
 
 def test_a_decoder_of_another_linear_is_the_decoder_of_its_matrices():
-    params = random_params(_decoder(Thin(rank=8)))
+    params = random_params(_decoder(LowRank(rank=8)))
     dense = _multiplied_out(params)
     shapes = abstract_model(_decoder(Dense())).shapes.params
     assert jax.tree.map(lambda leaf: leaf.shape, dense) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    assert_close(_logits(_decoder(Thin(rank=8)), params), _logits(_decoder(Dense()), dense), SAME_LOGITS)
+    assert_close(_logits(_decoder(LowRank(rank=8)), params), _logits(_decoder(Dense()), dense), SAME_LOGITS)

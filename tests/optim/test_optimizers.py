@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from messages import refused
 from optimizer_cases import (
     ALL,
     DECAY,
@@ -16,8 +17,10 @@ from optimizer_cases import (
     RATE,
     RATES,
     build,
+    case_of,
     draw_tree,
     every,
+    follow,
 )
 from tiny import variant
 from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, assert_close
@@ -28,28 +31,26 @@ from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import evaluation_params, transformation
+from jaxtrain.optim.lamb import LAMB
 from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
+from jaxtrain.optim.schedules import Linear
 from jaxtrain.shapes import ModelState
 from jaxtrain.sharding import shardings
 from jaxtrain.train.state import state_of, state_shardings
 
 
-def _without_decay(optimizer):
-    return type(optimizer)(learning_rate=RATES, weight_decay=0.0)
-
-
 @every(ALL)
 def test_descends(optimizer):
-    tx, params, goal = build(_without_decay(optimizer), rate=0.1), draw_tree(0), draw_tree(1)
+    tx, params, goal = build(case_of(type(optimizer), decay=0.0), rate=0.1), draw_tree(0), draw_tree(1)
 
     def loss(params):
         return sum(jnp.sum(jnp.square(params[name] - goal[name])) for name in params)
 
     def step(carry, _):
         params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        updates, state = tx.update(jax.grad(loss)(params), state, params, grad_fn=jax.grad(loss))
         return (optax.apply_updates(params, updates), state), None
 
     (end, state), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=200))(params)
@@ -63,11 +64,15 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_no_vector(optimiz
 
     def step(carry, _):
         params, state = carry
-        updates, state = tx.update(zeros, state, params)
+        updates, state = tx.update(zeros, state, params, grad_fn=lambda _: zeros)
         return (optax.apply_updates(params, updates), state), None
 
     (end, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
-    left = _mixture_left(steps) if isinstance(optimizer, ScheduleFree) else (1 - RATE * DECAY) ** steps
+    left = (1 - RATE * DECAY) ** steps
+    if isinstance(optimizer, ScheduleFree):
+        left = _mixture_left(steps)
+    if isinstance(optimizer, LAMB):  # whose steps are of one size: all of it is decay, where the gradient is 0
+        left = (1 - RATE) ** steps
     for name, before in params.items():
         desired = before * np.float32(left if FACTS[name].decays else 1.0)
         assert_close(end[name], desired, CLOSED_FORM_LAYER, name)
@@ -86,7 +91,9 @@ def _mixture_left(steps: int) -> float:
 @every(ALL)
 def test_a_rate_of_zero_changes_nothing_and_divides_by_nothing(optimizer):
     tx, params = build(optimizer, rate=0.0), draw_tree(0)
-    updates, state = jax.jit(tx.update)(draw_tree(1), tx.init(params), params)
+    gradient = draw_tree(1)
+    update = jax.jit(lambda state: tx.update(gradient, state, params, grad_fn=lambda _: gradient))
+    updates, state = update(tx.init(params))
     assert_close(optax.apply_updates(params, updates), params, CLOSED_FORM)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
@@ -137,6 +144,28 @@ def test_other_optimizers_evaluate_the_parameters_they_train(optimizer):
     assert optimizer.evaluation_params(build(optimizer).init(params), params) is params
 
 
+@every(ALL)
+def test_the_rate_that_was_used_is_read_from_the_state(optimizer):
+    rate = Linear(peak=1.0, warmup_steps=4).build(100)
+    tx = optimizer.build(rate, FACTS)
+    rates = follow(tx, draw_tree(0), 3 * [draw_tree(1)], lambda state, _: optimizer.used_rate(state, rate))
+    assert rates == [0.0, 0.25, 0.5]
+
+
+class _Uncounted(AdamW):
+    """Has no count of updates in its state."""
+
+    def build(self, rate, axes):
+        return optax.sgd(0.1)
+
+
+def test_an_optimizer_whose_rate_is_unknown_is_refused():
+    optimizer = _Uncounted(learning_rate=RATES)
+    state = optimizer.build(RATES.build(1), FACTS).init(draw_tree(0))
+    with refused(ValueError, "optimizer=_Uncounted", "count", "used_rate"):
+        optimizer.used_rate(state, RATES.build(1))
+
+
 REFUSED = [
     (AdamW, "b1", 1.0, "must be in [0, 1)"),
     (AdamW, "b2", math.nan, "must be in [0, 1)"),
@@ -144,6 +173,8 @@ REFUSED = [
     (AdamW, "epsilon", 1e-50, "must be above 0 in float32"),
     (AdamW8bit, "b2", -0.1, "must be in [0, 1)"),
     (AdamW8bit, "weight_decay", -0.1, "must not be negative"),
+    (LAMB, "epsilon", 0.0, "must be above 0"),
+    (LAMB, "weight_decay", -1.0, "must not be negative"),
     (Lion, "b1", 1.5, "must be in [0, 1)"),
     (Lion, "weight_decay", math.inf, "must not be negative"),
     (Adafactor, "decay_rate", 0.0, "must be above 0"),

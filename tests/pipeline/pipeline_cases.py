@@ -12,6 +12,7 @@ from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.hanayo import Hanayo
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
+from jaxtrain.pipeline.schedules.interleaved_zero_bubble import InterleavedZeroBubble
 from jaxtrain.pipeline.schedules.layered_accumulation import LayeredAccumulation
 from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
 from jaxtrain.pipeline.schedules.paired_deferred_w import PairedDeferredW
@@ -30,12 +31,16 @@ from jaxtrain.pipeline.tick_program import TickProgram
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A schedule, whether its memory grows with the microbatches or from how many a stage on not, and the fewest."""
+    """A schedule, whether its memory grows with the microbatches or from how many a stage on not, and the fewest.
+
+    `any_number`: it has chunks, and takes numbers of microbatches that are no multiple of the stages, too.
+    """
 
     schedule: Schedule
     grows: bool = False
     constant_from: int = 2
     fewest: int = 1
+    any_number: bool = False
 
     def __str__(self) -> str:
         return str(self.schedule).replace("()", "")
@@ -44,15 +49,18 @@ class Case:
 CASES = (
     Case(schedule=GPipe(), grows=True),
     Case(schedule=BreadthFirst(chunks_per_stage=1), grows=True),
-    Case(schedule=BreadthFirst(chunks_per_stage=2), grows=True),
+    Case(schedule=BreadthFirst(chunks_per_stage=2), grows=True, any_number=True),
     Case(schedule=BreadthFirst(chunks_per_stage=3), grows=True),
     Case(schedule=LayeredAccumulation(chunks_per_stage=4), grows=True),
     Case(schedule=OneFOneB()),
     Case(schedule=Interleaved(chunks_per_stage=2)),
-    Case(schedule=Interleaved(chunks_per_stage=3)),
+    Case(schedule=Interleaved(chunks_per_stage=3), any_number=True),
+    Case(schedule=InterleavedZeroBubble(chunks_per_stage=1)),
+    Case(schedule=InterleavedZeroBubble(chunks_per_stage=2), any_number=True),
+    Case(schedule=InterleavedZeroBubble(chunks_per_stage=4)),
     Case(schedule=PairedOneFOneB()),
     Case(schedule=PairedInterleaved(chunks_per_stage=1)),
-    Case(schedule=PairedInterleaved(chunks_per_stage=2)),
+    Case(schedule=PairedInterleaved(chunks_per_stage=2), any_number=True),
     Case(schedule=PairedInterleaved(chunks_per_stage=3)),
     Case(schedule=PairedDeferredW(chunks_per_stage=1), constant_from=3),  # keeps up to 3p-2
     Case(schedule=PairedDeferredW(chunks_per_stage=2)),

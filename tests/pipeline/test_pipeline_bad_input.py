@@ -11,11 +11,11 @@ from jaxtrain.cli.schedule_catalog import parse
 from jaxtrain.pipeline.simulator import Costs
 
 RULES = [
-    ("Interleaved", 4, 9, ("microbatches=9", 4, 8, 12)),
-    ("PairedInterleaved", 4, 3, ("microbatches=3", "nearest 4")),
+    ("Interleaved", 4, 0, ("microbatches=0", 1)),
+    ("PairedInterleaved(chunks_per_stage=0)", 4, 4, ("chunks_per_stage=0", 1)),
+    ("InterleavedZeroBubble", 4, 0, ("microbatches=0", 1)),
     ("PairedDeferredW", 4, 6, ("microbatches=6", "nearest 4 or 8")),
-    ("BreadthFirst", 4, 3, ("microbatches=3", "nearest 4")),
-    ("LayeredAccumulation", 4, 2, ("microbatches=2", "nearest 4")),
+    ("BreadthFirst", 4, 0, ("microbatches=0", 1)),
     ("DualPipeV", 4, 7, ("microbatches=7", "nearest 8")),
     ("Chimera", 4, 5, ("microbatches=5", 2, "nearest 4 or 6")),
     ("Chimera", 3, 4, ("stages=3", "nearest 2 or 4")),

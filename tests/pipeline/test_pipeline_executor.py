@@ -31,6 +31,7 @@ from jaxtrain.pipeline.placement import bidirectional, loop, v_shape, wave
 from jaxtrain.pipeline.residuals import ChunkInput, RepeatResiduals
 from jaxtrain.pipeline.schedules.bitpipe import BitPipe
 from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
+from jaxtrain.pipeline.schedules.interleaved_zero_bubble import InterleavedZeroBubble
 from jaxtrain.pipeline.schedules.paired_deferred_w import PairedDeferredW
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
@@ -56,6 +57,7 @@ CHUNK_INPUT, EVERYTHING = ChunkInput(), RepeatResiduals()
         (ZBH1(), 8, 8, None, EVERYTHING),
         (VZB(), 4, 4, SaveDots(), EVERYTHING),
         (BitPipe(), 4, 4, None, CHUNK_INPUT),
+        (InterleavedZeroBubble(), 4, 2, None, EVERYTHING),  # fewer microbatches than stages
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ from jaxtrain.pipeline.schedules.dualpipe_v import DualPipeV
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.hanayo import Hanayo
 from jaxtrain.pipeline.schedules.interleaved import Interleaved
+from jaxtrain.pipeline.schedules.interleaved_zero_bubble import InterleavedZeroBubble
 from jaxtrain.pipeline.schedules.layered_accumulation import LayeredAccumulation
 from jaxtrain.pipeline.schedules.one_f_one_b import OneFOneB
 from jaxtrain.pipeline.schedules.paired_deferred_w import PairedDeferredW
@@ -52,6 +53,43 @@ def test_four_stages_and_eight_microbatches_at_unit_costs(schedule, units, bubbl
     assert simulation.makespan == units
     assert simulation.idle_share == approx(bubble, rel=1e-12)
     assert simulation.peaks == peaks
+
+
+@pytest.mark.parametrize(("chunks", "time"), [(1, 27), (2, 25.5), (4, 24.75)])
+def test_interleaved_zero_bubble_takes_24_75_units_with_four_chunks_and_the_memory_of_1f1b(chunks, time):
+    table = table_of(InterleavedZeroBubble(chunks_per_stage=chunks), 4, 8)
+    for simulation in (simulate(table, _stage_costs(table)), simulate_ticks(table, _stage_costs(table))):
+        assert simulation.makespan == approx(time)
+    assert peak_activations(table) == (4 * chunks,) * 4
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "chunks"), [(2, 6, 3), (4, 16, 2), (8, 16, 2), (8, 32, 4)])
+def test_interleaved_zero_bubble_keeps_its_formula(stages, microbatches, chunks):
+    simulation = simulate(table_of(InterleavedZeroBubble(chunks_per_stage=chunks), stages, microbatches))
+    assert simulation.idle_share == approx((stages - 1) / (3 * chunks * microbatches + stages - 1))
+    assert simulation.peaks == (chunks * stages,) * stages
+
+
+def test_one_chunk_of_interleaved_zero_bubble_is_zb_h1():
+    for size in ((4, 8), (3, 2), (8, 3)):
+        assert table_of(InterleavedZeroBubble(chunks_per_stage=1), *size) == table_of(ZBH1(), *size)
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "chunks"), [(4, 9, 2), (4, 10, 3), (8, 13, 2), (3, 11, 4)])
+def test_a_number_of_microbatches_that_is_no_multiple_of_the_stages_costs_memory_and_no_time(
+    stages, microbatches, chunks
+):
+    group = -(-microbatches // (microbatches // stages))  # the largest
+    for schedule, parts, warmup in ((Interleaved, 1, 2 * (stages - 1) + 1), (InterleavedZeroBubble, 3, stages)):
+        simulation = simulate(table_of(schedule(chunks_per_stage=chunks), stages, microbatches))
+        assert simulation.idle_share == approx((stages - 1) / (parts * chunks * microbatches + stages - 1))
+        assert simulation.peaks[0] == min((chunks - 1) * group + warmup, chunks * microbatches)
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "chunks"), [(4, 3, 2), (4, 1, 3), (8, 5, 4), (4, 4, 2)])
+def test_breadth_first_with_fewer_microbatches_than_stages_waits_for_each_return(stages, microbatches, chunks):
+    simulation = simulate(table_of(BreadthFirst(chunks_per_stage=chunks), stages, microbatches))
+    assert simulation.makespan == 3 * ((chunks - 1) * stages + microbatches + stages - 1)
 
 
 @pytest.mark.parametrize("schedule", [ZBH2(), VZB()], ids=repr)

@@ -1,5 +1,7 @@
 """The conformance suite: what every schedule must hold, for each in `pipeline_cases`."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from pipeline_cases import CASES, Case, program_of, table_of
@@ -13,15 +15,20 @@ from jaxtrain.pipeline.ticks import pack
 from jaxtrain.pipeline.validation import validate
 
 SIZES = [(stages, stages * times) for stages in (2, 4, 8) for times in (1, 2, 4)]
+UNEVEN = [(2, 1), (3, 7), (4, 3), (4, 9), (8, 13)]
 
 
 def _sizes(case: Case) -> list[tuple[int, int]]:
     return [(stages, microbatches) for stages, microbatches in SIZES if microbatches >= case.fewest * stages]
 
 
-ALL = [pytest.param(case, *size, id=f"{case}-{size[0]}x{size[1]}") for case in CASES for size in _sizes(case)]
+def _params(sizes: Callable[[Case], list[tuple[int, int]]]) -> list:
+    return [pytest.param(case, *size, id=f"{case}-{size[0]}x{size[1]}") for case in CASES for size in sizes(case)]
+
+
+ALL = _params(lambda case: _sizes(case) + UNEVEN * case.any_number)
+RUN = _params(lambda case: _sizes(case)[::3] + UNEVEN[:4] * case.any_number)
 SOME = [pytest.param(case, *_sizes(case)[-4], id=str(case)) for case in CASES]
-RUN = [pytest.param(case, *size, id=f"{case}-{size[0]}x{size[1]}") for case in CASES for size in _sizes(case)[::3]]
 
 
 def test_every_schedule_has_a_case():

@@ -6,9 +6,9 @@ import json
 import huggingface_goldens as goldens
 import pytest
 from messages import refused
-from thin import Thin
 
 from jaxtrain.models import presets
+from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.rope import LinearScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
@@ -254,8 +254,8 @@ def test_how_a_model_is_computed_does_not_matter():
 
 
 def test_weights_in_another_form_are_refused_by_the_key_that_names_it():
-    config = with_mixer(PRESETS["llama3_tiny"], linear=Thin(rank=8))
-    with refused(ValueError, "llama", "pattern[0].mixer.linear=Thin(rank=8)", "Dense"):
+    config = with_mixer(PRESETS["llama3_tiny"], linear=LowRank(rank=8))
+    with refused(ValueError, "llama", "pattern[0].mixer.linear=LowRank(rank=8)", "Dense"):
         family_of(config)
 
 

@@ -13,7 +13,7 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.objectives.base import Objective
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.base import Optimizer, transformation
+from jaxtrain.optim.base import Optimizer, transformation, used_rate
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout
@@ -50,7 +50,7 @@ def losses(
     state = state_of(random_model(config), tx)
     state = jax.tree.map(_spread, state, state_shardings(state, axes, mesh))
     layout = Layout(ROWS, LENGTH, mesh)
-    step = make_train_step(graph, objective, gradients, tx, rate)
+    step = make_train_step(graph, objective, gradients, tx, used_rate(optimizer, rate))
     found = []
     with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0)

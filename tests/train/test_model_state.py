@@ -20,7 +20,7 @@ from jaxtrain.nn.param import Buffer, merge
 from jaxtrain.nn.remat import FullRemat
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.base import transformation
+from jaxtrain.optim.base import transformation, used_rate
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.frozen import fingerprint
@@ -51,7 +51,13 @@ def _state(mesh):
 
 @functools.cache
 def _step(microbatches: int = 1):
-    step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(microbatches=microbatches), _tx(), RATE)
+    step = make_train_step(
+        abstract_model(MODEL).graph,
+        NextToken(),
+        Accumulate(microbatches=microbatches),
+        _tx(),
+        used_rate(OPTIMIZER, RATE),
+    )
     return jax.jit(step)
 
 
@@ -116,7 +122,7 @@ def test_sums_are_float32_whatever_the_model_computes_in(stepped):
 
 def test_a_term_of_a_layer_with_the_name_of_another_number_is_refused(stepped, monkeypatch):
     monkeypatch.setattr("counted.TERM", "gradient_norm")
-    step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(), _tx(), RATE)
+    step = make_train_step(abstract_model(MODEL).graph, NextToken(), Accumulate(), _tx(), used_rate(OPTIMIZER, RATE))
     with refused(ValueError, "'gradient_norm'"):
         jax.eval_shape(step, stepped[0], BATCH, jax.random.key(1))
 

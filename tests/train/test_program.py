@@ -1,5 +1,7 @@
 """Memory and collectives of real models on pods, ahead of time, by the TPU compiler's own account."""
 
+import jax.numpy as jnp
+import optax
 import pytest
 from tiny import DECODER, program_of
 
@@ -39,8 +41,8 @@ def test_llama2_7b_fits_sixteen_v5e_in_less_memory_than_the_best_known_stack():
 def test_a_phase_has_its_own_learning_rate_or_that_of_the_whole_run(own, expected, monkeypatch):
     seen = []
 
-    def look(graph, objective, gradients, tx, rate):
-        seen.append(float(rate(2)))
+    def look(graph, objective, gradients, tx, used_rate):
+        seen.append(float(used_rate((optax.EmptyState(), optax.ScaleByScheduleState(jnp.int32(3))))))  # two before
         return lambda state, batch, key: (state, {})
 
     monkeypatch.setattr(program, "make_train_step", look)

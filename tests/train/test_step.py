@@ -17,7 +17,8 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
-from jaxtrain.optim.base import transformation
+from jaxtrain.optim.base import transformation, used_rate
+from jaxtrain.optim.sam import SAM
 from jaxtrain.optim.schedules import Linear
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Accumulate, Loss
@@ -28,6 +29,7 @@ ROWS, LENGTH = 8, 12
 OPTIMIZER = AdamW(learning_rate=Linear(peak=0.01, warmup_steps=4))
 RATE = OPTIMIZER.learning_rate.build(20)
 KEY = jax.random.key(5)
+NOISY = variant(dropout=0.2)
 
 
 def _batch(seed: int = 0):
@@ -48,12 +50,11 @@ def _state(config=DECODER, tx=None):
 def _step(config=DECODER, *, objective=NextToken(), microbatches: int = 1, tx=None):  # noqa: B008
     graph, _, _ = abstract_model(config)
     gradients = Accumulate(microbatches=microbatches)
-    return make_train_step(graph, objective, gradients, tx or _tx(config), RATE)
+    return make_train_step(graph, objective, gradients, tx or _tx(config), used_rate(OPTIMIZER, RATE))
 
 
 def _value_and_gradient(microbatches: int):
-    config = variant(dropout=0.2)
-    graph, _, _ = abstract_model(config)
+    graph, _, _ = abstract_model(NOISY)
 
     objective = NextToken(z_loss=0.01)
 
@@ -61,7 +62,7 @@ def _value_and_gradient(microbatches: int):
         loss = Loss.of_batch(graph, objective, ModelState(params), batch)
         return Accumulate(microbatches=microbatches)(loss, params, batch, step_keys(KEY, ROWS))
 
-    return jax.jit(run)(random_params(config), _batch())
+    return jax.jit(run)(random_params(NOISY), _batch())
 
 
 def test_accumulated_gradients_of_unequal_weights_are_those_of_the_whole_batch():
@@ -124,6 +125,75 @@ def test_a_skipped_step_leaves_later_steps_as_if_it_had_not_been():
         return state
 
     assert_close(run(["good", "loss", "good"])[:2], run(["good", "good"])[:2], EXACT)
+
+
+def test_an_optimizer_gets_the_loss_and_the_gradient_at_any_parameters():
+    """It is the one that a step from there begins with: of the same batch in microbatches, with the same dropout."""
+
+    def moved(params):
+        return jax.tree.map(lambda w: w + 0.02, params)
+
+    def init(params):
+        return params, params, jnp.float32(0)
+
+    def update(gradient, state, params, *, value, grad_fn):
+        return gradient, (gradient, grad_fn(moved(params)), value)
+
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    graph, strategy = abstract_model(NOISY).graph, Accumulate(microbatches=4)
+    step = jax.jit(make_train_step(graph, NextToken(), strategy, tx, lambda _: jnp.float32(0)))
+    here = _state(NOISY, tx)
+    there = here._replace(model=ModelState(moved(here.params)))
+    (new, metrics), (from_there, _) = (step(state, _batch(), KEY) for state in (here, there))
+    _, gradient, value = new.opt_state
+    assert value == metrics["loss"]
+    assert_close(gradient, from_there.opt_state[0], SAME_SUMS)
+
+
+def _with_sam(microbatches: int = 1):
+    """Return a step of SAM around AdamW, and a state for it."""
+    tx = transformation(SAM(optimizer=OPTIMIZER), RATE, abstract_model(DECODER).axes.params, clip_norm=1.0)
+    return _state(tx=tx), lambda objective: _step(objective=objective, tx=tx, microbatches=microbatches)
+
+
+def test_sam_runs_the_model_forward_and_backward_twice():
+    plain, (state, step) = _step(), _with_sam()
+    assert len(dots(step(NextToken()), state, _batch(), KEY)) == 2 * len(dots(plain, state, _batch(), KEY))
+
+
+class _Cliff(_Squares):
+    """A loss that is not a number beyond a limit of the square, which is the first weight: other weights are 1."""
+
+    def __call__(self, model, batch, keys) -> Terms:
+        square = jnp.sum(jnp.square(model.embedding.table[...]))
+        return Terms(
+            {"nll": jnp.where(square > batch.weights[0, 0], jnp.nan, 1.0) * square * jnp.sum(batch.weights)}, {}
+        )
+
+
+def test_a_second_gradient_that_is_not_finite_skips_the_step_as_the_first_does():
+    state, make = _with_sam()
+    step, seen = jax.jit(make(_Cliff())), []
+    for beyond in (1e3, 1.0001, 1e3, 0.9):  # the limit, in squares of now: a step up by 0.05 goes beyond the second
+        square = float(jnp.sum(jnp.square(state.params["embedding"]["table"])))
+        batch = _poisoned("good")
+        batch.weights[0, 0] = beyond * square
+        before = state
+        state, metrics = step(before, batch, KEY)
+        unchanged = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before[:2], state[:2])), strict=True)]
+        assert all(unchanged) == (beyond < 2), beyond
+        seen.append((bool(np.isfinite(metrics["loss"])), int(state.skipped), int(state.skipped_in_a_row)))
+    assert seen == [(True, 0, 0), (True, 1, 1), (True, 1, 0), (False, 2, 1)]
+
+
+def test_a_gradient_asked_for_in_a_loop_is_refused():
+    def update(gradient, state, params, *, value, grad_fn):
+        return jax.lax.fori_loop(0, 2, lambda _, g: grad_fn(g), gradient), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    step = make_train_step(abstract_model(DECODER).graph, _Squares(), Accumulate(), tx, lambda _: jnp.float32(0))
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        jax.jit(step)(_state(tx=tx), _batch(), KEY)
 
 
 def test_the_state_is_donated():
@@ -226,7 +296,7 @@ ODD_SIZES = variant(d_model=48, vocab_size=80)  # sizes that no shard of another
 
 @pytest.fixture(scope="module")
 def created():
-    """A state created on a mesh, and the text of the program that created it."""
+    """A state created on a mesh, and the texts of the programs that created it."""
     mesh, texts, jit = MeshConfig(data=1, fsdp=2, tensor=4).build(), [], jax.jit
 
     def keep_text(function, **options):
@@ -240,8 +310,7 @@ def created():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", keep_text)
         state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES).axes, mesh, jax.random.key(0))
-    (text,) = texts
-    return state, text
+    return state, "\n".join(texts)
 
 
 def test_every_matrix_is_created_in_shards(created):

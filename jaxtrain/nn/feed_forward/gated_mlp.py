@@ -38,9 +38,10 @@ class GatedMLP(Layer):
     def __init__(self, config: GatedMLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
-        self.gate = config.linear.build(width, hidden, bias=config.bias, rngs=rngs)
-        self.up = config.linear.build(width, hidden, bias=config.bias, rngs=rngs)
-        self.down = config.linear.build(hidden, width, bias=config.bias, rngs=rngs)
+        linears = config.linear.of_layer("gate", "up", "down")
+        self.gate = linears["gate"].build(width, hidden, bias=config.bias, rngs=rngs)
+        self.up = linears["up"].build(width, hidden, bias=config.bias, rngs=rngs)
+        self.down = linears["down"].build(hidden, width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         gate_BLF, up_BLF = _materialise_gradients(self.gate(x), self.up(x))

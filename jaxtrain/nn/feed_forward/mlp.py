@@ -37,8 +37,9 @@ class MLP(Layer):
     def __init__(self, config: MLPConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         width, hidden = ((d_model, "embed"),), ((config.hidden, "mlp"),)
-        self.up = config.linear.build(width, hidden, bias=config.bias, rngs=rngs)
-        self.down = config.linear.build(hidden, width, bias=config.bias, rngs=rngs)
+        linears = config.linear.of_layer("up", "down")
+        self.up = linears["up"].build(width, hidden, bias=config.bias, rngs=rngs)
+        self.down = linears["down"].build(hidden, width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         h_BLF = constrain(ACTIVATIONS[self.config.activation](self.up(x)), "batch", "length", "mlp")

@@ -1,6 +1,7 @@
 """The base class of linears: linear maps of every token, whose weights may be stored in any form."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -22,17 +23,39 @@ class LinearConfig(Technique):
     ) -> "Linear":
         """Return the linear. With `outputs_first` its matrix is `[*outputs, *inputs]`, a table of rows."""
 
+    def of_layer(self, *names: str) -> Mapping[str, "LinearConfig"]:
+        """Return the configuration of each of a layer's linears, which have these names.
+
+        Raises:
+            ValueError: the configuration is for a linear that the layer does not have.
+        """
+        return dict.fromkeys(names, self)
+
+    def check_head(self) -> None:
+        """Raise ValueError if the head of a model cannot be such a linear: it multiplies with `dense()`, in tiles."""
+
 
 class Linear(nnx.Module):
     """A linear map of every token. Its variables carry their facts (`Axes`); they are gathered before the call."""
 
-    @abstractmethod
+    bias: nnx.Variable | None
+
     def __call__(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
         """Return `x` times the matrix, plus the bias where there is one, in the dtype of `x`."""
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+
+    @abstractmethod
+    def product(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
+        """Return `x` times the matrix, in the dtype of `x`."""
 
     @abstractmethod
     def dense(self) -> Float[Array, "..."]:
         """Return the matrix of the map: `[*inputs, *outputs]`, or `[*outputs, *inputs]` with `outputs_first`."""
+
+    @abstractmethod
+    def set_dense(self, matrix: Float[Array, "..."]) -> None:
+        """Take the weights whose `dense()` is the matrix, or is nearest to it where the kind has not every matrix."""
 
 
 def bias_of(outputs: Side) -> nnx.Param:

@@ -32,12 +32,14 @@ class _Dense(Linear):
         self.kernel = normal(rngs.params(), sizes, names, fan_in=math.prod(size for size, _ in inputs))
         self.bias = bias_of(outputs) if bias else None
 
-    def __call__(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
-        y = multiply(x, self.kernel[...], inputs=self.inputs, outputs_first=self.outputs_first)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+    def product(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
+        return multiply(x, self.kernel[...], inputs=self.inputs, outputs_first=self.outputs_first)
 
     def dense(self) -> Float[Array, "..."]:
         return self.kernel[...]
+
+    def set_dense(self, matrix: Float[Array, "..."]) -> None:
+        self.kernel[...] = matrix
 
 
 def multiply(

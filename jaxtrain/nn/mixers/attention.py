@@ -3,7 +3,8 @@
 Vaswani et al. (2017), arXiv:1706.03762; grouped heads, Ainslie et al. (2023), arXiv:2305.13245; normalised queries and
 keys, Dehghani et al. (2023), arXiv:2302.05442, over all heads together, OLMo 2 (2024), arXiv:2501.00656; logit soft
 cap, Gemma 2 (2024), arXiv:2408.00118; sliding window, Beltagy et al. (2020), arXiv:2004.05150; sinks, gpt-oss (2025),
-arXiv:2508.10925. Dropout of attention weights is left out: the models that had it no longer train with it.
+arXiv:2508.10925; ALiBi, Press et al. (2021), arXiv:2108.12409. Dropout of attention weights is left out: the models
+that had it no longer train with it.
 """
 
 import functools
@@ -36,7 +37,8 @@ class AttentionConfig(MixerConfig):
     `scale` multiplies the scores, head_dim**-0.5 by default. `window` counts the keys that a query sees, with its own.
     `bias` is of all four linears, `output_bias` of the last one where it differs. `joint_qk_norm` takes the norm over
     all heads together. With `sinks` every head has a learned logit, which takes its share of the softmax and has no
-    value.
+    value. Without `causal` a query sees the keys ahead of it too, so nothing can be generated; a window then counts
+    both ways. `alibi` lowers scores by the distance of the key, each head by a slope of its own.
 
     `implementation` names a kernel that is not yet the default of the device. It runs over whole sequences.
     """
@@ -53,6 +55,8 @@ class AttentionConfig(MixerConfig):
     softcap: float | None = None
     scale: float | None = None
     sinks: bool = False
+    causal: bool = True
+    alibi: bool = False
     implementation: str | None = None
     linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:1706.03762"
@@ -73,6 +77,8 @@ class AttentionConfig(MixerConfig):
             self.rope.frequencies(self.head_dim, length=1)  # raises for a scaling that does not fit the head
         if self.joint_qk_norm and not self.qk_norm:
             raise ValueError("joint_qk_norm=True: qk_norm says which norm; give it one")
+        if self.alibi and self.implementation:
+            raise ValueError(f"alibi=True: implementation={self.implementation!r} has no slopes; leave it out")
         if self.window is not None and not 1 <= self.window < COUNTED:
             raise ValueError(f"window={self.window}: must be from 1 to {COUNTED - 1}, or None for no window")
         check_named("flash_attention", IMPLEMENTATIONS, self.implementation)
@@ -87,9 +93,24 @@ class AttentionConfig(MixerConfig):
     def mean_keys(self, length: int) -> float:
         """Return the mean number of keys that a query of a sequence of this length sees."""
         window = min(self.window or length, length)
-        return window - window * (window - 1) / (2 * length)
+        behind = window - window * (window - 1) / (2 * length)
+        return behind if self.causal else 2 * behind - 1
+
+    @property
+    def slopes(self) -> tuple[float, ...] | None:
+        """The slopes of the heads, Press et al. (2021), section 3: 2^-8/n, 2^-16/n, ... for n heads, a power of two.
+
+        For another n they are those of the power below, and every second one of the power above.
+        """
+        if not self.alibi:
+            return None
+        below = 1 << (self.heads.bit_length() - 1)
+        of_below, of_above = ([2.0 ** (-8 * i / n) for i in range(1, n + 1)] for n in (below, 2 * below))
+        return tuple(of_below + of_above[::2][: self.heads - below])
 
     def check_decoding(self, first: int, last: int) -> None:
+        if not self.causal:
+            raise ValueError("causal=False: attention sees tokens ahead, so nothing can be generated with it")
         rope, K = self.rope, self.head_dim
         if rope and (rope.frequencies(K, first) != rope.frequencies(K, last)).any():
             raise ValueError(
@@ -113,10 +134,11 @@ class Attention(Mixer):
         self.config = c = config
         width, channels = ((d_model, "embed"),), (c.head_dim, "head_dim")
         heads, kv_heads = ((c.heads, "heads"), channels), ((c.kv_heads, "kv_heads"), channels)
-        self.query = c.linear.build(width, heads, bias=c.bias, rngs=rngs)
-        self.key = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.value = c.linear.build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.output = c.linear.build(heads, width, bias=c.has_output_bias, rngs=rngs)
+        linears = c.linear.of_layer("query", "key", "value", "output")
+        self.query = linears["query"].build(width, heads, bias=c.bias, rngs=rngs)
+        self.key = linears["key"].build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.value = linears["value"].build(width, kv_heads, bias=c.bias, rngs=rngs)
+        self.output = linears["output"].build(heads, width, bias=c.has_output_bias, rngs=rngs)
         if c.qk_norm:
             self.query_norm = c.qk_norm.build(c.head_dim * (c.heads if c.joint_qk_norm else 1))
             self.key_norm = c.qk_norm.build(c.head_dim * (c.kv_heads if c.joint_qk_norm else 1))
@@ -169,9 +191,14 @@ def repeat(x: Float[Array, "B L J K"], config: AttentionConfig) -> Float[Array, 
 
 
 def attention_of(config: AttentionConfig) -> Callable[..., Float[Array, "B L H K"]]:
-    """Return attention with the window, the soft cap and the scale of a configuration."""
+    """Return attention with the options of a configuration."""
     return functools.partial(  # type: ignore[return-value]  # a pair only with return_lse
-        flash_attention, window=config.window, softcap=config.softcap, scale=config.scale
+        flash_attention,
+        causal=config.causal,
+        window=config.window,
+        softcap=config.softcap,
+        scale=config.scale,
+        slopes=config.slopes,
     )
 
 
@@ -238,5 +265,8 @@ def attend_to_cache(
     distance_BLS = context.positions[:, :, None] - context.key_positions[:, None, :]
     seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & (distance_BLS >= 0)
     seen = seen if config.window is None else seen & (distance_BLS < config.window)
-    bias = jnp.where(seen, 0.0, -jnp.inf)[:, None]
-    return attention_of(config)(q, cache.keys, cache.values, bias=bias, sinks=sinks, causal=False, window=None)
+    scores_BHLS = jnp.where(seen, 0.0, -jnp.inf)[:, None]
+    if config.slopes:
+        scores_BHLS = scores_BHLS - jnp.array(config.slopes)[None, :, None, None] * distance_BLS[:, None]
+    options = {"sinks": sinks, "causal": False, "window": None, "slopes": None}
+    return attention_of(config)(q, cache.keys, cache.values, bias=scores_BHLS, **options)

@@ -51,8 +51,9 @@ class DeltaRuleConfig(RecurrentConfig):
 class DeltaRule(Mixer):
     def __init__(self, config: DeltaRuleConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
-        self.beta = c.linear.build(((d_model, "embed"),), ((c.kv_heads, "kv_heads"),), rngs=rngs)
+        linears = c.linear.of_layer(*RecurrentHeads.LINEARS, "beta")
+        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linears=linears, rngs=rngs)
+        self.beta = linears["beta"].build(((d_model, "embed"),), ((c.kv_heads, "kv_heads"),), rngs=rngs)
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:

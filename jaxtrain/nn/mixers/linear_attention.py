@@ -50,7 +50,8 @@ class LinearAttentionConfig(RecurrentConfig):
 class LinearAttention(Mixer):
     def __init__(self, config: LinearAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linear=c.linear, rngs=rngs)
+        linears = c.linear.of_layer(*RecurrentHeads.LINEARS)
+        self.heads = RecurrentHeads(c.shape, d_model, norm=c.norm, linears=linears, rngs=rngs)
         self.decay = c.decay.build(d_model, c.kv_heads, c.head_dim, rngs=rngs)
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> RecurrentState:

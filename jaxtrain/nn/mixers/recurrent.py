@@ -6,7 +6,7 @@ sequences, so a length that is split over devices is gathered. Short convolution
 out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -80,15 +80,25 @@ class RecurrentState(NamedTuple):
 class RecurrentHeads(nnx.Module):
     """The projections in and out, with the norm and the gate of the output."""
 
-    def __init__(self, shape: RecurrentShape, d_model: int, *, norm: NormConfig, linear: LinearConfig, rngs: nnx.Rngs):
+    LINEARS: ClassVar[tuple[str, ...]] = ("query", "key", "value", "gate", "output")
+
+    def __init__(
+        self,
+        shape: RecurrentShape,
+        d_model: int,
+        *,
+        norm: NormConfig,
+        linears: Mapping[str, LinearConfig],
+        rngs: nnx.Rngs,
+    ):
         self.shape = shape
         width, heads, kv_heads = (d_model, "embed"), (shape.heads, "heads"), (shape.kv_heads, "kv_heads")
         channels, values = (shape.head_dim, "head_dim"), (shape.value_dim, "head_dim")
-        self.query = linear.build((width,), (heads, channels), rngs=rngs)
-        self.key = linear.build((width,), (kv_heads, channels), rngs=rngs)
-        self.value = linear.build((width,), (kv_heads, values), rngs=rngs)
-        self.gate = linear.build((width,), (heads, values), rngs=rngs)
-        self.output = linear.build((heads, values), (width,), rngs=rngs)
+        self.query = linears["query"].build((width,), (heads, channels), rngs=rngs)
+        self.key = linears["key"].build((width,), (kv_heads, channels), rngs=rngs)
+        self.value = linears["value"].build((width,), (kv_heads, values), rngs=rngs)
+        self.gate = linears["gate"].build((width,), (heads, values), rngs=rngs)
+        self.output = linears["output"].build((heads, values), (width,), rngs=rngs)
         self.norm = norm.build(shape.value_dim)
 
     def initial_state(self, batch: int) -> RecurrentState:

@@ -1,4 +1,4 @@
-"""A schedule from a text file: a table written by hand, or saved by `jaxtrain schedule show --save` and edited."""
+"""A schedule from a file: a table written by hand, saved by `jaxtrain schedule show --save`, or by PyTorch as CSV."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -120,6 +120,10 @@ class _ModelAfterBlocks:
     def head(self) -> Head:
         return self._model.head
 
+    @property
+    def teacher(self) -> Decoder | None:
+        return self._model.teacher
+
 
 def parts(loss: Loss, params: ParamTree) -> Parts:
     """Return the decoder of a loss in the parts that the executor runs."""

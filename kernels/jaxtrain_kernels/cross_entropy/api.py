@@ -25,6 +25,7 @@ def cross_entropy(
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None = None,
+    words: int | None = None,
     tile: int = 2048,
     shards: int = 1,
     axis_name: str | None = None,
@@ -35,7 +36,8 @@ def cross_entropy(
 
     Logits exist for at most `tile` rows of the head at once. If the head has no more rows, they are kept for the
     backward. Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has
-    logit 0: give its token no weight.
+    logit 0: give its token no weight. With `words` the vocabulary is the first rows of the head, and the others, which
+    pad it, have no part in anything.
 
         nll, log_z = cross_entropy(x, head, targets)
         loss = jnp.sum(weights * (nll + z_loss * log_z**2))
@@ -59,9 +61,18 @@ def cross_entropy(
         raise ValueError(f"targets of dtype {targets.dtype}: give integers")
     if tile < 1 or (softcap is not None and softcap <= 0):
         raise ValueError(f"{tile=}, {softcap=}: tile is at least 1, softcap positive")
+    if words is not None and (not 1 <= words <= head.shape[0] or axis_name is not None):
+        raise ValueError(f"{words=}: from 1 to the {head.shape[0]} rows of the head, without axis_name")
     if shards < 1 or head.shape[0] % shards:
         raise ValueError(f"{shards=}: must divide the {head.shape[0]} rows of the head")
-    options = {"softcap": softcap, "tile": tile, "shards": shards, "axis_name": axis_name, "project": project}
+    options = {
+        "softcap": softcap,
+        "words": words,
+        "tile": tile,
+        "shards": shards,
+        "axis_name": axis_name,
+        "project": project,
+    }
     return choose("cross_entropy", IMPLEMENTATIONS, implementation, x, head, targets, **options).run(
         x, head, targets, **options
     )

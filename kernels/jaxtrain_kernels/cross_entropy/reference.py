@@ -25,6 +25,7 @@ def cross_entropy(
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None,
+    words: int | None,
     tile: int,
     shards: int,
     axis_name: str | None,
@@ -33,9 +34,9 @@ def cross_entropy(
     """Return the cross-entropy; see api.cross_entropy. `tile` and `shards` are not used."""
     if axis_name is not None:
         head = jax.lax.all_gather(head, axis_name, tiled=True)
-    z = logits_of(x, head, project or _product, softcap)
+    z = logits_of(x, head, project or _product, softcap)[..., :words]
     log_z = jax.nn.logsumexp(z, axis=-1)
-    known = (targets >= 0) & (targets < head.shape[0])
+    known = (targets >= 0) & (targets < z.shape[-1])
     at_target = jnp.take_along_axis(z, jnp.where(known, targets, 0)[..., None], axis=-1)[..., 0]
     return CrossEntropy(log_z - jnp.where(known, at_target, 0.0), log_z)
 

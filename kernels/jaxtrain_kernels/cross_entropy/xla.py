@@ -40,6 +40,7 @@ def cross_entropy(
     targets: Int[Array, "*tokens"],
     *,
     softcap: float | None,
+    words: int | None,
     tile: int,
     shards: int,
     axis_name: str | None,
@@ -47,12 +48,13 @@ def cross_entropy(
 ) -> CrossEntropy:
     """Return the cross-entropy; see api.cross_entropy."""
     of_rows = functools.partial(logits_of, project=project or logits.project, softcap=softcap)
-    cut = Cut(shards, head.shape[0] // shards, tile_count(head.shape[0] // shards, tile))
+    cut = Cut(shards, head.shape[0] // shards, tile_count(head.shape[0] // shards, tile), words)
     # All vary over the same other axes of the mesh, so that the transpose of pcast sums their gradients over these.
     others = frozenset().union(*map(varying, (x, head, targets))) - {axis_name}
     x, head, targets = vary(others, x, head, targets)
     if cut.tiles == 1 and axis_name is None:
-        log_z, at_target = _log_z_and_target(of_rows(x, head), targets, cut.words(jnp.int32(0), x.ndim))
+        words_of_tile = cut.words(jnp.int32(0), x.ndim)
+        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, head), words_of_tile), targets, words_of_tile)
         return CrossEntropy(log_z - at_target, log_z)
     if axis_name is not None:
         targets = targets - jax.lax.axis_index(axis_name) * head.shape[0]
@@ -60,11 +62,15 @@ def cross_entropy(
 
 
 class Cut(NamedTuple):
-    """`shards` parts of a vocabulary, of `own` rows each, cut into `tiles` with equally many rows of every part."""
+    """`shards` parts of a vocabulary, of `own` rows each, cut into `tiles` with equally many rows of every part.
+
+    With `real` only the first rows of all are words.
+    """
 
     shards: int
     own: int
     tiles: int
+    real: int | None = None
 
     @property
     def rows(self) -> int:
@@ -87,11 +93,12 @@ class Cut(NamedTuple):
         row = (tile * self.rows + jnp.arange(self.rows))[None]
         words = jnp.arange(self.shards)[:, None] * self.own + row
         words = jnp.where(row < self.own, words, NO_WORD) if self.missing else words
+        words = words if self.real is None else jnp.where(words < self.real, words, NO_WORD)
         return words.reshape(*(1,) * (rank - 1), -1)
 
     def masked(self, z: Float[Array, "*tokens C"], words: Int[Array, "*ones C"]) -> Float[Array, "*tokens C"]:
         """Return the logits of a tile, LOWEST for padding rows."""
-        return jnp.where(words != NO_WORD, z, LOWEST) if self.missing else z
+        return jnp.where(words != NO_WORD, z, LOWEST) if self.missing or self.real is not None else z
 
 
 def tile_count(rows: int, most: int) -> int:

@@ -1,11 +1,12 @@
 """Softmax attention in memory linear in the length: the public functions.
 
-    s_ij = softcap tanh(scale q_i k_j / softcap) + bias_ij          over the keys j that query i sees
+    s_ij = softcap tanh(scale q_i k_j / softcap) - slope |i - j| + bias_ij    over the keys j that query i sees
     lse_i = log(exp(sink) + sum_j exp(s_ij))        o_i = sum_j exp(s_ij - lse_i) v_j
 
 Dao et al. (2022), arXiv:2205.14135; Dao (2023), arXiv:2307.08691. Grouped heads, Ainslie et al. (2023),
 arXiv:2305.13245; soft cap, Gemma 2 (2024), arXiv:2408.00118; sliding window, Beltagy et al. (2020), arXiv:2004.05150;
-sinks, one learned logit a head (gpt-oss, 2025, arXiv:2508.10925).
+sinks, one learned logit a head (gpt-oss, 2025, arXiv:2508.10925); slopes (ALiBi), Press et al. (2021),
+arXiv:2108.12409.
 
 An implementation is a forward and a backward on `problem.Inputs`, without sinks. A sink is one more partial result,
 whose value is zero and whose log-sum-exp is `sink`; the backward needs only the log-sum-exp of the whole. Left out:
@@ -50,6 +51,7 @@ def flash_attention(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    slopes: tuple[float, ...] | None = None,
     offset: int | Int[Array, ""] = 0,
     return_lse: bool = False,
     blocks: Blocks | None = None,
@@ -61,7 +63,7 @@ def flash_attention(
     the distance of two parts of a ring; it may be traced. A causal query sees keys up to its position. `window` counts
     the keys it sees back from there, its own included, and if not causal as many ahead. Segment ids must be equal
     (`key_segment_ids` are `segment_ids` by default). Each of the J key heads serves H/J query heads. `scale` is K**-0.5
-    by default.
+    by default. `slopes`, a number for each head, lower a score by the distance of its key: no L x S bias is made.
 
     Scores and sums are in float32. A query that sees no key gives 0, with lse = -inf, or the sink if it has one. So
     does a query all of whose scores bias sets below -5e29. Both results are differentiable with respect to q, k, v,
@@ -74,7 +76,7 @@ def flash_attention(
         NotImplementedError: the implementation asked for does not take the call; with its reasons.
     """
     inputs, sinks = _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset)
-    options = _options(q, causal, window, softcap, scale, offset, blocks)
+    options = _options(q, causal, window, softcap, scale, slopes, offset, blocks)
     run = choose("flash_attention", IMPLEMENTATIONS, implementation, inputs, options).run
     o, lse = run(options, inputs, sinks)
     return (o, lse.swapaxes(1, 2)) if return_lse else o
@@ -97,6 +99,7 @@ def flash_attention_backward(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    slopes: tuple[float, ...] | None = None,
     offset: int | Int[Array, ""] = 0,
     blocks: Blocks | None = None,
     implementation: str | None = None,
@@ -107,7 +110,7 @@ def flash_attention_backward(
     these keys have: what a ring needs.
     """
     inputs, sinks = _inputs(q, k, v, bias, sinks, segment_ids, key_segment_ids, offset)
-    options = _options(q, causal, window, softcap, scale, offset, blocks)
+    options = _options(q, causal, window, softcap, scale, slopes, offset, blocks)
     for name, x in {"o": o, "lse": lse, "do": do, "dlse": dlse}.items():
         shape = q.shape[:3] if "lse" in name else (*q.shape[:3], v.shape[3])
         if x is not None and x.shape != shape:
@@ -223,16 +226,19 @@ IMPLEMENTATIONS = (
 BACKWARDS = (Implementation(name="xla", run=xla.backward), *_on_devices(_run_backward))
 
 
-def _options(q, causal, window, softcap, scale, offset, blocks) -> Options:
+def _options(q, causal, window, softcap, scale, slopes, offset, blocks) -> Options:
     if window is not None and not (isinstance(window, int) and window >= 1):
         raise ValueError(f"{window=}: must be a whole number of at least 1, or None for no window")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{softcap=}: must be above 0, or None for no soft cap")
+    if slopes is not None and len(slopes) != q.shape[2]:
+        raise ValueError(f"{len(slopes)} slopes with {q.shape[2]} heads of q: give each head one")
     return Options(
         causal=causal,
         window=window,
         softcap=softcap,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        slopes=slopes,
         offset=None if isinstance(offset, jax.Array) else operator.index(offset),
         blocks=blocks or Blocks(),
     )

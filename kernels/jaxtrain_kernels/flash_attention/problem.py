@@ -35,13 +35,17 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """The static part of a call. If the offset is traced, `offset` is None here and among the inputs instead."""
+    """The static part of a call. If the offset is traced, `offset` is None here and among the inputs instead.
+
+    `slopes` has one number for each query head.
+    """
 
     causal: bool
     window: int | None
     softcap: float | None
     scale: float
     offset: int | None
+    slopes: tuple[float, ...] | None = None
     blocks: Blocks = Blocks()
 
 

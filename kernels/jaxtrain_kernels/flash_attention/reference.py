@@ -1,7 +1,7 @@
 """Attention by its definition, with the whole L x S matrix; its automatic derivative is the oracle for gradients."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtrain_kernels.flash_attention.problem import LOWEST, Inputs, Options, accumulator, offset_of, seen_by_position
 
@@ -15,6 +15,9 @@ def flash_attention(
     scores = options.scale * jnp.einsum("BLHK,BSHK->BHLS", x.q, k)
     if options.softcap is not None:
         scores = options.softcap * jnp.tanh(scores / options.softcap)
+    if options.slopes is not None:
+        slopes_H11 = jnp.asarray(options.slopes, scores.dtype)[:, None, None]
+        scores = scores - (slopes_H11 * jnp.abs(_distance(x, options))[None].astype(scores.dtype))[None]
     if x.bias is not None:
         scores = scores + x.bias.astype(scores.dtype)
     seen = jnp.broadcast_to(_seen(x, options), scores.shape)
@@ -28,9 +31,15 @@ def flash_attention(
     return jnp.einsum("BHLS,BSHV->BLHV", weights, v), lse
 
 
+def _distance(x: Inputs, options: Options) -> Int[Array, "L S"]:
+    """Return how far each key is behind each query."""
+    L, S = x.q.shape[1], x.k.shape[1]
+    return (offset_of(x, options) + jnp.arange(L))[:, None] - jnp.arange(S)[None, :]
+
+
 def _seen(x: Inputs, options: Options) -> Bool[Array, "#B 1 L S"]:
     L, S = x.q.shape[1], x.k.shape[1]
-    by_position = seen_by_position(options, (offset_of(x, options) + jnp.arange(L))[:, None] - jnp.arange(S)[None, :])
+    by_position = seen_by_position(options, _distance(x, options))
     seen = jnp.ones((1, 1, L, S), bool) if by_position is None else by_position[None, None]
     if x.segments is not None:
         of_queries, of_keys = x.segments

@@ -30,6 +30,8 @@ LANES = 128
 def refuses(x: Inputs, options: Options) -> Sequence[str]:
     """Return why the kernels cannot take the call."""
     reasons = []
+    if options.slopes is not None:
+        reasons.append("it has no slopes")
     if x.q.dtype not in DTYPES:
         reasons.append(f"q, k and v are {x.q.dtype}, not float32 or bfloat16")
     for name, size in (("key", x.q.shape[-1]), ("value", x.v.shape[-1])):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtrain_kernels.flash_attention.problem import (
     LOWEST,
@@ -238,11 +238,23 @@ class _Tiles:
             s, slope = cap * t, 1 - t * t
         M = s.shape
         s = s.reshape(*M[:2], -1, size, count)
+        if self.options.slopes is not None:
+            s = s - self._by_distance(start, size, first, count)
         if self.x.bias is not None:
             s = s + self._bias_tile(self.bias, start, size, first, count).astype(s.dtype)
         seen = self._seen(start, size, first, count)
         s = s if seen is None else s + jnp.where(seen, 0.0, MASKED).astype(s.dtype)
         return s.reshape(M), slope
+
+    def _by_distance(self, start, size: int, first, count: int) -> Float[Array, "1 J G size count"]:
+        """Return the slope of each head times the distance between query and key."""
+        slopes_JG = jnp.asarray(self.options.slopes, self.dtype).reshape(self.x.k.shape[2], -1)
+        distance = jnp.abs(self._distance(start, size, first, count)).astype(self.dtype)
+        return (slopes_JG[:, :, None, None] * distance[None, None])[None]
+
+    def _distance(self, start, size: int, first, count: int) -> Int[Array, "size count"]:
+        """Return how far each key of a tile is behind each of its queries."""
+        return (self.offset + start + jnp.arange(size))[:, None] - (first + jnp.arange(count))[None, :]
 
     def _bias_tile(self, bias, start, size, first, count):
         bias = bias if bias.shape[3] == 1 else _slice(bias, start, size, 3)
@@ -260,8 +272,7 @@ class _Tiles:
     def _seen(self, start, size, first, count):
         """Return which keys of the tile are seen, broadcastable to [B, J, G, size, count], or None if all are."""
         key = first + jnp.arange(count)
-        distance = (self.offset + start + jnp.arange(size))[:, None] - key[None, :]
-        by_position = seen_by_position(self.options, distance)
+        by_position = seen_by_position(self.options, self._distance(start, size, first, count))
         conditions = [] if by_position is None else [by_position[None, None, None]]
         if self.pad_k and not isinstance(first, int):
             conditions.append((key < self.S)[None, None, None, None])

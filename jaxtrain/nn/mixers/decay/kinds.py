@@ -66,7 +66,7 @@ class StepDecay(ScalarDecayConfig):
 
 class _StepDecay(nnx.Module):
     def __init__(self, linear: LinearConfig, d_model: int, heads: int, *, rngs: nnx.Rngs):
-        self.step = linear.build(((d_model, "embed"),), ((heads, "kv_heads"),), rngs=rngs)
+        self.step = linear.of_layer("step")["step"].build(((d_model, "embed"),), ((heads, "kv_heads"),), rngs=rngs)
         self.bias = constant(-4.6, (heads,), ("kv_heads",))  # softplus(-4.6) = 0.01
         self.log_rate = vector(jnp.log(jnp.linspace(1.0, 16.0, heads)), ("kv_heads",))
 
@@ -99,8 +99,9 @@ class ChannelDecay(DecayConfig):
 class _ChannelDecay(nnx.Module):
     def __init__(self, config: ChannelDecay, d_model: int, heads: int, head_dim: int, *, rngs: nnx.Rngs):
         self.temperature, rank = config.temperature, ((config.rank, "rank"),)
-        self.down = config.linear.build(((d_model, "embed"),), rank, rngs=rngs)
-        self.up = config.linear.build(rank, ((heads, "kv_heads"), (head_dim, "head_dim")), rngs=rngs)
+        linears = config.linear.of_layer("down", "up")
+        self.down = linears["down"].build(((d_model, "embed"),), rank, rngs=rngs)
+        self.up = linears["up"].build(rank, ((heads, "kv_heads"), (head_dim, "head_dim")), rngs=rngs)
         self.bias = constant(0.0, (heads, head_dim), ("kv_heads", "head_dim"))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L J K"]:

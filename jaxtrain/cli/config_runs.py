@@ -1,0 +1,42 @@
+"""The models of other runs that a configuration names: `FromRun(path=...)` gets the model of that run's config.gin.
+
+So the configuration of a run that begins with another's weights says what the other was, even when that is gone.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree
+from jaxtrain.train import initial, teachers
+
+
+def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
+    """Give every `FromRun` without a model that of its run. `read` returns the tree of a configuration file.
+
+    Raises:
+        ValueError: the run has no configuration.
+    """
+    for node in _nodes(tree):
+        if node.cls not in (initial.FromRun, teachers.FromRun) or not _is_none(node.children.get("model")):
+            continue
+        match node.children.get("path"):
+            case Leaf(value=str() as path, origin=origin):
+                file = Path(path) / "config.gin"
+                if not file.is_file():
+                    raise ValueError(f"{origin}: path={path!r}: there is no run with a config.gin; name its folder")
+                node.children["model"] = read(file).children["model"]
+
+
+def _nodes(tree: Tree | None) -> Iterator[Node]:
+    match tree:
+        case Items(children=children):
+            for child in children:
+                yield from _nodes(child)
+        case Node(children=fields):
+            yield tree
+            for child in fields.values():
+                yield from _nodes(child)
+
+
+def _is_none(tree: Tree | None) -> bool:
+    return tree is None or (isinstance(tree, Leaf) and tree.value is None)

@@ -1,0 +1,20 @@
+"""A choice of trained parameters by their paths."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from flax import nnx
+
+from jaxtrain.nn.trainable.base import Trainable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Only(Trainable):
+    """The parameters whose path matches one of the patterns, such as `*.bias` or `output.*`."""
+
+    paths: tuple[str, ...]
+    paper: ClassVar[str] = "common practice"
+
+    def selects(self, path: str, parameter: nnx.Param) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in self.paths)

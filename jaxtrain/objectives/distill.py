@@ -1,0 +1,86 @@
+"""Knowledge distillation. Hinton et al. (2015), arXiv:1503.02531.
+
+The teacher runs once over the whole batch before the gradient is computed. Kept of it, for each token, is its last
+hidden state, or its `top_k` greatest logits. Left out: losses of hidden states, and several teachers.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.layer import Keys
+from jaxtrain.objectives.base import Model, Objective, Sums, Terms
+from jaxtrain.ranges import check_positive
+from jaxtrain.shapes import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distill(Objective):
+    """(1 - hard) T^2 KL(teacher || student) at the temperature T, and hard times the loss of the targets, nats a token.
+
+    With `top_k` both distributions are over the words that the teacher finds likeliest, each renormalised there.
+    """
+
+    temperature: float = 2.0
+    hard: float = 0.5
+    top_k: int | None = None
+    paper: ClassVar[str] = "arXiv:1503.02531"
+
+    def __post_init__(self):
+        check_positive(self, "temperature")
+        if not 0 <= self.hard <= 1:
+            raise ValueError(f"hard={self.hard}: must be from 0 to 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: must be at least 1, or None for the whole vocabulary")
+
+    def check(self, model: DecoderConfig) -> None:
+        if model.teacher is None:
+            raise ValueError("objective=Distill(...): the model has no teacher; set model.teacher")
+        if self.top_k is not None and self.top_k > model.vocab_size:
+            raise ValueError(f"objective.top_k={self.top_k}: model.vocab_size={model.vocab_size} has fewer words")
+
+    def weights(self, batch: Batch) -> Sums:
+        return dict.fromkeys(("soft", "hard", "nll"), jnp.sum(batch.weights))
+
+    def prepared(self, model: Model, batch: Batch) -> Batch:
+        assert model.teacher is not None, "check() refuses a model without a teacher"
+        hidden_BLD = jax.lax.stop_gradient(model.teacher.hidden(batch).y)
+        if self.top_k is None:
+            return batch._replace(hints={"hidden": hidden_BLD})
+        head, top_k = model.teacher.head, self.top_k
+        # Row by row, so that the logits of one row exist at a time.
+        logits, words = jax.lax.map(lambda row: jax.lax.top_k(head.logits(row[None])[0], top_k), hidden_BLD)
+        return batch._replace(hints={"logits": logits, "words": words})
+
+    def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
+        y_BLD = model.hidden(batch, keys).y
+        nll_BL, _ = model.head.cross_entropy(y_BLD, batch.targets)
+        student, teacher = self._logits(model, batch, y_BLD)
+        kl_BL = divergence(student, jax.lax.stop_gradient(teacher), self.temperature)
+        nll, soft = (jnp.sum(of_token * batch.weights) for of_token in (nll_BL, kl_BL))
+        return Terms({"soft": (1 - self.hard) * soft, "hard": self.hard * nll}, {"nll": nll})
+
+    def _logits(
+        self, model: Model, batch: Batch, y: Float[Array, "B L D"]
+    ) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
+        """Return the logits of student and teacher, of all words or of the teacher's likeliest."""
+        assert model.teacher is not None, "check() refuses a model without a teacher"
+        logits = model.head.logits(y)
+        if self.top_k is None:
+            return logits, model.teacher.head.logits(batch.hints["hidden"])
+        return jnp.take_along_axis(logits, batch.hints["words"], axis=-1), batch.hints["logits"]
+
+
+def divergence(
+    student: Float[Array, "B L C"], teacher: Float[Array, "B L C"], temperature: float
+) -> Float[Array, "B L"]:
+    """Return T^2 KL(softmax(teacher/T) || softmax(student/T)) of every token, float32.
+
+    For logits of mean zero over C words and a large T its gradient is (student - teacher) / C (Hinton et al., eq. 4).
+    """
+    q, p = (jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1) for logits in (student, teacher))
+    return temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)

@@ -1,0 +1,52 @@
+"""The base class of optimizers that change another one: its gradient before, or its update after."""
+
+from dataclasses import replace
+
+import optax
+from jaxtyping import Array, Float
+
+from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.schedules import Schedule
+
+
+class Wrapper(Optimizer):
+    """An optimizer around another one. State, learning rate, weight decay and averages are those of that one.
+
+    A wrapper that changes any of these overrides it. So a checkpoint of an optimizer also restores with a wrapper
+    around it.
+    """
+
+    __slots__ = ()
+    optimizer: Optimizer
+
+    @property
+    def learning_rate(self) -> Schedule:  # type: ignore[override]  # a field elsewhere, which nothing assigns
+        return self.optimizer.learning_rate
+
+    @property
+    def rate_key(self) -> str:
+        return f"optimizer.{self.optimizer.rate_key}"
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer.weight_decay
+
+    @property
+    def averages(self) -> bool:
+        return self.optimizer.averages
+
+    @property
+    def gradients_per_step(self) -> int:
+        return self.optimizer.gradients_per_step
+
+    def decays(self, axes: dict) -> dict:
+        return self.optimizer.decays(axes)
+
+    def undecayed(self) -> Optimizer:
+        return replace(self, optimizer=self.optimizer.undecayed())
+
+    def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
+        return self.optimizer.used_rate(opt_state, rate)
+
+    def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
+        return self.optimizer.evaluation_params(opt_state, params)

@@ -1,0 +1,7 @@
+"""Where the weights of a new run come from, one choice in each file."""
+
+from jaxtrain.train.initial.base import Initial, initial_arrays
+from jaxtrain.train.initial.from_run import FromRun
+from jaxtrain.train.initial.random import Random
+
+__all__ = ["FromRun", "Initial", "Random", "initial_arrays"]

@@ -1,0 +1,27 @@
+"""The base class of initial weights."""
+
+from abc import abstractmethod
+from dataclasses import replace
+
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from jaxtrain.models.decoder import DecoderConfig, taught
+from jaxtrain.shapes import ModelState
+from jaxtrain.technique import Technique
+
+
+def initial_arrays(initial: "Initial", config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
+    """Return the arrays of a new run's model, and of its teacher."""
+    model = initial(replace(config, teacher=None), mesh, key)
+    return model if config.teacher is None else taught(model, config.teacher.arrays(mesh))
+
+
+class Initial(Technique):
+    """A frozen dataclass that gives a new run its weights. A run that goes on has those of its checkpoint."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
+        """Return the arrays of a model, laid out over the mesh. The values do not depend on the mesh."""

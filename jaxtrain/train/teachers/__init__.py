@@ -1,0 +1,5 @@
+"""Where teachers come from, one choice in each file."""
+
+from jaxtrain.train.teachers.from_run import FromRun
+
+__all__ = ["FromRun"]

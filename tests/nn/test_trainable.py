@@ -1,0 +1,41 @@
+"""What is trained: chosen by kind or by path; the rest is frozen."""
+
+import jax
+from messages import refused
+from tiny import variant
+
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.trainable import Adapters, Except, Only, OnlyNorms, Trainable
+
+
+def _config(trainable: Trainable) -> DecoderConfig:
+    return variant(trainable=trainable)
+
+
+def _trained(trainable: Trainable) -> set[str]:
+    """Return the names of trained parameters, having seen that all others are frozen."""
+    shapes = abstract_model(_config(trainable)).shapes
+    whole = jax.tree.leaves(abstract_model(variant()).shapes.params)
+    assert len(jax.tree.leaves(shapes.params)) + len(jax.tree.leaves(shapes.frozen)) == len(whole)
+    return {".".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes.params)}
+
+
+def test_norms_alone():
+    of_blocks = {f"stacks.blocks.blocks.0.{name}.scale" for name in ("mixer_norm", "mlp_norm")}
+    assert _trained(OnlyNorms()) == of_blocks | {"final_norm.scale"}
+
+
+def test_paths_by_patterns_and_all_but_those():
+    assert _trained(Only(paths=("output.*", "*.final_norm.*"))) == {"output.kernel"}
+    others = _trained(Except(paths=("output.*", "*.mlp.*")))
+    assert "embedding.table" in others and "output.kernel" not in others and not any(".mlp." in name for name in others)
+
+
+def test_a_choice_of_nothing_is_refused():
+    with refused(ValueError, "trainable=Adapters()", 12):
+        abstract_model(_config(Adapters()))
+
+
+def test_a_choice_of_everything_is_refused():
+    with refused(ValueError, "trainable=Except(paths=('nowhere.*',))", 12, "Everything()"):
+        abstract_model(_config(Except(paths=("nowhere.*",))))

@@ -1,0 +1,76 @@
+"""A run with a teacher: its bits stay, it is stored once, and the losses are the same in pipelines and over meshes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import runs
+from tiny import variant
+from tolerances import EXACT, SAME_LOSS_ON_ANY_MESH, assert_close
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.objectives.distill import Distill
+from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
+from jaxtrain.train.gradients.pipelined import Pipelined
+from jaxtrain.train.teachers import FromRun
+
+BIG = variant(vocab_size=320, d_model=48)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A trained teacher, its data, and a student's run on one device."""
+    folder = tmp_path_factory.mktemp("taught")
+    data = runs.write_corpus(folder / "corpus")
+    runs.train(runs.tiny_run(data, model=BIG, steps=4), folder / "teacher")
+    trainer = _run(data, folder / "teacher").trainer(folder / "alone", devices=jax.devices()[:1])
+    return data, folder, trainer.train().state
+
+
+def _run(data, teacher, **changes):
+    model = variant(vocab_size=320, teacher=FromRun(path=str(teacher), model=BIG))
+    return runs.tiny_run(
+        data, **({"model": model, "objective": Distill(hard=0.3), "steps": 4, "save_every": 2} | changes)
+    )
+
+
+def test_the_teacher_has_the_bits_of_its_run_after_training_and_is_stored_once(base):
+    _, folder, state = base
+    [one] = (folder / "alone" / "checkpoints" / "frozen").iterdir()
+    assert one.is_dir() and len(runs.losses(folder / "alone")) == 4
+    trained = runs.train(runs.tiny_run(base[0], model=BIG, steps=4), folder / "teacher").state.params
+    assert_close(state.model.frozen["teacher"], runs.host_copy(trained), EXACT)
+
+
+def test_no_moment_is_the_teachers(base):
+    _, _, state = base
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh": MeshConfig(fsdp=2, tensor=2, data=2)},
+        {"mesh": MeshConfig(stage=2, fsdp=2, data=2), "gradients": Pipelined(microbatches=2, schedule=ZBH1())},
+    ],
+    ids=["fsdp and tensor", "student in stages"],
+)
+def test_any_mesh_has_the_losses_of_one_device(base, tmp_path, changes):
+    data, folder, _ = base
+    runs.train(_run(data, folder / "teacher", **changes), tmp_path / "run")
+    found, desired = (np.array(runs.losses(at)) for at in (tmp_path / "run", folder / "alone"))
+    assert_close(found, desired, SAME_LOSS_ON_ANY_MESH)
+
+
+def test_it_goes_on_exactly(base, tmp_path):
+    data, folder, _ = base
+    whole = runs.train(_run(data, folder / "teacher"), tmp_path / "whole")
+    crashing = _run(data, folder / "teacher")
+    with pytest.raises(runs.Crash):
+        runs.train(
+            dataclasses.replace(crashing, hooks=(*crashing.hooks, runs.CrashAfter(step=2))), tmp_path / "crashed"
+        )
+    resumed = runs.train(_run(data, folder / "teacher"), tmp_path / "crashed")
+    assert_close(runs.host_copy(resumed.state), runs.host_copy(whole.state), EXACT)
