@@ -44,6 +44,7 @@ ALONE = (
     "Wrapper of an optimizer",
     "Scaling of rotary embeddings",
     "Linear",
+    "Trained parameters",
     "Pipeline schedule",
 )  # another has the key
 AT_ONCE = [name for name in DOORS if name not in ALONE]
@@ -74,8 +75,19 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Scaling", "Linear"]
-    others = ["Objective", "Source", "Tokenizer", "Packing", "Hook", "Writer", "Remat", "Gradient", "Pipeline"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Scaling", "Linear", "Trained"]
+    others = [
+        "Objective",
+        "Source",
+        "Tokenizer",
+        "Packing",
+        "Examples",
+        "Hook",
+        "Writer",
+        "Remat",
+        "Gradient",
+        "Pipeline",
+    ]
     assert [name.split()[0] for name in DOORS] == ["Optimizer", "Wrapper", "Schedule", *layers, *others]
 
 
@@ -105,10 +117,11 @@ def test_what_others_write_trains_all_at_once_and_goes_on_from_the_other_languag
 
 
 def test_a_linear_and_a_wrapper_of_others_train(folder):
-    write(folder, "linear", ["Source", "Linear", "Wrapper of an optimizer"])
+    write(folder, "linear", ["Source", "Linear", "Wrapper of an optimizer", "Trained parameters"])
     result = load("linear.py").config.train(folder / "thin")
     up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
     assert up["length"].shape == (2, 1) and result.step == 2
+    assert "embedding" not in result.state.params
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):

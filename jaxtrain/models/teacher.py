@@ -1,25 +1,23 @@
 """The base class of teachers: models whose predictions another one learns from."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Optional
+from typing import Any
 
 from jax.sharding import Mesh
 
 from jaxtrain.shapes import ModelState
 from jaxtrain.technique import Technique
 
-if TYPE_CHECKING:
-    from jaxtrain.models.decoder import DecoderConfig
-
 
 class Teacher(Technique):
     """A frozen dataclass that names a model and gives its arrays. Nothing trains them, and checkpoints hold them once.
 
-    A subclass has the field `model`, which a configuration file may leave out where the teacher's own says it.
+    A subclass has the field `model`, a DecoderConfig or None. A configuration file may leave it out where the teacher's
+    own says it.
     """
 
     __slots__ = ()
-    model: Optional["DecoderConfig"]
+    model: Any
 
     @abstractmethod
     def arrays(self, mesh: Mesh) -> ModelState:

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 from messages import refused
@@ -51,7 +52,7 @@ def _take(batches: Iterator[Batch], count: int) -> list[Batch]:
 def _assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -61,8 +62,8 @@ def _epoch(config: DataConfig, split: str = "train", **rest) -> list[Batch]:
 
 def test_batches_have_static_shapes_and_the_types_of_the_step(config):
     for batch in _epoch(config):
-        assert [leaf.shape for leaf in batch] == [(B, L)] * 5
-        assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32, np.int32, np.int32]
+        assert [leaf.shape for leaf in jax.tree.leaves(batch)] == [(B, L)] * 5
+        assert [leaf.dtype for leaf in jax.tree.leaves(batch)] == [np.int32, np.int32, np.float32, np.int32, np.int32]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -71,7 +72,7 @@ def test_the_order_does_not_depend_on_the_number_of_processes(config, mixed, pro
     for data in (config, mixed):
         parts = [_loader(data, rows=range(p * share, (p + 1) * share)) for p in range(processes)]
         together = [
-            Batch(*(np.concatenate(leaves) for leaves in zip(*part, strict=True)))
+            jax.tree.map(lambda *leaves: np.concatenate(leaves), *part)
             for part in zip(*(_take(part, 40) for part in parts), strict=True)
         ]
         _assert_same(together, _take(_loader(data), 40))
@@ -80,7 +81,7 @@ def test_the_order_does_not_depend_on_the_number_of_processes(config, mixed, pro
 
 def test_a_process_may_ask_for_any_rows_in_any_order(config):
     picked = _take(_loader(config, rows=[5, 0, 3]), 3)
-    _assert_same(picked, [Batch(*(leaf[[5, 0, 3]] for leaf in batch)) for batch in _take(_loader(config), 3)])
+    _assert_same(picked, [jax.tree.map(lambda leaf: leaf[[5, 0, 3]], batch) for batch in _take(_loader(config), 3)])
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 33])
@@ -93,7 +94,7 @@ def test_resumed_equals_uninterrupted_across_epochs_and_on_another_number_of_pro
         resumed.set_state(stopped.get_state())
         half.set_state(stopped.get_state())
         _assert_same(_take(resumed, 45 - at), whole[at:])
-        _assert_same(_take(half, 45 - at), [Batch(*(leaf[: B // 2] for leaf in batch)) for batch in whole[at:]])
+        _assert_same(_take(half, 45 - at), [jax.tree.map(lambda leaf: leaf[: B // 2], batch) for batch in whole[at:]])
 
 
 def test_state_counts_batches_consumed_not_batches_built_ahead(config, monkeypatch):
@@ -177,7 +178,7 @@ def test_segments_count_from_one_and_padding_is_zero_in_every_field(config):
     for batch in _epoch(config):
         blank = batch.segment_ids == 0
         padding += blank.sum()
-        assert all((leaf[blank] == 0).all() for leaf in batch)
+        assert all((leaf[blank] == 0).all() for leaf in jax.tree.leaves(batch))
         for ids in batch.segment_ids:
             filled = ids[ids > 0]
             assert (ids[len(filled) :] == 0).all()

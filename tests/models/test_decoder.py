@@ -147,7 +147,7 @@ def test_dropout_of_a_row_depends_on_its_own_key_alone():
     forward = functools.partial(_compiled(config), random_params(config))
     order = np.array([2, 0, 3, 1])
     reordered = keys._replace(rows=keys.rows[order])
-    shuffled = forward(Batch(*(leaf[order] for leaf in batch)), reordered)
+    shuffled = forward(jax.tree.map(lambda leaf: leaf[order], batch), reordered)
     assert_close(shuffled, forward(batch, keys)[order], SAME_LOGITS)
     assert abs(forward(batch, keys) - forward(batch, reordered)).max() > 0.1
 

@@ -66,6 +66,9 @@ WITHOUT = {
     "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, logit_softcap=None)),
     "gemma2 scale of queries": ("gemma2", lambda c: with_mixer(c, scale=None)),
     "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "qwen2 window": ("qwen2", lambda c: with_mixer(c, window=None)),
+    "phi3 window": ("phi3", lambda c: with_mixer(c, window=None)),
+    "starcoder2 window": ("starcoder2", lambda c: with_mixer(c, window=None)),
     "qwen2 rope scaling": ("qwen2", lambda c: with_rope(c, scaling=None)),
     "qwen2 attention factor": (
         "qwen2",

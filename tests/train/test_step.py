@@ -296,7 +296,7 @@ ODD_SIZES = variant(d_model=48, vocab_size=80)  # sizes that no shard of another
 
 @pytest.fixture(scope="module")
 def created():
-    """A state created on a mesh, and the text of the program that created it."""
+    """A state created on a mesh, and the texts of the programs that created it."""
     mesh, texts, jit = MeshConfig(data=1, fsdp=2, tensor=4).build(), [], jax.jit
 
     def keep_text(function, **options):
@@ -310,8 +310,7 @@ def created():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", keep_text)
         state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES).axes, mesh, jax.random.key(0))
-    (text,) = texts
-    return state, text
+    return state, "\n".join(texts)
 
 
 def test_every_matrix_is_created_in_shards(created):
