@@ -100,4 +100,4 @@ class _PartOfBatches:
 
 def _stack(rows: Sequence[Batch]) -> Batch:
     # A Batch is of numpy arrays up to the step, and annotated for the step.
-    return Batch(*(np.stack(column) for column in zip(*(row[:5] for row in rows), strict=True)))  # type: ignore
+    return Batch(*(np.stack(column) for column in zip(*(row[:-1] for row in rows), strict=True)))  # type: ignore

@@ -78,7 +78,7 @@ def batch(phase: Phase, where: str, model: DecoderConfig, microbatches: int) -> 
     hidden = tokens * model.d_model * jnp.dtype(model.compute_dtype).itemsize
     logits = tokens * min(model.vocab_size, TILE) * _BYTES
     return [
-        Need(len(Batch._fields) * _BYTES * phase.tokens_per_step, f"a batch {key}", on_host=True),
+        Need(len(Batch._fields[:-1]) * _BYTES * phase.tokens_per_step, f"a batch {key}", on_host=True),  # without hints
         Need(hidden + logits, f"hidden states and logits of a microbatch {key}"),
     ]
 
