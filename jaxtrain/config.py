@@ -95,7 +95,7 @@ class TrainConfig:
                     f"the tokenizer has {vocab_size} tokens, model.vocab_size={self.model.vocab_size}: "
                     f"set model.vocab_size to at least {vocab_size}"
                 )
-            (phase.data or self.data).examples.check(self.model.vocab_size)
+            (phase.data or self.data).examples.check(self.model)
         self.objective.check(self.model)
         self._check_learning_rates()
         data = dict.fromkeys(phase.data or self.data for phase in self.phases)

@@ -6,7 +6,8 @@ So the configuration of a run that begins with another's weights says what the o
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, build
+from jaxtrain.optim.base import Optimizer
 from jaxtrain.train import initial, teachers
 
 
@@ -14,7 +15,7 @@ def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
     """Give every `FromRun` without a model that of its run. `read` returns the tree of a configuration file.
 
     Raises:
-        ValueError: the run has no configuration.
+        ValueError: the run has no configuration, or its weights are not those it is evaluated with.
     """
     for node in _nodes(tree):
         if node.cls not in (initial.FromRun, teachers.FromRun) or not _is_none(node.children.get("model")):
@@ -24,7 +25,14 @@ def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
                 file = Path(path) / "config.gin"
                 if not file.is_file():
                     raise ValueError(f"{origin}: path={path!r}: there is no run with a config.gin; name its folder")
-                node.children["model"] = read(file).children["model"]
+                run = read(file)
+                optimizer = build(run.children["optimizer"], {})
+                if isinstance(optimizer, Optimizer) and optimizer.averages:
+                    raise ValueError(
+                        f"{origin}: path={path!r}: its optimizer is evaluated with an average of its weights; convert "
+                        "the run to a Hugging Face folder and that to a run, which then has the average"
+                    )
+                node.children["model"] = run.children["model"]
 
 
 def _nodes(tree: Tree | None) -> Iterator[Node]:

@@ -74,7 +74,7 @@ MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a Hugging Face folder, or the folder of a run")
+    parser.add_argument("source", type=Path, help="a Hugging Face folder, the folder of a run, or an adapter")
     parser.add_argument("target", type=Path, help="the folder to make: the other kind")
     parser.add_argument("--family", choices=tuple(FAMILIES), help="on export: the family, if several express the model")
     parser.add_argument(
@@ -93,10 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{target} exists: name a new folder")
     check_exists(source)
     try:
+        if arguments.base and not arguments.adapter:
+            raise ValueError("--base names the run that an adapter adapts: add --adapter, or leave it out")
         if arguments.adapter:
             convert_adapter(source, target, arguments)
         elif RunFolder(source).is_used:
             export_run(RunFolder(source), target, arguments)
+        elif (source / ADAPTER).exists():
+            raise ValueError(f"{source} is an adapter of peft: add --adapter --base RUN, the run of its model")
         elif (source / "config.json").exists():
             if arguments.family or arguments.dtype or arguments.weights:
                 raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
@@ -123,8 +127,9 @@ def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -
         trusted = {"family": arguments.family, "import_from": arguments.import_from}
         import_run_adapter(source, arguments.base, target, **trusted)
     elif folder.config.exists():
-        if arguments.base or arguments.dtype:
-            raise ValueError("--base and --dtype have no meaning for the export of an adapter: leave them out")
+        for name in ("base", "dtype"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name} has no meaning for the export of an adapter: leave it out")
         config = load(folder.config, arguments.set, import_from=arguments.import_from).config
         export_run_adapter(folder, target, config, family=arguments.family, weights=arguments.weights)
     else:
@@ -263,7 +268,7 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             generation=generation,
         )
         add_tokenizer(path, tokenizer, imported)
-    print(f"{model.parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
+    print(f"{plain(model).parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
     if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
 

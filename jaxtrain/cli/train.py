@@ -160,7 +160,7 @@ def check_steps(config: TrainConfig) -> None:
 def prepare_data(config: TrainConfig, console: Console) -> float | None:
     """Tokenise the text that the cache lacks. Return the validation loss of a bigram model, or None.
 
-    It is None for a large vocabulary and for a run without validation.
+    It is None for a large vocabulary, for other examples than next tokens, and for a run without validation.
     """
     console.print("preparing data ...", style="dim")
     validation = max((hook.validation_batches for hook in config.hooks), default=0)
@@ -170,7 +170,7 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
             open_rows(data, split=split, sequence_length=length, seed=config.seed)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
-    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not validation:
+    if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not data.examples.asks_for_next or not validation:
         return None
     return bigram_loss(
         data,
@@ -243,6 +243,9 @@ def conclude(
     if not steps(folder.checkpoints):
         say(f"no checkpoint was saved, as hooks has no Checkpoint. Next: jaxtrain plot {path}")
         return
-    say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
-    say(f"      jaxtrain eval {path}{trusted}")
+    if all(block.mixer.causal for block in config.model.pattern):
+        say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
+        say(f"      jaxtrain eval {path}{trusted}")
+    else:
+        say(f"next: jaxtrain eval {path}{trusted}")
     say(f"      jaxtrain plot {path}")

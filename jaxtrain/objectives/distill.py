@@ -1,7 +1,8 @@
 """Knowledge distillation. Hinton et al. (2015), arXiv:1503.02531.
 
 The teacher runs once over the whole batch before the gradient is computed. Kept of it, for each token, is its last
-hidden state, or its `top_k` greatest logits. Left out: losses of hidden states, and several teachers.
+hidden state, or its `top_k` greatest logits. The logits of a microbatch are whole in memory, those of the student and,
+without `top_k`, of the teacher. Left out: losses of hidden states, and several teachers.
 """
 
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Distill(Objective):
         assert model.teacher is not None, "check() refuses a model without a teacher"
         logits = model.head.logits(y)
         if self.top_k is None:
-            return logits, model.teacher.head.logits(batch.hints["hidden"])
+            words = model.head.words or logits.shape[-1]  # the rows behind them pad a table, by another number in each
+            return logits[..., :words], model.teacher.head.logits(batch.hints["hidden"])[..., :words]
         return jnp.take_along_axis(logits, batch.hints["words"], axis=-1), batch.hints["logits"]
 
 

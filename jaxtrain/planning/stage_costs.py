@@ -4,6 +4,8 @@ from jaxtrain.models.counts import counts
 from jaxtrain.models.decoder import DecoderConfig, abstract_model, of_stack
 from jaxtrain.pipeline.simulator import Costs
 
+LEAST = 1e-3  # of a repeat's forward: what W takes where it has no matrix to do
+
 
 def repeat_costs(model: DecoderConfig, length: int, *, forward_again: bool = False) -> Costs:
     """Return the costs of one repeat of the pattern at this length, in units of its forward.
@@ -18,4 +20,4 @@ def repeat_costs(model: DecoderConfig, length: int, *, forward_again: bool = Fal
     products = trained + frozen
     mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
-    return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=trained / forward)
+    return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=max(trained / forward, LEAST))

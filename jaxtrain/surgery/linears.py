@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxtrain.models.decoder import DecoderConfig, abstract_model, in_stacks, of_stack
+from jaxtrain.axes import EXPERTS
+from jaxtrain.models.decoder import DecoderConfig, abstract_model, in_stacks
 from jaxtrain.nn.linear.base import Linear, LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.param import merge, split
@@ -49,28 +50,40 @@ def converted(model: ModelState, source: DecoderConfig, target: DecoderConfig, i
     """
     names = abstract_model(source).graph, abstract_model(target).graph
     modules = merge(names[0], model), merge(names[1], initial)
-    graphs = [split(module.stacks["blocks"])[0] for module in modules]
-
-    def one(old: ModelState, new: ModelState) -> ModelState:
-        block, like = merge(graphs[0], old), merge(graphs[1], new)
-        _take_over(block, like)
-        return split(like)[1]
-
-    blocks = jax.vmap(one)(of_stack(model, "blocks"), of_stack(initial, "blocks"))
+    old, new = (module.stacks["blocks"] for module in modules)
+    blocks = _each(old, new)
     _take_over(*modules)
     return in_stacks(split(modules[1])[1], {"blocks": blocks})
 
 
+def _each(source: nnx.Module, target: nnx.Module) -> ModelState:
+    """Return the arrays of a stack of modules, each of which has taken over the weights of its counterpart."""
+    (old_graph, old), (new_graph, new) = split(source), split(target)
+
+    def one(old: ModelState, new: ModelState) -> ModelState:
+        module, like = merge(old_graph, old), merge(new_graph, new)
+        _take_over(module, like)
+        return split(like)[1]
+
+    return jax.vmap(one)(old, new)
+
+
 def _take_over(source: nnx.Module, target: nnx.Module) -> None:
-    """Give the modules of `target` the weights that those of `source` with the same paths have; leave out stacks."""
+    """Give the modules of `target` the weights that those of `source` with the same paths have; leave out stacks.
+
+    What only the target has stays as it is.
+    """
     ours, theirs = dict(nnx.iter_modules(target)), dict(nnx.iter_modules(source))
+    stacked = {path for path in ours if path[-1:] == (EXPERTS,) and "stacks" not in path[:1]}
     linears = {path for path, module in ours.items() if isinstance(module, Linear)}
+    for path in stacked:
+        setattr(ours[path[:-1]], EXPERTS, merge(split(ours[path])[0], _each(theirs[path], ours[path])))
     for path, module in ours.items():
-        if "stacks" in path[:1] or any(path[:end] in linears for end in range(len(path))):
+        if "stacks" in path[:1] or any(path[:end] in linears | stacked for end in range(len(path))) or path in stacked:
             continue
         other = theirs[path]
         if isinstance(module, Linear) and isinstance(other, Linear):
             module.set_dense(other.dense())
         for name, value in vars(module).items():
-            if isinstance(value, nnx.Variable) and (path not in linears or name == "bias"):
+            if isinstance(value, nnx.Variable) and name in vars(other) and (path not in linears or name == "bias"):
                 value[...] = getattr(other, name)[...]

@@ -9,6 +9,7 @@ from messages import refused
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_tree import MOVED
 from jaxtrain.cli.kept_files import RunFiles
+from jaxtrain.cli.main import main
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.train.folder import RunFolder
@@ -17,12 +18,14 @@ FOLDER = Path("configs").resolve()
 FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # which the others include
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
+    "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
     "gla_tiny": (947_712, 5_529_600),
     "hybrid_tiny": (1_330_448, 8_292_864),
     "llama2_7b": (6_738_415_616, 41_253_863_424),
     "llama31_70b": (70_553_706_496, 433_120_346_112),
     "llama31_8b": (8_030_261_248, 46_639_349_760),
+    "moe_tiny": (1_463_424, 9_317_376),
     "pipeline_tiny": (1_656_960, 10_475_520),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
@@ -63,3 +66,32 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
     )
     with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
         load(recorded)
+
+
+def test_a_run_that_is_evaluated_with_an_average_is_no_start(quickstart, tmp_path):
+    run = tmp_path / "runs/averaged"
+    optimizer = "@jaxtrain.optim.schedule_free.ScheduleFree(learning_rate=@Constant(peak=1e-3))"
+    config = load(FOLDER / "quickstart.gin", [f"optimizer={optimizer}"]).config
+    run.mkdir()
+    RunFiles.of(config).write(RunFolder(run))
+    with refused(ValueError, "path='runs/averaged'"):
+        load(FOLDER / "qlora_tiny.gin", ["initial.path=runs/averaged"])
+
+
+def test_the_encoder_trains_by_the_command(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("one line after the other\n" * 200)
+    small = {
+        "data.source": f"@TextFiles(glob='{tmp_path}/text.txt')",
+        "data.validation_fraction": 0.3,
+        "model.d_model": 16,
+        "model.repeats": 1,
+        "phases[0].steps": 2,
+        "phases[0].sequence_length": 16,
+        "hooks[0].every_steps": 1,
+        "hooks[0].batches": 1,
+        "optimizer.learning_rate.warmup_steps": 1,
+    }
+    sets = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", str(FOLDER / "encoder_tiny.gin"), "--run", str(tmp_path / "run"), *sets]) == 0
+    printed = capsys.readouterr().out
+    assert "next: jaxtrain eval" in printed and "bigram" not in printed and "generate" not in printed

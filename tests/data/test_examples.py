@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from messages import refused
+from tiny import variant
 
 from jaxtrain.data import ByteTokenizer, DataConfig, TextFiles, loader, open_rows, reading
 from jaxtrain.data.examples import MaskedTokens, NextTokens
@@ -83,4 +84,11 @@ def test_what_cannot_be_masked_is_refused(changes, facts):
 
 def test_a_mask_that_is_no_token_of_the_model_is_refused():
     with refused(ValueError, "mask=257", "model.vocab_size=257"):
-        MaskedTokens(mask=MASK).check(ByteTokenizer().vocab_size)
+        MaskedTokens(mask=MASK).check(variant(vocab_size=ByteTokenizer().vocab_size))
+
+
+def test_next_tokens_of_a_model_that_sees_them_are_refused():
+    block = variant().pattern[0]
+    ahead = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, causal=False))
+    with refused(ValueError, "model.pattern[1].mixer.causal=False", "MaskedTokens"):
+        NextTokens().check(variant(pattern=(block, ahead)))

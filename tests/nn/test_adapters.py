@@ -9,13 +9,17 @@ import pytest
 from flax import nnx
 from messages import refused
 from tiny import packed_batch, random_params, variant
-from tolerances import CLOSED_FORM, EXACT, SAME_LOGITS, SAME_SUMS, assert_close
+from tolerances import CLOSED_FORM, EIGHT_BITS, EXACT, SAME_LOGITS, SAME_SUMS, assert_close
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.dora import DoRA
+from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
+from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.linear.some import Some
 from jaxtrain.nn.param import merge, split
 from jaxtrain.nn.trainable import Adapters
@@ -51,6 +55,12 @@ def test_the_norms_of_doras_columns_are_its_magnitudes():
     module.update.b[...] = jnp.ones_like(module.update.b[...])
     module.magnitude[...] = jnp.arange(1.0, 25.0)
     assert_close(np.linalg.norm(module.dense(), axis=0), np.arange(1.0, 25.0, dtype=np.float32), CLOSED_FORM)
+
+
+def test_an_output_of_zero_weights_is_zero_with_dora():
+    module = _built(DoRA(rank=4))
+    module.set_dense(module.dense().at[:, 3].set(0.0))
+    assert not np.asarray(module(X))[..., 3].any() and np.isfinite(module(X)).all()
 
 
 def _decoder(linear: LinearConfig, **changes) -> DecoderConfig:
@@ -105,3 +115,26 @@ def test_a_name_that_a_layer_does_not_have_is_refused():
 def test_an_adapter_around_a_tied_head_is_refused():
     with refused(ValueError, "head=LoRA(rank=2", "tied_embeddings=True"):
         variant(tied_embeddings=True, head=LoRA(rank=2))
+
+
+@pytest.mark.parametrize("linear", [LoRA(rank=2), DoRA(rank=2), LowRank(rank=16), Int8()], ids=repr)
+def test_each_expert_of_a_mixture_takes_over_its_own_matrices(linear):
+    def mixture(own: LinearConfig) -> DecoderConfig:
+        expert = GatedMLPConfig(hidden=16, linear=own)
+        block = dataclasses.replace(
+            variant().pattern[0], mlp=MixtureConfig(experts=3, top_k=2, expert=expert, bias_rate=0.1)
+        )
+        return variant(pattern=(block,), repeats=1)
+
+    source, target = mixture(Dense()), mixture(linear)
+    model, initial = initial_model(source, jax.random.key(0)), initial_model(target, jax.random.key(1))
+    found = jax.jit(converted, static_argnums=(1, 2))(model, source, target, initial)
+    mine, theirs = (
+        merge(abstract_model(config).graph, state).stacks["blocks"].blocks[0].mlp.experts.up
+        for config, state in ((target, found), (source, model))
+    )
+    graph, state = split(mine)
+    for number in range(3):
+        one = merge(graph, jax.tree.map(lambda leaf, number=number: leaf[0, number], state))
+        desired = np.asarray(theirs.kernel[...][0, number])
+        assert_close(one.dense(), desired, EIGHT_BITS if linear == Int8() else SAME_SUMS)

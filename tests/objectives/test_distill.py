@@ -116,3 +116,17 @@ def test_more_words_than_there_are_are_refused():
 def test_a_teacher_of_another_vocabulary_is_refused():
     with refused(ValueError, "vocab_size=64", "vocab_size=50"):
         variant(vocab_size=50, teacher=TEACHER)
+
+
+@pytest.mark.parametrize(("own", "teachers"), [(1, 8), (8, 1)])
+def test_tables_padded_to_other_multiples_change_nothing(own, teachers):
+    teacher = RandomTeacher(model=variant(vocab_size=60, repeats=1, vocab_multiple=teachers))
+    student = variant(vocab_size=60, repeats=1, vocab_multiple=own)
+    model = taught(ModelState(random_params(student)), random_model(teacher.model, seed=7))
+    taught_student, batch = dataclasses.replace(student, teacher=teacher), packed_batch([[20]], 20, vocab_size=60)
+    loss = Loss.of_batch(abstract_model(taught_student).graph, Distill(hard=0.0), model, batch)
+    value, _ = loss(model.params, Distill().prepared(loss.model(model.params), batch), None)
+    merged = loss.model(model.params)
+    z, v = (jax.nn.log_softmax(own(batch)[..., :60] / 2.0) for own in (merged, merged.teacher))
+    desired = 4.0 * (np.exp(v) * (v - z)).sum(-1)
+    assert float(value) == pytest.approx(float((desired * batch.weights).sum() / batch.weights.sum()), rel=1e-4)

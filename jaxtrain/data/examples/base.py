@@ -1,9 +1,11 @@
 """The base class of examples: what a row shows to the model, and what it asks for."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import Batch
 from jaxtrain.technique import Technique
 
@@ -12,6 +14,7 @@ class Examples(Technique):
     """A frozen dataclass that makes an example of a packed row, on the host."""
 
     __slots__ = ()
+    asks_for_next: ClassVar[bool] = False  # each token for the one that follows it, as a bigram model can guess
 
     @abstractmethod
     def __call__(self, row: Batch, *, vocab_size: int, rng: np.random.Generator) -> Batch:
@@ -21,5 +24,5 @@ class Examples(Technique):
         tokenizer's. The random numbers are the row's own in its epoch, whatever the mesh.
         """
 
-    def check(self, vocab_size: int) -> None:
-        """Raise ValueError where a model with this vocabulary cannot have such examples."""
+    def check(self, model: DecoderConfig) -> None:
+        """Raise ValueError where a model cannot have such examples."""

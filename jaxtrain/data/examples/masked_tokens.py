@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from jaxtrain.data.examples.base import Examples
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import Batch
 
 
@@ -46,6 +47,8 @@ class MaskedTokens(Examples):
         shown = np.where(chosen, shown, tokens).astype(np.int32)
         return row._replace(tokens=shown, targets=tokens, weights=chosen.astype(np.float32))  # type: ignore[arg-type]
 
-    def check(self, vocab_size: int) -> None:
-        if self.mask >= vocab_size:
-            raise ValueError(f"mask={self.mask}: model.vocab_size={vocab_size} has no such token; give one below it")
+    def check(self, model: DecoderConfig) -> None:
+        if self.mask >= model.vocab_size:
+            raise ValueError(
+                f"mask={self.mask}: model.vocab_size={model.vocab_size} has no such token; give one below it"
+            )

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from jaxtrain.data.examples.base import Examples
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import Batch
 
 
@@ -13,7 +14,16 @@ from jaxtrain.shapes import Batch
 class NextTokens(Examples):
     """Every token asks for the next one of its document."""
 
+    asks_for_next: ClassVar[bool] = True
     paper: ClassVar[str] = "common practice"
 
     def __call__(self, row: Batch, *, vocab_size: int, rng: np.random.Generator) -> Batch:
         return row
+
+    def check(self, model: DecoderConfig) -> None:
+        for index, block in enumerate(model.pattern):
+            if not block.mixer.causal:
+                raise ValueError(
+                    f"model.pattern[{index}].mixer.causal=False sees the tokens that it is asked for; set "
+                    "data.examples to MaskedTokens(mask=...), or causal to True"
+                )

@@ -57,12 +57,12 @@ class _DoRA(Adapted):
         self.magnitude = Adapter(self._norms(self.base.dense()), axes=Axes(names, Kind.VECTOR, cast=False))
 
     def product(self, x: Float[Array, "B L ..."]) -> Float[Array, "B L ..."]:
-        scale = self.magnitude[...] / jax.lax.stop_gradient(self._norms(self._undirected()))
+        scale = self.magnitude[...] / _constant(self._norms(self._undirected()))
         return (self.base.product(x) + self.config.scale * self.update(x)) * scale.astype(x.dtype)[None, None]
 
     def dense(self) -> Float[Array, "..."]:
         matrix = self._undirected()
-        scale = self.magnitude[...] / jax.lax.stop_gradient(self._norms(matrix))
+        scale = self.magnitude[...] / _constant(self._norms(matrix))
         return matrix * self._over_inputs(scale).astype(matrix.dtype)
 
     def set_dense(self, matrix: Float[Array, "..."]) -> None:
@@ -82,3 +82,8 @@ class _DoRA(Adapted):
         """Return a number for each output with an axis of size 1 for each input."""
         axes = range(-self.inputs, 0) if self.outputs_first else range(self.inputs)
         return jnp.expand_dims(scale, tuple(axes))
+
+
+def _constant(norms: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return norms to divide by, without a gradient: 1 for an output whose weights are all zero."""
+    return jax.lax.stop_gradient(jnp.where(norms > 0, norms, 1.0))

@@ -1,7 +1,7 @@
 """A frozen linear in four bits: NormalFloat4. Dettmers et al. (2023), arXiv:2305.14314.
 
-Codes are gathered over devices, and each layer dequantizes its own. Blocks lie along the model width, so that they are
-whole on every shard of at least `block` channels; where they are not, scales are replicated. `LoRA(base=NF4())` with
+Codes are gathered over devices, and each layer dequantizes its own. Blocks lie along the model width. Where the mesh
+does not divide their number, scales are replicated. `LoRA(base=NF4())` with
 `trainable = Adapters()` is QLoRA. Left out: quantization of the scales.
 """
 

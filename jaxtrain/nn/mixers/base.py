@@ -27,6 +27,11 @@ class MixerConfig(Technique):
     __slots__ = ()
     heads: int  # the tensor axis divides it
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token reads those before it alone."""
+        return True
+
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Mixer: ...
 

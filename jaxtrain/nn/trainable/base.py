@@ -1,6 +1,8 @@
 """The base class of choices of trained parameters, and the freezing of all others."""
 
+import difflib
 from abc import abstractmethod
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from flax import nnx
@@ -21,6 +23,17 @@ class Trainable(Technique):
     @abstractmethod
     def selects(self, path: str, parameter: nnx.Param) -> bool:
         """Tell whether to train a parameter. `path` is such as `stacks.blocks.blocks.0.mixer.query.kernel`."""
+
+    def check(self, paths: list[str]) -> None:
+        """Raise ValueError where the choice names a parameter that a model with these does not have."""
+
+
+def check_patterns(patterns: tuple[str, ...], paths: list[str]) -> None:
+    """Raise ValueError for a pattern that matches none of the paths."""
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+            raise ValueError(f"paths: {pattern!r} matches no parameter of the model, such as {near[0]}")
 
 
 def freeze_all(model: nnx.Module) -> None:
@@ -44,6 +57,7 @@ def freeze_others(model: nnx.Module, trainable: Trainable) -> None:
             if isinstance(value, nnx.Param):
                 path = ".".join(map(str, (*at, name)))
                 (chosen if trainable.selects(path, value) else others).append((path, module, name, value))
+    trainable.check([path for path, *_ in (*chosen, *others)])
     if not chosen:
         raise ValueError(
             f"trainable={trainable!r} selects none of the model's {len(others)} parameters, such as {others[-1][0]}"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from flax import nnx
 
-from jaxtrain.nn.trainable.base import Trainable
+from jaxtrain.nn.trainable.base import Trainable, check_patterns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,3 +18,6 @@ class Except(Trainable):
 
     def selects(self, path: str, parameter: nnx.Param) -> bool:
         return not any(fnmatchcase(path, pattern) for pattern in self.paths)
+
+    def check(self, paths: list[str]) -> None:
+        check_patterns(self.paths, paths)

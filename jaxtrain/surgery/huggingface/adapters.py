@@ -68,6 +68,8 @@ def export_adapter(
     kinds, leaves = dict(_adapted(config)), flatten_dict(params)
     if not kinds:
         raise ValueError("--adapter: the model has no adapters; leave it out to export the model")
+    if inner := [path for path in kinds if any(path[:end] in kinds for end in range(len(path)))]:
+        raise ValueError(f"--adapter: {'.'.join(map(str, inner[0]))} is an adapter within another: merge them")
     if others := [path for path in leaves if not any(path[: len(of)] == of for of in kinds)]:
         raise ValueError(
             f"--adapter: {'.'.join(map(str, others[0]))} is trained too, which a file of adapters cannot hold; "
@@ -97,6 +99,7 @@ def export_adapter(
     }
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors makes it for the owner alone
 
 
 def read_adapter(
@@ -110,6 +113,8 @@ def read_adapter(
         ValueError: the adapters are of another model, or of a kind that is not supported.
     """
     kind = _kind(folder / CONFIG, read_json(folder / CONFIG))
+    if any(True for _ in _adapted(config)):
+        raise ValueError("--base: that run has adapters of its own; merge them first (convert it without --adapter)")
     try:
         tensors = dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:

@@ -119,6 +119,6 @@ def deal_out(tree, microbatches: int):
         if x.ndim == 0:
             return jnp.broadcast_to(x, microbatches)
         rows = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(rows, None, "batch", *(None,) * (x.ndim - 1)) if rows.ndim == 3 else rows
+        return constrain(rows, None, "batch", *(None,) * (x.ndim - 1)) if rows.ndim >= 3 else rows
 
     return jax.tree.map(deal, tree)

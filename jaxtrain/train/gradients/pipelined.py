@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float
 
-from jaxtrain.models.decoder import Decoder, DecoderConfig, context_of, of_stack, whole
+from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model, context_of, of_stack, whole
 from jaxtrain.nn.head import Head
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
@@ -48,6 +48,11 @@ class Pipelined(Strategy):
             raise ValueError(
                 f"model.remat={model.remat}: a pipeline keeps its buffers on the device; "
                 "use SaveOutputs() or FullRemat()"
+            )
+        if not of_stack(abstract_model(model).shapes, "blocks").params:
+            raise ValueError(
+                f"model.trainable={model.trainable!r} trains nothing in the blocks, which stages run: "
+                "use gradients=Accumulate(...), or train something there"
             )
         try:
             self.plan(stages, model, model.max_length)

@@ -53,12 +53,6 @@ class Sample(Hook):
         except ValueError as error:
             raise ValueError(f"{where}.tokens={self.tokens} after a prompt of {prompt}: {error}") from error
 
-        for block in model.pattern:
-            try:
-                block.mixer.check_decoding(prompt, prompt + self.tokens)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-
     def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
             model = list(run.evaluation_models(state).values())[0]
