@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, build
-from jaxtrain.optim.base import Optimizer
-from jaxtrain.train import initial, teachers
 
 
 def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
@@ -17,6 +15,10 @@ def attach_models(tree: Tree, read: Callable[[Path], Node]) -> None:
     Raises:
         ValueError: the run has no configuration, or its weights are not those it is evaluated with.
     """
+    # Imported here: a command that draws schedules has no use for JAX, and is a second faster without.
+    from jaxtrain.optim.base import Optimizer
+    from jaxtrain.train import initial, teachers
+
     for node in _nodes(tree):
         if node.cls not in (initial.FromRun, teachers.FromRun) or not _is_none(node.children.get("model")):
             continue

@@ -200,7 +200,7 @@ def two_largest(sizes):
     return sum(sorted(sizes)[-2:])
 
 
-BOOKKEEPING_BYTES = 400_000  # headers and names of 362 tensors; does not grow with their size
+BOOKKEEPING_BYTES = 500_000  # headers and names of 362 tensors, asked of fifteen families; 456 kB was seen, at any size
 
 
 def test_importing_holds_no_more_than_the_two_largest_parameters(larger_folder):
