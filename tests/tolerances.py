@@ -49,6 +49,9 @@ def error_of_norm(actual: np.ndarray, desired: np.ndarray) -> float:
 
 EXACT = Tolerance()
 SAME_LOSS_ON_ANY_MESH = Tolerance(absolute=1e-5)  # the promise to users: every step's loss, whatever the mesh
+# Four steps with activations in int8: an ulp moves some to the next code. 1.7e-3 was seen on a mesh, and 1.9e-3 on one
+# device whose parameters are an ulp larger (docs/log.md).
+SAME_LOSS_IN_CODES = Tolerance(absolute=6e-3)
 # The same sums in another order, of one operation or a model of two layers: 3.6e-7 was seen, with AVX2 and SSE4.2.
 SAME_SUMS = OfNorm(2e-6)
 EIGHT_BITS = OfNorm(2e-2)  # a product of activations and weights in blocks of int8; 8e-3 was seen
