@@ -5,3 +5,6 @@ type FilePath = str
 
 type Glob = str
 """A pattern or a URL of files, too many to copy. The run names them so that they are found from any working folder."""
+
+type Folder = str
+"""The folder of another run. It is not copied; the run names it so that it is found from any working folder."""

@@ -3,7 +3,7 @@
 A field annotated `FilePath` names a file that the run's numbers depend on: a tokenizer, the table of a schedule. The
 run folder has a copy of it, kept_files/<digest>-<name>, and the run's config.gin names the copy. So the run may be
 moved, and it reads the same bytes when the original changes. kept_files/origins.json has the path from which each copy
-was read. A field annotated `Glob` names too many files to copy, so config.gin has its absolute path.
+was read. A field annotated `Glob` or `Folder` names too many files to copy, so config.gin has its absolute path.
 
 Older versions wrote a config.gin without copies. It is read as it is, and the copies are made when training goes on.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxtrain.cli.config_paths import DIGITS, HERE, digest, marked
 from jaxtrain.cli.config_text import Difference, diff, render
 from jaxtrain.cli.config_tree import build, entries, tree_of
-from jaxtrain.paths import FilePath, Glob
+from jaxtrain.paths import FilePath, Folder, Glob
 from jaxtrain.train.folder import FILES, RunFolder, write_whole
 
 ORIGINS = "origins.json"
@@ -115,7 +115,8 @@ def read_origins(folder: RunFolder) -> dict[str, str]:
 
 def _recorded(config: object, files: dict[str, KeptFile]) -> dict[str, str]:
     """Return the values that the config.gin of a run has for the keys that name files."""
-    globs = {at: _absolute(text) for at, text, _ in marked(tree_of(config, ""), Glob)}
+    tree = tree_of(config, "")
+    globs = {at: _absolute(text) for mark in (Glob, Folder) for at, text, _ in marked(tree, mark)}
     return globs | {at: f"{HERE}{FILES}/{file.name}" for at, file in files.items()}
 
 

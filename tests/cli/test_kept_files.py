@@ -113,7 +113,7 @@ def keys_that_name_files() -> Iterator[tuple[str, str]]:
 def test_every_key_that_names_files_says_so():
     found = dict(keys_that_name_files())
     assert {"HuggingFaceTokenizer.path", "FromFile.path", "TextFiles.glob"} <= found.keys()
-    assert set(found.values()) <= {"FilePath", "FilePath | None", "Glob"}, found
+    assert set(found.values()) <= {"FilePath", "FilePath | None", "Folder", "Glob"}, found
 
 
 def test_patterns_are_recorded_from_the_root_and_addresses_as_they_are(config, text, tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ def test_norms_alone():
 
 
 def test_paths_by_patterns_and_all_but_those():
-    assert _trained(Only(paths=("output.*", "final_norm.*"))) == {"output.kernel", "final_norm.scale"}
-    others = _trained(Except(paths=("output.*", "*.mlp.*")))
+    assert _trained(Only(names=("output.*", "final_norm.*"))) == {"output.kernel", "final_norm.scale"}
+    others = _trained(Except(names=("output.*", "*.mlp.*")))
     assert "embedding.table" in others and "output.kernel" not in others and not any(".mlp." in name for name in others)
 
 
@@ -38,11 +38,11 @@ def test_a_choice_of_nothing_is_refused():
 
 
 def test_a_choice_of_everything_is_refused():
-    with refused(ValueError, "trainable=Only(paths=('*',))", 12, "Everything()"):
-        abstract_model(_config(Only(paths=("*",))))
+    with refused(ValueError, "trainable=Only(names=('*',))", 12, "Everything()"):
+        abstract_model(_config(Only(names=("*",))))
 
 
 @pytest.mark.parametrize("kind", [Only, Except])
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest(kind):
     with refused(ValueError, "'embeding.*'", "embedding.table"):
-        abstract_model(_config(kind(paths=("output.*", "embeding.*"))))
+        abstract_model(_config(kind(names=("output.*", "embeding.*"))))

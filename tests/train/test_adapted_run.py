@@ -102,5 +102,5 @@ def test_a_run_may_begin_with_the_merged_weights_of_an_adapted_one(adapted, base
 
 def test_a_run_of_another_architecture_is_refused(base, tmp_path):
     with refused(ValueError, "embedding.table", "(320, 32)", "(320, 16)"):
-        narrow = dataclasses.replace(BASE, d_model=16, trainable=Except(paths=("embedding.*",)))
+        narrow = dataclasses.replace(BASE, d_model=16, trainable=Except(names=("embedding.*",)))
         runs.train(_run(base, initial=FromRun(path=str(base[1]), model=BASE), model=narrow), tmp_path / "run")

@@ -33,7 +33,7 @@ def check_patterns(patterns: tuple[str, ...], paths: list[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
-            raise ValueError(f"paths: {pattern!r} matches no parameter of the model, such as {near[0]}")
+            raise ValueError(f"names: {pattern!r} matches no parameter of the model, such as {near[0]}")
 
 
 def freeze_all(model: nnx.Module) -> None:

@@ -1,4 +1,4 @@
-"""A choice of trained parameters by their paths."""
+"""A choice of trained parameters by their names."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,13 +11,13 @@ from jaxtrain.nn.trainable.base import Trainable, check_patterns
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Only(Trainable):
-    """The parameters whose path matches one of the patterns, such as `*.bias` or `output.*`."""
+    """The parameters whose name matches one of the patterns, such as `*.bias` or `output.*`."""
 
-    paths: tuple[str, ...]
+    names: tuple[str, ...]
     paper: ClassVar[str] = "common practice"
 
     def selects(self, path: str, parameter: nnx.Param) -> bool:
-        return any(fnmatchcase(path, pattern) for pattern in self.paths)
+        return any(fnmatchcase(path, pattern) for pattern in self.names)
 
     def check(self, paths: list[str]) -> None:
-        check_patterns(self.paths, paths)
+        check_patterns(self.names, paths)

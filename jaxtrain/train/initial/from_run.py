@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.paths import Folder
 from jaxtrain.shapes import ModelState
 from jaxtrain.sharding import shardings
 from jaxtrain.surgery.linears import converted, plain
@@ -28,7 +29,7 @@ class FromRun(Initial):
     configuration where it is left out of a configuration file.
     """
 
-    path: str
+    path: Folder
     model: DecoderConfig | None = None
     paper: ClassVar[str] = "common practice"
 

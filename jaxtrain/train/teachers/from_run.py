@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.models.teacher import Teacher
+from jaxtrain.paths import Folder
 from jaxtrain.shapes import ModelState
 from jaxtrain.train import initial
 
@@ -18,7 +19,7 @@ class FromRun(Teacher):
     `model` is read from the run's configuration where a configuration file leaves it out.
     """
 
-    path: str
+    path: Folder
     model: DecoderConfig | None = None
     paper: ClassVar[str] = "common practice"
 
