@@ -49,28 +49,21 @@ def test_no_moment_is_the_teachers(base):
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mesh": MeshConfig(fsdp=2, tensor=2, data=2)},
-        {"mesh": MeshConfig(stage=2, fsdp=2, data=2), "gradients": Pipelined(microbatches=2, schedule=ZBH1())},
-    ],
-    ids=["fsdp and tensor", "student in stages"],
-)
-def test_any_mesh_has_the_losses_of_one_device(base, tmp_path, changes):
+def test_a_student_in_stages_has_the_losses_of_one_device(base, tmp_path):
+    """The teacher is sharded over the stages and `fsdp`, and has no stages of its own."""
     data, folder, _ = base
-    runs.train(_run(data, folder / "teacher", **changes), tmp_path / "run")
+    gradients = Pipelined(microbatches=2, schedule=ZBH1())
+    mesh = MeshConfig(stage=2, fsdp=2, tensor=2)
+    runs.train(_run(data, folder / "teacher", mesh=mesh, gradients=gradients), tmp_path / "run")
     found, desired = (np.array(runs.losses(at)) for at in (tmp_path / "run", folder / "alone"))
     assert_close(found, desired, SAME_LOSS_ON_ANY_MESH)
 
 
 def test_it_goes_on_exactly(base, tmp_path):
-    data, folder, _ = base
-    whole = runs.train(_run(data, folder / "teacher"), tmp_path / "whole")
-    crashing = _run(data, folder / "teacher")
+    data, folder, whole = base
+    config = _run(data, folder / "teacher")
+    crashing = dataclasses.replace(config, hooks=(*config.hooks, runs.CrashAfter(step=2)))
     with pytest.raises(runs.Crash):
-        runs.train(
-            dataclasses.replace(crashing, hooks=(*crashing.hooks, runs.CrashAfter(step=2))), tmp_path / "crashed"
-        )
-    resumed = runs.train(_run(data, folder / "teacher"), tmp_path / "crashed")
-    assert_close(runs.host_copy(resumed.state), runs.host_copy(whole.state), EXACT)
+        crashing.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
+    resumed = config.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
+    assert_close(runs.host_copy(resumed.state), runs.host_copy(whole), EXACT)
