@@ -33,6 +33,11 @@ class Axes:
         return self.names[:1] == (STACK,)
 
     @property
+    def leading(self) -> int:
+        """The number of axes before those of one parameter: of the stack, and of experts."""
+        return len(self.names) - len(self.of_one(STACK).of_one(EXPERTS).names)
+
+    @property
     def decays(self) -> bool:
         """Whether weight decay applies to it."""
         return self.kind in (Kind.MATRIX, Kind.TABLE)

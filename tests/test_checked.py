@@ -15,7 +15,7 @@ import jaxtrain
 from jaxtrain.nn.layer import dropout
 
 UNCHECKED = {  # annotated with Protocols that are for type checkers alone
-    "jaxtrain.objectives.distill.Distill._logits",
+    "jaxtrain.objectives.distill.Distill._compared",
     "jaxtrain.train.gradients.base.Loss.of_model",
     "jaxtrain_kernels.block_quant.blockwise.decode",
     "jaxtrain_kernels.block_quant.blockwise.encode",

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.layer import Keys
@@ -58,19 +58,18 @@ class Distill(Objective):
         return batch._replace(hints={"logits": logits, "words": words})
 
     def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
-        y_BLD = model.hidden(batch, keys).y
-        nll_BL, _ = model.head.cross_entropy(y_BLD, batch.targets)
-        student, teacher = self._logits(model, batch, y_BLD)
+        logits_BLW = model.head.logits(model.hidden(batch, keys).y)
+        student, teacher = self._compared(model, batch, logits_BLW)
         kl_BL = divergence(student, jax.lax.stop_gradient(teacher), self.temperature)
+        nll_BL = negative_log_likelihood(logits_BLW, batch.targets)
         nll, soft = (jnp.sum(of_token * batch.weights) for of_token in (nll_BL, kl_BL))
         return Terms({"soft": (1 - self.hard) * soft, "hard": self.hard * nll}, {"nll": nll})
 
-    def _logits(
-        self, model: Model, batch: Batch, y: Float[Array, "B L D"]
+    def _compared(
+        self, model: Model, batch: Batch, logits: Float[Array, "B L W"]
     ) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
         """Return the logits of student and teacher, of all words or of the teacher's likeliest."""
         assert model.teacher is not None, "check() refuses a model without a teacher"
-        logits = model.head.logits(y)
         if self.top_k is None:
             words = model.head.words or logits.shape[-1]  # the rows behind them pad a table, by another number in each
             return logits[..., :words], model.teacher.head.logits(batch.hints["hidden"])[..., :words]
@@ -86,3 +85,10 @@ def divergence(
     """
     q, p = (jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1) for logits in (student, teacher))
     return temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def negative_log_likelihood(logits: Float[Array, "B L W"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """Return -log softmax(logits)[target] of every token."""
+    # A sum over the vocabulary, not a gather from it: every device reads only its own part of a split vocabulary.
+    is_target_BLW = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target_BLW, logits, 0.0), axis=-1)

@@ -1,8 +1,9 @@
 """Cautious optimizers. Liang et al. (2024), arXiv:2411.16085.
 
 An element of the update u that has another sign than the gradient g is left out: u <- u [u g > 0] / mean [u g > 0].
-The mean is over one tensor of one layer and counts as 1/1000 at least, as in the authors' code (github.com/
-kyleliang919/C-Optim); the paper's first version has (count + 1) / elements in its place. Weight decay is not left out.
+The mean is over one tensor of one layer, in a mixture of one expert, and counts as 1/1000 at least, as in the authors'
+code (github.com/kyleliang919/C-Optim); the paper's first version has (count + 1) / elements in its place. Weight decay
+is not left out.
 """
 
 from dataclasses import dataclass
@@ -55,5 +56,5 @@ class Cautious(Wrapper):
 def _agreeing(facts: Axes, update: Float[Array, "..."], gradient: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return what of an update goes down the gradient, scaled up. Signs are compared, as products might underflow."""
     agree = (jnp.sign(update) * jnp.sign(gradient) < 0).astype(update.dtype)
-    share = jnp.mean(agree, axis=tuple(range(facts.in_stack, update.ndim)), keepdims=True)
+    share = jnp.mean(agree, axis=tuple(range(facts.leading, update.ndim)), keepdims=True)
     return update * (agree / jnp.maximum(share, LEAST_SHARE))

@@ -74,6 +74,30 @@ def test_every_optimizer_moves_the_layers_of_a_stack_as_each_alone(optimizer):
             assert_close(_layer(stacked[step], index), alone[step], tolerance, f"layer {index}, step {step}")
 
 
+@every(ALL + VARIANTS)
+def test_every_optimizer_moves_the_experts_of_a_layer_as_each_alone(optimizer):
+    facts = {"up": matrix("repeats", "experts", "embed", "mlp")}
+    sizes = np.float32([[1e-2, 1.0, 30.0], [10.0, 0.1, 1.0]])[..., None, None]
+
+    def tree(seed: int) -> dict:
+        return {name: x * sizes for name, x in draw_tree(seed, {"up": (2, 3, 32, 128)}).items()}
+
+    def expert(tree: dict, layer: int, index: int) -> dict:
+        return {"up": tree["up"][layer : layer + 1, index : index + 1]}
+
+    def averages(state, params):
+        return optimizer.evaluation_params(state, params)
+
+    tx, params, gradients = build(optimizer, axes=facts), tree(0), [tree(1), tree(2)]
+    together = follow(tx, params, gradients, averages)
+    tolerance = SAME_UPDATE if isinstance(optimizer, Muon) else EXACT
+    for layer, index in ((0, 0), (0, 2), (1, 1)):
+        own = [expert(gradient, layer, index) for gradient in gradients]
+        alone = follow(tx, expert(params, layer, index), own, averages)
+        for step in range(2):
+            assert_close(expert(together[step], layer, index), alone[step], tolerance, f"expert {index}, step {step}")
+
+
 def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
     params, gradients = _trees(0), [_trees(1)]
     tx = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-1.0))

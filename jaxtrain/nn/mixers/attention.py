@@ -110,9 +110,7 @@ class AttentionConfig(MixerConfig):
 
     def check_decoding(self, first: int, last: int) -> None:
         if not self.causal:
-            raise ValueError(
-                "causal=False: attention sees tokens ahead, so nothing can be generated; ask a model with causal=True"
-            )
+            raise ValueError("causal=False: attention sees tokens ahead, so it generates nothing; take a causal model")
         rope, K = self.rope, self.head_dim
         if rope and (rope.frequencies(K, first) != rope.frequencies(K, last)).any():
             raise ValueError(
