@@ -46,7 +46,7 @@ RENAMED = {"attention.AttentionConfig.rope": "positions", "pipelined.Pipelined.k
 MOVED = {
     "attention.AttentionConfig.alibi": "set positions to @ALiBi()",
     "attention.AttentionConfig.bias": "name the linears that have one in biases, ('query', 'key', 'value', 'output')",
-    "attention.AttentionConfig.causal": "set mask to @Bidirectional()",
+    "attention.AttentionConfig.causal": "set mask to @Bidirectional(), or @BidirectionalWindow(window=...)",
     "attention.AttentionConfig.joint_qk_norm": "set qk_norm to @AllHeads(norm=...)",
     "attention.AttentionConfig.output_bias": "name the linears that have one in biases, 'output' among them or not",
     "attention.AttentionConfig.scale": "set scores to @Scores(scale=...)",

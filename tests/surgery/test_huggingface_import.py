@@ -20,7 +20,7 @@ from jaxtrain.models.presets import llama
 from jaxtrain.nn.masks import Causal, SlidingWindow
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.positions import Rotary, RotaryEmbedding
-from jaxtrain.nn.qk_norms import PerHead
+from jaxtrain.nn.qk_norms import AllHeads
 from jaxtrain.surgery.huggingface import export_folder, import_folder, open_folder
 
 TOLERANCE = 1e-4  # float32 logits of the peer
@@ -99,7 +99,7 @@ WITHOUT = {
         "phi3",
         lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.positions.scaling, original_length=64)),
     ),
-    "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=PerHead(norm=RMSNormConfig(epsilon=0.1)))),
+    "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1)))),
     "smollm3 layers without positions": ("smollm3", lambda c: with_mixer(c, positions=c.pattern[0].mixer.positions)),
     "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, parallel=False)),
     "gpt_neox part of a head": ("gpt_neox", with_plain_rope),
