@@ -5,9 +5,13 @@ from tiny import variant
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.rope import RopeConfig, YarnScaling
+from jaxtrain.nn.positions import InterleavedRotary, NoPositions
+from jaxtrain.nn.qk_norms import AllHeads
+from jaxtrain.nn.rope import YarnScaling
 
 HEADS = {"heads": 4, "kv_heads": 2, "head_dim": 8}
 YARN = YarnScaling(factor=4.0, original_length=8, fast=2.0, slow=0.1)
@@ -17,11 +21,10 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
     parallel = BlockConfig(
         mixer=AttentionConfig(
             **HEADS,
-            rope=RopeConfig(scaling=YARN, fraction=0.5, interleaved=True),
-            bias=True,
-            output_bias=False,
-            sinks=True,
-            window=5,
+            positions=InterleavedRotary(scaling=YARN, fraction=0.5),
+            mask=SlidingWindow(window=5),
+            scores=Scores(sinks=True),
+            biases=("query", "key", "value"),
             implementation=implementation,
         ),
         mlp=MLPConfig(hidden=64, bias=True),
@@ -32,10 +35,9 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
     of_outputs = BlockConfig(
         mixer=AttentionConfig(
             **HEADS,
-            rope=None,
-            qk_norm=RMSNormConfig(epsilon=0.1),
-            joint_qk_norm=True,
-            sinks=True,
+            positions=NoPositions(),
+            qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1)),
+            scores=Scores(sinks=True),
             implementation=implementation,
         ),
         mlp=GatedMLPConfig(hidden=64, bias=True),

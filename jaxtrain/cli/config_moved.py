@@ -19,6 +19,8 @@ _PLACES = {  # old module: (new module, class names, as old=new where a class wa
         ("jaxtrain.nn.norms.layer_norm", "LayerNormConfig"),
         ("jaxtrain.nn.norms.rms_norm", "RMSNormConfig OffsetRMSNormConfig"),
     ],
+    "jaxtrain.nn.rope": [("jaxtrain.nn.positions.rotary", "RopeConfig=Rotary")],
+    "jaxtrain.nn.rope.rope": [("jaxtrain.nn.positions.rotary", "RopeConfig=Rotary")],
     "jaxtrain.optim.adamw_8bit": [
         ("jaxtrain.optim.moments.dynamic", "DynamicMoments"),
         ("jaxtrain.optim.moments.float8", "Float8Moments"),

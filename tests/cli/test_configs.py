@@ -61,10 +61,11 @@ def test_no_published_configuration_is_passed_over():
 def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_path):
     recorded = tmp_path / "config.gin"
     recorded.write_text(
-        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.remat import full_remat\n"
-        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n"
+        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.mixers import attention\n"
+        "from jaxtrain.nn.positions import rotary\nfrom jaxtrain.nn.remat import full_remat\n"
+        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
+    with refused(ValueError, f"{recorded}:6", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
         load(recorded)
 
 

@@ -11,8 +11,9 @@ from tolerances import SAME_GRADIENT, assert_close
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.train.gradients import Accumulate
 
@@ -43,7 +44,7 @@ def test_options_that_change_nothing_cost_nothing():
     (block,) = plain.pattern
     named = BlockConfig(
         mixer=AttentionConfig(
-            heads=4, kv_heads=2, head_dim=8, window=9, rope=RopeConfig(fraction=1.0), output_bias=False, sinks=False
+            heads=4, kv_heads=2, head_dim=8, mask=SlidingWindow(window=9), scores=Scores(scale=8**-0.5)
         ),
         mlp=GatedMLPConfig(hidden=64, bias=False),
         residual_scale=1.0,

@@ -10,9 +10,9 @@ from typing import Any
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.positions import NoPositions, Positions
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
-from jaxtrain.surgery.huggingface.rope import read_rope
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import Windows, patterned_windows, write_layer_types
 
@@ -22,6 +22,7 @@ class Cohere2(LlamaLike):
     architecture = "Cohere2ForCausalLM"
     epsilon = "layer_norm_eps"
     derived = ("head_dim",)
+    rope_keys = RopeKeys(interleaved=True)
     norms = {"mixer_norm": "input_layernorm"}
     defaults = DEFAULTS | {
         "layer_norm_eps": 1e-5,
@@ -41,9 +42,9 @@ class Cohere2(LlamaLike):
     def norm(self, epsilon: float) -> LayerNormConfig:
         return LayerNormConfig(epsilon=epsilon, bias=False)
 
-    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
-        rope = replace(read_rope(s, self.rope_keys), interleaved=True)
-        return rope if window else None
+    def positions(self, s: Settings, layer: int, window: int | None) -> Positions:
+        rope = read_rope(s, self.rope_keys)
+        return rope if window else NoPositions()
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
         return replace(common, parallel=True, shared_norm=True)

@@ -6,8 +6,10 @@ from typing import Any
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
+from jaxtrain.nn.positions import NoPositions
 from jaxtrain.surgery.huggingface.family import Family, attention_of, epsilon_of, mlp_of, write_activation
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, conv1d, conv1d_of, in_layers
 from jaxtrain.surgery.huggingface.settings import Settings
@@ -41,9 +43,9 @@ class GPT2(Family):
             heads=heads,
             kv_heads=heads,
             head_dim=d_model // max(heads, 1),
-            rope=None,
-            bias=True,
-            scale=None if s["scale_attn_weights"] else 1.0,
+            positions=NoPositions(),
+            scores=None if s["scale_attn_weights"] else Scores(scale=1.0),
+            biases=LINEARS,
         )
         hidden, activation = s.or_else("n_inner", 4 * d_model), s.activation("activation_function")
         mlp = MLPConfig(hidden=hidden, activation=activation, bias=True)
@@ -73,7 +75,7 @@ class GPT2(Family):
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
-            "scale_attn_weights": mixer.scale is None,
+            "scale_attn_weights": mixer.scores is None,
             "tie_word_embeddings": config.tied_embeddings,
         }
 

@@ -61,8 +61,8 @@ class GPTNeoX(LlamaLike):
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
         paths = (("mixer", name) for name in ("query", "key", "value"))
         return [
-            *torch_heads("attention.query_key_value", D, H, *paths, bias=mixer.bias),
-            *torch_linear("attention.dense", H, D, "mixer", "output", bias=mixer.has_output_bias),
+            *torch_heads("attention.query_key_value", D, H, *paths, bias="query" in mixer.biases),
+            *torch_linear("attention.dense", H, D, "mixer", "output", bias="output" in mixer.biases),
         ]
 
     def mlp_tensors(self, bias: bool, D: Axes, F: Axes) -> list[Tensor]:

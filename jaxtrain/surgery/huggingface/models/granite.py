@@ -7,7 +7,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.surgery.huggingface.family import attention_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, scale_of, with_scores
 from jaxtrain.surgery.huggingface.settings import Settings
 
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
@@ -20,7 +20,7 @@ class Granite(LlamaLike):
     defaults = DEFAULTS | {"max_position_embeddings": 2048, **dict.fromkeys(MULTIPLIERS, 1.0)}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
-        return with_scale(common, float(s["attention_multiplier"]))
+        return with_scores(common, float(s["attention_multiplier"]))
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
         return replace(common, residual_scale=float(s["residual_multiplier"]))
@@ -34,11 +34,10 @@ class Granite(LlamaLike):
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         block = config.pattern[0]
-        mixer = attention_of(block)
         return {
             "embedding_multiplier": config.embedding_scale,
             "residual_multiplier": block.residual_scale,
-            "attention_multiplier": mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale,
+            "attention_multiplier": scale_of(attention_of(block)),
             "logits_scaling": _inverse(config.logit_scale),
         }
 
