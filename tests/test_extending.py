@@ -42,6 +42,7 @@ def doors() -> dict[str, Door]:
 DOORS = doors()
 ALONE = (
     "Wrapper of an optimizer",
+    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
@@ -75,7 +76,7 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Scaling", "Linear", "Trained"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Join", "Embedding", "Head", "Scaling", "Linear", "Trained"]
     others = [
         "Objective",
         "Source",

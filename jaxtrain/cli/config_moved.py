@@ -1,4 +1,4 @@
-"""Names of classes in config.gin files of earlier versions that have changed since."""
+"""Names of classes and of keys in config.gin files of earlier versions that have changed since."""
 
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +45,27 @@ MOVED = {  # old full name of a class: its module and name now
     for now, names in places
     for name in names.split()
 }
+
+RENAMED_KEYS = {"pipelined.Pipelined.keep": "residuals"}
+_GONE = {  # keys that are no more, and what to do instead
+    "full_remat.FullRemat": {"vocab_tile": "take the line out, the loss has tiles of its own"},
+    "block.BlockConfig": {
+        "pre_norm": "take True out; for False set join = @OutputNorm()",
+        "post_norm": "take False out; for True set join = @SandwichNorm(), or @OutputNorm() where pre_norm is False",
+        "parallel": "take False out; for True set join = @Parallel()",
+        "shared_norm": "take False out; for True set join = @ParallelSharedNorm()",
+        "residual_scale": "take 1.0 out; for another number set join = @ScaledPreNorm() and its scale",
+    },
+    "decoder.DecoderConfig": {
+        "tied_embeddings": "take False out; for True set head = @TiedHead()",
+        "logit_scale": "take 1.0 out; for another number set head = @ScaledHead() and its scale",
+        "logit_softcap": "take None out; for a number set head = @CappedHead() and its cap",
+        "learned_positions": "take False out; for True set embedding = @LearnedPositions()",
+        "scale_embeddings": "take False out; for True set embedding = @ScaledEmbedding()",
+        "embedding_scale": "take 1.0 out; for another number set embedding = @ScaledEmbedding() and its scale",
+    },
+}
+MOVED_KEYS = {f"{cls}.{key}": remedy for cls, keys in _GONE.items() for key, remedy in keys.items()}
 
 
 def module(imports: Imports, name: str, *, beside: Path) -> ModuleType:

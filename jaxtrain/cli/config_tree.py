@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import NamedTuple, get_type_hints
 
+from jaxtrain.cli.config_moved import MOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
 from jaxtrain.technique import lacking
 
@@ -41,10 +42,6 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Keys that earlier versions wrote into the config.gin of every run: renamed since, or removed, with a remedy.
-RENAMED = {"pipelined.Pipelined.keep": "residuals"}
-MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
-
 
 class Slot(NamedTuple):
     """Where a value will be put: the path, and the annotation that the value must fit."""
@@ -65,9 +62,9 @@ def config_fields(cls: type) -> dict[str, Field]:
 
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
-    name = RENAMED.get(f"{label(cls)}.{name}", name)
+    name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
     if name not in config_fields(cls):
-        remedy = MOVED.get(f"{label(cls)}.{name}")
+        remedy = MOVED_KEYS.get(f"{label(cls)}.{name}")
         found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name

@@ -21,6 +21,7 @@ from jaxtrain.surgery.huggingface.family import (
     Family,
     attention_of,
     epsilon_of,
+    head_of,
     mlp_of,
     shortest_pattern,
     write_activation,
@@ -110,7 +111,7 @@ class LlamaLike(Family):
             pattern=pattern,
             max_length=s["max_position_embeddings"],
             norm=norm,
-            tied_embeddings=s["tie_word_embeddings"],
+            head=head_of(tied=s["tie_word_embeddings"]),
         )
         return self.whole(s, common)
 
@@ -154,7 +155,7 @@ class LlamaLike(Family):
             "head_dim": mixer.head_dim,
             "max_position_embeddings": config.max_length,
             self.epsilon: epsilon_of(config.norm),
-            "tie_word_embeddings": config.tied_embeddings,
+            "tie_word_embeddings": config.head.tied,
             **({attention_bias: mixer.bias} if attention_bias else {}),
             **({mlp_bias: mlp.bias} if mlp_bias else {}),
             self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
@@ -171,7 +172,7 @@ class LlamaLike(Family):
         yield as_is(self.table, table, "embedding", "table")
         yield from in_layers(config, self.stack, self._block_tensors)
         yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
-        if not config.tied_embeddings:
+        if not config.head.tied:
             yield as_is(self.head, table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
@@ -179,7 +180,8 @@ class LlamaLike(Family):
         D, F = (config.d_model,), (mlp.hidden,)
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
         tensors = [*self.attention_tensors(mixer, D, H, J), *self.mlp_tensors(mlp.bias, D, F)]
-        for ours, theirs in self.norms.items():
+        for ours in block.join.norms:
+            theirs = self.norms[ours]
             tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
         if mixer.qk_norm:
             for ours, theirs, heads in (("query_norm", "q_norm", mixer.heads), ("key_norm", "k_norm", mixer.kv_heads)):

@@ -5,11 +5,14 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import CappedHead
+from jaxtrain.nn.joins import SandwichNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig
 from jaxtrain.nn.rope import RopeConfig
-from jaxtrain.surgery.huggingface.family import attention_of
+from jaxtrain.surgery.huggingface.family import attention_of, head_of
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
 from jaxtrain.surgery.huggingface.settings import Settings
@@ -44,7 +47,7 @@ class AnyGemma(LlamaLike):
         return OffsetRMSNormConfig(epsilon=epsilon)
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True)
+        return replace(common, embedding=ScaledEmbedding())
 
 
 class Gemma(AnyGemma):
@@ -82,10 +85,11 @@ class LaterGemma(AnyGemma):
         return replace(with_scale(common, scalar**-0.5), softcap=s["attn_logit_softcapping"])
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, post_norm=True)
+        return replace(common, join=SandwichNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True, logit_softcap=s["final_logit_softcapping"])
+        head = head_of(tied=common.head.tied, cap=s["final_logit_softcapping"])
+        return replace(super().whole(s, common), head=head)
 
     def write_windows(self, windows: Windows) -> dict[str, Any]:
         return write_layer_types(windows)
@@ -95,7 +99,7 @@ class LaterGemma(AnyGemma):
         return {
             "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
             "attn_logit_softcapping": mixer.softcap,
-            "final_logit_softcapping": config.logit_softcap,
+            "final_logit_softcapping": config.head.cap if isinstance(config.head, CappedHead) else None,
         }
 
 
