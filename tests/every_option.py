@@ -3,8 +3,12 @@
 from tiny import variant
 
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import ScaledHead
+from jaxtrain.nn.joins import OutputNorm, ParallelSharedNorm
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.scores import Scores
@@ -28,9 +32,7 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
             implementation=implementation,
         ),
         mlp=MLPConfig(hidden=64, bias=True),
-        parallel=True,
-        shared_norm=True,
-        residual_scale=0.5,
+        join=ParallelSharedNorm(),
     )
     of_outputs = BlockConfig(
         mixer=AttentionConfig(
@@ -41,11 +43,11 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
             implementation=implementation,
         ),
         mlp=GatedMLPConfig(hidden=64, bias=True),
-        pre_norm=False,
-        post_norm=True,
+        join=OutputNorm(),
     )
     return parallel, of_outputs
 
 
-ALL = variant(pattern=_pattern(), repeats=2, embedding_scale=3.0, logit_scale=0.3)
-BY_NAME = variant(pattern=_pattern("xla"), repeats=2, embedding_scale=3.0, logit_scale=0.3)
+OUTER = {"embedding": ScaledEmbedding(scale=3.0), "head": ScaledHead(scale=0.3, linear=Dense())}
+ALL = variant(pattern=_pattern(), repeats=2, **OUTER)
+BY_NAME = variant(pattern=_pattern("xla"), repeats=2, **OUTER)

@@ -44,6 +44,7 @@ OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries 
 ALONE = (
     "Wrapper of an optimizer",
     *OF_ATTENTION,
+    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
@@ -77,7 +78,8 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Positions", "Mask", "Norm", "Scaling", "Linear", "Trained"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
+    layers += ["Linear", "Trained"]
     others = [
         "Objective",
         "Source",

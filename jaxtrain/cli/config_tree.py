@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import NamedTuple, get_type_hints
 
+from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
 from jaxtrain.technique import lacking
 
@@ -41,32 +42,6 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Keys that earlier versions wrote into the config.gin of every run: renamed since, or removed, with a remedy.
-RENAMED = {"attention.AttentionConfig.rope": "positions", "pipelined.Pipelined.keep": "residuals"}
-MOVED = {
-    "attention.AttentionConfig.alibi": "set positions to @ALiBi()",
-    "attention.AttentionConfig.bias": "name the linears that have one in biases, ('query', 'key', 'value', 'output')",
-    "attention.AttentionConfig.causal": "set mask to @Bidirectional(), or @BidirectionalWindow(window=...)",
-    "attention.AttentionConfig.joint_qk_norm": "set qk_norm to @AllHeads(norm=...)",
-    "attention.AttentionConfig.output_bias": "name the linears that have one in biases, 'output' among them or not",
-    "attention.AttentionConfig.scale": "set scores to @Scores(scale=...)",
-    "attention.AttentionConfig.sinks": "set scores to @Scores(sinks=True)",
-    "attention.AttentionConfig.softcap": "set scores to @Scores(softcap=...)",
-    "attention.AttentionConfig.window": "set mask to @SlidingWindow(window=...)",
-    "full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own",
-    "rotary.Rotary.fraction": "set positions to @PartialRotary(fraction=...)",
-    "rotary.Rotary.interleaved": "set positions to @InterleavedRotary()",
-}
-NEUTRAL = {  # of removed keys: the value that changed nothing. A file that has it means what it would mean without it
-    **dict.fromkeys(("attention.AttentionConfig.alibi", "attention.AttentionConfig.bias"), False),
-    **dict.fromkeys(("attention.AttentionConfig.joint_qk_norm", "attention.AttentionConfig.sinks"), False),
-    **dict.fromkeys(("attention.AttentionConfig.output_bias", "attention.AttentionConfig.scale"), None),
-    **dict.fromkeys(("attention.AttentionConfig.softcap", "attention.AttentionConfig.window"), None),
-    "attention.AttentionConfig.causal": True,
-    "rotary.Rotary.fraction": 1.0,
-    "rotary.Rotary.interleaved": False,
-}
-
 
 class Slot(NamedTuple):
     """Where a value will be put: the path, and the annotation that the value must fit."""
@@ -87,18 +62,18 @@ def config_fields(cls: type) -> dict[str, Field]:
 
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
-    name = RENAMED.get(f"{label(cls)}.{name}", name)
+    name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
     if name not in config_fields(cls):
-        remedy = MOVED.get(f"{label(cls)}.{name}")
-        found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
+        removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
+        found = f"; it is no key any more: {removed.remedy}" if removed else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
 
 
 def is_neutral(cls: type, name: str, value: object) -> bool:
     """Tell whether `cls` has no field `name` any more, and the value is the one that changed nothing."""
-    key = f"{label(cls)}.{name}"
-    return name not in config_fields(cls) and key in NEUTRAL and NEUTRAL[key] == value
+    removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
+    return removed is not None and removed.neutral == value
 
 
 def join(path: str, key: str | int) -> str:

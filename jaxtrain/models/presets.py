@@ -6,8 +6,11 @@ Sizes are those of the released checkpoints: Llama 2 (arXiv:2307.09288), Llama 3
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import LearnedPositions, ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead, LinearHead, TiedHead
+from jaxtrain.nn.joins import SandwichNorm
 from jaxtrain.nn.masks import Causal, Mask, SlidingWindow
 from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
 from jaxtrain.nn.mixers.scores import Scores
@@ -151,7 +154,7 @@ def qwen3(
         pattern=(BlockConfig(mixer=attention, mlp=GatedMLPConfig(hidden=hidden)),),
         max_length=40_960,
         norm=RMSNormConfig(epsilon=1e-6),
-        tied_embeddings=tied,
+        head=TiedHead() if tied else LinearHead(),
     )
 
 
@@ -187,7 +190,9 @@ def gemma2(
         attention = AttentionConfig(
             heads=heads, kv_heads=kv_heads, head_dim=head_dim, mask=mask, scores=Scores(softcap=50.0)
         )
-        return BlockConfig(mixer=attention, mlp=GatedMLPConfig(hidden=hidden, activation="gelu_tanh"), post_norm=True)
+        return BlockConfig(
+            mixer=attention, mlp=GatedMLPConfig(hidden=hidden, activation="gelu_tanh"), join=SandwichNorm()
+        )
 
     return DecoderConfig(
         vocab_size=vocab_size,
@@ -196,9 +201,8 @@ def gemma2(
         pattern=(block(SlidingWindow(window=window)), block(Causal())),
         max_length=max_length,
         norm=OffsetRMSNormConfig(epsilon=1e-6),
-        tied_embeddings=True,
-        scale_embeddings=True,
-        logit_softcap=30.0,
+        embedding=ScaledEmbedding(),
+        head=CappedHead(cap=30.0),
     )
 
 
@@ -236,8 +240,8 @@ def gpt2(*, d_model: int, layers: int, heads: int, vocab_size: int = 50_257, max
         pattern=(BlockConfig(mixer=attention, mlp=MLPConfig(hidden=4 * d_model, bias=True)),),
         max_length=max_length,
         norm=LayerNormConfig(),
-        tied_embeddings=True,
-        learned_positions=True,
+        embedding=LearnedPositions(),
+        head=TiedHead(),
     )
 
 

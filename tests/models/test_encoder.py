@@ -16,7 +16,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models import decoder
 from jaxtrain.models.decoder import DecoderConfig, abstract_model, context_of
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.heads.head import Head
 from jaxtrain.nn.masks import Bidirectional, Causal
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.param import merge

@@ -5,10 +5,12 @@ import math
 import re
 
 import pytest
-from tiny import DECODER
 
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead, ScaledHead
+from jaxtrain.nn.joins import ScaledPreNorm
 from jaxtrain.nn.masks import BidirectionalWindow, SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
@@ -41,7 +43,8 @@ REFUSED = [
     *((Llama3Scaling(), name, 0.0, ABOVE_0) for name in ("factor", "low")),
     (Llama3Scaling(), "high", 1.0, "must be above low=1.0"),
     (Llama3Scaling(), "original_length", 0, AT_LEAST_1),
-    *((DECODER, "logit_softcap", value, ABOVE_0) for value in (0.0, -30.0)),
+    *((CappedHead(cap=30.0), "cap", value, ABOVE_0) for value in (0.0, -30.0)),
+    *((kind(scale=2.0), "scale", 0.0, ABOVE_0) for kind in (ScaledHead, ScaledEmbedding, ScaledPreNorm)),
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from messages import refused
 
 from jaxtrain.models import presets
+from jaxtrain.nn.heads import LinearHead, TiedHead
 from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import LINEARS
@@ -233,10 +234,10 @@ VARIANTS = PRESETS | {
             PRESETS["llama3_tiny"].pattern[0].mixer.positions, scaling=LinearScaling(factor=2.0)
         ),
     ),
-    "tied llama": dataclasses.replace(PRESETS["llama3_tiny"], tied_embeddings=True),
+    "tied llama": dataclasses.replace(PRESETS["llama3_tiny"], head=TiedHead()),
     "qwen3 with windows": qwen3_with_windows_above_the_first_layer(),
     "gemma2 with a scale": with_mixer(PRESETS["gemma2_tiny"], scores=Scores(softcap=50.0, scale=144**-0.5)),
-    "untied gpt2": dataclasses.replace(PRESETS["gpt2_tiny"], tied_embeddings=False, dropout=0.2),
+    "untied gpt2": dataclasses.replace(PRESETS["gpt2_tiny"], head=LinearHead(), dropout=0.2),
     "gpt2 without scale": with_mixer(PRESETS["gpt2_tiny"], scores=Scores(scale=1.0)),
 }
 

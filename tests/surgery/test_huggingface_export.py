@@ -11,6 +11,7 @@ from messages import refused
 
 from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead
 from jaxtrain.nn.mixers.attention import LINEARS
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.mixers.scores import Scores
@@ -103,7 +104,10 @@ def with_block(config, **changes):
 
 INEXPRESSIBLE = {
     "plain feed-forward": (with_block(llama3_tiny(), mlp=MLPConfig(hidden=160)), ("llama", "pattern[0].mlp=MLPConfig")),
-    "cap on a llama": (dataclasses.replace(llama3_tiny(), logit_softcap=5.0), ("llama", "logit_softcap=5.0")),
+    "cap on a llama": (
+        dataclasses.replace(llama3_tiny(), head=CappedHead(cap=5.0)),
+        ("llama", "head=CappedHead(cap=5.0"),
+    ),
     "odd scale": (
         with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, scores=Scores(scale=0.3))),
         ("qwen3", "mixer.scores=Scores(scale=0.3"),

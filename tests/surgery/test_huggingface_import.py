@@ -17,6 +17,9 @@ from messages import refused
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.presets import llama
+from jaxtrain.nn.embeddings import TokenEmbedding
+from jaxtrain.nn.heads import LinearHead, TiedHead
+from jaxtrain.nn.joins import PreNorm
 from jaxtrain.nn.masks import Causal, SlidingWindow
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.positions import Rotary, RotaryEmbedding
@@ -50,6 +53,10 @@ def with_block(config, **changes):
     return dataclasses.replace(config, pattern=tuple(dataclasses.replace(b, **changes) for b in config.pattern))
 
 
+def with_plain_head(config):
+    return dataclasses.replace(config, head=TiedHead() if config.head.tied else LinearHead())
+
+
 def with_positions(config, change):
     """Return the decoder with changed rotary embeddings in the layers that have any."""
 
@@ -80,9 +87,9 @@ WITHOUT = {
     "qwen3 rope theta": ("qwen3", lambda c: with_rope(c, theta=10_000.0)),
     "gemma2 window": ("gemma2", lambda c: with_mixer(c, mask=Causal())),
     "gemma2 attention soft cap": ("gemma2", lambda c: with_scores(c, softcap=None)),
-    "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, logit_softcap=None)),
+    "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, head=TiedHead())),
     "gemma2 scale of queries": ("gemma2", lambda c: with_scores(c, scale=None)),
-    "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
     "qwen2 window": ("qwen2", lambda c: with_mixer(c, mask=Causal())),
     "phi3 window": ("phi3", lambda c: with_mixer(c, mask=Causal())),
     "starcoder2 window": ("starcoder2", lambda c: with_mixer(c, mask=Causal())),
@@ -91,7 +98,7 @@ WITHOUT = {
         "qwen2",
         lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.positions.scaling, attention_factor=1.0)),
     ),
-    "gemma embedding scale": ("gemma", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "gemma embedding scale": ("gemma", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
     "gemma3 base of full layers": ("gemma3_text", lambda c: with_rope(c, theta=50.0)),
     "gemma3 scaling of full layers": ("gemma3_text", lambda c: with_rope(c, scaling=None)),
     "phi3 part of a head": ("phi3", with_plain_rope),
@@ -101,14 +108,14 @@ WITHOUT = {
     ),
     "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1)))),
     "smollm3 layers without positions": ("smollm3", lambda c: with_mixer(c, positions=c.pattern[0].mixer.positions)),
-    "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, parallel=False)),
+    "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, join=PreNorm())),
     "gpt_neox part of a head": ("gpt_neox", with_plain_rope),
-    "granite scale of embeddings": ("granite", lambda c: dataclasses.replace(c, embedding_scale=1.0)),
-    "granite scale of logits": ("granite", lambda c: dataclasses.replace(c, logit_scale=1.0)),
+    "granite scale of embeddings": ("granite", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
+    "granite scale of logits": ("granite", with_plain_head),
     "granite scale of scores": ("granite", lambda c: with_mixer(c, scores=None)),
-    "granite scale of layers": ("granite", lambda c: with_block(c, residual_scale=1.0)),
+    "granite scale of layers": ("granite", lambda c: with_block(c, join=PreNorm())),
     "cohere2 pairs of neighbours": ("cohere2", with_plain_rope),
-    "cohere2 scale of logits": ("cohere2", lambda c: dataclasses.replace(c, logit_scale=1.0)),
+    "cohere2 scale of logits": ("cohere2", with_plain_head),
     "mistral window": ("mistral", lambda c: with_mixer(c, mask=Causal())),
     "mistral window off by one": ("mistral", lambda c: with_mixer(c, mask=SlidingWindow(window=7))),
 }
@@ -170,7 +177,7 @@ def test_a_tied_head_of_other_values_is_imported_untied(tmp_path, caplog):
     arrays = goldens.tensors(folder)
     goldens.save(arrays | {"lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}, folder)
     config, params = import_folder(folder)
-    assert not config.tied_embeddings
+    assert not config.head.tied
     assert "qwen3 ties the head to the embeddings, but lm_head.weight has other values: it is kept" in caplog.text
     tokens, expected = goldens.golden("qwen3")
     assert np.abs(goldens.logits(config, params, tokens) - 2 * expected).max() < 2 * TOLERANCE
@@ -183,7 +190,7 @@ def test_a_copy_of_the_tied_head_in_another_dtype_is_passed_over(tmp_path):
     arrays = goldens.tensors(folder)
     narrow = arrays["model.embed_tokens.weight"].astype(np.float16)
     goldens.save(arrays | {"model.embed_tokens.weight": narrow.astype(np.float32), "lm_head.weight": narrow}, folder)
-    assert open_folder(folder)[0].tied_embeddings
+    assert open_folder(folder)[0].head.tied
 
 
 def test_a_tied_head_of_another_shape_is_refused(tmp_path):

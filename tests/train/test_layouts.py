@@ -17,6 +17,7 @@ from tolerances import EXACT, assert_close
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import LearnedPositions
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
@@ -36,7 +37,7 @@ MODEL = DecoderConfig(
     repeats=2,
     max_length=8,
     norm=LayerNormConfig(),
-    learned_positions=True,
+    embedding=LearnedPositions(),
     pattern=(
         BlockConfig(
             mixer=AttentionConfig(heads=2, kv_heads=1, head_dim=4, biases=LINEARS), mlp=MLPConfig(hidden=12, bias=True)

@@ -23,6 +23,7 @@ from jaxtrain.surgery.huggingface.family import (
     Family,
     attention_of,
     epsilon_of,
+    head_of,
     mlp_of,
     shortest_pattern,
     write_activation,
@@ -112,7 +113,7 @@ class LlamaLike(Family):
             pattern=pattern,
             max_length=s["max_position_embeddings"],
             norm=norm,
-            tied_embeddings=s["tie_word_embeddings"],
+            head=head_of(tied=s["tie_word_embeddings"]),
         )
         return self.whole(s, common)
 
@@ -156,7 +157,7 @@ class LlamaLike(Family):
             "head_dim": mixer.head_dim,
             "max_position_embeddings": config.max_length,
             self.epsilon: epsilon_of(config.norm),
-            "tie_word_embeddings": config.tied_embeddings,
+            "tie_word_embeddings": config.head.tied,
             **({attention_bias: bool(mixer.biases)} if attention_bias else {}),
             **({mlp_bias: mlp.bias} if mlp_bias else {}),
             self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
@@ -173,7 +174,7 @@ class LlamaLike(Family):
         yield as_is(self.table, table, "embedding", "table")
         yield from in_layers(config, self.stack, self._block_tensors)
         yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
-        if not config.tied_embeddings:
+        if not config.head.tied:
             yield as_is(self.head, table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
@@ -181,7 +182,8 @@ class LlamaLike(Family):
         D, F = (config.d_model,), (mlp.hidden,)
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
         tensors = [*self.attention_tensors(mixer, D, H, J), *self.mlp_tensors(mlp.bias, D, F)]
-        for ours, theirs in self.norms.items():
+        for ours in block.join.norms:
+            theirs = self.norms[ours]
             tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
         if isinstance(mixer.qk_norm, PerHead | AllHeads):  # no family has another
             for ours, theirs, heads in (("query_norm", "q_norm", mixer.heads), ("key_norm", "k_norm", mixer.kv_heads)):
@@ -225,7 +227,7 @@ def with_scores(attention: AttentionConfig, scale: float, softcap: float | None 
     return replace(attention, scores=Scores(scale=None if usual else scale, softcap=softcap))
 
 
-def scale_of(attention: AttentionConfig) -> float:
+def score_scale(attention: AttentionConfig) -> float:
     """Return what multiplies the scores of attention."""
     if attention.scores is None or attention.scores.scale is None:
         return attention.head_dim**-0.5

@@ -9,8 +9,10 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.joins import ParallelSharedNorm
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.positions import NoPositions, Positions
+from jaxtrain.surgery.huggingface.family import head_of, scale_of
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
@@ -47,14 +49,14 @@ class Cohere2(LlamaLike):
         return rope if window else NoPositions()
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, parallel=True, shared_norm=True)
+        return replace(common, join=ParallelSharedNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         s.pass_over("layer_switch", "use_embedding_sharing", "use_parallel_embedding")  # what other settings say, too
         s.require("models of another kind have it", use_qk_norm=False, use_parallel_block=True, rotary_pct=1.0)
         s.require("models of another kind have it", use_gated_activation=True, position_embedding_type="rope_gptj")
         s.require("models of another kind have it", order_of_interleaved_layers="local_attn_first")
-        return replace(common, logit_scale=float(s["logit_scale"]))
+        return replace(common, head=head_of(tied=common.head.tied, scale=float(s["logit_scale"])))
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"logit_scale": config.logit_scale}
+        return {"logit_scale": scale_of(config.head)}

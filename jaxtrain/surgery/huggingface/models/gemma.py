@@ -5,13 +5,16 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import CappedHead
+from jaxtrain.nn.joins import SandwichNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig
 from jaxtrain.nn.positions import RotaryEmbedding
 from jaxtrain.nn.qk_norms import PerHead
-from jaxtrain.surgery.huggingface.family import attention_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, first_rotary, scale_of, with_scores
+from jaxtrain.surgery.huggingface.family import attention_of, head_of
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, first_rotary, score_scale, with_scores
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import (
@@ -45,7 +48,7 @@ class AnyGemma(LlamaLike):
         return OffsetRMSNormConfig(epsilon=epsilon)
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True)
+        return replace(common, embedding=ScaledEmbedding())
 
 
 class Gemma(AnyGemma):
@@ -83,10 +86,11 @@ class LaterGemma(AnyGemma):
         return with_scores(common, scalar**-0.5, s["attn_logit_softcapping"])
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, post_norm=True)
+        return replace(common, join=SandwichNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True, logit_softcap=s["final_logit_softcapping"])
+        head = head_of(tied=common.head.tied, cap=s["final_logit_softcapping"])
+        return replace(super().whole(s, common), head=head)
 
     def write_windows(self, windows: Windows) -> dict[str, Any]:
         return write_layer_types(windows)
@@ -94,9 +98,9 @@ class LaterGemma(AnyGemma):
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         mixer = attention_of(config.pattern[0])
         return {
-            "query_pre_attn_scalar": round(scale_of(mixer) ** -2),
+            "query_pre_attn_scalar": round(score_scale(mixer) ** -2),
             "attn_logit_softcapping": mixer.scores and mixer.scores.softcap,
-            "final_logit_softcapping": config.logit_softcap,
+            "final_logit_softcapping": config.head.cap if isinstance(config.head, CappedHead) else None,
         }
 
 

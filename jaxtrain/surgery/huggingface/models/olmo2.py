@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.joins import OutputNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.qk_norms import AllHeads
@@ -20,4 +21,4 @@ class Olmo2(LlamaLike):
         return replace(common, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"]))))
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, pre_norm=False, post_norm=True)
+        return replace(common, join=OutputNorm())
