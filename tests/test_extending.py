@@ -42,7 +42,6 @@ def doors() -> dict[str, Door]:
 DOORS = doors()
 ALONE = (
     "Wrapper of an optimizer",
-    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
