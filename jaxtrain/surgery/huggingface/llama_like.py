@@ -3,7 +3,7 @@
 Attention dropout is left out, as in the layer itself: it changes training only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -65,7 +65,7 @@ class LlamaLike(Family):
     layers = "num_hidden_layers"
     table = "model.embed_tokens.weight"
     stack: ClassVar[str] = "model.layers."
-    last_norm: ClassVar[str] = "model.norm"
+    last_norm: ClassVar[str | None] = "model.norm"
 
     # The settings.
 
@@ -82,6 +82,10 @@ class LlamaLike(Family):
 
     def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
         return read_rope(s, self.rope_keys)
+
+    def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
+        """Return the settings that say the rotary embeddings of the layers."""
+        return write_rope(next((a.rope for a in attentions if a.rope), None), self.rope_keys)
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         """Return the attention of a layer, from what all families have in common."""
@@ -159,7 +163,7 @@ class LlamaLike(Family):
             **({attention_bias: mixer.bias} if attention_bias else {}),
             **({mlp_bias: mlp.bias} if mlp_bias else {}),
             self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
-            **write_rope(next((a.rope for a in attentions if a.rope), None), self.rope_keys),
+            **self.write_rope(attentions),
             **self.write_windows(tuple(attention.window for attention in attentions)),
             **self.write_more(config),
         }
@@ -170,8 +174,11 @@ class LlamaLike(Family):
     def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
         table = (config.vocab_size, config.d_model)
         yield as_is(self.table, table, "embedding", "table")
+        yield from self.embedding_tensors(config)
         yield from in_layers(config, self.stack, self._block_tensors)
-        yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
+        if self.last_norm:
+            yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
+        yield from self.head_tensors(config)
         if not config.head.tied:
             yield as_is(self.head, table, "output", "kernel")
 
@@ -188,6 +195,14 @@ class LlamaLike(Family):
                 width = mixer.head_dim * (heads if mixer.joint_qk_norm else 1)
                 tensors += norm_tensors(f"self_attn.{theirs}", mixer.qk_norm, width, "mixer", ours)
         return tensors
+
+    def embedding_tensors(self, config: DecoderConfig) -> list[Tensor]:
+        """Return the tensors of the embedding beside its table."""
+        return []
+
+    def head_tensors(self, config: DecoderConfig) -> list[Tensor]:
+        """Return the tensors of the head beside its matrix."""
+        return []
 
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
         return [
