@@ -44,7 +44,6 @@ OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries 
 ALONE = (
     "Wrapper of an optimizer",
     *OF_ATTENTION,
-    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
