@@ -19,6 +19,11 @@ class Teacher(Technique):
     __slots__ = ()
     model: Any
 
+    @property
+    def members(self) -> int:
+        """The number of models of the architecture `model` that predict together. More than one are stacked."""
+        return 1
+
     @abstractmethod
     def arrays(self, mesh: Mesh) -> ModelState:
         """Return the arrays of the model, laid out over the mesh."""
