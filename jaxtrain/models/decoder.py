@@ -82,9 +82,9 @@ class DecoderConfig:
                 "linear of its own; leave head out, or set tied_embeddings=False"
             )
         self.head.check_head()
-        if self.teacher and self.teacher.model and self.teacher.model.vocab_size != self.vocab_size:
+        if self.teacher and self.teacher.vocab_size not in (None, self.vocab_size):
             raise ValueError(
-                f"teacher: its vocab_size={self.teacher.model.vocab_size} is another vocabulary than "
+                f"teacher: its vocab_size={self.teacher.vocab_size} is another vocabulary than "
                 f"vocab_size={self.vocab_size}: student and teacher need the same tokens"
             )
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
@@ -177,7 +177,7 @@ class Decoder(nnx.Module):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
         freeze_others(self, c.trainable)
-        self.teacher = frozen_teacher(c.teacher, rngs) if c.teacher else None
+        self.teacher = frozen_teacher(c.teacher, rngs) if c.teacher and c.teacher.members else None
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""

@@ -1,9 +1,9 @@
 """Several models of one architecture that predict as one: the geometric mean of their probabilities.
 
 Hinton et al. (2015), arXiv:1503.02531, section 1, allow the arithmetic or the geometric mean. The geometric one is the
-softmax of the mean of the logits, at every temperature. So the members have one vector of logits together: its likeliest
-words and their logits can be stored without the temperature at which a student learns, and the members' logits are added
-one after another. Either mean gives the targets a loss that is at most the mean of the members' losses.
+softmax of the mean of the logits, whatever the temperature. So the members together have one vector of logits. Its
+likeliest words can be stored for students of any temperature, and the members' logits are added one after another. By
+either mean the targets have a loss that is at most the mean of the members' losses.
 """
 
 from collections.abc import Callable

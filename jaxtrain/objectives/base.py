@@ -76,6 +76,11 @@ class Objective(Technique):
     __slots__ = ()
     evaluated: ClassVar[str] = "nll"
 
+    @property
+    def top_k(self) -> int | None:
+        """The number of a teacher's likeliest words that it reads; None where it reads all, or asks no teacher."""
+        return None
+
     @abstractmethod
     def weights(self, batch: Batch) -> Sums:
         """Return the denominator of every term, summed over a batch. It depends on the data, not on the model."""

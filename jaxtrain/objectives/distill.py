@@ -45,6 +45,13 @@ class Distill(Objective):
     def check(self, model: DecoderConfig) -> None:
         if model.teacher is None:
             raise ValueError("objective=Distill(...): the model has no teacher; set model.teacher")
+        if stored := model.teacher.given:
+            [there] = stored["words"].shape
+            if self.top_k is None or self.top_k > there:
+                raise ValueError(
+                    f"objective.top_k={self.top_k}: model.teacher has the {there} likeliest words of every token; "
+                    f"set objective.top_k to at most {there}"
+                )
         if self.top_k is not None and self.top_k > model.vocab_size:
             raise ValueError(f"objective.top_k={self.top_k}: model.vocab_size={model.vocab_size} has fewer words")
 
@@ -52,6 +59,8 @@ class Distill(Objective):
         return dict.fromkeys(("soft", "hard", "nll"), jnp.sum(batch.weights))
 
     def prepared(self, model: Model, batch: Batch) -> Batch:
+        if batch.hints:  # of a teacher whose logits are stored
+            return batch._replace(hints={name: hint[..., : self.top_k] for name, hint in batch.hints.items()})
         assert model.teacher is not None, "check() refuses a model without a teacher"
         hidden_BLD = jax.lax.stop_gradient(model.teacher.hidden(batch).y)
         if self.top_k is None:
@@ -76,8 +85,8 @@ class Distill(Objective):
         self, model: Model, batch: Batch, logits: Float[Array, "B L W"]
     ) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
         """Return the logits of student and teacher, of all words or of the teacher's likeliest."""
-        assert model.teacher is not None, "check() refuses a model without a teacher"
         if self.top_k is None:
+            assert model.teacher is not None, "check() refuses stored logits without top_k"
             words = model.head.words or logits.shape[-1]  # the rows behind them pad a table, by another number in each
             return logits[..., :words], model.teacher.head.logits(batch.hints["hidden"])[..., :words]
         return jnp.take_along_axis(logits, batch.hints["words"], axis=-1), batch.hints["logits"]
