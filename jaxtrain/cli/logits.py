@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     tokens = sum(stream.rows * stream.length for stream in written.streams.values())
     size = sum(digest[0] for stream in written.streams.values() for digest in stream.files.values())
-    teacher = f"@StoredLogits(path={str(arguments.folder)!r})"
+    teacher = f"@jaxtrain.train.teachers.StoredLogits(path={str(arguments.folder)!r})"
     print(f"the {written.top_k} likeliest words of {tokens:,} tokens, {size:,} bytes, in {arguments.folder}")
     print(f"next: {shlex.join(['jaxtrain', 'train', arguments.config, *options, '--set', f'model.teacher={teacher}'])}")
     return 0

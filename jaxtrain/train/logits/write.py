@@ -47,7 +47,8 @@ def write_logits(
     """
     teacher, top_k = model.teacher, objective.top_k
     if teacher is None or not teacher.members:
-        raise ValueError(f"model.teacher={teacher!r}: there is no model to ask; set it to FromRun(path=...)")
+        kind = f"{type(teacher).__name__}(...)" if teacher else None
+        raise ValueError(f"model.teacher={kind}: there is no model to ask; set it to FromRun(path=...)")
     if top_k is None:
         raise ValueError("objective.top_k=None: set it to the number of words to store of every token")
     if jax.process_count() > 1:
