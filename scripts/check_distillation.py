@@ -2,14 +2,16 @@
 
     python scripts/check_distillation.py --seeds 5
 
-This is section 6 of Hinton et al. (2015), arXiv:1503.02531, soft targets as regularizers, in small: the modules of the
-standard library, a byte-level decoder, and teachers of the student's size. Students of one seed have the same initial
-weights and see the same rows. Prints, seed by seed, the loss on text that no teacher and no student has seen, after the
-last step and at the best evaluation, and the means.
+This is section 6 of Hinton et al. (2015), arXiv:1503.02531, soft targets as regularizers, in small: modules of the
+standard library in passages of 2,000 characters, a byte-level decoder, and teachers of the student's size. Students of
+one seed have the same initial weights and see the same rows. Prints, seed by seed, the loss on modules that no teacher
+and no student has seen, after the last step and at the best of five evaluations, and the means.
 """
 
 import argparse
 import dataclasses
+import functools
+import json
 import sysconfig
 import tempfile
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import numpy as np
 
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import DataConfig, TextFiles, open_rows
+from jaxtrain.data import DataConfig, JsonLines, Rows, open_rows
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
@@ -28,17 +30,13 @@ from jaxtrain.objectives.distill import Distill
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
-from jaxtrain.train.evaluation import evaluate, validation_rows
+from jaxtrain.train.evaluation import evaluate
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.hooks.base import Hook, due
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.teachers import Ensemble, FromRun
 
-TEXT = DataConfig(source=TextFiles(glob=f"{sysconfig.get_path('stdlib')}/*.py"), validation_fraction=0.05)
-# A document is held out where a hash of its name is below the fraction. So students train on a part of the teachers'
-# text, and what is held out from the teachers is held out from them.
-LITTLE = dataclasses.replace(TEXT, validation_fraction=0.97)
 MODEL = DecoderConfig(
     vocab_size=320,
     d_model=64,
@@ -46,15 +44,45 @@ MODEL = DecoderConfig(
     pattern=(BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=16), mlp=GatedMLPConfig(hidden=192)),),
     max_length=64,
 )
-ROWS, LENGTH, BATCHES = 16, 64, 40  # of a batch, of a row, and of an evaluation
+MODULES = "[a-d]*.py"
+PASSAGE, ALL, LITTLE = 2_000, 0.9, 0.03  # characters, part of the modules, part of their passages
+ROWS, LENGTH, BATCHES = 16, 64, 20  # of a batch, of a row, and of an evaluation
 MEMBERS = range(100, 105)  # the seeds of the teachers
+
+
+class Texts:
+    """All the text, little of it, and modules that are held out, each a file of passages."""
+
+    def __init__(self, folder: Path):
+        random = np.random.default_rng(0)
+        modules = [path.read_text() for path in sorted(Path(sysconfig.get_path("stdlib")).glob(MODULES))]
+        modules = [modules[at] for at in random.permutation(len(modules))]
+        seen = round(ALL * len(modules))
+        passages, held_out = (
+            [text[at : at + PASSAGE] for text in part for at in range(0, len(text), PASSAGE)]
+            for part in (modules[:seen], modules[seen:])
+        )
+        few = random.choice(len(passages), round(LITTLE * len(passages)), replace=False)
+        self.all = _written(folder / "all.jsonl", passages)
+        self.little = _written(folder / "little.jsonl", [passages[at] for at in sorted(few)])
+        self.held_out = _rows(_written(folder / "held_out.jsonl", held_out), num_epochs=1)
+
+
+def _written(path: Path, passages: list[str]) -> DataConfig:
+    path.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
+    return DataConfig(source=JsonLines(glob=str(path)), validation_fraction=0.0)
+
+
+def _rows(data: DataConfig, num_epochs: int | None = None) -> Rows:
+    return open_rows(data, split="train", sequence_length=LENGTH, seed=0, num_epochs=num_epochs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut(Hook):
-    """The loss on the text that all runs hold out."""
+    """The loss of the targets on what is held out."""
 
     every_steps: int
+    rows: Rows
     take: Callable[[float], None]
 
     @property
@@ -63,26 +91,29 @@ class HeldOut(Hook):
 
     def after_step(self, run, state, hook_state):
         if due(run, self.every_steps):
-            self.take(loss_of(run.recipe.model, state.model, run.phase.program.mesh))
+            step, mesh = _evaluation_step(run.recipe.model), run.phase.program.mesh
+            found = evaluate(step, NextToken(), state.model, self.rows, batch_size=ROWS, batches=BATCHES, mesh=mesh)
+            self.take(found.loss)
         return state, hook_state
 
 
-def loss_of(model: DecoderConfig, state, mesh) -> float:
-    rows = validation_rows(TEXT, sequence_length=LENGTH)
-    step = make_evaluation_step(abstract_model(model).graph, NextToken())
-    return evaluate(step, NextToken(), state, rows, batch_size=ROWS, batches=BATCHES, mesh=mesh).loss
+@functools.cache
+def _evaluation_step(model: DecoderConfig):
+    return make_evaluation_step(abstract_model(model).graph, NextToken())
 
 
-def losses(folder: Path, arguments: argparse.Namespace, *, seed: int, **changes) -> list[float]:
+def losses(folder: Path, texts: Texts, *, data: DataConfig, steps: int, seed: int, **changes) -> list[float]:
     """Train a run, and return its losses on what is held out, in order."""
     found: list[float] = []
-    steps = arguments.steps
     config = TrainConfig(
         model=MODEL,
-        data=TEXT,
+        data=data,
         optimizer=AdamW(learning_rate=Cosine(peak=4e-3, warmup_steps=20)),
         phases=(Phase(steps=steps, batch_size=ROWS, sequence_length=LENGTH),),
-        hooks=(HeldOut(every_steps=max(steps // 8, 1), take=found.append), Checkpoint(every_steps=steps)),
+        hooks=(
+            HeldOut(every_steps=-(-steps // 5), rows=texts.held_out, take=found.append),
+            Checkpoint(every_steps=steps),
+        ),
         seed=seed,
         writers=(),
     )
@@ -90,38 +121,36 @@ def losses(folder: Path, arguments: argparse.Namespace, *, seed: int, **changes)
     return found
 
 
-def tokens(data: DataConfig) -> int:
-    """Return the tokens of the training split that have a loss."""
-    [source] = open_rows(data, split="train", sequence_length=LENGTH, seed=0).sources
-    return source.tokens_per_epoch
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--hard", type=float, default=0.1, help="the share of the loss of the targets")
     arguments = parser.parse_args()
     keep_compilations()
-    share, seen = tokens(LITTLE) / tokens(TEXT), arguments.steps * ROWS * LENGTH
-    print(f"students have {tokens(LITTLE):,} tokens, {share:.1%} of the teachers', and see {seen:,}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        of_teachers = [losses(folder / f"{seed}", arguments, seed=seed)[-1] for seed in MEMBERS]
-        print("teachers:", " ".join(f"{loss:.4f}" for loss in of_teachers), flush=True)
-        teacher = Ensemble(teachers=tuple(FromRun(path=str(folder / f"{seed}"), model=MODEL) for seed in MEMBERS))
+        texts = Texts(folder)
+        size, most = (_rows(data).sources[0].tokens_per_epoch for data in (texts.little, texts.all))
+        epochs = arguments.steps * ROWS * LENGTH / size
+        print(f"students have {size:,} tokens, {size / most:.1%} of {most:,}, {epochs:.1f} times", flush=True)
+
+        def run(name: str, seed: int, data: DataConfig, **changes) -> list[float]:
+            return losses(folder / f"{name}{seed}", texts, data=data, steps=arguments.steps, seed=seed, **changes)
+
+        print("teachers", *(f"{run('teacher', seed, texts.all)[-1]:.4f}" for seed in MEMBERS), flush=True)
+        teacher = Ensemble(
+            teachers=tuple(FromRun(path=str(folder / f"teacher{seed}"), model=MODEL) for seed in MEMBERS)
+        )
         soft = {
             "model": dataclasses.replace(MODEL, teacher=teacher),
             "objective": Distill(temperature=arguments.temperature, hard=arguments.hard),
         }
         table = []
-        print("seed  hard: last, best   soft: last, best", flush=True)
+        print("seed  hard labels: last, best  soft targets: last, best", flush=True)
         for seed in range(arguments.seeds):
-            students = [
-                losses(folder / f"{name}{seed}", arguments, seed=seed, data=LITTLE, **changes)
-                for name, changes in (("hard", {}), ("soft", soft))
-            ]
+            students = run("hard", seed, texts.little), run("soft", seed, texts.little, **soft)
             table.append([number for found in students for number in (found[-1], min(found))])
             print(f"{seed:4}  " + "  ".join(f"{number:.4f}" for number in table[-1]), flush=True)
         print("mean  " + "  ".join(f"{number:.4f}" for number in np.mean(table, axis=0)))
