@@ -99,6 +99,11 @@ def test_logits_exist_of_one_row_at_a_time_or_of_one_member(logits, model):
     assert largest(lambda: dataclasses.replace(OBJECTIVE, top_k=4).prepared(student, BATCH)) < logits[0].size
 
 
+def test_each_counts_with_the_operations_of_its_forward():
+    taught = STUDENT.flops_per_token(20) - ALONE.flops_per_token(20)
+    assert taught == pytest.approx(len(SEEDS) * MEMBER.flops_per_token(20) / 3)
+
+
 def test_models_of_other_architectures_are_refused():
     other = RandomTeacher(model=dataclasses.replace(MEMBER, repeats=2))
     with refused(ValueError, "teachers[2]", "model.repeats is 2", 1):
