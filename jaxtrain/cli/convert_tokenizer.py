@@ -58,7 +58,7 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | s
 
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
-    """Return the token that ends a document: of tokenizer_config.json, by the id in config.json, or a BERT's separator."""
+    """Return the token that ends a document: by tokenizer_config.json, config.json's id, or a BERT's separator."""
     token = special_token(source, "eos_token")
     if token is None:
         ids = special_ids(source, "config.json").get("eos_token_id")

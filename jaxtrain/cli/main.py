@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train, or resume, the run that a configuration describes",
     "eval": "evaluate a run's checkpoint on its validation data",
     "generate": "continue prompts with a run's model",
+    "logits": "store what a teacher says of the rows of a run, for students to train without it",
     "convert": "import weights from Hugging Face safetensors, or export to them",
     "compile": "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",
     "plot": "draw loss, learning rate and throughput of runs",

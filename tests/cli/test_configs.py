@@ -1,6 +1,8 @@
 """Every configuration of the repository can be read and makes a model, and those of published models are they."""
 
 import dataclasses
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,24 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
     )
     with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
+
+
+def test_teachers_are_runs_that_are_found_from_anywhere(quickstart, tmp_path):
+    """As docs/finetuning.md writes them."""
+    file = tmp_path / "two.gin"
+    page = (FOLDER.parent / "docs/finetuning.md").read_text()
+    [keys] = re.findall(r"    decoder\.DecoderConfig\.teacher = @teachers\.Ensemble\(\)\n(?:    .*\n)+", page)
+    head = re.sub("^(?!from|import|include).*$", "", (FOLDER / "distill_tiny.gin").read_text(), flags=re.MULTILINE)
+    head = head.replace("quickstart.gin", str(FOLDER / "distill_tiny.gin"))
+    file.write_text(
+        head + textwrap.dedent(keys).replace("runs/a", "runs/quickstart").replace("runs/b", "runs/quickstart")
+    )
+    config = load(file).config
+    assert config.model.teacher.members == 2 and config.model.teacher.model.repeats == 4
+    run = RunFolder(tmp_path / "runs/two")
+    RunFiles.of(config).write(run)
+    again = load(run.config).config.model.teacher
+    assert [teacher.path for teacher in again.teachers] == [str(tmp_path / "runs/quickstart")] * 2
 
 
 def test_a_run_that_is_evaluated_with_an_average_is_no_start(quickstart, tmp_path):
