@@ -90,30 +90,34 @@ def load(
             module may not be imported.
     """
     path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
-    from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
-
-    root = root or TrainConfig
     if path.suffix == ".py":
         imports = Imports([*import_from, path.parent])
-        tree = python_tree(path, root, imports)
+        tree = python_tree(path, root or _train_config(), imports)
     else:
         imports = Imports(import_from)
         tree = _gin_tree(path, root, imports)
     for override in overrides:
         apply_override(tree, override, imports)
-    attach_models(tree, lambda file: _gin_tree(file, TrainConfig, imports))
+    attach_models(tree, lambda file: _gin_tree(file, None, imports))
     check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)
 
 
-def _gin_tree(path: Path, root: type, imports: Imports) -> Node:
+def _gin_tree(path: Path, root: type | None, imports: Imports) -> Node:
     bindings = Bindings()
     _read(path, bindings, imports, ())
     with bounded(str(path)):
-        tree = bindings.tree(root, str(path))
+        tree = bindings.tree(root or _train_config(), str(path))
     resolve(tree)
     return tree
+
+
+def _train_config() -> "type[TrainConfig]":
+    """Return TrainConfig, which imports JAX: a file that cannot be parsed is refused before."""
+    from jaxtrain.config import TrainConfig
+
+    return TrainConfig
 
 
 def _find(path: Path, folders: Sequence[Path]) -> Path:
