@@ -13,7 +13,7 @@ from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main, parser
 from jaxtrain.train.folder import RunFolder
 
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 WITH_COMMANDS = [page for page in PAGES if commands(text(page))]
 
 
