@@ -3,21 +3,13 @@
 import argparse
 import logging
 import shlex
-from pathlib import Path
 
 from rich.console import Console
 
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.config import TrainConfig
 from jaxtrain.train.logits import write_logits
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a configuration with model.teacher and objective.top_k, or the folder of a run")
-    parser.add_argument("folder", type=Path, help="a new folder, for the logits of all rows that the run takes")
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
