@@ -69,6 +69,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text")
 
 
+def _logits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a configuration with model.teacher and objective.top_k, or the folder of a run")
+    parser.add_argument("folder", type=Path, help="a new folder, for the logits of all rows that the run takes")
+    _add_set(parser)
+
+
 def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a Hugging Face folder, the folder of a run, or an adapter")
     parser.add_argument("target", type=Path, help="the folder to make: the other kind")
@@ -171,6 +177,11 @@ COMMANDS = {
         "continue prompts with a run's model",
         _generate,
         'jaxtrain generate runs/quickstart --prompt "def " --prompt "import " --temperature 0.5',
+    ),
+    "logits": Command(
+        "store what a teacher says of the rows of a run, for students to train without it",
+        _logits,
+        "jaxtrain logits configs/distill_tiny.gin logits/quickstart --set objective.top_k=16",
     ),
     "convert": Command(
         "import weights from Hugging Face safetensors, or export to them",

@@ -10,7 +10,19 @@ from jaxtrain.cli.config_names import either, meant, nearest
 from jaxtrain.cli.config_options import keys_below
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
-from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, config_fields, field_name, new_node, sequence, tree_of
+from jaxtrain.cli.config_tree import (
+    Leaf,
+    Node,
+    Slot,
+    Tree,
+    config_fields,
+    field_name,
+    has_moved,
+    is_neutral,
+    new_node,
+    sequence,
+    tree_of,
+)
 from jaxtrain.cli.config_types import label
 
 
@@ -52,12 +64,14 @@ class Bindings:
         self._references: set[str] = set()
 
     def bind(self, key: Key, bound: Bound) -> None:
-        """Add one binding, which replaces an earlier one of its key.
+        """Add one binding, which replaces an earlier one of its key. A removed key that changed nothing is left out.
 
         Raises:
             ValueError: the class has no such key, or a file binds the key twice.
         """
         if cls := key.cls:
+            if is_neutral(cls, key.name, bound.value):
+                return
             key = key._replace(name=self._field_name(cls, key.name))
         if old := self._bound.get(key):
             if old.location.file == bound.location.file and old.location != bound.location:
@@ -66,7 +80,7 @@ class Bindings:
         self._bound[key] = bound
 
     def _field_name(self, cls: type, name: str) -> str:
-        if not meant(name, config_fields(cls)):
+        if not has_moved(cls, name) and not meant(name, config_fields(cls)):
             keys = dict.fromkeys(f"{label(key.cls)}.{key.name}" for _, key in keys_below([cls], name))
             if keys:
                 raise ValueError(f"{label(cls)} has no key {name!r}{either(list(keys))}")

@@ -31,7 +31,8 @@ _OTHER_WORDS = {  # the name here: what it is called elsewhere
     "steps": "iters max_iters max_steps num_steps train_steps total_steps",
     "tensor": "tp tensor_parallel",
     "theta": "rope_theta",
-    "tied_embeddings": "tie_word_embeddings tie_embeddings weight_tying",
+    "head": "tied_embeddings tie_word_embeddings tie_embeddings weight_tying lm_head",
+    "positions": "rope pos_emb position_embedding",
     "warmup_steps": "warmup warmup_iters num_warmup_steps",
     "weight_decay": "wd",
 }

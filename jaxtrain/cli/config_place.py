@@ -7,7 +7,7 @@ from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_names import either, meant, spelled_like, synonyms
-from jaxtrain.cli.config_tree import MOVED, RENAMED, Items, Leaf, Node, Tree, config_fields, field_name, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, config_fields, field_name, has_moved, join
 from jaxtrain.cli.config_types import item_hint, label
 
 ORIGIN = "--set"
@@ -106,7 +106,7 @@ def _below(root: Node, parent: Tree, hint: object, at: str, key: str) -> Place:
 def _elsewhere(root: Node, cls: type, at: str, key: str) -> list[str]:
     """Return the paths of the keys that are meant, below `at` or else anywhere. None where a key of `cls` is meant."""
     own = config_fields(cls)
-    if f"{label(cls)}.{key}" in MOVED | RENAMED:
+    if has_moved(cls, key):
         return []
     paths = [(join(above, name), name) for above, node in nodes(root, "") for name in config_fields(node.cls)]
     for alike in (synonyms, spelled_like):

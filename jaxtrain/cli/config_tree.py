@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import NamedTuple, get_type_hints
 
+from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_names import few, nearest
 from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label
 from jaxtrain.technique import lacking
@@ -42,10 +43,6 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Keys that earlier versions wrote into the config.gin of every run: renamed since, or removed, with a remedy.
-RENAMED = {"pipelined.Pipelined.keep": "residuals"}
-MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
-
 
 class Slot(NamedTuple):
     """Where a value will be put: the path, and the annotation that the value must fit."""
@@ -66,15 +63,27 @@ def config_fields(cls: type) -> dict[str, Field]:
 
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
-    name = RENAMED.get(f"{label(cls)}.{name}", name)
+    name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
     known = config_fields(cls)
     if name not in known:
-        if remedy := MOVED.get(f"{label(cls)}.{name}"):
-            found = f"; it is no key any more: {remedy}"
+        if removed := REMOVED_KEYS.get(f"{label(cls)}.{name}"):
+            found = f"; it is no key any more: {removed.remedy}"
         else:
             found = nearest(name, known) or few(known)
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
+
+
+def has_moved(cls: type, name: str) -> bool:
+    """Tell whether `name` was a field of `cls` in earlier versions."""
+    key = f"{label(cls)}.{name}"
+    return key in RENAMED_KEYS or key in REMOVED_KEYS
+
+
+def is_neutral(cls: type, name: str, value: object) -> bool:
+    """Tell whether `cls` has no field `name` any more, and the value is the one that changed nothing."""
+    removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
+    return removed is not None and removed.neutral == value
 
 
 def join(path: str, key: str | int) -> str:

@@ -59,6 +59,7 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
+    trainer.check_hints()
     start = None if arguments.overwrite else trainer.find_start()
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)

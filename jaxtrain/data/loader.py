@@ -104,5 +104,6 @@ class _PartOfBatches:
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:
+    hints = {name: np.stack([row.hints[name] for row in rows]) for name in rows[0].hints}  # type: ignore[misc]
     # A Batch is of numpy arrays up to the step, and annotated for the step.
-    return Batch(*(np.stack(column) for column in zip(*(row[:-1] for row in rows), strict=True)))  # type: ignore
+    return Batch(*(np.stack(column) for column in zip(*(row[:-1] for row in rows), strict=True)), hints)  # type: ignore

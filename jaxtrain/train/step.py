@@ -129,7 +129,7 @@ def make_evaluation_step(
     """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
-        batch = objective.prepared(merge(graph, model), batch)
-        return objective(merge(graph, model), batch, None)._replace(layers=LayerSums()), objective.weights(batch)
+        terms = objective.evaluation(merge(graph, model), batch)
+        return terms._replace(layers=LayerSums()), objective.weights(batch)
 
     return jax.jit(evaluate)

@@ -1,7 +1,9 @@
 """Every configuration of the repository can be read and makes a model, and those of published models are they."""
 
 import dataclasses
+import re
 import shutil
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from messages import refused
 
 import jaxtrain
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_tree import MOVED
+from jaxtrain.cli.config_moved import REMOVED_KEYS
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
@@ -90,15 +92,36 @@ def test_a_wheel_has_the_configurations_and_the_kernels(tmp_path, monkeypatch):
     assert load("configs/quickstart.gin").config == load(FOLDER / "quickstart.gin").config
 
 
-@pytest.mark.parametrize("key", MOVED)
+@pytest.mark.parametrize("key", REMOVED_KEYS)
 def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_path):
     recorded = tmp_path / "config.gin"
     recorded.write_text(
-        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.remat import full_remat\n"
-        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n"
+        "from __gin__ import dynamic_registration\n"
+        "from jaxtrain.models import decoder\nfrom jaxtrain.nn import block\n"
+        "from jaxtrain.nn.mixers import attention\nfrom jaxtrain.nn.positions import rotary\n"
+        "from jaxtrain.nn.remat import full_remat\n"
+        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
+    with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
+
+
+def test_teachers_are_runs_that_are_found_from_anywhere(quickstart, tmp_path):
+    """As docs/finetuning.md writes them."""
+    file = tmp_path / "two.gin"
+    page = (FOLDER.parent / "docs/finetuning.md").read_text()
+    [keys] = re.findall(r"    decoder\.DecoderConfig\.teacher = @teachers\.Ensemble\(\)\n(?:    .*\n)+", page)
+    head = re.sub("^(?!from|import|include).*$", "", (FOLDER / "distill_tiny.gin").read_text(), flags=re.MULTILINE)
+    head = head.replace("quickstart.gin", str(FOLDER / "distill_tiny.gin"))
+    file.write_text(
+        head + textwrap.dedent(keys).replace("runs/a", "runs/quickstart").replace("runs/b", "runs/quickstart")
+    )
+    config = load(file).config
+    assert config.model.teacher.members == 2 and config.model.teacher.model.repeats == 4
+    run = RunFolder(tmp_path / "runs/two")
+    RunFiles.of(config).write(run)
+    again = load(run.config).config.model.teacher
+    assert [teacher.path for teacher in again.teachers] == [str(tmp_path / "runs/quickstart")] * 2
 
 
 def test_a_run_that_is_evaluated_with_an_average_is_no_start(quickstart, tmp_path):

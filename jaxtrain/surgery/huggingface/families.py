@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
+from jaxtrain.surgery.huggingface.models.bert import BERT
 from jaxtrain.surgery.huggingface.models.cohere2 import Cohere2
 from jaxtrain.surgery.huggingface.models.gemma import Gemma, Gemma2, Gemma3
 from jaxtrain.surgery.huggingface.models.gpt2 import GPT2
@@ -16,6 +16,7 @@ from jaxtrain.surgery.huggingface.models.gpt_neox import GPTNeoX
 from jaxtrain.surgery.huggingface.models.granite import Granite
 from jaxtrain.surgery.huggingface.models.llama import Llama
 from jaxtrain.surgery.huggingface.models.mistral import Mistral
+from jaxtrain.surgery.huggingface.models.modernbert import ModernBERT
 from jaxtrain.surgery.huggingface.models.olmo2 import Olmo2
 from jaxtrain.surgery.huggingface.models.phi3 import Phi3
 from jaxtrain.surgery.huggingface.models.qwen import Qwen2, Qwen3
@@ -24,7 +25,7 @@ from jaxtrain.surgery.huggingface.models.starcoder2 import StarCoder2
 
 CLASSES: tuple[type[Family], ...] = (  # in the order of preference where several express a decoder
     *(Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, GPT2, Phi3, Olmo2),
-    *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2),
+    *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2, BERT, ModernBERT),
 )
 SHOWN = 3  # most families in an error
 FAMILIES: dict[str, Family] = {family.model_type: family() for family in CLASSES}
@@ -82,7 +83,7 @@ def differences(config: DecoderConfig, family: Family) -> list[str]:
 
 def _essence(config: DecoderConfig) -> DecoderConfig:
     """Return the configuration with fixed values for settings of training and computation, and the shortest pattern."""
-    pattern, repeats = shortest_pattern(tuple(map(_with_biases, config.pattern * config.repeats)))
+    pattern, repeats = shortest_pattern(config.pattern * config.repeats)
     return dataclasses.replace(
         config,
         pattern=pattern,
@@ -92,14 +93,6 @@ def _essence(config: DecoderConfig) -> DecoderConfig:
         remat=NoRemat(),
         scan=True,
     )
-
-
-def _with_biases(block: BlockConfig) -> BlockConfig:
-    """Return the block with `output_bias` left out where `bias` says the same."""
-    mixer = block.mixer
-    if not isinstance(mixer, AttentionConfig) or mixer.output_bias is not mixer.bias:
-        return block
-    return dataclasses.replace(block, mixer=dataclasses.replace(mixer, output_bias=None))
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:

@@ -6,8 +6,12 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import EmbeddingConfig, ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead, HeadConfig, LinearHead, ScaledHead, TiedHead
+from jaxtrain.nn.joins import Join, ScaledPreNorm
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
@@ -22,7 +26,8 @@ class Family(abc.ABC):
     `prefix` begins the names of all tensors except the head's; some published files leave it out. `ignored` is a
     regular expression for the names of buffers that old versions saved among the weights. `layers` is the name of the
     setting for the number of layers, `table` the name of the embedding that a tied head shares, `head` that of the
-    head. `renamed` gives the names of tensors that some programs save by another.
+    head. `renamed` has regular expressions for names that some programs save, and what to replace them by. `copies` has
+    the names of tensors that some programs save twice, with the names that they have here.
     """
 
     model_type: str
@@ -34,6 +39,7 @@ class Family(abc.ABC):
     table: str
     head: str = "lm_head.weight"
     renamed: Mapping[str, str] = {}
+    copies: Mapping[str, str] = {}
 
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         """Return the decoder of a config.json. Raises ValueError for settings that are not understood."""
@@ -73,6 +79,21 @@ def mlp_of(block: BlockConfig) -> MLPConfig | GatedMLPConfig:
     if not isinstance(block.mlp, MLPConfig | GatedMLPConfig):
         raise ValueError(f"it has the feed-forward layer {type(block.mlp).__name__}, which no family has")
     return block.mlp
+
+
+def head_of(*, tied: bool, scale: float = 1.0, cap: float | None = None) -> HeadConfig:
+    """Return the head of a decoder that is tied or not, and may scale or cap its logits."""
+    linear = None if tied else Dense()
+    if cap is not None:
+        return CappedHead(cap=cap, linear=linear)
+    if scale != 1.0:
+        return ScaledHead(scale=scale, linear=linear)
+    return TiedHead() if tied else LinearHead()
+
+
+def scale_of(part: EmbeddingConfig | Join | HeadConfig) -> float:
+    """Return the factor of an embedding, a join or a head, which is 1 for those without one."""
+    return part.scale or 1.0 if isinstance(part, ScaledEmbedding | ScaledPreNorm | ScaledHead) else 1.0
 
 
 def epsilon_of(norm: NormConfig) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
         check_unquantized(settings)
         family = family_named(settings.get("model_type"))
     check_tokens(folder)
-    stored = {family.renamed.get(name, name): at for name, at in stored_tensors(folder, family.ignored).items()}
+    stored = _renamed(folder, stored_tensors(folder, family.ignored), family)
     stored = _with_prefix(stored, family)
     with reading(file):
         _check_layers(family, settings, stored)
         config = family.read(settings)
     config, stored = _tied_if_equal(folder, family, config, stored)
-    expected = list(family.tensors(config))
+    stored = _without_copies(folder, stored, family)
+    with reading(file):
+        expected = list(family.tensors(config))
     _check(folder, expected, stored)
     return config, _tree(expected, stored)
 
@@ -74,6 +77,30 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     return config, jax.tree.map(place, leaves, shardings(axes, leaves, mesh))
 
 
+def _renamed(folder: Path, stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Return the tensors by the names that the family has for them."""
+    renamed: dict[str, Stored] = {}
+    for old, at in stored.items():
+        name = old
+        for pattern, replacement in family.renamed.items():
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise ValueError(f"{folder}: {old} is a second name of the tensor {name}, which is there as well")
+        renamed[name] = at
+    return renamed
+
+
+def _without_copies(folder: Path, stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Return the tensors without copies of others. Raises ValueError for a copy with other values."""
+    left = dict(stored)
+    for copy, name in family.copies.items():
+        if copy in stored:
+            if not same_values(stored[copy], stored.get(name, stored[copy])):
+                raise ValueError(f"{folder}: {copy} and {name} are one parameter, and have different values")
+            left[name] = left.pop(copy)
+    return left
+
+
 def _with_prefix(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
     """Return the tensors with the family's prefix in their names, which files of a model without a head lack."""
     if any(name.startswith(family.prefix) for name in stored):
@@ -96,12 +123,12 @@ def _tied_if_equal(
     If the head's values differ from the embeddings, it is kept and the decoder is not tied, as in transformers 5.
     """
     head, table = stored.get(family.head), stored.get(family.table)
-    if not config.tied_embeddings or head is None or table is None:
+    if not config.head.tied or head is None or table is None:
         return config, stored
     if same_values(head, table):
         return config, {name: at for name, at in stored.items() if name != family.head}
     log.warning("%s ties the head to the embeddings, but %s has other values: it is kept", folder, family.head)
-    return dataclasses.replace(config, tied_embeddings=False), stored
+    return dataclasses.replace(config, head=config.head.untied()), stored
 
 
 def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtrain.nn.masks import Causal, Mask, SlidingWindow
 from jaxtrain.surgery.huggingface.settings import Settings
 
 Windows = tuple[int | None, ...]  # one for each layer
@@ -18,8 +19,8 @@ def same_windows(s: Settings, window: int | None) -> Windows:
     return (window,) * s["num_hidden_layers"]
 
 
-def listed_windows(s: Settings, default: Sequence[bool]) -> Windows:
-    """Return the windows by `layer_types`, or without it by the family's rule `default`."""
+def listed_windows(s: Settings, default: Sequence[bool], key: str = "sliding_window") -> Windows:
+    """Return the windows by `layer_types`, or without it by the family's rule `default`. `key` has their length."""
     types = s["layer_types"]
     if types is None:
         types = [SLIDING if slides else FULL for slides in default]
@@ -27,9 +28,9 @@ def listed_windows(s: Settings, default: Sequence[bool]) -> Windows:
         raise ValueError(
             f"layer_types={types!r} must give sliding_attention or full_attention for each of the {len(default)} layers"
         )
-    window = s["sliding_window"]
+    window = s[key]
     if window is None and SLIDING in types:
-        raise ValueError("sliding_window=None is at odds with layers of sliding_attention: say how long it is")
+        raise ValueError(f"{key}=None is at odds with layers of sliding_attention: say how long it is")
     return tuple(window if kind == SLIDING else None for kind in types)
 
 
@@ -49,6 +50,10 @@ def patterned_windows(s: Settings) -> Windows:
     if period < 1:
         raise ValueError(f"sliding_window_pattern={period} must be at least 1: it counts layers")
     return listed_windows(s, [(i + 1) % period != 0 for i in range(s["num_hidden_layers"])])
+
+
+def mask_of(window: int | None) -> Mask:
+    return Causal() if window is None else SlidingWindow(window=window)
 
 
 def write_layer_types(windows: Windows) -> dict[str, Any]:
