@@ -46,7 +46,7 @@ class Rows:
         return f"{self._labels[source]}: {self.sources[source].describe(row)}"
 
     def ledger(self, rows: int) -> dict[str, int]:
-        """Return how many tokens with loss each source has in the first `rows` rows, by the label of the source."""
+        """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
         counts = self._interleaving.counts(rows)
         tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
         return dict(zip(self._labels, tokens, strict=True))
@@ -115,6 +115,11 @@ def text_digest(stores: Sequence[TokenStore]) -> str:
 def _source_rows(
     config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
+    if store.weights is not None and not config.examples.keeps_weights:
+        raise ValueError(
+            f"data.examples={config.examples} cannot keep the weights that a source gives its tokens: "
+            "use NextTokens(), or a source without weights"
+        )
     documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
     examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
     return SourceRows(

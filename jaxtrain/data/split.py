@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxtrain.data.store import TokenStore
+from jaxtrain.data.weights import Weights
 
 Split = Literal["train", "validation"]
 _TOLERATED_FACTOR = 4  # largest ratio of the configured share of tokens and the share that splitting by document gives
@@ -50,7 +51,18 @@ def documents_of(store: TokenStore, *, split: Split, validation_fraction: float)
             f"{validation_fraction=} leaves no text in {split=} of {int(store.lengths.sum())} tokens in "
             f"{len(store.lengths)} documents. Give more text or another validation_fraction."
         )
+    if store.weights is not None and not _weight(chosen, store.weights):
+        raise ValueError(
+            f"{validation_fraction=} leaves no token with loss in {split=}: the source gives all of them the weight 0. "
+            "Give more text or another validation_fraction."
+        )
     return chosen
+
+
+def _weight(documents: Documents, weights: Weights) -> float:
+    """Return the sum of the weights of all tokens that another one of their document comes before."""
+    sums = weights.before(documents.starts + documents.lengths) - weights.before(documents.starts + 1)
+    return float(sums.sum())
 
 
 def _is_near(for_validation: np.ndarray, lengths: np.ndarray, fraction: float) -> bool:

@@ -9,11 +9,27 @@ import numpy as np
 from jaxtrain.technique import Technique
 
 
+class Part(NamedTuple):
+    """A part of a document's text, and the weight of the loss on each of its tokens. No token lies in two parts."""
+
+    text: str
+    weight: float = 1.0
+
+
 class Document(NamedTuple):
-    """A text and its name within the source. The name decides between training and validation, so it must be stable."""
+    """A text and its name within the source. The name decides between training and validation, so it must be stable.
+
+    The loss on each token is multiplied by `weight`, and in a text of several parts also by the weight of the part. The
+    tokens that begin and end a document belong to its first and its last part.
+    """
 
     key: str
-    text: str
+    text: str | tuple[Part, ...]
+    weight: float = 1.0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self.text),) if isinstance(self.text, str) else self.text
 
 
 class Text(Technique):
