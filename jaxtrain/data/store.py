@@ -9,11 +9,11 @@ A store is the folder <cache>/tokens/<key> of
     weights.npy         weights of the loss, only if not all are 1  weight_ends.npy   where in tokens.bin each ends
     meta.json           the token type, a digest of all tokens and keys, and every file's size and checksum
 
-under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` is a hash of the source's fingerprint, which determines its text,
-and of the tokenizer's identity. So changed text or another tokenizer has another store, and no store is updated in
-place. A store is built in a temporary folder and renamed when it is complete, so processes may race, and may be killed,
-at any point. A store that does not match its meta.json is built again. The split into training and validation is
-computed on reading and not stored.
+under `$JAXTRAIN_CACHE` or ~/.cache/jaxtrain. `key` is a hash of the source's fingerprint, which determines its text, of
+the tokenizer's identity, and of the code of both classes. So changed text, an edited class or another tokenizer has
+another store, and no store is updated in place. A store is built in a temporary folder and renamed when it is complete,
+so processes may race, and may be killed, at any point. A store that does not match its meta.json is built again. The
+split into training and validation is computed on reading and not stored.
 """
 
 import contextlib
@@ -32,8 +32,9 @@ import numpy as np
 
 from jaxtrain.data import weights
 from jaxtrain.data.cache import cache_folder
+from jaxtrain.data.code import code_of
 from jaxtrain.data.sources.base import Source
-from jaxtrain.data.store_files import FILES, FORMAT, checksum, write
+from jaxtrain.data.store_files import FILES, FORMAT, Progress, checksum, write
 from jaxtrain.data.tokenizers.base import Tokenizer
 from jaxtrain.data.weights import Weights
 
@@ -52,6 +53,8 @@ class TokenStore(NamedTuple):
     key_bytes: np.ndarray
     key_ends: np.ndarray
     digest: str  # of the keys, tokens and weights of all documents, the same on every machine
+    written: float  # when, in seconds since 1970
+    is_new: bool = False  # written by this call, and not found in the cache
     weights: Weights | None = None  # of the loss on each token; None: all are 1
 
     def key(self, document: int) -> str:
@@ -59,24 +62,31 @@ class TokenStore(NamedTuple):
         return self.key_bytes[begin : self.key_ends[document]].tobytes().decode(errors="replace")
 
 
-def open_store(source: Source, tokenizer: Tokenizer) -> TokenStore:
+def open_store(
+    source: Source, tokenizer: Tokenizer, *, progress: Progress | None = None, rebuild: bool = False
+) -> TokenStore:
     """Return the store of a source. Tokenise the source first where the cache has no undamaged store.
+
+    With `rebuild` it is tokenised in any case. `progress` is told how far that is.
 
     Raises:
       ValueError: the source has no text, or changes while it is read.
       OSError: the store cannot be written.
     """
     folder = cache_folder() / "tokens" / _key(source, tokenizer)
+    is_new = False
     for _ in range(3):  # another process may replace a damaged store between our check and our use of it
-        store = _read(folder)
+        store = None if rebuild and not is_new else _read(folder)
         if store is not None:
-            return store
-        _build(source, tokenizer, folder)
+            return store._replace(is_new=is_new)
+        _build(source, tokenizer, folder, progress, replaced=rebuild)
+        is_new = True
     raise OSError(f"{folder} cannot be written whole: it is damaged again each time it is built. Check the disk.")
 
 
 def _key(source: Source, tokenizer: Tokenizer) -> str:
-    parts = [FORMAT, type(source).__qualname__, source.fingerprint(), tokenizer.identity()]
+    codes = [code_of(type(source)), code_of(type(tokenizer))]
+    parts = [FORMAT, type(source).__qualname__, source.fingerprint(), tokenizer.identity(), *codes]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -106,6 +116,7 @@ def _opened(folder: Path, meta: dict) -> TokenStore:
         key_bytes=_mapped(folder / "keys.bin", np.dtype(np.uint8)),
         key_ends=np.load(folder / "key_ends.npy"),
         digest=meta["digest"],
+        written=meta["written"],
         weights=weights.load(folder) if set(weights.FILES) <= set(meta["files"]) else None,
     )
 
@@ -114,7 +125,7 @@ def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)  # a plain view: indexing np.memmap itself is slow
 
 
-def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
+def _build(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None, *, replaced: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     began = time.monotonic()
@@ -123,7 +134,7 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         whole = Path(building) / "store"
         whole.mkdir()
         try:
-            count = write(source, tokenizer, whole)
+            count = write(source, tokenizer, whole, progress)
         except OSError as error:
             if error.filename is not None:
                 raise
@@ -131,15 +142,18 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
             raise OSError(f"{source} cannot be tokenised into {folder}: {error.strerror or error}") from error
         if _key(source, tokenizer) != folder.name:
             raise ValueError(f"{source} changed while it was read. Begin again when its files are complete.")
-        _publish(whole, folder, damaged=Path(building) / "damaged")
+        _publish(whole, folder, old=Path(building) / "old", replaced=replaced)
     _log.info("%d tokens in %.1f s", count, time.monotonic() - began)
 
 
-def _publish(whole: Path, folder: Path, *, damaged: Path) -> None:
-    """Rename a complete store to its place, unless another process has put an undamaged one there first."""
-    if folder.exists() and _read(folder) is None:
+def _publish(whole: Path, folder: Path, *, old: Path, replaced: bool) -> None:
+    """Rename a complete store to its place, unless another process has put an undamaged one there first.
+
+    With `replaced` also an undamaged one goes. A process that has it open goes on reading it.
+    """
+    if folder.exists() and (replaced or _read(folder) is None):
         with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, damaged)
+            os.replace(folder, old)
     try:
         os.replace(whole, folder)
     except OSError:

@@ -3,8 +3,9 @@
 import array
 import hashlib
 import json
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from jaxtrain.data import weights
 from jaxtrain.data.sources.base import Document, Source
 from jaxtrain.data.tokenizers.base import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("tokens.bin", "document_ends.npy", "keys.bin", "key_ends.npy", "key_hashes.npy")
+Progress = Callable[[int, int], None]  # is told the documents and tokens written so far
 _BATCH_CHARACTERS = 2**22
 _BATCH_DOCUMENTS = 1024
 _CHECKED_BYTES = 2**26  # of each file; a checksum of all bytes of a large store would delay every start by a full read
 
 
-def write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
+def write(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None) -> int:
     """Write the files of a store, meta.json last, and return the number of tokens."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     lengths, key_lengths, hashes = array.array("q"), array.array("q"), array.array("Q")
+    written = 0
     stretches, digest = weights.Stretches(), hashlib.blake2b(digest_size=16)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "keys.bin").open("wb") as keys:
         for batch in _batches(source.documents()):
@@ -38,6 +41,9 @@ def write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
                 key_lengths.append(len(key))
                 hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
                 stretches.add(document, map(len, parts))
+            written += sum(lengths[-len(batch) :])
+            if progress:
+                progress(len(lengths), written)
     if not lengths:
         raise ValueError(f"{source=} has no text: every document is empty. Name another one.")
     if stretches.are_all_zero:
@@ -54,12 +60,13 @@ def write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
         names = (*FILES, *weights.FILES)
     meta = {
         "format": FORMAT,
+        "written": time.time(),
         "dtype": dtype.name,
         "digest": digest.hexdigest(),
         "files": {name: checksum(folder / name) for name in names},
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    return sum(lengths)
+    return written
 
 
 def checksum(path: Path) -> list[int]:
