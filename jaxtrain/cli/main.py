@@ -19,6 +19,7 @@ from jaxtrain.train.folder import SaveError
 
 COMMANDS = {
     "train": "train, or resume, the run that a configuration describes",
+    "data": "prepare the data of a configuration, and show what a run reads of it",
     "eval": "evaluate a run's checkpoint on its validation data",
     "generate": "continue prompts with a run's model",
     "convert": "import weights from Hugging Face safetensors, or export to them",

@@ -2,16 +2,18 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxtrain.data.config import DataConfig
 from jaxtrain.data.examples import NextTokens
 from jaxtrain.data.source_rows import SourceRows
+from jaxtrain.data.sources.base import Source
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
 from jaxtrain.data.store import TokenStore, open_store
+from jaxtrain.data.store_files import Progress
 from jaxtrain.shapes import Batch
 
 
@@ -31,7 +33,7 @@ class Rows:
         self.sources, self.sequence_length, self.name = sources, sequence_length, name
         self._interleaving = interleaving
         self._length = length
-        self._labels = labels
+        self.labels = labels
 
     def __len__(self) -> int:
         return self._length
@@ -43,21 +45,34 @@ class Rows:
     def describe(self, index: int) -> str:
         """Return a text that names the source of a row and the parts of documents in it."""
         source, row = self._interleaving.locate(index)
-        return f"{self._labels[source]}: {self.sources[source].describe(row)}"
+        return f"{self.labels[source]}: {self.sources[source].describe(row)}"
+
+    def pieces(self, index: int) -> tuple[str, list[str]]:
+        """Return the source of a row and the names of the parts of documents in it."""
+        source, row = self._interleaving.locate(index)
+        return self.labels[source], self.sources[source].piece_names(row)
+
+    def counts(self, rows: int) -> list[int]:
+        """Return how many of the first `rows` rows each source gives."""
+        return self._interleaving.counts(rows)
 
     def ledger(self, rows: int) -> dict[str, int]:
         """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
-        counts = self._interleaving.counts(rows)
-        tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
-        return dict(zip(self._labels, tokens, strict=True))
+        tokens = [source.tokens_in(count) for source, count in zip(self.sources, self.counts(rows), strict=True)]
+        return dict(zip(self.labels, tokens, strict=True))
 
 
-def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
-    """Return the token stores of all sources, and tokenise those that the cache lacks.
+def open_stores(
+    config: DataConfig, *, progress: Callable[[Source], Progress] | None = None, rebuild: bool = False
+) -> tuple[TokenStore, ...]:
+    """Return the token stores of all sources, and tokenise those that the cache lacks, or all with `rebuild`.
 
-    A store does not change when the files of its source change.
+    A store does not change when the files of its source change. `progress` gives what is told how far a source is.
     """
-    return tuple(open_store(source, config.tokenizer) for source in config.sources)
+    return tuple(
+        open_store(source, config.tokenizer, progress=progress and progress(source), rebuild=rebuild)
+        for source in config.sources
+    )
 
 
 def open_rows(

@@ -36,16 +36,7 @@ def documents_of(store: TokenStore, *, split: Split, validation_fraction: float)
     """
     if split not in ("train", "validation"):
         raise ValueError(f"{split=} must be 'train' or 'validation'.")
-    everything = Documents(np.arange(len(store.starts)), store.starts, store.lengths)
-    if validation_fraction == 0:
-        chosen = everything if split == "train" else _where(everything, np.zeros(len(store.starts), bool))
-    else:
-        for_validation = store.key_hashes / 2.0**64 < validation_fraction
-        if _is_near(for_validation, store.lengths, validation_fraction):
-            chosen = _where(everything, for_validation if split == "validation" else ~for_validation)
-        else:
-            chosen = _cut(everything, split, validation_fraction)
-    chosen = _where(chosen, chosen.lengths >= 2)
+    chosen = chosen_of(store, split=split, validation_fraction=validation_fraction)
     if not len(chosen.numbers):
         raise ValueError(
             f"{validation_fraction=} leaves no text in {split=} of {int(store.lengths.sum())} tokens in "
@@ -57,6 +48,20 @@ def documents_of(store: TokenStore, *, split: Split, validation_fraction: float)
             "Give more text or another validation_fraction."
         )
     return chosen
+
+
+def chosen_of(store: TokenStore, *, split: Split, validation_fraction: float) -> Documents:
+    """Return the documents of one split, which may be none."""
+    everything = Documents(np.arange(len(store.starts)), store.starts, store.lengths)
+    if validation_fraction == 0:
+        chosen = everything if split == "train" else _where(everything, np.zeros(len(store.starts), bool))
+    else:
+        for_validation = store.key_hashes / 2.0**64 < validation_fraction
+        if _is_near(for_validation, store.lengths, validation_fraction):
+            chosen = _where(everything, for_validation if split == "validation" else ~for_validation)
+        else:
+            chosen = _cut(everything, split, validation_fraction)
+    return _where(chosen, chosen.lengths >= 2)
 
 
 def _weight(documents: Documents, weights: Weights) -> float:

@@ -25,6 +25,11 @@ class Weights:
         """Return the weights of tokens, by their places in the store."""
         return self._values[np.searchsorted(self._ends, tokens, side="right")]
 
+    @property
+    def with_loss(self) -> "Weights":
+        """The same with 1 for every weight that is not 0, so that sums count the tokens with loss."""
+        return Weights(self._ends, (self._values > 0).astype(np.float32))
+
     def before(self, tokens: np.ndarray) -> np.ndarray:
         """Return the sum of the weights of all tokens before each place of the store."""
         return np.interp(tokens, self._bounds, self._sums)

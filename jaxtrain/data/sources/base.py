@@ -70,6 +70,10 @@ class Source(Text):
     def documents(self) -> Iterator[Document]:
         """Yield every document once, in an order that depends on the source alone."""
 
+    def expected_documents(self) -> int | None:
+        """Return about how many documents there are, for a progress bar. None: only reading them tells."""
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that determines the documents: digests of their bytes, not sizes and times."""

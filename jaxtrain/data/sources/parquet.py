@@ -28,6 +28,15 @@ class Parquet(Source):
                     if text is not None:
                         yield Document(f"{file.key}:{row}", text)
 
+    def expected_documents(self) -> int:
+        import pyarrow.parquet
+
+        rows = 0
+        for file in files.matched(self.glob):
+            with reading(file.path, what="Parquet", unit="row"), file.open_as_it_is() as stream:
+                rows += pyarrow.parquet.read_metadata(stream).num_rows
+        return rows
+
     def fingerprint(self) -> str:
         return f"{self.column!r}\n" + files.fingerprint(self.glob)
 
