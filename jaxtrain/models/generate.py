@@ -117,7 +117,7 @@ def _keys(key: Key[Array, ""], prompts: int) -> Key[Array, " B"]:
 
 
 def _prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prompts as rows of one length, and their own lengths. Raise ValueError where one cannot be continued."""
+    """Return the prompts as rows of one length, and their lengths. Raise ValueError where one cannot be continued."""
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")

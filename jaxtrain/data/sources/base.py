@@ -1,8 +1,8 @@
 """The interface of sources of text: a finite, ordered stream of named documents."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,3 +57,21 @@ class Source(Text):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that determines the documents: digests of their bytes, not sizes and times."""
+
+
+class Record(NamedTuple):
+    """A row of a table, or an object of a file, and its name within the source. `place` says where it is, in errors."""
+
+    key: str
+    place: str
+    fields: Mapping[str, Any]
+
+
+class Records(Source):
+    """A source whose documents are fields of records, which other sources may read whole."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """Yield every record once, in an order that depends on the source alone, with all its fields."""
