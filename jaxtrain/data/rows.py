@@ -9,6 +9,7 @@ import numpy as np
 from jaxtrain.data.config import DataConfig
 from jaxtrain.data.examples import NextTokens
 from jaxtrain.data.source_rows import SourceRows
+from jaxtrain.data.sources.base import Source
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
 from jaxtrain.data.store import TokenStore, open_store
@@ -46,7 +47,7 @@ class Rows:
         return f"{self._labels[source]}: {self.sources[source].describe(row)}"
 
     def ledger(self, rows: int) -> dict[str, int]:
-        """Return how many tokens with loss each source has in the first `rows` rows, by the label of the source."""
+        """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
         counts = self._interleaving.counts(rows)
         tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
         return dict(zip(self._labels, tokens, strict=True))
@@ -80,9 +81,10 @@ def open_rows(
         raise ValueError(f"{num_epochs=} must be at least 1, or None for endless rows.")
     if seed < 0:
         raise ValueError(f"{seed=} must not be negative.")
+    pairs = zip(config.sources, open_stores(config) if stores is None else stores, strict=True)
     sources = [
-        _source_rows(config, store, split=split, sequence_length=sequence_length, seed=(seed, number))
-        for number, store in enumerate(open_stores(config) if stores is None else stores)
+        _source_rows(config, source, store, split=split, sequence_length=sequence_length, seed=(seed, number))
+        for number, (source, store) in enumerate(pairs)
     ]
     if num_epochs is None:
         interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
@@ -113,9 +115,15 @@ def text_digest(stores: Sequence[TokenStore]) -> str:
 
 
 def _source_rows(
-    config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
+    config: DataConfig, source: Source, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
-    documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
+    if store.weights is not None and not config.examples.keeps_weights:
+        raise ValueError(
+            f"data.examples={config.examples} cannot keep the weights that a source gives its tokens: "
+            "use NextTokens(), or a source without weights"
+        )
+    fraction = config.validation_fraction
+    documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)
     examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
     return SourceRows(
         store, documents, packing=config.packing, examples=examples, sequence_length=sequence_length, seed=seed

@@ -1,7 +1,7 @@
 """The packed rows of one source, by index, for any number of epochs."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class SourceRows:
         row = blank_row(self._sequence_length)
         row.tokens[:filled] = self._store.tokens[at]
         row.targets[:filled] = self._store.tokens[at + 1]
-        row.weights[:filled] = 1
+        row.weights[:filled] = 1 if self._store.weights is None else self._store.weights.at(at + 1)
         row.segment_ids[:filled] = np.repeat(pieces + 1, length)
         row.positions[:filled] = position
         epoch, number = divmod(index, self.rows_per_epoch)
@@ -66,15 +66,21 @@ class SourceRows:
         )
 
     def tokens_in(self, rows: int) -> int:
-        """Return how many tokens with loss the first `rows` rows have."""
+        """Return how many tokens the first `rows` rows have, whatever the weights of the loss on them."""
         epochs, rest = divmod(rows, self.rows_per_epoch)
         plan = self._plan(epochs)
         return epochs * self.tokens_per_epoch + int(plan.length[: plan.offsets[rest]].sum())
 
-    def document_tokens(self):
+    def document_tokens(self) -> Iterator[np.ndarray]:
         """Yield the tokens of each document of this split, in the order of the store."""
         for start, length in zip(self._documents.starts.tolist(), self._documents.lengths.tolist(), strict=True):
             yield self._store.tokens[start : start + length]
+
+    def document_weights(self) -> Iterator[np.ndarray | None]:
+        """Yield the weight of each token of each document, in the order of the store. None: they are all 1."""
+        weights = self._store.weights
+        for start, length in zip(self._documents.starts.tolist(), self._documents.lengths.tolist(), strict=True):
+            yield None if weights is None else weights.at(np.arange(start, start + length))
 
     def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         epoch, row = divmod(index, self.rows_per_epoch)

@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module
 from messages import refused
 
-from jaxtrain.data import ArrayRecord, JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from jaxtrain.data import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
 
 TEXTS = ["first", "zweite äöü", "third\nwith a line"]
 
@@ -111,7 +111,7 @@ def test_half_a_surrogate_pair_in_json_becomes_text_that_can_be_encoded(tmp_path
 def test_a_null_is_passed_over_and_a_missing_field_is_not(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"other": "b"}\n')
     documents = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
-    assert next(documents) == ("a.jsonl:2", "a")
+    assert next(documents) == Document("a.jsonl:2", "a")
     with refused(ValueError, "field='text'", f"{tmp_path}/a.jsonl:3", ["other"]):
         next(documents)
 
@@ -150,8 +150,8 @@ def test_parquet_text_is_read_however_it_is_kept_and_nulls_are_passed_over(kind,
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "b.parquet")
     documents = list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
     assert documents == [
-        *((f"a.parquet:{row}", text) for row, text in enumerate(TEXTS, start=1)),
-        ("a.parquet:5", "first"),
+        *(Document(f"a.parquet:{row}", text) for row, text in enumerate(TEXTS, start=1)),
+        Document("a.parquet:5", "first"),
     ]
 
 

@@ -54,7 +54,9 @@ def _messages(key: str, value: Any) -> list[Message]:
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise ValueError(f"its `{key}` must be a list of messages, each an object with `role` and `content`")
     # Columnar files give every message the keys of all; a null is a key that the message does not have.
-    messages: list[Message] = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in value]
+    messages: list[Message] = [
+        {k: v for k, v in message.items() if v is not None or k == "content"} for message in value
+    ]
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):

@@ -27,6 +27,10 @@ class ChatTemplate:
     ):
         text, told = _read(Path(path))
         self._special = tokenizer.special_tokens
+        if not self._special:
+            raise ValueError(
+                f"data.tokenizer={tokenizer} has no special tokens to end answers; use a HuggingFaceTokenizer"
+            )
         self._spellings = spellings(self._special)
         self._template = Template(text, where=path, date=date)
         self._path = path

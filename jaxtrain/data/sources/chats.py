@@ -35,6 +35,7 @@ class Chats(Source):
     template: FilePath
     bos_token: str | None = None
     date: str | None = None
+    divisible: ClassVar[bool] = False
     paper: ClassVar[str] = "huggingface.co/docs/transformers/chat_templating"
 
     def __post_init__(self):
