@@ -1,18 +1,31 @@
 """Chats as templates write them: answers with their stop tokens are learned, behind the prompts of generation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from chat_shapes import CHAT, SHAPES, Shape
 from messages import refused
 
-from jaxtrain.data import HuggingFaceTokenizer
+from jaxtrain.data import (
+    ByteTokenizer,
+    Chats,
+    DataConfig,
+    HuggingFaceTokenizer,
+    JsonLines,
+    Parquet,
+    loader,
+    open_rows,
+)
 from jaxtrain.data.chat.messages import chat_of
 from jaxtrain.data.chat.template import ChatTemplate
 from jaxtrain.data.chat.tokens import encode_chats, encode_prompt
 from jaxtrain.data.chat.turns import prompt, rendered
+from jaxtrain.data.store import open_store
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "golden/chats.json").read_text())
 ANSWERS = [number for number, message in enumerate(CHAT) if message["role"] == "assistant"]
@@ -154,3 +167,160 @@ CHATML = SHAPES["chatml"].template
 def test_a_template_that_would_teach_something_else_is_refused(template, facts, tmp_path):
     with refused(ValueError, *facts):
         Written(SHAPES["chatml"]._replace(template=template), tmp_path)
+
+
+ROWS = {
+    "messages": ({"messages": CHAT}, [0, 1, 0, 1]),
+    "texts": ({"prompt": "Hi", "completion": "Hello."}, [0, 1]),
+    "lists": ({"prompt": CHAT[:3], "completion": CHAT[3:], "id": 7}, [0, 0, 0, 1]),
+    "nulls of columns": (
+        {"messages": [m | {"name": None, "weight": None} for m in CHAT], "prompt": None},
+        [0, 1, 0, 1],
+    ),
+    "weights": ({"messages": [*CHAT[:1], CHAT[1] | {"weight": 0}, CHAT[2], CHAT[3] | {"weight": 0.5}]}, [0, 0, 0, 0.5]),
+}
+
+
+@pytest.mark.parametrize(("fields", "weights"), ROWS.values(), ids=ROWS)
+def test_answers_are_learned_with_their_weights(fields, weights):
+    chat = chat_of(fields)
+    assert chat.weights == tuple(weights)
+    assert [sorted(message) for message in chat.messages] == len(weights) * [["content", "role"]]
+
+
+NO_ROWS = {
+    "a text": ({"text": "Hi"}, ["['text']", "`messages`"]),
+    "a prompt alone": ({"prompt": "Hi", "completion": None}, ["`completion`"]),
+    "a list and a text": ({"prompt": CHAT[:1], "completion": "Hi"}, ["`completion`"]),
+    "no list": ({"messages": "Hi"}, ["`messages`"]),
+    "no messages": ({"messages": []}, ["`messages`"]),
+    "no role": ({"messages": [{"from": "human", "value": "Hi"}]}, ["messages[0]", "['from', 'value']"]),
+    "no text": ({"messages": [{"role": "assistant", "content": None}]}, ["messages[0]", "`content`"]),
+    "no answer": ({"messages": CHAT[:1]}, ["'assistant'"]),
+    "no weight": ({"messages": [*CHAT[:1], CHAT[1] | {"weight": 0}]}, ["'assistant'", 0]),
+    "a negative weight": ({"messages": [CHAT[1] | {"weight": -1}]}, ["weight=-1"]),
+    "a weight in words": ({"messages": [CHAT[1] | {"weight": "1"}]}, ["weight='1'"]),
+    "a weight of a question": ({"messages": [CHAT[0] | {"weight": 1}, CHAT[1]]}, ["'user'", "weight=1"]),
+}
+
+
+@pytest.mark.parametrize(("fields", "facts"), NO_ROWS.values(), ids=NO_ROWS)
+def test_a_row_that_is_no_chat_is_refused(fields, facts):
+    with refused(ValueError, *facts):
+        chat_of(fields)
+
+
+def _chats(folder: Path, rows: list[dict], kind: str = "jsonl", **changes) -> DataConfig:
+    """Return the data of chats in a file, by ChatML."""
+    if kind == "jsonl":
+        (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = JsonLines(glob=f"{folder}/chats.jsonl")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "chats.parquet")
+        source = Parquet(glob=f"{folder}/chats.parquet")
+    shape = SHAPES["chatml"]
+    chats = Chats(rows=source, template=template_of(shape, folder))
+    return DataConfig(source=chats, tokenizer=tokenizer_of(shape, folder), validation_fraction=0.0, **changes)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_chats_are_packed_whole_and_side_by_side(kind, tmp_path):
+    """What a model sees of a chat in a packed row is what it sees of the chat alone (tests/models/test_decoder.py)."""
+    rows = [{"messages": _with(f"{n} + {n}?", f"It is {2 * n}.", "?" * (n % 5))} for n in range(12)]
+    data = _chats(tmp_path, rows, kind)
+    alone = [Written(SHAPES["chatml"], tmp_path, row["messages"]) for row in rows]
+    expected = sorted((one.ids[:-1], one.ids[1:], one.weights[1:].tolist()) for one in alone)
+    found = []
+    for batch in loader(data, split="train", batch_size=2, sequence_length=128, seed=0, num_epochs=1):
+        assert batch.segment_ids.max() > 1
+        for row in zip(*(np.asarray(leaf) for leaf in batch[:5]), strict=True):
+            for segment in range(1, row[3].max() + 1):
+                *piece, positions = (leaf[row[3] == segment].tolist() for leaf in (*row[:3], row[4]))
+                assert positions == list(range(len(positions)))
+                found.append(tuple(piece))
+    assert sorted(found) == expected
+
+
+def test_few_chats_are_not_cut_to_have_some_for_validation(tmp_path):
+    """Their ends would be for validation, and training would not see a stop token."""
+    data = replace(_chats(tmp_path, [{"messages": CHAT}] * 3), validation_fraction=0.05)
+    shape = {"sequence_length": 128, "seed": 0, "num_epochs": 1}
+    tokens = {split: open_rows(data, split=split, **shape).sources[0].tokens_per_epoch for split in SPLITS}
+    assert tokens["train"] == 2 * tokens["validation"]
+
+
+SPLITS = ("train", "validation")
+
+
+@pytest.mark.parametrize(
+    ("row", "facts"),
+    [
+        ({"messages": CHAT[:1]}, ["chats.jsonl:2", "'assistant'"]),
+        ({"text": "Hi"}, ["chats.jsonl:2", "['text']"]),
+    ],
+    ids=["no answer", "no chat"],
+)
+def test_a_row_that_cannot_be_learned_is_told_by_its_line(row, facts, tmp_path):
+    with refused(ValueError, *facts):
+        open_rows(_chats(tmp_path, [{"messages": CHAT}, row]), split="train", sequence_length=64, seed=0)
+
+
+def test_a_chat_whose_tokens_must_be_cut_is_told_by_its_line(tmp_path):
+    data = _chats(tmp_path, [{"messages": CHAT}, {"messages": _with("</s>")}])
+    shape = SHAPES["llama2"]
+    source = replace(data.source, template=template_of(shape, tmp_path))
+    with refused(ValueError, "chats.jsonl:2", "puts a space"):
+        open_store(source, tokenizer_of(shape, tmp_path))
+
+
+def test_tokens_are_made_anew_for_another_template_or_day(tmp_path):
+    data = _chats(tmp_path, [{"messages": CHAT}])
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + CHATML)
+    before, first = data.source.fingerprint(), open_store(replace(data.source, date="2024-07-26"), data.tokenizer)
+    assert data.tokenizer.decode(first.tokens).startswith("2024user")
+    assert before != replace(data.source, date="2024-07-26").fingerprint()
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert data.source.fingerprint() != before
+    with refused(ValueError, "date='July'"):
+        replace(data.source, date="July")
+
+
+def test_a_tokenizer_is_trained_on_what_is_said(tmp_path):
+    data = _chats(tmp_path, [{"messages": CHAT}])
+    [document] = data.source.documents()
+    assert document.text == "\n".join(message["content"] for message in CHAT)
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(tmp_path):
+    with refused(ValueError, "data.tokenizer=ByteTokenizer()", "HuggingFaceTokenizer"):
+        ChatTemplate(template_of(SHAPES["chatml"], tmp_path), ByteTokenizer())
+
+
+JSON = {"chat_template": SHAPES["llama2"].template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+
+
+def test_the_file_of_a_tokenizer_tells_its_template_and_tokens(tmp_path):
+    tokenizer = replace(tokenizer_of(SHAPES["llama2"], tmp_path), begin_of_document=False)
+    file = tmp_path / "tokenizer_config.json"
+    for content in (JSON, JSON | {"chat_template": [{"name": "default", "template": JSON["chat_template"]}]}):
+        file.write_text(json.dumps(content))
+        assert ChatTemplate(str(file), tokenizer).render(CHAT) == SHAPES["llama2"].written
+    bare = template_of(SHAPES["llama2"], tmp_path)
+    assert ChatTemplate(bare, tokenizer, bos_token="<s>").render(CHAT) == SHAPES["llama2"].written
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (b"{", ["tokenizer_config.json"]),
+        (b"[]", ["`chat_template`"]),
+        (json.dumps(JSON | {"bos_token": "<bos>"}).encode(), ["bos_token", "'<bos>'", "['</s>', '<s>']"]),
+        (b"\xff", ["UTF-8"]),
+    ],
+    ids=["no JSON", "no template", "another token", "no text"],
+)
+def test_a_file_that_tells_no_template_is_refused(content, facts, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    varies = {"<json>": r"Expecting property name[^)]*\)"} if content == b"{" else None
+    with refused(ValueError, *facts, varies=varies):
+        ChatTemplate(str(tmp_path / "tokenizer_config.json"), tokenizer_of(SHAPES["llama2"], tmp_path))

@@ -39,7 +39,7 @@ def chat_of(fields: Mapping[str, Any]) -> Chat:
         raise ValueError(f"it has {sorted(fields)}; a chat has `messages`, or `prompt` and `completion`")
     weights = [0.0] * len(shown) + [_weight(message) for message in learned]
     if not any(weights):
-        raise ValueError(f"it has no message of {ASSISTANT!r} with a weight above 0 to learn from; leave it out")
+        raise ValueError(f"it has no answer of {ASSISTANT!r} with a weight above 0; leave it out")
     without = [{key: value for key, value in message.items() if key != "weight"} for message in (*shown, *learned)]
     return Chat(tuple(without), tuple(weights), fields.get("tools"))
 

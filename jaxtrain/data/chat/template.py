@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.data.chat.messages import ASSISTANT, MARK, Chat, Message, marked, spellings
-from jaxtrain.data.templates import Template
 from jaxtrain.data.tokenizers import Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -25,6 +24,8 @@ class ChatTemplate:
     def __init__(
         self, path: str, tokenizer: Tokenizer, *, bos_token: str | None = None, date: datetime.date | None = None
     ):
+        from jaxtrain.data.templates import Template  # imported here, because it takes time that other runs do not need
+
         text, told = _read(Path(path))
         self._special = tokenizer.special_tokens
         if not self._special:

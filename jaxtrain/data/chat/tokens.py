@@ -79,9 +79,9 @@ def _check_cuts(tokenizer: Tokenizer) -> None:
     one = tokenizer.encode("a")
     if tokenizer.decode(np.concatenate([one, one])) != "aa":
         raise ValueError(
-            "it must be cut inside a word (an answer that joins with its prompt, or a message that spells a special "
-            f"token), and data.tokenizer={tokenizer} puts a space before every text; reword it, or end the prompts of "
-            "the template without a space"
+            "its text must be cut, as an answer joins with its prompt in one token, or a message spells a special token, "
+            f"and data.tokenizer={tokenizer} puts a space before each part. Reword it, or let the template end its "
+            "prompts without a space."
         )
 
 
