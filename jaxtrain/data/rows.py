@@ -95,9 +95,10 @@ def open_rows(
         raise ValueError(f"{num_epochs=} must be at least 1, or None for endless rows.")
     if seed < 0:
         raise ValueError(f"{seed=} must not be negative.")
+    pairs = zip(config.sources, open_stores(config) if stores is None else stores, strict=True)
     sources = [
-        _source_rows(config, store, split=split, sequence_length=sequence_length, seed=(seed, number))
-        for number, store in enumerate(open_stores(config) if stores is None else stores)
+        _source_rows(config, source, store, split=split, sequence_length=sequence_length, seed=(seed, number))
+        for number, (source, store) in enumerate(pairs)
     ]
     if num_epochs is None:
         interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
@@ -128,14 +129,15 @@ def text_digest(stores: Sequence[TokenStore]) -> str:
 
 
 def _source_rows(
-    config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
+    config: DataConfig, source: Source, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
     if store.weights is not None and not config.examples.keeps_weights:
         raise ValueError(
             f"data.examples={config.examples} cannot keep the weights that a source gives its tokens: "
             "use NextTokens(), or a source without weights"
         )
-    documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
+    fraction = config.validation_fraction
+    documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)
     examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
     return SourceRows(
         store, documents, packing=config.packing, examples=examples, sequence_length=sequence_length, seed=seed

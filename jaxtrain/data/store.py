@@ -17,6 +17,7 @@ split into training and validation is computed on reading and not stored.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,8 +26,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,7 @@ from jaxtrain.data.sources.base import Source
 from jaxtrain.data.store_files import FILES, FORMAT, Progress, checksum, write
 from jaxtrain.data.tokenizers.base import Tokenizer
 from jaxtrain.data.weights import Weights
+from jaxtrain.technique import Technique
 
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -85,9 +88,17 @@ def open_store(
 
 
 def _key(source: Source, tokenizer: Tokenizer) -> str:
-    codes = [code_of(type(source)), code_of(type(tokenizer))]
+    codes = [*_codes(source), *_codes(tokenizer)]
     parts = [FORMAT, type(source).__qualname__, source.fingerprint(), tokenizer.identity(), *codes]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _codes(value: Any) -> Iterator[str]:
+    """Yield the code of an object's class, and of those that it holds, such as the rows of a source of chats."""
+    if isinstance(value, Technique):
+        yield code_of(type(value))
+        for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            yield from _codes(getattr(value, field.name))
 
 
 def _read(folder: Path) -> TokenStore | None:

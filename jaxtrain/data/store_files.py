@@ -5,20 +5,19 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from jaxtrain.data import weights
-from jaxtrain.data.sources.base import Document, Source
+from jaxtrain.data.sources.base import Source
 from jaxtrain.data.tokenizers.base import Tokenizer
 
 FORMAT = 3
 FILES = ("tokens.bin", "document_ends.npy", "keys.bin", "key_ends.npy", "key_hashes.npy")
 Progress = Callable[[int, int], None]  # is told the documents and tokens written so far
-_BATCH_CHARACTERS = 2**22
-_BATCH_DOCUMENTS = 1024
+_SECONDS_A_REPORT = 0.2
 _CHECKED_BYTES = 2**26  # of each file; a checksum of all bytes of a large store would delay every start by a full read
 
 
@@ -26,24 +25,25 @@ def write(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress
     """Write the files of a store, meta.json last, and return the number of tokens."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     lengths, key_lengths, hashes = array.array("q"), array.array("q"), array.array("Q")
-    written = 0
+    written, due = 0, time.monotonic() + _SECONDS_A_REPORT
     stretches, digest = weights.Stretches(), hashlib.blake2b(digest_size=16)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "keys.bin").open("wb") as keys:
-        for batch in _batches(source.documents()):
-            encoded = tokenizer.encode_documents([tuple(part.text for part in document.parts) for document in batch])
-            for document, parts in zip(batch, encoded, strict=True):
-                key = document.key.encode(errors="replace")
-                stored = np.concatenate(parts).astype(dtype)
-                tokens.write(stored)
-                digest.update(stored)
-                keys.write(key)
-                lengths.append(len(stored))
-                key_lengths.append(len(key))
-                hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
-                stretches.add(document, map(len, parts))
-            written += sum(lengths[-len(batch) :])
-            if progress:
+        for document, parts in source.tokenised(tokenizer):
+            key = document.key.encode(errors="replace")
+            stored = np.concatenate(parts).astype(dtype)
+            tokens.write(stored)
+            digest.update(stored)
+            keys.write(key)
+            lengths.append(len(stored))
+            key_lengths.append(len(key))
+            hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+            stretches.add(document, map(len, parts))
+            written += len(stored)
+            if progress and time.monotonic() >= due:
+                due = time.monotonic() + _SECONDS_A_REPORT
                 progress(len(lengths), written)
+    if progress:
+        progress(len(lengths), written)
     if not lengths:
         raise ValueError(f"{source=} has no text: every document is empty. Name another one.")
     if stretches.are_all_zero:
@@ -73,17 +73,3 @@ def checksum(path: Path) -> list[int]:
     """Return the size of a file and the CRC-32 of its first 64 MiB."""
     with path.open("rb") as stream:
         return [path.stat().st_size, zlib.crc32(stream.read(_CHECKED_BYTES))]
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Yield groups of non-empty documents, which a tokenizer encodes in parallel, in bounded memory."""
-    batch, characters = [], 0
-    for document in documents:
-        if length := sum(len(part.text) for part in document.parts):
-            batch.append(document)
-            characters += length
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -36,9 +36,9 @@ def summaries(config: DataConfig, rows: Rows, *, rows_read: int) -> list[SourceS
     """Return a summary of each source, for a run that reads the first `rows_read` of its endless training rows."""
     found = []
     for number, (source, count) in enumerate(zip(rows.sources, rows.counts(rows_read), strict=True)):
-        store, fraction = source.store, config.validation_fraction
-        training = chosen_of(store, split="train", validation_fraction=fraction)
-        validation = chosen_of(store, split="validation", validation_fraction=fraction)
+        store, fraction, divisible = source.store, config.validation_fraction, config.sources[number].divisible
+        training = chosen_of(store, split="train", validation_fraction=fraction, divisible=divisible)
+        validation = chosen_of(store, split="validation", validation_fraction=fraction, divisible=divisible)
         lengths = training.lengths
         capacity = source.rows_per_epoch * rows.sequence_length
         found.append(

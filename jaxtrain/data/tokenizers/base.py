@@ -2,10 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxtrain.technique import Technique
+
+
+class Placed(NamedTuple):
+    """The ids of a text, and the characters of it that each stands for: from `starts` up to `ends`."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 class Tokenizer(Technique):
@@ -43,6 +52,18 @@ class Tokenizer(Technique):
     def encode(self, text: str) -> np.ndarray:
         """Return the int32 ids of one text."""
         return self.encode_batch([text])[0]
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The texts of the special tokens, and their ids: those that `encode_template` reads. None by default."""
+        return {}
+
+    def encode_template(self, texts: Sequence[str]) -> list[Placed]:
+        """Return the ids of each text, in which the text of a special token is that token. No id is added.
+
+        A tokenizer with `special_tokens` has this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no special tokens in a text")
 
     def encode_documents(self, documents: Sequence[tuple[str, ...]]) -> list[list[np.ndarray]]:
         """Return the int32 ids of the parts of each document. The first has its beginning, the last its end."""
