@@ -98,9 +98,8 @@ class TrainConfig:
             (phase.data or self.data).examples.check(self.model)
         self.objective.check(self.model)
         self._check_learning_rates()
-        data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
-            for data_config in data:
+            for data_config in self.datasets:
                 hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
 
     def _check_learning_rates(self) -> None:
@@ -185,6 +184,11 @@ class TrainConfig:
         except ValueError:
             return False
         return True
+
+    @property
+    def datasets(self) -> tuple[DataConfig, ...]:
+        """The data of all phases."""
+        return tuple(dict.fromkeys(phase.data or self.data for phase in self.phases))
 
     @property
     def recipe(self) -> Recipe:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
+from jaxtrain.cli.config_names import few, nearest
+from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label
 from jaxtrain.technique import lacking
 
 DEFAULT = "default"
@@ -66,9 +67,12 @@ def config_fields(cls: type) -> dict[str, Field]:
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
     name = RENAMED.get(f"{label(cls)}.{name}", name)
-    if name not in config_fields(cls):
-        remedy = MOVED.get(f"{label(cls)}.{name}")
-        found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
+    known = config_fields(cls)
+    if name not in known:
+        if remedy := MOVED.get(f"{label(cls)}.{name}"):
+            found = f"; it is no key any more: {remedy}"
+        else:
+            found = nearest(name, known) or few(known)
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
 

@@ -25,7 +25,6 @@ from typing import Any, TypeGuard
 import jax
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
@@ -38,7 +37,7 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
-from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
+from jaxtrain.surgery.huggingface import export_folder, open_folder
 from jaxtrain.surgery.huggingface.files import own_file, read_json
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
@@ -71,19 +70,6 @@ TOKENIZER_FILES: dict[type[FileTokenizer], str] = {
 }
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a Hugging Face folder, the folder of a run, or an adapter")
-    parser.add_argument("target", type=Path, help="the folder to make: the other kind")
-    parser.add_argument("--family", choices=tuple(FAMILIES), help="on export: the family, if several express the model")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="on export: round the weights to it"
-    )
-    parser.add_argument("--adapter", action="store_true", help="convert adapters alone, in the files of peft")
-    parser.add_argument("--base", type=Path, metavar="RUN", help="on import of an adapter: the run that it adapts")
-    parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,18 +7,10 @@ import numpy as np
 from rich.console import Console
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.data_streams import Stream, origin, streams
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import Rows, Tokenizer
 from jaxtrain.data.summary import SourceSummary
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
-    parser.add_argument("--rebuild", action="store_true", help="tokenise all text again, whatever is in the cache")
-    parser.add_argument("--rows", type=int, default=2, help="rows of the first batch to print; 2 by default")
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,16 +4,11 @@ import argparse
 
 import jax
 
-from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.cli.finished import open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.train.evaluation import evaluate, perplexity, validation_rows
 from jaxtrain.train.needs import check_evaluation
 from jaxtrain.train.step import make_evaluation_step
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.kept_files import remarks
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -30,12 +29,6 @@ class FinishedRun(NamedTuple):
     mesh: Mesh
     step: int
     model: ModelState
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run")
-    parser.add_argument("--weights", metavar="NAME", help="an average the run kept (ema, lawa) in place of the weights")
-    add_set_argument(parser)
 
 
 def open_run(arguments: argparse.Namespace) -> FinishedRun:

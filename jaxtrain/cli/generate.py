@@ -6,23 +6,9 @@ import sys
 import jax
 
 from jaxtrain.cli.chat import lines_of, talk, template_of, tokenizer_of
-from jaxtrain.cli.finished import FinishedRun, add_run_arguments, open_run
+from jaxtrain.cli.finished import FinishedRun, open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for a batch")
-    kind.add_argument("--chat", action="store_true", help="answer each line of standard input, as the run's chats do")
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message that the chat begins with")
-    parser.add_argument("--template", metavar="FILE", help="with --chat: a Jinja file in place of the run's template")
-    parser.add_argument("--tokens", type=int, default=200, help="the most tokens to write after each prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold P together")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text")
 
 
 def run(arguments: argparse.Namespace) -> int:

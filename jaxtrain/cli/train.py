@@ -15,7 +15,6 @@ from rich.console import Console
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.data_streams import streams, telling_lines
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
@@ -36,22 +35,10 @@ from jaxtrain.train.stopping import Stop
 from jaxtrain.train.stored import steps
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
-    parser.add_argument("--run", metavar="FOLDER", help="the run folder; runs/<name of the file> by default")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--allow-config-change", action="store_true", help="go on in the folder although its configuration differs"
-    )
-    mode.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder and begin anew")
-    parser.add_argument(
-        "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
-    )
-    add_set_argument(parser)
-
-
 def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
+    for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
+        source.check()
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that this command reports
     keep_compilations()

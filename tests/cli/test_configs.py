@@ -1,11 +1,14 @@
 """Every configuration of the repository can be read and makes a model, and those of published models are they."""
 
 import dataclasses
+import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 from messages import refused
 
+import jaxtrain
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_tree import MOVED
 from jaxtrain.cli.kept_files import RunFiles
@@ -55,6 +58,36 @@ def test_configuration_makes_a_model(file, quickstart):
 
 def test_no_published_configuration_is_passed_over():
     assert PUBLISHED.keys() <= {file.stem for file in FILES}
+
+
+def test_shipped_configurations_are_found_from_any_folder_and_give_way_to_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/quickstart.gin").config == load(FOLDER / "quickstart.gin").config
+    with refused(FileNotFoundError, "'configs/quickstrat.gin'", "'quickstart.gin'"):
+        load("configs/quickstrat.gin")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quickstart.gin").write_text("include 'configs/base.gin'\nunused = 1\n")
+    with refused(ValueError, "configs/quickstart.gin binds no key", recorded=False):
+        load("configs/quickstart.gin")
+    (tmp_path / "mine.gin").write_text("include 'configs/moe_tiny.gin'\n")
+    assert load("mine.gin").config == load(FOLDER / "moe_tiny.gin").config
+
+
+def test_a_wheel_has_the_configurations_and_the_kernels(tmp_path, monkeypatch):
+    wheel = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["jaxtrain", "kernels/jaxtrain_kernels", "configs"]
+    assert wheel["sources"]["kernels/jaxtrain_kernels"] == "jaxtrain_kernels"
+    package = tmp_path / "jaxtrain"
+    package.mkdir()
+    shutil.copytree(FOLDER, tmp_path / wheel["sources"]["configs"])
+    monkeypatch.setattr(jaxtrain, "__file__", str(package / "__init__.py"))
+    monkeypatch.chdir(package)
+    (package / "configs").rename(tmp_path / "moved")
+    with refused(FileNotFoundError, "'configs/quickstart.gin'", recorded=False):
+        load("configs/quickstart.gin")
+    (tmp_path / "moved").rename(package / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/quickstart.gin").config == load(FOLDER / "quickstart.gin").config
 
 
 @pytest.mark.parametrize("key", MOVED)

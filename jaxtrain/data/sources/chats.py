@@ -42,6 +42,9 @@ class Chats(Source):
         if self.date is not None:
             _day(self.date)
 
+    def check(self) -> None:
+        self.rows.check()
+
     def documents(self) -> Iterator[Document]:
         """Yield the texts of the messages alone, from which a tokenizer can be trained."""
         for record in self.rows.records():

@@ -30,6 +30,10 @@ class HuggingFaceFolder(Records):
     def __post_init__(self):
         fields.check(self.template, column=self.column)
 
+    def check(self) -> None:
+        if not Path(self.path).is_dir():
+            raise ValueError(f"path={self.path!r} is no folder. Name one, or use HuggingFaceHub(name=...).")
+
     def documents(self) -> Iterator[Document]:
         for record in self._records(fields.columns(self.column, self.template, self.weight)):
             found = fields.document(record, template=self.template, weight=self.weight, column=self.column)
@@ -40,12 +44,12 @@ class HuggingFaceFolder(Records):
         return self._records(None)
 
     def fingerprint(self) -> str:
-        self._check_folder()
+        self.check()
         own = f"{self.split!r} {self.column!r} {self.template!r} {self.weight!r}"
         return f"{own}\n{files.fingerprint(os.path.join(self.path, '**'))}"
 
     def _records(self, columns: list[str] | None) -> Iterator[Record]:
-        self._check_folder()
+        self.check()
         with reading(self.path, what="a data set", unit="row") as place:
             rows = selected(self._opened(), columns)
             for number, row in place.each(rows, first=0):
@@ -65,10 +69,6 @@ class HuggingFaceFolder(Records):
         if self.split != of_folder:
             raise Unusable(f"split={self.split!r} of {self.path}: it has no splits but {of_folder!r}. Name that one.")
         return found
-
-    def _check_folder(self) -> None:
-        if not Path(self.path).is_dir():
-            raise ValueError(f"path={self.path!r} is no folder. Name one, or use HuggingFaceHub(name=...).")
 
 
 def library(key: str):

@@ -28,6 +28,9 @@ class JsonLines(Records):
     def __post_init__(self):
         fields.check(self.template, field=self.field)
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for record in self.records():
             found = fields.document(record, template=self.template, weight=self.weight, field=self.field)

@@ -29,6 +29,9 @@ class Parquet(Records):
     def __post_init__(self):
         fields.check(self.template, column=self.column)
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
             # Parquet compresses inside the file, so its suffix must not decide how to open it.
