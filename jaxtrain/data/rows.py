@@ -1,5 +1,6 @@
 """All rows of a split, over all sources, in the global order. Every process reads a part of them."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,14 @@ def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length:
 
 
 def _labels(config: DataConfig) -> list[str]:
-    """Return the `repr` of every source, numbered where two are the same."""
-    texts = [repr(source) for source in config.sources]
+    """Return every source with what is not its default, numbered where two are the same."""
+    texts = [_label(source) for source in config.sources]
     return [text if texts.count(text) == 1 else f"{text} #{number}" for number, text in enumerate(texts)]
+
+
+def _label(source: Source) -> str:
+    if not dataclasses.is_dataclass(source):
+        return repr(source)
+    values = [(field, getattr(source, field.name)) for field in dataclasses.fields(source)]
+    given = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+    return f"{type(source).__name__}({', '.join(given)})"

@@ -6,10 +6,12 @@ import itertools
 import re
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from messages import check, refusal
 from rich.console import Console
-from tiny_run import QUICKSTART, sets
+from tiny_run import CONFIGS, QUICKSTART, sets
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.data import shown_row
@@ -157,6 +159,16 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(monke
         told[terminal] = output.getvalue()
     assert "3 documents, 3,000 tokens" in told[True] and "━" in told[True]
     assert told[False].count("\n") == 1 and "2 documents, 2,000 tokens" in told[False]
+
+
+def test_parquet_with_a_column_of_weights_is_a_configuration(tmp_path, capsys):
+    rows = {"text": [f"Text {n}. " * 5 for n in range(20)], "quality": [n % 3 / 2 for n in range(20)]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    changes = {"data.source.glob": str(tmp_path / "*.parquet"), "data.source.weight": "quality"}
+    assert main(["data", str(CONFIGS / "parquet_tiny.gin"), *sets(changes), "--rows", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert {weight for weight in re.findall(r"^    weight (\S+)", printed, re.MULTILINE)} == {"0", "0.5", "1"}
+    assert re.search(r"^  loss +on 6\d\.\d% of the tokens$", printed, re.MULTILINE)
 
 
 def test_a_number_of_rows_below_zero_is_refused(arguments, capsys):
