@@ -50,6 +50,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    parser.add_argument("--rebuild", action="store_true", help="tokenise all text again, whatever is in the cache")
+    parser.add_argument("--rows", type=int, default=2, help="rows of the first batch to print")
+    _add_set(parser)
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
@@ -57,10 +64,14 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; give it again for a batch"
-    )
-    parser.add_argument("--tokens", type=int, default=200, help="tokens to write after each prompt")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for a batch")
+    kind.add_argument("--chat", action="store_true", help="answer each line of standard input, as the run's chats do")
+    help = "with --chat: the system message that the chat begins with; none by default"
+    parser.add_argument("--system", metavar="TEXT", help=help)
+    help = "with --chat: a Jinja file to use; by default the run's template"
+    parser.add_argument("--template", metavar="FILE", help=help)
+    parser.add_argument("--tokens", type=int, default=200, help="the most tokens to write after each prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; from all by default")
     parser.add_argument(
@@ -169,6 +180,11 @@ COMMANDS = {
         "train, or resume, the run that a configuration describes",
         _train,
         "jaxtrain train configs/quickstart.gin --run runs/mine --set phases.0.steps=200",
+    ),
+    "data": Command(
+        "prepare the data of a configuration, and show what a run reads of it",
+        _data,
+        "jaxtrain data configs/quickstart.gin --rows 4",
     ),
     "eval": Command(
         "evaluate a run's checkpoint on its validation data", _eval, "jaxtrain eval runs/quickstart --batches 10"

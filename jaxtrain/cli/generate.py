@@ -1,10 +1,12 @@
-"""`jaxtrain generate RUN --prompt TEXT ...`: continue prompts with a run's latest checkpoint."""
+"""`jaxtrain generate RUN --prompt TEXT ...`: continue prompts with a run's latest checkpoint, or talk (--chat)."""
 
 import argparse
+import sys
 
 import jax
 
-from jaxtrain.cli.finished import open_run
+from jaxtrain.cli.chat import lines_of, talk, template_of, tokenizer_of
+from jaxtrain.cli.finished import FinishedRun, open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
 
@@ -14,9 +16,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--tokens={arguments.tokens}: must be at least 1")
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed={arguments.seed}: must be from 0 to 2^63 - 1")
+    if not arguments.chat and (arguments.system or arguments.template):
+        raise ValueError("--system and --template are for --chat: add it, or leave them out")
     sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     finished = open_run(arguments)
-    tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer
+    if arguments.chat:
+        return chat(finished, arguments, sampling)
+    tokenizer = tokenizer_of(finished)
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     graph = abstract_model(finished.config.model).graph
     with jax.set_mesh(finished.mesh):
@@ -33,4 +39,21 @@ def run(arguments: argparse.Namespace) -> int:
         if number:
             print("-" * 40)
         print(tokenizer.decode(prompt + new))
+    return 0
+
+
+def chat(finished: FinishedRun, arguments: argparse.Namespace, sampling: Sampling) -> int:
+    if jax.process_count() > 1:
+        raise NotImplementedError("--chat reads standard input, which one process has: run it without the others")
+    template = template_of(finished, arguments.template)
+    with jax.set_mesh(finished.mesh):
+        talk(
+            finished,
+            template,
+            lines_of(sys.stdin),
+            system=arguments.system,
+            tokens=arguments.tokens,
+            sampling=sampling,
+            seed=arguments.seed,
+        )
     return 0

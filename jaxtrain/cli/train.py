@@ -15,16 +15,17 @@ from rich.console import Console
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
+from jaxtrain.cli.data_streams import streams, telling_lines
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import bigram_loss, open_rows
+from jaxtrain.data import bigram_loss
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.evaluation import SEED, perplexity
+from jaxtrain.train.evaluation import SEED, perplexity, validation_rows
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
@@ -152,10 +153,12 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     """
     console.print("preparing data ...", style="dim")
     validation = max((hook.validation_batches for hook in config.hooks), default=0)
-    for phase in config.phases:
-        for split in ("train", "validation") if validation else ("train",):
-            data, length = phase.data or config.data, phase.sequence_length
-            open_rows(data, split=split, sequence_length=length, seed=config.seed)
+    prepared = streams(config, console)
+    if validation:
+        for stream in prepared:
+            validation_rows(stream.data, sequence_length=stream.rows.sequence_length, stores=stream.stores)
+    for line in (line for stream in prepared for line in telling_lines(stream)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not data.examples.asks_for_next or not validation:

@@ -29,7 +29,10 @@ def perplexity(nats: float) -> float:
 
 
 class Evaluation(NamedTuple):
-    """The mean of the term that an objective is evaluated by, in nats a token, and its denominator."""
+    """The mean of the term that an objective is evaluated by, in nats a token, and its denominator.
+
+    For next tokens the denominator is the sum of the weights of the loss: the number of tokens, where all are 1.
+    """
 
     loss: float
     weight: float
@@ -53,4 +56,6 @@ def evaluate(
         parts = [step(model, layout.globalise(batch)) for batch in taken]
     terms, weights = jax.tree.map(lambda *values: sum(map(float, values)), *parts)
     weight = weights[objective.evaluated]
+    if not weight:
+        raise ValueError(f"{batches=} of the validation split hold no token with loss; take more, or None for all")
     return Evaluation((terms.minimised | terms.reported)[objective.evaluated] / weight, weight)

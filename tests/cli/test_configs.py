@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from messages import refused
+from tiny_tokenizer import write_tokenizer
 
 import jaxtrain
 from jaxtrain.cli.config_file import load
@@ -30,7 +31,9 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "llama2_7b": (6_738_415_616, 41_253_863_424),
     "llama31_70b": (70_553_706_496, 433_120_346_112),
     "llama31_8b": (8_030_261_248, 46_639_349_760),
+    "mixture_tiny": (1_049_728, 6_294_528),
     "moe_tiny": (1_463_424, 9_317_376),
+    "parquet_tiny": (869_504, 5_753_856),
     "pipeline_tiny": (1_656_960, 10_475_520),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
@@ -40,9 +43,10 @@ PUBLISHED = {"llama2_7b": llama2_7b, "llama31_8b": llama31_8b, "llama31_70b": ll
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder with the run of the quickstart that other configurations begin with."""
+    """A folder with the run of the quickstart and the tokenizer that other configurations begin with."""
     RunFolder(tmp_path / "runs/quickstart").path.mkdir(parents=True)
     RunFiles.of(load(FOLDER / "quickstart.gin").config).write(RunFolder(tmp_path / "runs/quickstart"))
+    write_tokenizer(tmp_path / "tokenizer.json")  # of the mixture
     monkeypatch.chdir(tmp_path)
 
 
