@@ -24,11 +24,13 @@ from typing import Any, TypeGuard
 
 import jax
 
+from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
+from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -39,7 +41,6 @@ from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
-from jaxtrain.surgery.huggingface.files import own_file, read_json
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.linears import converted, has_plain_linears, plain
@@ -52,18 +53,6 @@ from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
 from jaxtrain.train.trained import trained_model
 
-IMPORTED = "huggingface"  # in the run folder
-TEMPLATES = "additional_chat_templates"  # a folder
-TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 type FileTokenizer = HuggingFaceTokenizer | SentencePiece
 TOKENIZER_FILES: dict[type[FileTokenizer], str] = {
     HuggingFaceTokenizer: "tokenizer.json",
@@ -209,7 +198,7 @@ def tokenizer_of(source: Path) -> FileTokenizer | None:
 
 def add_bos_token(source: Path) -> bool | None:
     """Return `add_bos_token` of tokenizer_config.json, or None where it is absent."""
-    told = settings(source, "tokenizer_config.json").get("add_bos_token")
+    told = settings(source, TOKENIZER_CONFIG).get("add_bos_token")
     if not isinstance(told, bool | None):
         raise ValueError(f"{source / 'tokenizer_config.json'}: add_bos_token is {told!r}: make it true or false")
     return told
@@ -217,7 +206,7 @@ def add_bos_token(source: Path) -> bool | None:
 
 def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | str:
     """Return the `begin_of_document` of a tokenizer, from tokenizer_config.json or else from tokenizer.json."""
-    file, told = source / "tokenizer_config.json", add_bos_token(source)
+    file, told = source / TOKENIZER_CONFIG, add_bos_token(source)
     if told is None or told == bool(tokenizer.beginning):
         return told is not False
     print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
@@ -234,7 +223,7 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | s
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
     """Return the token that ends a document, from tokenizer_config.json or else from the id in config.json."""
-    token = settings(source, "tokenizer_config.json").get("eos_token")
+    token = settings(source, TOKENIZER_CONFIG).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content", token)
     if not isinstance(token, str | None):
@@ -257,6 +246,9 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
     token_ids, generation = special_tokens(tokenizer, imported)
+    chat = run_chats(config, tokenizer) if config and tokenizer else None
+    if chat and tokenizer:
+        generation = generation | {"eos_token_id": sorted(stop_tokens(chat, tokenizer))}
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
             plain(model),
@@ -268,6 +260,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             generation=generation,
         )
         add_tokenizer(path, tokenizer, imported)
+        if chat:
+            write_template(chat, path)
     print(f"{plain(model).parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
     if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
@@ -293,12 +287,12 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, imported: Path) -> 
         copy_tokenizer_files(imported, target)
     if has_file(tokenizer):
         shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
-    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / TOKENIZER_CONFIG).exists():
         # Without this file transformers uses the family's usual tokenizer class, with its special tokens.
         content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
         if tokenizer.beginning and (token := tokenizer.token(tokenizer.beginning[0])) is not None:
             content["bos_token"] = token
-        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (target / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def has_file(tokenizer: Tokenizer | None) -> TypeGuard[FileTokenizer]:
@@ -349,22 +343,3 @@ def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
         return model
     start = initial_model(plain(config), jax.random.key(0))
     return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)
-
-
-# -- both ways --------------------------------------------------------------------------------------------------
-
-
-def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
-    """Copy a Hugging Face folder's tokenizer files, and the files `others`, as far as it has them."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
-    target.mkdir(exist_ok=True)
-    for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
-        if file := own_file(source, name):
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(file, target / name)
-
-
-def settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a Hugging Face folder, or {} where there is no such file."""
-    file = own_file(folder, name)
-    return read_json(file) if file else {}
