@@ -1,23 +1,20 @@
 """`jaxtrain generate RUN --chat`: each line of standard input is a message, and its answer follows as it is made."""
 
-import datetime
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 import jax
 
-from jaxtrain.cli.convert import IMPORTED, settings
+from jaxtrain.cli.chat_template import last_data, stop_tokens
 from jaxtrain.cli.finished import FinishedRun
 from jaxtrain.data import Tokenizer
 from jaxtrain.data.chat.messages import ASSISTANT, Message
-from jaxtrain.data.chat.template import ChatTemplate, special_token
+from jaxtrain.data.chat.template import ChatTemplate
 from jaxtrain.data.chat.tokens import encode_prompt
 from jaxtrain.data.chat.turns import prompt
-from jaxtrain.data.sources.chats import Chats
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, stream
 
-JINJA, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"  # of these transformers takes the first
 UNFINISHED = "\ufffd"  # what a tokenizer decodes the first bytes of a letter to
 
 
@@ -36,8 +33,8 @@ def talk(
     Raises:
       ValueError: the chat has no room for an answer in the model's context.
     """
-    tokenizer = tokenizer_of(finished)
-    stops = {tokenizer.special_tokens[template.stop_token], tokenizer.end_of_document_id}
+    tokenizer = last_data(finished.config).tokenizer
+    stops = stop_tokens(template, tokenizer)
     graph, room = abstract_model(finished.config.model).graph, finished.config.model.max_length
     messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     for number, line in enumerate(filter(str.strip, lines)):
@@ -75,37 +72,6 @@ def texts(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
             yield text[len(written) :]
             written = text
     yield tokenizer.decode(taken)[len(written) :]
-
-
-def tokenizer_of(finished: FinishedRun) -> Tokenizer:
-    return (finished.config.phases[-1].data or finished.config.data).tokenizer
-
-
-def template_of(finished: FinishedRun, file: str | None) -> ChatTemplate:
-    """Return the template in a file, or that of the run's chats, or that which was imported with the run.
-
-    Raises:
-      ValueError: there is none.
-    """
-    tokenizer, today = tokenizer_of(finished), datetime.date.today()
-    if file is not None:
-        return ChatTemplate(file, tokenizer, date=today)
-    for data in (finished.config.phases[-1].data, finished.config.data):
-        for source in data.sources if data else ():
-            if isinstance(source, Chats):
-                return source.template_for(tokenizer, today=today)
-    imported = finished.folder.path / IMPORTED
-    told = settings(imported, TOKENIZER_CONFIG)
-    if (imported / JINJA).exists():
-        return ChatTemplate(
-            str(imported / JINJA), tokenizer, bos_token=special_token(told, "bos_token") if told else None, date=today
-        )
-    if told.get("chat_template"):
-        return ChatTemplate(str(imported / TOKENIZER_CONFIG), tokenizer, date=today)
-    raise ValueError(
-        f"{finished.folder.path}: its data has no chats, and no chat template was imported with it; name one, "
-        "--template FILE"
-    )
 
 
 def lines_of(stream: TextIO) -> Iterator[str]:

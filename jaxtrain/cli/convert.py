@@ -23,11 +23,13 @@ from typing import Any, TypeGuard
 
 import jax
 
+from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
-from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, settings, tokenizer_of
+from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
+from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -39,7 +41,6 @@ from jaxtrain.optim.schedules import Cosine
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import export_folder, open_folder
-from jaxtrain.surgery.huggingface.files import own_file
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.linears import converted, has_plain_linears, plain
@@ -52,19 +53,6 @@ from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
 from jaxtrain.train.trained import trained_model
 
-IMPORTED = "huggingface"  # in the run folder
-TEMPLATES = "additional_chat_templates"  # a folder
-TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
 
@@ -193,6 +181,9 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
     token_ids, generation = special_tokens(tokenizer, imported)
+    chat = run_chats(config, tokenizer) if config and tokenizer else None
+    if chat and tokenizer:
+        generation = generation | {"eos_token_id": sorted(stop_tokens(chat, tokenizer))}
     with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
         export_folder(
             plain(model),
@@ -204,6 +195,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             generation=generation,
         )
         add_tokenizer(path, tokenizer, imported)
+        if chat:
+            write_template(chat, path)
     print(f"{plain(model).parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
     if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
@@ -229,12 +222,12 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, imported: Path) -> 
         copy_tokenizer_files(imported, target)
     if has_file(tokenizer):
         shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
-    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / TOKENIZER_CONFIG).exists():
         # Without this file transformers uses the family's usual tokenizer class, with its special tokens.
         content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
         if tokenizer.beginning and (token := tokenizer.token(tokenizer.beginning[0])) is not None:
             content["bos_token"] = token
-        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (target / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def has_file(tokenizer: Tokenizer | None) -> TypeGuard[FileTokenizer]:
@@ -285,16 +278,3 @@ def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
         return model
     start = initial_model(plain(config), jax.random.key(0))
     return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)
-
-
-# -- both ways --------------------------------------------------------------------------------------------------
-
-
-def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
-    """Copy a Hugging Face folder's tokenizer files, and the files `others`, as far as it has them."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
-    target.mkdir(exist_ok=True)
-    for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
-        if file := own_file(source, name):
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(file, target / name)

@@ -45,13 +45,13 @@ def streams(config: TrainConfig, console: Console, *, rebuild: bool = False) -> 
             with Tokenising(console) as progress:
                 stores = open_stores(data, progress=progress.of_source, rebuild=rebuild)
             opened.append((data, stores))
-        shape = {"sequence_length": phase.sequence_length, "seed": config.seed}
-        name = f"{reading(data, **shape)} {text_digest(stores)}"
+        length, seed = phase.sequence_length, config.seed
+        name = f"{reading(data, sequence_length=length, seed=seed)} {text_digest(stores)}"
         before = found.get(name)
         found[name] = Stream(
             [*(before.phases if before else []), number],
             data,
-            before.rows if before else open_rows(data, split="train", stores=stores, **shape),
+            before.rows if before else open_rows(data, split="train", stores=stores, sequence_length=length, seed=seed),
             (before.rows_read if before else 0) + phase.steps * phase.batch_size,
             (before.steps if before else 0) + phase.steps,
         )

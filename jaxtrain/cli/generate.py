@@ -5,7 +5,8 @@ import sys
 
 import jax
 
-from jaxtrain.cli.chat import lines_of, talk, template_of, tokenizer_of
+from jaxtrain.cli.chat import lines_of, talk
+from jaxtrain.cli.chat_template import last_data, template_of
 from jaxtrain.cli.finished import FinishedRun, open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     if arguments.chat:
         return chat(finished, arguments, sampling)
-    tokenizer = tokenizer_of(finished)
+    tokenizer = last_data(finished.config).tokenizer
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     graph = abstract_model(finished.config.model).graph
     with jax.set_mesh(finished.mesh):
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def chat(finished: FinishedRun, arguments: argparse.Namespace, sampling: Sampling) -> int:
     if jax.process_count() > 1:
         raise NotImplementedError("--chat reads standard input, which one process has: run it without the others")
-    template = template_of(finished, arguments.template)
+    template = template_of(finished.config, finished.folder, arguments.template)
     with jax.set_mesh(finished.mesh):
         talk(
             finished,

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
+from jaxtrain.cli.chat_template import has_chats
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.data_streams import streams, telling_lines
 from jaxtrain.cli.example_prompt import example_prompt
@@ -235,7 +236,8 @@ def conclude(
         say(f"no checkpoint was saved, as hooks has no Checkpoint. Next: jaxtrain plot {path}")
         return
     if all(block.mixer.causal for block in config.model.pattern):
-        say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
+        asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
+        say(f"next: jaxtrain generate {path}{trusted} {asked}")
         say(f"      jaxtrain eval {path}{trusted}")
     else:
         say(f"next: jaxtrain eval {path}{trusted}")

@@ -18,7 +18,8 @@ class ChatTemplate:
     """A template, and the special tokens that it writes.
 
     `path` is a Jinja file, or a tokenizer_config.json with a `chat_template`, which also says what `bos_token` and the
-    like are. For a Jinja file these are what the tokenizer puts before a document and what ends one.
+    like are. For a Jinja file these are what the tokenizer puts before a document and what ends one. `text` is the
+    template, and `told` its special tokens by their names.
     """
 
     def __init__(
@@ -26,14 +27,14 @@ class ChatTemplate:
     ):
         from jaxtrain.data.templates import Template  # imported here, because it takes time that other runs do not need
 
-        text, told = _read(Path(path))
+        self.text, told = _read(Path(path))
         self._special = tokenizer.special_tokens
         if not self._special:
             raise ValueError(
                 f"data.tokenizer={tokenizer} has no special tokens to end answers; use a HuggingFaceTokenizer"
             )
         self._spellings = spellings(self._special)
-        self._template = Template(text, where=path, date=date)
+        self._template = Template(self.text, where=path, date=date)
         self._path = path
         names = {id: token for token, id in self._special.items()}
         if told is None:
@@ -42,7 +43,7 @@ class ChatTemplate:
             told = {name: token for name, token in of_tokenizer.items() if token}
         if bos_token is not None:
             told["bos_token"] = bos_token
-        self._told = told
+        self.told = told
         self._check_special()
 
     def marked(self, chat: Chat) -> Chat:
@@ -53,7 +54,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, tools: Any = None, answers_next: bool = False) -> str:
         """Return the text of messages, and with `answers_next` also what the template puts before an answer."""
         values = {"tools": tools, "documents": None, "add_generation_prompt": answers_next}
-        text = self._template.render(self._told | values | {"messages": list(messages)})
+        text = self._template.render(self.told | values | {"messages": list(messages)})
         if ascii(MARK)[1:-1] in text:
             raise ValueError(f"a message spells a special token, and {self._path} writes it as JSON in ASCII")
         return text
@@ -80,7 +81,7 @@ class ChatTemplate:
         for name in SPECIAL_NAMES:
             if name not in self._template.variables:
                 continue
-            token = self._told.get(name)
+            token = self.told.get(name)
             if token is None:
                 remedy = "set bos_token" if name == "bos_token" else "write the token itself into it"
                 raise ValueError(

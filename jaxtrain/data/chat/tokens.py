@@ -79,7 +79,7 @@ def _check_cuts(tokenizer: Tokenizer) -> None:
     one = tokenizer.encode("a")
     if tokenizer.decode(np.concatenate([one, one])) != "aa":
         raise ValueError(
-            "its text must be cut, as an answer joins with its prompt in one token, or a message spells a special token, "
+            "its text must be cut (an answer shares a token with its prompt, or a message spells a special token), "
             f"and data.tokenizer={tokenizer} puts a space before each part. Reword it, or let the template end its "
             "prompts without a space."
         )
