@@ -266,10 +266,12 @@ class Decoder(nnx.Module):
         return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale, words=words)
 
     def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
-        # to rows, which moves far less data than a gather of the table.
-        x = look_up(param[...].astype(self.config.compute_dtype), ids)
-        return constrain(x, "wide_batch", "length", "embed")
+        # Every device looks up all rows, of which the ids are whole, in its part of the width. Then the result is
+        # resharded from parts of the width to rows, which moves far less data than a gather of the table. Rows that
+        # the devices do not divide, such as a prompt, are cut along the length before their width is gathered.
+        length = "residual_length" if len(ids) % axis_size("batch") else "length"
+        x = look_up(param[...].astype(self.config.compute_dtype), constrain(ids, "wide_batch", "length"))
+        return constrain(x, "wide_batch", length, "embed")
 
 
 def whole(sums: Sums) -> Sums:
