@@ -108,6 +108,16 @@ def _compile(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    help = "a key and its values, e.g. optimizer.learning_rate.peak=1e-3,3e-3; give it again for another key"
+    parser.add_argument("--grid", action="append", required=True, metavar="KEY=A,B", help=help)
+    help = "the folder of all runs; runs/<name of the file>-sweep by default"
+    parser.add_argument("--folder", metavar="FOLDER", help=help)
+    parser.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
+    _add_set(parser)
+
+
 def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
@@ -208,6 +218,11 @@ COMMANDS = {
         "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",
         _compile,
         "jaxtrain compile configs/llama2_7b.gin --topology v5e:4x4",
+    ),
+    "sweep": Command(
+        "train a configuration once for every combination of some keys' values, and compare the results",
+        _sweep,
+        "jaxtrain sweep configs/quickstart.gin --grid optimizer.learning_rate.peak=1e-3,3e-3 --grid seed=0,1",
     ),
     "plot": Command(
         "draw loss, learning rate and throughput of runs", _plot, "jaxtrain plot runs/quickstart --out loss.png"

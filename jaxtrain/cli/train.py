@@ -37,6 +37,11 @@ from jaxtrain.train.stored import steps
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return 1 if train(arguments) is None else 0
+
+
+def train(arguments: argparse.Namespace) -> Result | None:
+    """Train, or go on. Return how the run ended, None where it could not be written or was not finite."""
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
         source.check()
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_locked(arguments, config, trainer)
 
 
-def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
+def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Result | None:
     """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
     files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
@@ -72,12 +77,12 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
         result = trainer.train_from(start)
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
-        return 1
+        return None
     trusted = [*arguments.import_from]
     if Path(arguments.config).suffix == ".py":  # the run's config.gin may name what lies beside it
         trusted.append(str(Path(arguments.config).parent))
     conclude(result, config, folder, bigram, time.perf_counter() - began, console, trusted)
-    return 0
+    return result
 
 
 def going_on(folder: RunFolder) -> str:
