@@ -18,9 +18,11 @@ from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.sharding import RULES, shardings, undivided
+from jaxtrain.train.evaluation import VALIDATION_LOSS
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
+from jaxtrain.train.hooks.base import AVERAGING
 from jaxtrain.train.initial import Initial, Random
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
@@ -98,10 +100,22 @@ class TrainConfig:
             (phase.data or self.data).examples.check(self.model)
         self.objective.check(self.model)
         self._check_learning_rates()
+        self._check_judges()
         data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
             for data_config in data:
                 hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
+
+    def _check_judges(self) -> None:
+        """Raise ValueError for a hook that goes by a number which no hook measures. A best checkpoint is not a must."""
+        averages = [hook.name for hook in self.hooks if hook.order == AVERAGING]
+        measured = [name for hook in self.hooks for name in hook.measures(averages)]
+        for index, hook in enumerate(self.hooks):
+            by = hook.judges_by
+            if by in measured or by is None or (hook.saving and by == VALIDATION_LOSS and not measured):
+                continue
+            known = f"those that are measured are {', '.join(measured)}" if measured else "add the hook Evaluate"
+            raise ValueError(f"hooks[{index}] ({hook.name}) goes by {by!r}, which no hook measures: {known}")
 
     def _check_learning_rates(self) -> None:
         """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""

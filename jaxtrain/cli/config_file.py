@@ -37,7 +37,7 @@ from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsi
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
-from jaxtrain.cli.config_runs import attach_models
+from jaxtrain.cli.config_runs import attach_models, attach_own_model
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.config_types import nearest
@@ -99,9 +99,16 @@ def load(
     else:
         imports = Imports(import_from)
         tree = _gin_tree(path, root, imports)
+
+    def read(file: Path) -> Node:
+        return _gin_tree(file, TrainConfig, imports)
+
     for override in overrides:
+        if override.lstrip().startswith("model."):
+            attach_own_model(tree, read)
         apply_override(tree, override, imports)
-    attach_models(tree, lambda file: _gin_tree(file, TrainConfig, imports))
+    attach_models(tree, read)
+    attach_own_model(tree, read)
     check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)

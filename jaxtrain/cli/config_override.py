@@ -1,6 +1,7 @@
 """`--set path=value`: changes to the tree of a configuration, by path.
 
     model.d_model=512    phases[0].steps=100    optimizer=@Lion()    optimizer=@jaxtrain.optim.lion.Lion(b1=0.95)
+    phases[1]='@Phase(steps=100, ...)'    (another entry, where there was one)
 
 A value is written as config_object.py reads it.
 """

@@ -28,7 +28,7 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
-from jaxtrain.cli.finished import mesh_at_hand, print_remarks
+from jaxtrain.cli.finished import add_step_arguments, mesh_at_hand, print_remarks
 from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -50,7 +50,7 @@ from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
-from jaxtrain.train.trained import trained_model
+from jaxtrain.train.trained import chosen_step, trained_model
 
 IMPORTED = "huggingface"  # in the run folder
 TEMPLATES = "additional_chat_templates"  # a folder
@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", action="store_true", help="convert adapters alone, in the files of peft")
     parser.add_argument("--base", type=Path, metavar="RUN", help="on import of an adapter: the run that it adapts")
     parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
+    add_step_arguments(parser)
     add_set_argument(parser)
 
 
@@ -102,8 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / ADAPTER).exists():
             raise ValueError(f"{source} is an adapter of peft: add --adapter --base RUN, the run of its model")
         elif (source / "config.json").exists():
-            if arguments.family or arguments.dtype or arguments.weights:
-                raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
+            check_no_export_options(arguments, "--family", "--dtype", "--weights", "--step", "--best")
             import_run(source, target, arguments.set, arguments.import_from)
         else:
             raise ValueError(
@@ -116,14 +116,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_no_export_options(arguments: argparse.Namespace, *flags: str) -> None:
+    """Raise ValueError where an import was given a flag that only an export takes."""
+    for flag in flags:
+        if getattr(arguments, flag.removeprefix("--")) not in (None, False):
+            raise ValueError(f"{flag} is for export: leave it out when importing")
+
+
 def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     """Convert adapters alone, in the direction that SOURCE determines."""
     folder = RunFolder(source)
     if (source / ADAPTER).exists():
         if arguments.base is None:
             raise ValueError(f"{source} is an adapter: name the run of the model that it adapts, --base RUN")
-        if arguments.dtype or arguments.weights or arguments.set:
-            raise ValueError("--dtype, --weights and --set have no meaning for an adapter: leave them out")
+        check_no_export_options(arguments, "--dtype", "--weights", "--step", "--best")
+        if arguments.set:
+            raise ValueError("--set has no meaning for an adapter: leave it out")
         trusted = {"family": arguments.family, "import_from": arguments.import_from}
         import_run_adapter(source, arguments.base, target, **trusted)
     elif folder.config.exists():
@@ -131,7 +139,8 @@ def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -
             if getattr(arguments, name):
                 raise ValueError(f"--{name} has no meaning for the export of an adapter: leave it out")
         config = load(folder.config, arguments.set, import_from=arguments.import_from).config
-        export_run_adapter(folder, target, config, family=arguments.family, weights=arguments.weights)
+        which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+        export_run_adapter(folder, target, config, family=arguments.family, **which)
     else:
         raise ValueError(f"{source} is neither a run (config.gin, checkpoints/) nor an adapter ({ADAPTER})")
 
@@ -257,7 +266,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
     token_ids, generation = special_tokens(tokenizer, imported)
-    with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
+    which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+    with weights_of(folder, model, config, **which) as (step, params), whole_folder(target) as path:
         export_folder(
             plain(model),
             params,
@@ -316,31 +326,37 @@ def is_imported(tokenizer: Tokenizer | None, imported: Path) -> bool:
 
 @contextlib.contextmanager
 def weights_of(
-    folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
+    folder: RunFolder,
+    model: DecoderConfig,
+    config: TrainConfig | None,
+    *,
+    weights: str | None,
+    step: int | None,
+    best: bool,
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Yield the step and the parameters of the latest valid checkpoint.
+    """Yield the step and the parameters of the latest valid checkpoint, of `step`, or of the best.
 
     Parameters are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
-        step, trained = trained_model(
+        at, trained = trained_model(
             folder,
             model=model,
             optimizer=config.optimizer,
             hooks=config.hooks,
             mesh=mesh_at_hand(config.mesh, model),
             weights=weights,
+            step=step,
+            best=best,
         )
-        yield step, _with_plain_linears(model, trained).params
+        yield at, _with_plain_linears(model, trained).params
         return
-    latest = Checkpoints(folder.checkpoints).latest_valid()
-    if latest is None:
-        raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    path = folder.checkpoints / str(latest)
+    at = chosen_step(Checkpoints(folder.checkpoints), folder, config.hooks if config else (), step=step, best=best)
+    path = folder.checkpoints / str(at)
     with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
-        yield latest, params
+        yield at, params
 
 
 def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:

@@ -35,7 +35,15 @@ class FinishedRun(NamedTuple):
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--weights", metavar="NAME", help="an average the run kept (ema, lawa) in place of the weights")
+    add_step_arguments(parser)
     add_set_argument(parser)
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--step` and `--best`, which choose a checkpoint."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="the checkpoint of this step; the latest by default")
+    which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss at its step")
 
 
 def open_run(arguments: argparse.Namespace) -> FinishedRun:
@@ -56,6 +64,8 @@ def open_run(arguments: argparse.Namespace) -> FinishedRun:
         hooks=config.hooks,
         mesh=mesh,
         weights=arguments.weights,
+        step=arguments.step,
+        best=arguments.best,
     )
     return FinishedRun(config, folder, mesh, step, model)
 

@@ -16,6 +16,7 @@ from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.train.feed import Layout
 
 SEED = 0
+VALIDATION_LOSS = "validation_loss"  # among the numbers of a run
 
 
 def validation_rows(data: DataConfig, *, sequence_length: int, stores: Sequence[TokenStore] | None = None) -> Rows:

@@ -62,6 +62,10 @@ class Run:
     def is_last(self) -> bool:
         return self.step == self.recipe.total_steps
 
+    @property
+    def measured(self) -> Numbers:
+        return self.recorder.added
+
     def finish_step(self) -> None:
         """Wait for the step that is being recorded, if one is; write what it measured and check it."""
         if (finished := self.recorder.finish()) is None:
@@ -108,6 +112,7 @@ class Run:
     def save(self, state: TrainState) -> None:
         if self.saved == self.step:
             return
+        measured = self.measured
         with self.stop.reporting():
             self.checkpoints.begin(self.step)  # before its line: if killed between the two, the run begins anew
         self.finish_step()  # writes its line before the checkpoint, so that a run resumed from here lacks none
@@ -115,7 +120,7 @@ class Run:
         with self.stop.reporting():
             self.checkpoints.check(wait=True)
         with self.stop.reporting():  # apart: all processes must save, also where the save before has failed
-            self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()))
+            self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()), measured)
         self.saved = self.step
         self.recorder.interrupted()
 

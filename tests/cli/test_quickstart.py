@@ -117,7 +117,8 @@ def test_a_finished_run_says_how_to_train_longer(tiny_run, tmp_path, capsys):
     assert main([*tiny_run.command, "--run", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert f"the run has made its {STEPS} steps: nothing is left to do" in printed
-    assert f"to train longer: jaxtrain train {folder} --allow-config-change --set phases.0.steps={2 * STEPS}" in printed
+    command = f"jaxtrain train {folder} --allow-config-change --set phases."
+    assert f": {command}0.steps={2 * STEPS}" in printed and f": {command}1='@Phase(steps={STEPS}, " in printed
     assert f"step {STEPS} of" not in printed and "trained to" not in printed
 
 

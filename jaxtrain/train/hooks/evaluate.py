@@ -1,9 +1,11 @@
 """The validation loss, of the model and of every average that is kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtrain.shapes import ParamTree
+from jaxtrain.train.evaluation import VALIDATION_LOSS
 from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
 
@@ -25,6 +27,9 @@ class Evaluate(Hook):
     def name(self) -> str:
         return "evaluate"
 
+    def measures(self, averages: Sequence[str]) -> tuple[str, ...]:
+        return VALIDATION_LOSS, *(f"{VALIDATION_LOSS}_{name}" for name in averages)
+
     @property
     def validation_batches(self) -> int:
         return self.batches
@@ -33,7 +38,7 @@ class Evaluate(Hook):
         if due(run, self.every_steps):
             for name, model in run.evaluation_models(state).items():
                 loss, tokens = run.evaluate(model, batches=self.batches)
-                label = f"validation_loss_{name}" if name else "validation_loss"
+                label = f"{VALIDATION_LOSS}_{name}" if name else VALIDATION_LOSS
                 run.write({label: loss, "validation_tokens": tokens})
                 run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {tokens:,.0f} tokens")
         return state, hook_state
