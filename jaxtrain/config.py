@@ -17,6 +17,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
+from jaxtrain.record.run import recorded
 from jaxtrain.sharding import RULES, shardings, undivided
 from jaxtrain.train.evaluation import VALIDATION_LOSS
 from jaxtrain.train.folder import RunFolder
@@ -247,6 +248,12 @@ class TrainConfig:
             profile_steps=profile_steps,
         )
 
-    def train(self, folder: str | Path) -> Result:
-        """Train, or resume, in a run folder."""
-        return self.trainer(folder).train()
+    def train(self, folder: str | Path, *, devices: list[jax.Device] | None = None) -> Result:
+        """Train, or resume, in a run folder, and write its config.gin. Raises what `Trainer.train` raises."""
+        trainer = self.trainer(folder, devices=devices)
+        with trainer.lock:
+            start = trainer.find_start()
+            config = recorded(self, trainer.folder)
+            if config is not self:
+                trainer = config.trainer(folder, devices=devices, lock=trainer.lock)
+            return trainer.train_from(start)

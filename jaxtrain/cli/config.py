@@ -8,7 +8,7 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_options import describe_options
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.config_text import show
-from jaxtrain.cli.kept_files import RunFiles, differences
+from jaxtrain.record.files import RunFiles, differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
 from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, field_name, new_node, sequence, tree_of
-from jaxtrain.cli.config_types import label, nearest
+from jaxtrain.cli.config_types import nearest
+from jaxtrain.record.walk import label
 
 
 class Location(NamedTuple):

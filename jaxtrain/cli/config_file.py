@@ -33,7 +33,7 @@ from gin import config_parser as gin
 
 from jaxtrain.cli.config_bindings import Bindings, Bound, Key, Location, scoped
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsing, shorten, tokens
+from jaxtrain.cli.config_literal import bounded, check_text, parsing, tokens
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
@@ -42,6 +42,7 @@ from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.config_types import nearest
 from jaxtrain.cli.neighbours import folders_beside
+from jaxtrain.record.literal import check_number, shorten
 
 if TYPE_CHECKING:
     from jaxtrain.config import TrainConfig

@@ -10,11 +10,12 @@ import argparse
 from typing import get_type_hints
 
 from jaxtrain.cli.config_imports import FLAG, Imports
-from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_object import Reader
 from jaxtrain.cli.config_place import ORIGIN, Place, find_place
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Slot, Tree, config_fields, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Slot, Tree
 from jaxtrain.cli.config_types import classes_in, describe_hint, fits
+from jaxtrain.record.literal import shorten
+from jaxtrain.record.walk import config_fields, join
 
 
 def add_set_argument(parser: argparse.ArgumentParser) -> None:

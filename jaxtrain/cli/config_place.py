@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_literal import shorten
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, config_fields, field_name, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, field_name
 from jaxtrain.cli.config_types import closest, item_hint
+from jaxtrain.record.literal import shorten
+from jaxtrain.record.walk import config_fields, join
 
 ORIGIN = "--set"
 

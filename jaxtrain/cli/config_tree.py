@@ -4,11 +4,11 @@ A file fills the tree, `--set` changes it, and `build` then calls every dataclas
 overrides that are valid only together are checked together. A required field may come from the file or from `--set`.
 """
 
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label, nearest
+from jaxtrain.cli.config_types import convert, describe_hint, item_hint, nearest
+from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import lacking
 
 DEFAULT = "default"
@@ -59,10 +59,6 @@ class Slot(NamedTuple):
         return Slot(join(self.path, index), item_hint(self.hint))
 
 
-def config_fields(cls: type) -> dict[str, Field]:
-    return {field.name: field for field in fields(cls) if field.init}
-
-
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
     name = RENAMED.get(f"{label(cls)}.{name}", name)
@@ -71,13 +67,6 @@ def field_name(cls: type, name: str) -> str:
         found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
-
-
-def join(path: str, key: str | int) -> str:
-    """Return the path of a child: `phases[0]` for an index, `model.d_model` for a name."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    return f"{path}.{key}" if path else key
 
 
 def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:
@@ -165,19 +154,3 @@ def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, n
 
 def _at(origin: str) -> str:
     return "" if origin == DEFAULT else f"{origin}: "
-
-
-def entries(config: object, path: str = "") -> Iterable[tuple[str, object]]:
-    """Yield (path, class) for every dataclass and (path, value) for every leaf of a built configuration.
-
-    The order is that of the fields.
-    """
-    if is_dataclass(config):
-        yield path, type(config)
-        for name in config_fields(type(config)):
-            yield from entries(getattr(config, name), join(path, name))
-    elif isinstance(config, tuple) and any(is_dataclass(item) for item in config):
-        for i, item in enumerate(config):
-            yield from entries(item, join(path, i))
-    else:
-        yield path, config

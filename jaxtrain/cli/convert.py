@@ -26,16 +26,16 @@ import jax
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
-from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.finished import add_step_arguments, mesh_at_hand, print_remarks
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, SentencePiece, StandardLibrary, Tokenizer
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.record.files import RunFiles
+from jaxtrain.record.text import render
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder

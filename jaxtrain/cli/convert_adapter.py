@@ -11,10 +11,10 @@ import optax
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.finished import mesh_at_hand
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
+from jaxtrain.record.files import RunFiles
 from jaxtrain.sharding import shardings
 from jaxtrain.surgery.huggingface.adapters import export_adapter, read_adapter
 from jaxtrain.surgery.linears import plain

@@ -2,13 +2,8 @@
 
 import argparse
 
-import jax
-
 from jaxtrain.cli.finished import add_run_arguments, open_run
-from jaxtrain.models.decoder import abstract_model
-from jaxtrain.train.evaluation import evaluate, perplexity, validation_rows
-from jaxtrain.train.needs import check_evaluation
-from jaxtrain.train.step import make_evaluation_step
+from jaxtrain.train.evaluation import perplexity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,18 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batches is not None and arguments.batches < 1:
         raise ValueError(f"--batches={arguments.batches}: must be at least 1")
     finished = open_run(arguments)
-    config, phase = finished.config, finished.config.phases[-1]
-    check_evaluation(config.model, phase, jax.devices())
-    graph = abstract_model(config.model).graph
-    loss, tokens = evaluate(
-        make_evaluation_step(graph, config.objective),
-        config.objective,
-        finished.model,
-        validation_rows(phase.data or config.data, sequence_length=phase.sequence_length),
-        batch_size=phase.batch_size,
-        batches=arguments.batches,
-        mesh=finished.mesh,
-    )
+    loss, tokens = finished.evaluate(batches=arguments.batches)
     print(
         f"step {finished.step}: validation loss {loss:.4f} nats a token, perplexity {perplexity(loss):.2f}, "
         f"over {tokens:,.0f} tokens"

@@ -2,11 +2,8 @@
 
 import argparse
 
-import jax
-
 from jaxtrain.cli.finished import add_run_arguments, open_run
-from jaxtrain.models.decoder import abstract_model
-from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.models.generate import Sampling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,23 +23,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--tokens={arguments.tokens}: must be at least 1")
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed={arguments.seed}: must be from 0 to 2^63 - 1")
-    sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
-    finished = open_run(arguments)
-    tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
-    graph = abstract_model(finished.config.model).graph
-    with jax.set_mesh(finished.mesh):
-        written = generate(
-            graph,
-            finished.model,
-            prompts,
-            tokens=arguments.tokens,
-            sampling=sampling,
-            key=jax.random.key(arguments.seed),
-            stop_token=tokenizer.end_of_document_id,
-        )
-    for number, (prompt, new) in enumerate(zip(prompts, written, strict=True)):
+    Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
+    written = open_run(arguments).continuations(
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for number, text in enumerate(written):
         if number:
             print("-" * 40)
-        print(tokenizer.decode(prompt + new))
+        print(text)
     return 0

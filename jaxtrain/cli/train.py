@@ -17,13 +17,13 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
 from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss, open_rows
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
+from jaxtrain.record.files import RunFiles, differences, read_origins, remarks
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity
