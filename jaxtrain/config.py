@@ -224,6 +224,9 @@ class TrainConfig:
 
         `lock` is the lock of the folder, if the caller already holds it.
         """
+        if jax.process_index() == 0:  # the one that opens them
+            for writer in self.writers:
+                writer.check()
         used = jax.devices() if devices is None else devices
         self.check_memory(room_of(used))
         try:

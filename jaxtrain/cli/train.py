@@ -16,6 +16,7 @@ from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
+from jaxtrain.cli.dry_run import dry_run
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
 from jaxtrain.config import TrainConfig
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
     )
+    help = "build everything and make one step of each phase on made-up tokens; read no text and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=help)
     add_set_argument(parser)
 
 
@@ -58,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
+    if arguments.dry_run:
+        describe(config, folder, Console(quiet=jax.process_index() != 0))
+        dry_run(config, lambda text: print(text, flush=True) if jax.process_index() == 0 else None)
+        return 0
     with trainer.lock:
         return run_locked(arguments, config, trainer)
 

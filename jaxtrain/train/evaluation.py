@@ -52,6 +52,11 @@ def evaluate(
     with jax.set_mesh(mesh):
         taken = itertools.islice(iterator, batches and min(batches, sys.maxsize))
         parts = [step(model, layout.globalise(batch)) for batch in taken]
+    return mean_of(objective, parts)
+
+
+def mean_of(objective: Objective, parts: Sequence[tuple[Terms, Sums]]) -> Evaluation:
+    """Return the mean of the evaluated term over batches, from the sums of each."""
     terms, weights = jax.tree.map(lambda *values: sum(map(float, values)), *parts)
     weight = weights[objective.evaluated]
     return Evaluation((terms.minimised | terms.reported)[objective.evaluated] / weight, weight)

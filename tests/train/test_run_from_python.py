@@ -1,25 +1,32 @@
 """A run from Python is a run: its folder says what it is, and opens again in a line."""
 
 import logging
+from pathlib import Path
 
 import jax
 import pytest
 import runs
 from messages import refused
+from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.pipeline.schedules.from_file import FromFile
+from jaxtrain.record.run import recorded
 from jaxtrain.runs import load_run
+from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.gradients.pipelined import Pipelined
 from jaxtrain.train.hooks import Checkpoint, Evaluate
-from jaxtrain.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A configuration of two steps, each saved, and the folder of its run."""
-    hooks = (Evaluate(every_steps=1, batches=1), Checkpoint(every_steps=1))
-    config, folder = runs.tiny_run(data, steps=2, hooks=hooks), tmp_path_factory.mktemp("trained") / "run"
-    config.train(folder)
+    """A configuration of three steps, the last two saved, and the folder of its run on one device."""
+    hooks = (Evaluate(every_steps=2, batches=1), Checkpoint(every_steps=2))
+    config, folder = runs.tiny_run(data, steps=3, hooks=hooks), tmp_path_factory.mktemp("trained") / "run"
+    result = config.train(folder, devices=jax.devices()[:1])
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(result.state.params)} == {1}
     return config, folder
 
 
@@ -32,11 +39,11 @@ def test_it_is_read_by_the_commands(trained, capsys):
 
 def test_it_is_opened_evaluated_and_continued_as_the_commands_do(trained, capsys):
     _, folder = trained
-    run, first = load_run(folder), load_run(folder, step=1)
-    assert (run.step, first.step) == (2, 1)
-    for opened in (run, first):
+    run, before = load_run(folder), load_run(folder, step=2)
+    assert (run.step, before.step) == (3, 2)
+    for opened in (run, before):
         [loss] = [r["validation_loss"] for r in opened.metrics if r["step"] == opened.step]
-        assert opened.evaluate(batches=1).loss == pytest.approx(loss, abs=1e-6)
+        assert_close(opened.evaluate(batches=1).loss, loss, SAME_LOSS_ON_ANY_MESH)
     assert main(["generate", str(folder), "--prompt", "ab", "--tokens", "3", "--seed", "5"]) == 0
     assert capsys.readouterr().out == run.generate("ab", tokens=3, seed=5) + "\n"
 
@@ -52,17 +59,19 @@ def test_what_it_is_asked_for_is_checked(trained, tmp_path):
         load_run(tmp_path)
 
 
-def test_devices_may_be_chosen(trained, data, tmp_path):
-    config, folder = trained
-    result = config.train(tmp_path / "run", devices=jax.devices()[:1])
-    assert {len(leaf.devices()) for leaf in jax.tree.leaves(result.state.params)} == {1}
-    losses = [[r["loss"] for r in read_metrics(at / "metrics.jsonl")] for at in (folder, tmp_path / "run")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
-def test_a_configuration_that_no_file_can_name_trains_with_a_warning(data, tmp_path, caplog):
-    config = runs.tiny_run(data, steps=1, hooks=(runs.Watch(look=lambda run, state: None),))
+def test_a_configuration_that_no_file_can_name_is_not_written_and_says_so(data, tmp_path, caplog):
+    config = runs.tiny_run(data, hooks=(runs.Watch(look=lambda run, state: None),))
     with caplog.at_level(logging.WARNING):
-        config.train(tmp_path / "run")
-    assert "config.gin" in caplog.text and "hooks[0].look" in caplog.text
-    assert not (tmp_path / "run" / "config.gin").exists()
+        assert recorded(config, RunFolder(tmp_path)) is config
+    assert "config.gin" in caplog.text and "hooks[0].look" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_it_keeps_copies_of_the_files_that_it_names_and_goes_by_them(data, tmp_path):
+    table = tmp_path / "table.txt"
+    table.write_text("chunks: 0 1\nstage 0: F0.0 BW0.0\nstage 1: F0.1 BW0.1\n")
+    schedule = FromFile(path=str(table))
+    config = runs.tiny_run(data, gradients=Pipelined(microbatches=1, schedule=schedule), mesh=MeshConfig(stage=2))
+    copied = recorded(config, RunFolder(tmp_path / "run"))
+    assert Path(copied.gradients.schedule.path).parent == tmp_path / "run" / "kept_files"
+    assert Path(copied.gradients.schedule.path).read_text() == table.read_text()
+    assert load(tmp_path / "run").config == copied
