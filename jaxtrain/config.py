@@ -19,7 +19,7 @@ from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.record.run import recorded
 from jaxtrain.sharding import RULES, shardings, undivided
-from jaxtrain.train.evaluation import VALIDATION_LOSS
+from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, validation_names
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
@@ -58,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     max_skipped_steps: int = 10
     writers: tuple[Writer, ...] = (TensorBoard(),)
+    validation: tuple[ValidationSet, ...] = ()
 
     def __post_init__(self):
         check_integers(self)
@@ -110,7 +111,14 @@ class TrainConfig:
     def _check_judges(self) -> None:
         """Raise ValueError for a hook that goes by a number which no hook measures. A best checkpoint is not a must."""
         averages = [hook.name for hook in self.hooks if hook.order == AVERAGING]
-        measured = [name for hook in self.hooks for name in hook.measures(averages)]
+        names = validation_names([phase.data or self.data for phase in self.phases], self.validation)
+        measured = [name for hook in self.hooks for name in hook.measures(averages, names)]
+        twice = [name for name in measured if measured.count(name) > 1]
+        if twice or len({own.name for own in self.validation}) < len(self.validation):
+            raise ValueError(
+                f"validation: two numbers are called {twice[0] if twice else 'the same'!r}; give each set and each "
+                f"source of a mixture another name, none that of an average"
+            )
         for index, hook in enumerate(self.hooks):
             by = hook.judges_by
             if by in measured or by is None or (hook.saving and by == VALIDATION_LOSS and not measured):
@@ -245,6 +253,7 @@ class TrainConfig:
             seed=self.seed,
             max_skipped_steps=self.max_skipped_steps,
             writers=self.writers,
+            validation=self.validation,
             folder=RunFolder(Path(folder)),
             lock=lock or RunLock(Path(folder)),
             devices=devices,

@@ -56,7 +56,7 @@ def dry_run(config: TrainConfig, say: Callable[[str], None]) -> None:
         )
         evaluate = make_evaluation_step(abstract_model(config.model).graph, config.objective)
         with jax.set_mesh(mesh):
-            found = mean_of(config.objective, [evaluate(state.model, batch)])
+            found = mean_of(config.objective, [(*evaluate(state.model, batch), None)])
         say(f"phases[{span.number}]: evaluated, loss {found.loss:.4f}")
     if used := _most_memory():
         say(f"at most {shown_bytes(used)} of a device's memory were in use")

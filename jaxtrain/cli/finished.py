@@ -23,7 +23,15 @@ from jaxtrain.record.files import remarks
 from jaxtrain.shapes import ModelState
 from jaxtrain.sharding import shardings
 from jaxtrain.train import distributed
-from jaxtrain.train.evaluation import Evaluation, evaluate, validation_rows
+from jaxtrain.train.evaluation import (
+    HELD_OUT,
+    Evaluation,
+    Track,
+    ValidationRows,
+    evaluate,
+    untracked,
+    validation_sets,
+)
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 from jaxtrain.train.needs import check_evaluation
@@ -55,12 +63,27 @@ class FinishedRun(NamedTuple):
         """What was measured, a record for each step."""
         return read_metrics(self.folder.metrics)
 
-    def evaluate(self, *, batches: int | None = None) -> Evaluation:
-        """Evaluate on the first `batches` batches of validation, or on all of it.
+    def evaluate(self, *, batches: int | None = None, on: str = HELD_OUT) -> Evaluation:
+        """Evaluate on the first `batches` batches of a validation set, or on all of it.
+
+        `on` is the name of the set; by default it is the held-out part of the run's text.
 
         Raises:
-            ValueError: there is too little memory for it, or `batches` is less than 1.
+            ValueError: there is no such set, too little memory for it, or `batches` is less than 1.
         """
+        sets = self.validation_sets
+        if on not in sets:
+            named = ", ".join(repr(name) for name in sets)
+            raise ValueError(f"{on=}: the run has no such validation set, but {named}")
+        return self.evaluate_on(sets[on], batches=batches)
+
+    @property
+    def validation_sets(self) -> dict[str, ValidationRows]:
+        """The rows to evaluate on, by the names of the validation sets. The held-out text is HELD_OUT."""
+        return validation_sets(self.data, self.config.validation, sequence_length=self.phase.sequence_length)
+
+    def evaluate_on(self, rows: ValidationRows, *, batches: int | None = None, track: Track = untracked) -> Evaluation:
+        """Evaluate on the first `batches` batches of some rows, or on all of them. `track` is told of every batch."""
         if batches is not None and batches < 1:
             raise ValueError(f"{batches=}: must be at least 1")
         check_evaluation(self.config.model, self.phase, list(self.mesh.devices.flat))
@@ -68,10 +91,11 @@ class FinishedRun(NamedTuple):
             make_evaluation_step(abstract_model(self.config.model).graph, self.config.objective),
             self.config.objective,
             self.model,
-            validation_rows(self.data, sequence_length=self.phase.sequence_length),
+            rows,
             batch_size=self.phase.batch_size,
             batches=batches,
             mesh=self.mesh,
+            track=track,
         )
 
     def generate(self, prompt: str, **options) -> str:

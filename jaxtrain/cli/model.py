@@ -51,7 +51,7 @@ def describe_layers(model: DecoderConfig) -> Iterator[str]:
     """Yield a line for each layer, with its parameters, and under it a line for each of its arrays."""
     found = list(variables(model))
     total = sum(variable.size for variable in found)
-    layers = dict.fromkeys(variable.layer for variable in found)
+    layers = sorted(dict.fromkeys(variable.layer for variable in found), key=_depth)
     names = max(len(variable.name) for variable in found)
     for layer in layers:
         own = [variable for variable in found if variable.layer == layer]
@@ -64,8 +64,17 @@ def describe_layers(model: DecoderConfig) -> Iterator[str]:
             yield f"  {variable.name:{names}}  {repeats}{shape}  ({axes})  {variable.what}"
 
 
+def _depth(layer: str) -> tuple:
+    """Return what sorts layers in the order of the forward pass."""
+    block, _, part = layer.partition(", ")
+    if part:
+        parts = ("mixer_norm", "mixer", "mlp_norm", "mlp")
+        return 2, int(block.removeprefix("block ")), parts.index(part) if part in parts else len(parts)
+    return {"embedding": (0,), "positions": (1,), "final_norm": (3,), "output": (4,)}.get(layer, (5, layer))
+
+
 def variables(model: DecoderConfig) -> Iterator[Variable]:
-    """Yield all arrays of a model, in the order of the forward pass."""
+    """Yield all arrays of a model."""
     _, shapes, axes = abstract_model(model)
     for collection, tree, facts in zip(ModelState._fields, shapes, axes, strict=True):
         for (path, leaf), own in zip(tree_leaves_with_path(tree), jax.tree.leaves(facts), strict=True):

@@ -27,7 +27,7 @@ from jaxtrain.optim.base import transformation
 from jaxtrain.record.files import RunFiles, differences, read_origins, remarks
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.evaluation import SEED, perplexity
+from jaxtrain.train.evaluation import SEED, perplexity, validation_sets
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
@@ -181,12 +181,15 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     console.print("preparing data ...", style="dim")
     validation = max((hook.validation_batches for hook in config.hooks), default=0)
     for phase in config.phases:
-        for split in ("train", "validation") if validation else ("train",):
-            data, length = phase.data or config.data, phase.sequence_length
-            open_rows(data, split=split, sequence_length=length, seed=config.seed)
+        data, length = phase.data or config.data, phase.sequence_length
+        open_rows(data, split="train", sequence_length=length, seed=config.seed)
+        if validation:
+            validation_sets(data, config.validation, sequence_length=length)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not data.examples.asks_for_next or not validation:
+        return None
+    if not data.validation_fraction:
         return None
     return bigram_loss(
         data,

@@ -45,6 +45,21 @@ class Rows:
         source, row = self._interleaving.locate(index)
         return f"{self._labels[source]}: {self.sources[source].describe(row)}"
 
+    def parts(self, rows: int) -> list["Rows"]:
+        """Return those of the first `rows` rows that each source gives."""
+        counts = self._interleaving.counts(min(rows, len(self)))
+        return [
+            Rows(
+                [source],
+                Interleaving((1,)),
+                length=count,
+                labels=[label],
+                sequence_length=self.sequence_length,
+                name=self.name,
+            )
+            for source, label, count in zip(self.sources, self._labels, counts, strict=True)
+        ]
+
     def ledger(self, rows: int) -> dict[str, int]:
         """Return how many tokens with loss each source has in the first `rows` rows, by the label of the source."""
         counts = self._interleaving.counts(rows)

@@ -11,7 +11,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention
-from jaxtrain.train.evaluation import validation_rows
+from jaxtrain.train.evaluation import ValidationSet, validation_sets
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
@@ -55,6 +55,7 @@ class Trainer:
     seed: int
     max_skipped_steps: int
     writers: tuple[Writer, ...]
+    validation: tuple[ValidationSet, ...]
     folder: RunFolder
     lock: RunLock
     devices: list[jax.Device] | None = None
@@ -157,7 +158,9 @@ class Trainer:
         )
         length = phase.sequence_length
         # Opened when an evaluation first needs it, from the text that the feed has opened.
-        validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
+        validation = functools.cache(
+            lambda: validation_sets(data, self.validation, sequence_length=length, stores=feed.stores)
+        )
         return RunningPhase(span, data, feed, validation, self.recipe.program(span, mesh))
 
     def _enter(

@@ -1,19 +1,19 @@
 """A run in one of its phases: what the loop works with, and what its hooks see of it (hooks.base.RunView)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxtrain.data import DataConfig, Rows
+from jaxtrain.data import DataConfig
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.optim.base import evaluation_params
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.evaluation import Evaluation, evaluate
+from jaxtrain.train.evaluation import Evaluation, ValidationRows, evaluate
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks.states import HookStates
@@ -35,7 +35,7 @@ class RunningPhase(NamedTuple):
     span: Span
     data: DataConfig
     feed: Feed
-    validation: Callable[[], Rows]
+    validation: Callable[[], Mapping[str, ValidationRows]]
     program: Program
 
 
@@ -78,17 +78,20 @@ class Run:
                 f"step {step - in_a_row}. The last such step saw {self.phase.feed.describe(ago=self.step - step)}"
             )
 
-    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
+    def evaluate(self, model: ModelState, *, batches: int) -> dict[str, Evaluation]:
         self.recorder.interrupted()
-        return evaluate(
-            self.evaluation_step,
-            self.recipe.objective,
-            model,
-            self.phase.validation(),
-            batch_size=self.phase.span.phase.batch_size,
-            batches=batches,
-            mesh=self.phase.program.mesh,
-        )
+        return {
+            name: evaluate(
+                self.evaluation_step,
+                self.recipe.objective,
+                model,
+                validation,
+                batch_size=self.phase.span.phase.batch_size,
+                batches=batches,
+                mesh=self.phase.program.mesh,
+            )
+            for name, validation in self.phase.validation().items()
+        }
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self.phase.data.tokenizer

@@ -29,7 +29,9 @@ def test_layers_shapes_parameters_and_memory_are_listed(printed):
     config, text = load(QUICKSTART).config, printed(QUICKSTART)
     shapes = abstract_model(config.model).shapes
     assert "block 0, mixer: 196,608 parameters" in text  # 4 repeats of 128 x (2 x 4 + 2 x 2) x 32
-    assert re.search(r"query\.kernel +4 of 128 x 4 x 32  \(embed, heads, -\)  float32", text)
+    assert re.search(r"query\.kernel +4 of 128 x 4 x 32  \(embed, heads, head_dim\)  float32", text)
+    layers = re.findall(r"^(\S.*): .* parameters,", text, flags=re.M)
+    assert layers[0] == "embedding" and layers[-1] == "output" and layers[1] == "block 0, mixer_norm"
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+) parameters,", text)) == size_of(shapes.params)
     assert f"{config.model.flops_per_token(256):,.0f} FLOPs a token" in text
     assert (
@@ -44,7 +46,7 @@ def test_frozen_weights_and_averages_are_told_apart(printed, tmp_path):
         "hooks": "(@ExponentialMovingAverage(),)",
     }
     text = printed(QUICKSTART, *sets(adapted))
-    assert re.search(r"up\.base\.codes +4 of .* frozen, uint8", text), text
+    assert re.search(r"up\.base\.codes +4 of .* frozen, int4", text), text
     [trained] = re.findall(r"parameters, ([\d,]+) of them trained", text)
     size = int(trained.replace(",", ""))
     assert f"params {4 * size / 1e3:.3g} kB" in text and f"averages {4 * size / 1e3:.3g} kB" in text

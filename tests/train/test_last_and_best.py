@@ -25,7 +25,7 @@ class Told(Hook):
     def name(self) -> str:
         return "told"
 
-    def measures(self, averages):
+    def measures(self, averages, validation):
         return ("validation_loss",)
 
     def after_step(self, run, state, hook_state):

@@ -29,8 +29,11 @@ class RunView(Protocol):
     def measured(self) -> Mapping[str, float]:
         """The numbers that hooks have added to the metrics of this step so far."""
 
-    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
-        """Evaluate over the first `batches` batches of validation, or over all if there are fewer."""
+    def evaluate(self, model: ModelState, *, batches: int) -> Mapping[str, Evaluation]:
+        """Evaluate over the first `batches` batches of each validation set, or over all if there are fewer.
+
+        They are by the names of the sets; the held-out part of the training text is HELD_OUT.
+        """
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""
@@ -91,8 +94,11 @@ class Hook(Technique):
         """The number, measured by another hook, that the hook goes by; None if by none."""
         return None
 
-    def measures(self, averages: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the numbers that it measures, in a run that keeps `averages` beside the model."""
+    def measures(self, averages: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the numbers that it measures.
+
+        The run keeps `averages` beside the model, and evaluates on `validation`: sets, and the sources of mixtures.
+        """
         return ()
 
     @property
