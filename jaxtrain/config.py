@@ -19,7 +19,7 @@ from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.record.run import recorded
 from jaxtrain.sharding import RULES, shardings, undivided
-from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, validation_names
+from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, label, validation_names
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
@@ -113,11 +113,11 @@ class TrainConfig:
         averages = [hook.name for hook in self.hooks if hook.order == AVERAGING]
         names = validation_names([phase.data or self.data for phase in self.phases], self.validation)
         measured = [name for hook in self.hooks for name in hook.measures(averages, names)]
-        twice = [name for name in measured if measured.count(name) > 1]
-        if twice or len({own.name for own in self.validation}) < len(self.validation):
+        numbers = measured or [label(VALIDATION_LOSS, name) for name in names]
+        if twice := [name for name in numbers if numbers.count(name) > 1]:
             raise ValueError(
-                f"validation: two numbers are called {twice[0] if twice else 'the same'!r}; give each set and each "
-                f"source of a mixture another name, none that of an average"
+                f"validation: two numbers are called {twice[0]!r}; give each set and each source of a mixture a name "
+                "of its own, and none that of an average"
             )
         for index, hook in enumerate(self.hooks):
             by = hook.judges_by

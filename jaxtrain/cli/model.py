@@ -13,7 +13,7 @@ from jaxtrain.axes import Axes
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.config import TrainConfig
-from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.decoder import AbstractModel, abstract_model
 from jaxtrain.optim.base import transformation
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.needs import shown_bytes
@@ -43,13 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
-    print("\n".join([*describe_layers(config.model), "", *describe_costs(config)]))
+    model = abstract_model(config.model)
+    print("\n".join([*describe_layers(model, config.model.repeats), "", *describe_costs(config, model)]))
     return 0
 
 
-def describe_layers(model: DecoderConfig) -> Iterator[str]:
+def describe_layers(model: AbstractModel, repeats: int) -> Iterator[str]:
     """Yield a line for each layer, with its parameters, and under it a line for each of its arrays."""
-    found = list(variables(model))
+    found = list(variables(model, repeats))
     total = sum(variable.size for variable in found)
     layers = sorted(dict.fromkeys(variable.layer for variable in found), key=_depth)
     names = max(len(variable.name) for variable in found)
@@ -73,12 +74,11 @@ def _depth(layer: str) -> tuple:
     return {"embedding": (0,), "positions": (1,), "final_norm": (3,), "output": (4,)}.get(layer, (5, layer))
 
 
-def variables(model: DecoderConfig) -> Iterator[Variable]:
+def variables(model: AbstractModel, repeats: int) -> Iterator[Variable]:
     """Yield all arrays of a model."""
-    _, shapes, axes = abstract_model(model)
-    for collection, tree, facts in zip(ModelState._fields, shapes, axes, strict=True):
+    for collection, tree, facts in zip(ModelState._fields, model.shapes, model.axes, strict=True):
         for (path, leaf), own in zip(tree_leaves_with_path(tree), jax.tree.leaves(facts), strict=True):
-            yield _variable(keystr(path, simple=True, separator="."), leaf, own, collection, model.repeats)
+            yield _variable(keystr(path, simple=True, separator="."), leaf, own, collection, repeats)
 
 
 def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: str, repeats: int) -> Variable:
@@ -91,10 +91,10 @@ def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: st
     return Variable(layer, name or layer, tuple(leaf.shape), 1, facts.names, what)
 
 
-def describe_costs(config: TrainConfig) -> Iterator[str]:
+def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str]:
     """Yield the parameters, the FLOPs of a token, and the memory of what training keeps."""
     model = config.model
-    _, shapes, axes = abstract_model(model)
+    _, shapes, axes = abstract
     trained = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     yield f"{model.parameter_count:,} parameters, {trained:,} of them trained"
     for length in dict.fromkeys(phase.sequence_length for phase in config.phases):

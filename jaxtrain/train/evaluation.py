@@ -73,10 +73,14 @@ def validation_sets(
 
 def validation_names(data: Sequence[DataConfig], sets: Sequence[ValidationSet]) -> list[str]:
     """Return what evaluations of some data and sets are called: sets, and the sources of those that are mixtures."""
-    sources = [(HELD_OUT, config.source) for config in data if config.validation_fraction or not sets]
-    sources += [(own.name, own.source) for own in sets]
-    names = [label(name, part) for name, text in sources for part in ("", *(text.names if len(text.parts) > 1 else ()))]
-    return list(dict.fromkeys(names))
+    held_out = [config.source for config in data if config.validation_fraction or not sets]
+    names = dict.fromkeys(name for source in held_out for name in _names(HELD_OUT, source))
+    return [*names, *(name for own in sets for name in _names(own.name, own.source))]
+
+
+def _names(name: str, text: Text) -> list[str]:
+    """Return the name of an evaluation, and those of the sources of a mixture in it."""
+    return [name, *(label(name, part) for part in text.names if len(text.parts) > 1)]
 
 
 def label(*names: str) -> str:

@@ -55,8 +55,7 @@ def test_frozen_weights_and_averages_are_told_apart(printed, tmp_path):
 @pytest.mark.parametrize("name", ["moe_tiny", "hybrid_tiny"])
 def test_every_array_is_listed_once(name):
     model = load(CONFIGS / f"{name}.gin").config.model
-    found = list(variables(model))
-    assert sum(variable.size for variable in found) == sum(
-        leaf.size for leaf in jax.tree.leaves(abstract_model(model).shapes)
-    )
+    abstract = abstract_model(model)
+    found = list(variables(abstract, model.repeats))
+    assert sum(variable.size for variable in found) == sum(leaf.size for leaf in jax.tree.leaves(abstract.shapes))
     assert len({(variable.layer, variable.name) for variable in found}) == len(found)

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import jax
 import pytest
 import runs
 from messages import refused
@@ -22,11 +21,10 @@ from jaxtrain.train.hooks import Checkpoint, Evaluate
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A configuration of three steps, the last two saved, and the folder of its run on one device."""
+    """A configuration of three steps, the last two saved, and the folder of its run."""
     hooks = (Evaluate(every_steps=2, batches=1), Checkpoint(every_steps=2))
     config, folder = runs.tiny_run(data, steps=3, hooks=hooks), tmp_path_factory.mktemp("trained") / "run"
-    result = config.train(folder, devices=jax.devices()[:1])
-    assert {len(leaf.devices()) for leaf in jax.tree.leaves(result.state.params)} == {1}
+    config.train(folder)
     return config, folder
 
 
