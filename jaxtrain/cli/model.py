@@ -60,9 +60,9 @@ def describe_layers(model: AbstractModel, repeats: int) -> Iterator[str]:
         yield f"{layer}: {size:,} parameters, {size / total:.1%}"
         for variable in own:
             shape = " x ".join(map(str, variable.shape)) or "1"
-            repeats = f"{variable.times} of " if variable.times > 1 else ""
+            times = f"{variable.times} of " if variable.times > 1 else ""
             axes = ", ".join(name or "-" for name in variable.axes)
-            yield f"  {variable.name:{names}}  {repeats}{shape}  ({axes})  {variable.what}"
+            yield f"  {variable.name:{names}}  {times}{shape}  ({axes})  {variable.what}"
 
 
 def _depth(layer: str) -> tuple:
