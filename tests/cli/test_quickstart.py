@@ -7,6 +7,7 @@ import shutil
 import struct
 
 import pytest
+from messages import check, refusal
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 from tiny_run import EVALUATED_STEPS, QUICKSTART, STEPS, content
@@ -96,6 +97,18 @@ def test_the_bigram_model_is_measured_on_what_the_last_phase_is_evaluated_on(tex
     config = load(QUICKSTART, changes).config
     last = bigram_loss(config.data, batch_size=2, sequence_length=16, seed=SEED, num_batches=1)
     assert prepare_data(config, Console(quiet=True)) == last
+
+
+def test_a_step_and_the_best_are_used_by_name(tiny_run, tmp_path, capsys):
+    losses = measured(tiny_run.folder, "validation_loss")
+    best = min(losses, key=losses.get)
+    for words, step in ((["--step", "2"], 2), (["--best"], best)):
+        assert main(["eval", str(tiny_run.folder), "--batches", "2", *words]) == 0
+        assert f"step {step}: validation loss {losses[step]:.4f} nats a token" in capsys.readouterr().out
+    assert main(["convert", str(tiny_run.folder), str(tmp_path / "exported"), "--step", "2"]) == 0
+    assert f"of step 2 of {tiny_run.folder}" in capsys.readouterr().out
+    check(refusal(capsys, "eval", tiny_run.folder, "--step", 7), "step 7", "2, 3")
+    check(refusal(capsys, "convert", tmp_path / "exported", tmp_path / "again", "--step", 2), "--step", "export")
 
 
 def test_metrics_have_every_step(tiny_run):
