@@ -45,8 +45,9 @@ def check(case, stages: int, multiples: list[int], axes: dict[str, int]) -> bool
     from tolerances import SAME_GRADIENT, largest_error
 
     from jaxtrain.mesh import MeshConfig
+    from jaxtrain.nn.heads import TiedHead
 
-    model = variant(repeats=LAYERS, dropout=0.1, tied_embeddings=True)
+    model = variant(repeats=LAYERS, dropout=0.1, head=TiedHead())
     counts = [multiple * stages for multiple in multiples if multiple >= case.fewest and multiple * stages <= ROWS]
     mesh = MeshConfig(stage=stages, **axes)
     runs = (pipelined(model, ROWS, case.schedule, count, mesh) for count in counts)

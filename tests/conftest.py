@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+# Many tests start processes. Where nothing may be kept, each would compile the source of all it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import functools
 
 import hypothesis

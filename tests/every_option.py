@@ -3,11 +3,19 @@
 from tiny import variant
 
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import ScaledHead
+from jaxtrain.nn.joins import OutputNorm, ParallelSharedNorm
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.rope import RopeConfig, YarnScaling
+from jaxtrain.nn.positions import InterleavedRotary, NoPositions
+from jaxtrain.nn.qk_norms import AllHeads
+from jaxtrain.nn.rope import YarnScaling
 
 HEADS = {"heads": 4, "kv_heads": 2, "head_dim": 8}
 YARN = YarnScaling(factor=4.0, original_length=8, fast=2.0, slow=0.1)
@@ -17,33 +25,29 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
     parallel = BlockConfig(
         mixer=AttentionConfig(
             **HEADS,
-            rope=RopeConfig(scaling=YARN, fraction=0.5, interleaved=True),
-            bias=True,
-            output_bias=False,
-            sinks=True,
-            window=5,
+            positions=InterleavedRotary(scaling=YARN, fraction=0.5),
+            mask=SlidingWindow(window=5),
+            scores=Scores(sinks=True),
+            biases=("query", "key", "value"),
             implementation=implementation,
         ),
         mlp=MLPConfig(hidden=64, bias=True),
-        parallel=True,
-        shared_norm=True,
-        residual_scale=0.5,
+        join=ParallelSharedNorm(),
     )
     of_outputs = BlockConfig(
         mixer=AttentionConfig(
             **HEADS,
-            rope=None,
-            qk_norm=RMSNormConfig(epsilon=0.1),
-            joint_qk_norm=True,
-            sinks=True,
+            positions=NoPositions(),
+            qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1)),
+            scores=Scores(sinks=True),
             implementation=implementation,
         ),
         mlp=GatedMLPConfig(hidden=64, bias=True),
-        pre_norm=False,
-        post_norm=True,
+        join=OutputNorm(),
     )
     return parallel, of_outputs
 
 
-ALL = variant(pattern=_pattern(), repeats=2, embedding_scale=3.0, logit_scale=0.3)
-BY_NAME = variant(pattern=_pattern("xla"), repeats=2, embedding_scale=3.0, logit_scale=0.3)
+OUTER = {"embedding": ScaledEmbedding(scale=3.0), "head": ScaledHead(scale=0.3, linear=Dense())}
+ALL = variant(pattern=_pattern(), repeats=2, **OUTER)
+BY_NAME = variant(pattern=_pattern("xla"), repeats=2, **OUTER)

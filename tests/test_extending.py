@@ -40,8 +40,11 @@ def doors() -> dict[str, Door]:
 
 
 DOORS = doors()
+OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries and keys")
 ALONE = (
     "Wrapper of an optimizer",
+    *OF_ATTENTION,
+    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
@@ -75,7 +78,8 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Scaling", "Linear", "Trained"]
+    layers = ["Feed-forward", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
+    layers += ["Linear", "Trained"]
     others = [
         "Objective",
         "Source",
@@ -116,8 +120,8 @@ def test_what_others_write_trains_all_at_once_and_goes_on_from_the_other_languag
     assert main(["train", "run", "--import-from", "."]) == 0, "as it is recorded"
 
 
-def test_a_linear_and_a_wrapper_of_others_train(folder):
-    write(folder, "linear", ["Source", "Linear", "Wrapper of an optimizer", "Trained parameters"])
+def test_attention_a_linear_and_a_wrapper_of_others_train(folder):
+    write(folder, "linear", ["Source", *OF_ATTENTION, "Linear", "Wrapper of an optimizer", "Trained parameters"])
     result = load("linear.py").config.train(folder / "thin")
     up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
     assert up["length"].shape == (2, 1) and result.step == 2

@@ -10,6 +10,7 @@ from jaxtrain.models import presets
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.program import Program, Recipe
@@ -27,7 +28,10 @@ DECODER = DecoderConfig(
     d_model=32,
     repeats=2,
     pattern=(
-        BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=8, window=9), mlp=GatedMLPConfig(hidden=64)),
+        BlockConfig(
+            mixer=AttentionConfig(heads=4, kv_heads=2, head_dim=8, mask=SlidingWindow(window=9)),
+            mlp=GatedMLPConfig(hidden=64),
+        ),
     ),
     max_length=32,
 )

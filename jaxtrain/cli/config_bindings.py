@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
-from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, field_name, new_node, sequence, tree_of
+from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, field_name, is_neutral, new_node, sequence, tree_of
 from jaxtrain.cli.config_types import nearest
 from jaxtrain.record.walk import label
 
@@ -51,12 +51,14 @@ class Bindings:
         self._references: set[str] = set()
 
     def bind(self, key: Key, bound: Bound) -> None:
-        """Add one binding, which replaces an earlier one of its key.
+        """Add one binding, which replaces an earlier one of its key. A removed key that changed nothing is left out.
 
         Raises:
             ValueError: the class has no such key, or a file binds the key twice.
         """
         if cls := key.cls:
+            if is_neutral(cls, key.name, bound.value):
+                return
             key = key._replace(name=field_name(cls, key.name))
         if old := self._bound.get(key):
             if old.location.file == bound.location.file and old.location != bound.location:

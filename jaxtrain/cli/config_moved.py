@@ -1,7 +1,8 @@
-"""Names of classes in config.gin files of earlier versions that have changed since."""
+"""Names of classes and of keys in config.gin files of earlier versions that have changed since."""
 
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from jaxtrain.cli.config_imports import Imports, NoModuleError
 
@@ -19,6 +20,8 @@ _PLACES = {  # old module: (new module, class names, as old=new where a class wa
         ("jaxtrain.nn.norms.layer_norm", "LayerNormConfig"),
         ("jaxtrain.nn.norms.rms_norm", "RMSNormConfig OffsetRMSNormConfig"),
     ],
+    "jaxtrain.nn.rope": [("jaxtrain.nn.positions.rotary", "RopeConfig=Rotary")],
+    "jaxtrain.nn.rope.rope": [("jaxtrain.nn.positions.rotary", "RopeConfig=Rotary")],
     "jaxtrain.optim.adamw_8bit": [
         ("jaxtrain.optim.moments.dynamic", "DynamicMoments"),
         ("jaxtrain.optim.moments.float8", "Float8Moments"),
@@ -45,6 +48,50 @@ MOVED = {  # old full name of a class: its module and name now
     for now, names in places
     for name in names.split()
 }
+
+
+class Removed(NamedTuple):
+    """A key that is no more. A file that has the neutral value means what it would mean without it."""
+
+    neutral: object
+    remedy: str
+
+
+RENAMED_KEYS = {"attention.AttentionConfig.rope": "positions", "pipelined.Pipelined.keep": "residuals"}
+_REMOVED = {  # they stood in the config.gin of every run
+    "attention.AttentionConfig": {
+        "alibi": Removed(False, "set positions to @ALiBi()"),
+        "bias": Removed(False, "name the linears that have one in biases, ('query', 'key', 'value', 'output')"),
+        "causal": Removed(True, "set mask to @Bidirectional(), or @BidirectionalWindow(window=...)"),
+        "joint_qk_norm": Removed(False, "set qk_norm to @AllHeads(norm=...)"),
+        "output_bias": Removed(None, "name the linears that have one in biases, 'output' among them or not"),
+        "scale": Removed(None, "set scores to @Scores(scale=...)"),
+        "sinks": Removed(False, "set scores to @Scores(sinks=True)"),
+        "softcap": Removed(None, "set scores to @Scores(softcap=...)"),
+        "window": Removed(None, "set mask to @SlidingWindow(window=...)"),
+    },
+    "block.BlockConfig": {
+        "pre_norm": Removed(True, "set join to @OutputNorm()"),
+        "post_norm": Removed(False, "set join to @SandwichNorm(), or to @OutputNorm() where pre_norm is False"),
+        "parallel": Removed(False, "set join to @Parallel()"),
+        "shared_norm": Removed(False, "set join to @ParallelSharedNorm()"),
+        "residual_scale": Removed(1.0, "set join to @ScaledPreNorm(scale=...)"),
+    },
+    "decoder.DecoderConfig": {
+        "tied_embeddings": Removed(False, "set head to @TiedHead()"),
+        "logit_scale": Removed(1.0, "set head to @ScaledHead(scale=...)"),
+        "logit_softcap": Removed(None, "set head to @CappedHead(cap=...)"),
+        "learned_positions": Removed(False, "set embedding to @LearnedPositions()"),
+        "scale_embeddings": Removed(False, "set embedding to @ScaledEmbedding()"),
+        "embedding_scale": Removed(1.0, "set embedding to @ScaledEmbedding(scale=...)"),
+    },
+    "full_remat.FullRemat": {"vocab_tile": Removed(None, "take the line out, the loss has tiles of its own")},
+    "rotary.Rotary": {
+        "fraction": Removed(1.0, "set positions to @PartialRotary(fraction=...)"),
+        "interleaved": Removed(False, "set positions to @InterleavedRotary()"),
+    },
+}
+REMOVED_KEYS = {f"{cls}.{key}": removed for cls, keys in _REMOVED.items() for key, removed in keys.items()}
 
 
 def module(imports: Imports, name: str, *, beside: Path) -> ModuleType:

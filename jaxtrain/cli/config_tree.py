@@ -7,6 +7,7 @@ overrides that are valid only together are checked together. A required field ma
 from dataclasses import MISSING, dataclass, is_dataclass
 from typing import NamedTuple, get_type_hints
 
+from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_types import convert, describe_hint, item_hint, nearest
 from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import lacking
@@ -41,10 +42,6 @@ class Items:
 
 type Tree = Leaf | Node | Items
 
-# Keys that earlier versions wrote into the config.gin of every run: renamed since, or removed, with a remedy.
-RENAMED = {"pipelined.Pipelined.keep": "residuals"}
-MOVED = {"full_remat.FullRemat.vocab_tile": "take the line out, the loss has tiles of its own"}
-
 
 class Slot(NamedTuple):
     """Where a value will be put: the path, and the annotation that the value must fit."""
@@ -61,12 +58,18 @@ class Slot(NamedTuple):
 
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
-    name = RENAMED.get(f"{label(cls)}.{name}", name)
+    name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
     if name not in config_fields(cls):
-        remedy = MOVED.get(f"{label(cls)}.{name}")
-        found = f"; it is no key any more: {remedy}" if remedy else nearest(name, config_fields(cls))
+        removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
+        found = f"; it is no key any more: {removed.remedy}" if removed else nearest(name, config_fields(cls))
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
+
+
+def is_neutral(cls: type, name: str, value: object) -> bool:
+    """Tell whether `cls` has no field `name` any more, and the value is the one that changed nothing."""
+    removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
+    return removed is not None and removed.neutral == value
 
 
 def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:

@@ -21,17 +21,17 @@ from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.embed import Embedding, Positions, look_up
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.embeddings import EmbeddingConfig, TokenEmbedding
+from jaxtrain.nn.embeddings.tables import Embedding, look_up
+from jaxtrain.nn.heads import Head, HeadConfig, LinearHead
+from jaxtrain.nn.joins.base import unchanged
 from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
-from jaxtrain.nn.linear.base import LinearConfig
-from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.param import axes_of, merge, split
+from jaxtrain.nn.param import attach, attached, axes_of, merge, split
 from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.nn.trainable import Everything, Trainable, freeze_all, freeze_others
-from jaxtrain.ranges import check_at_least_one, check_positive, check_positive_or_none
+from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain
 
@@ -42,9 +42,9 @@ HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the t
 class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
 
-    Where a device has more than two tiles of the vocabulary (`nn/head.py: TILE`), a loss computes logits one tile at a
-    time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary have
-    a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
+    Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
+    at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
+    have a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
     """
 
     vocab_size: int
@@ -54,13 +54,8 @@ class DecoderConfig:
     max_length: int
     vocab_multiple: int = 1
     norm: NormConfig = RMSNormConfig()
-    tied_embeddings: bool = False
-    head: LinearConfig = Dense()
-    learned_positions: bool = False
-    scale_embeddings: bool = False  # by sqrt(d_model), as Gemma does
-    embedding_scale: float = 1.0  # and by this, as Granite does
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None
+    embedding: EmbeddingConfig = TokenEmbedding()
+    head: HeadConfig = LinearHead()
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
@@ -75,20 +70,14 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
         if not self.pattern:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
-        if self.tied_embeddings and self.head != Dense():
-            raise ValueError(
-                f"head={self.head!r} with tied_embeddings=True: a tied head is the table of the embedding and has no "
-                "linear of its own; leave head out, or set tied_embeddings=False"
-            )
-        self.head.check_head()
+        if self.head.linear:
+            self.head.linear.check_head()
         if self.teacher and self.teacher.model and self.teacher.model.vocab_size != self.vocab_size:
             raise ValueError(
                 f"teacher: its vocab_size={self.teacher.model.vocab_size} is another vocabulary than "
                 f"vocab_size={self.vocab_size}: student and teacher need the same tokens"
             )
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
-        check_positive(self, "embedding_scale", "logit_scale")
-        check_positive_or_none(self, "logit_softcap")
 
     def build(self, key: Key[Array, ""]) -> "Decoder":
         return Decoder(self, rngs=nnx.Rngs(key))
@@ -116,7 +105,7 @@ class DecoderConfig:
         al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
         A teacher runs forward alone, a third.
         """
-        tied_head = self.tied_embeddings * self.vocab_rows * self.d_model
+        tied_head = self.head.tied * self.vocab_rows * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
         taught = self.teacher.model.flops_per_token(length) / 3 if self.teacher and self.teacher.model else 0.0
@@ -163,13 +152,13 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = c = config
         self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
-        if c.learned_positions:
-            self.positions = Positions(c.max_length, c.d_model, rngs=rngs)
+        self.of_embedding = attach(self, c.embedding.build(c.d_model, c.max_length, norm=c.norm, rngs=rngs))
         self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
-        self.final_norm = c.norm.build(c.d_model)
-        if not c.tied_embeddings:
+        self.final_norm = None if c.pattern[-1].join.normalises_stream else c.norm.build(c.d_model)
+        if c.head.linear:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_rows, "vocab"),)
-            self.output = c.head.build(width, vocab, outputs_first=True, rngs=rngs)
+            self.output = c.head.linear.build(width, vocab, outputs_first=True, rngs=rngs)
+        self.of_head = attach(self, c.head.build(c.d_model, c.vocab_rows, norm=c.norm, rngs=rngs))
         for path in flatten_dict(split(self)[1].buffers):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
@@ -210,12 +199,8 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
         c = self.config
-        x = self._look_up(self.embedding.table, tokens)
-        scale = (c.d_model**0.5 if c.scale_embeddings else 1.0) * c.embedding_scale
-        if scale != 1.0:
-            x = x * jnp.asarray(scale, x.dtype)
-        if c.learned_positions:
-            x = x + self._look_up(self.positions.table, context.positions)
+        x = look_up(self.embedding.table[...], tokens, c.compute_dtype)
+        x = c.embedding(x, tokens, context, attached(self, self.of_embedding))
         x = dropout(x, c.dropout, fold_in(context.keys, c.repeats), site=0)
         return constrain(x, "batch", "residual_length", None)
 
@@ -261,15 +246,10 @@ class Decoder(nnx.Module):
     def head(self) -> Head:
         """The head, which makes logits or cross-entropies of hidden states."""
         c = self.config
-        table = self.embedding.table[...] if c.tied_embeddings else self.output.dense()
+        table = self.output.dense() if c.head.linear else self.embedding.table[...]
         words = c.vocab_size if c.vocab_rows > c.vocab_size else None
-        return Head(self.final_norm, table, HEAD, c.compute_dtype, c.logit_softcap, scale=c.logit_scale, words=words)
-
-    def _look_up(self, param: nnx.Variable, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width
-        # to rows, which moves far less data than a gather of the table.
-        x = look_up(param[...].astype(self.config.compute_dtype), ids)
-        return constrain(x, "wide_batch", "length", "embed")
+        norm = self.final_norm if self.final_norm is not None else unchanged
+        return c.head(Head(norm, table, HEAD, c.compute_dtype, words=words), attached(self, self.of_head))
 
 
 def whole(sums: Sums) -> Sums:

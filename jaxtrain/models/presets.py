@@ -6,12 +6,19 @@ Sizes are those of the released checkpoints: Llama 2 (arXiv:2307.09288), Llama 3
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import LearnedPositions, ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.heads import CappedHead, LinearHead, TiedHead
+from jaxtrain.nn.joins import SandwichNorm
+from jaxtrain.nn.masks import Causal, Mask, SlidingWindow
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig, RMSNormConfig
-from jaxtrain.nn.rope import Llama3Scaling, RopeConfig, RopeScaling
+from jaxtrain.nn.positions import NoPositions, Rotary
+from jaxtrain.nn.qk_norms import PerHead
+from jaxtrain.nn.rope import Llama3Scaling, RopeScaling
 
 
 def llama(
@@ -28,8 +35,13 @@ def llama(
     window: int | None = None,
 ) -> DecoderConfig:
     """Return a Llama decoder at any size: gated SiLU, RMSNorm, rotary embeddings, untied head."""
-    rope = RopeConfig(theta=theta, scaling=scaling)
-    attention = AttentionConfig(heads=heads, kv_heads=kv_heads, head_dim=d_model // heads, rope=rope, window=window)
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=d_model // heads,
+        positions=Rotary(theta=theta, scaling=scaling),
+        mask=SlidingWindow(window=window) if window else Causal(),
+    )
     return DecoderConfig(
         vocab_size=vocab_size,
         d_model=d_model,
@@ -132,8 +144,8 @@ def qwen3(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope=RopeConfig(theta=1_000_000.0),
-        qk_norm=RMSNormConfig(epsilon=1e-6),
+        positions=Rotary(theta=1_000_000.0),
+        qk_norm=PerHead(norm=RMSNormConfig(epsilon=1e-6)),
     )
     return DecoderConfig(
         vocab_size=vocab_size,
@@ -142,7 +154,7 @@ def qwen3(
         pattern=(BlockConfig(mixer=attention, mlp=GatedMLPConfig(hidden=hidden)),),
         max_length=40_960,
         norm=RMSNormConfig(epsilon=1e-6),
-        tied_embeddings=tied,
+        head=TiedHead() if tied else LinearHead(),
     )
 
 
@@ -174,20 +186,23 @@ def gemma2(
     if layers % 2:
         raise ValueError(f"{layers=}: must be even, as layers with a window and without take turns")
 
-    def block(window: int | None) -> BlockConfig:
-        attention = AttentionConfig(heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, softcap=50.0)
-        return BlockConfig(mixer=attention, mlp=GatedMLPConfig(hidden=hidden, activation="gelu_tanh"), post_norm=True)
+    def block(mask: Mask) -> BlockConfig:
+        attention = AttentionConfig(
+            heads=heads, kv_heads=kv_heads, head_dim=head_dim, mask=mask, scores=Scores(softcap=50.0)
+        )
+        return BlockConfig(
+            mixer=attention, mlp=GatedMLPConfig(hidden=hidden, activation="gelu_tanh"), join=SandwichNorm()
+        )
 
     return DecoderConfig(
         vocab_size=vocab_size,
         d_model=d_model,
         repeats=layers // 2,
-        pattern=(block(window), block(None)),
+        pattern=(block(SlidingWindow(window=window)), block(Causal())),
         max_length=max_length,
         norm=OffsetRMSNormConfig(epsilon=1e-6),
-        tied_embeddings=True,
-        scale_embeddings=True,
-        logit_softcap=30.0,
+        embedding=ScaledEmbedding(),
+        head=CappedHead(cap=30.0),
     )
 
 
@@ -215,7 +230,9 @@ def gemma2_tiny() -> DecoderConfig:
 
 def gpt2(*, d_model: int, layers: int, heads: int, vocab_size: int = 50_257, max_length: int = 1024) -> DecoderConfig:
     """Return a GPT-2 decoder at any size: LayerNorm, biases, learned positions, tied head."""
-    attention = AttentionConfig(heads=heads, kv_heads=heads, head_dim=d_model // heads, rope=None, bias=True)
+    attention = AttentionConfig(
+        heads=heads, kv_heads=heads, head_dim=d_model // heads, positions=NoPositions(), biases=LINEARS
+    )
     return DecoderConfig(
         vocab_size=vocab_size,
         d_model=d_model,
@@ -223,8 +240,8 @@ def gpt2(*, d_model: int, layers: int, heads: int, vocab_size: int = 50_257, max
         pattern=(BlockConfig(mixer=attention, mlp=MLPConfig(hidden=4 * d_model, bias=True)),),
         max_length=max_length,
         norm=LayerNormConfig(),
-        tied_embeddings=True,
-        learned_positions=True,
+        embedding=LearnedPositions(),
+        head=TiedHead(),
     )
 
 

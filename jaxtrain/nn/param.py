@@ -1,5 +1,8 @@
 """Variables that carry their facts, and the conversion between a module and its arrays."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +58,20 @@ def constant(value: float, shape: tuple[int, ...], names: tuple[str | None, ...]
 def vector(value: Float[Array, "..."], names: tuple[str | None, ...]) -> nnx.Param:
     """Return a scale, a bias or a rate, which keeps its dtype where it is used."""
     return nnx.Param(value, axes=Axes(names, Kind.VECTOR, cast=False))
+
+
+def attach(module: nnx.Module, built: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give a module modules and variables under their names. Return the names."""
+    for name, value in built.items():
+        if name in vars(module):
+            raise ValueError(f"{name}: {type(module).__name__} has a part of this name already; take another")
+        setattr(module, name, value)
+    return tuple(built)
+
+
+def attached(module: nnx.Module, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return what was attached under these names."""
+    return {name: getattr(module, name) for name in names}
 
 
 def axes_of(module: nnx.Module) -> ModelState:

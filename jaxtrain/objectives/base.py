@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.heads.head import Head
 from jaxtrain.nn.layer import Keys, Out
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.shapes import Batch

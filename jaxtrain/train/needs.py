@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.head import TILE
+from jaxtrain.nn.heads.head import TILE
 from jaxtrain.optim.base import Optimizer, transformation
 from jaxtrain.shapes import Batch
 from jaxtrain.train.hooks import Hook

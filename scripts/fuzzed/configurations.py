@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = ("quickstart.gin", "pipeline_tiny.gin", "hybrid_tiny.gin", "adam8bit_tiny.gin")
 BINDING = re.compile(r"^\s*(?:[\w./]*\.)?(\w+)\s*=\s*(.+)$")
 PATHS = (
-    "model.d_model", "model.repeats", "model.norm.epsilon", "model.pattern[0].mixer.heads", "model.tied_embeddings",
+    "model.d_model", "model.repeats", "model.norm.epsilon", "model.pattern[0].mixer.heads", "model.head",
     "model.compute_dtype", "phases[0].steps", "phases.0.sequence_length", "optimizer.learning_rate.peak", "clip_norm",
     "optimizer.b2", "hooks[1].prompt", "hooks", "phases", "optimizer", "model", "seed", "mesh.fsdp", "data.source",
 )  # fmt: skip

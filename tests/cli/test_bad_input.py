@@ -330,7 +330,10 @@ ABSURD = {
     "averages": ({"hooks": f"({AVERAGE},)"}, ("1,000,000,000", "hooks[0]")),
     "rows": ({"phases[0].batch_size": 8 * 10**12}, ("phases[0].batch_size=8000000000000", "sequence_length=32")),
     "microbatches": ({"gradients": f"@Accumulate(microbatches={10**12})"}, ("microbatches=1000000000000", 8)),
-    "window": ({"model.pattern[0].mixer.window": 10**12}, ("window=1000000000000", 1, 2147483647)),
+    "window": (
+        {"model.pattern[0].mixer.mask": "@SlidingWindow(window=1000000000000)"},
+        ("window=1000000000000", 1, 2147483647),
+    ),
     "devices": ({"mesh.data": 10**12}, ("data=1000000000000", "fsdp=-1", 8)),
     "30 digits": ({"hooks[2].every_steps": 10**30}, ("hooks[2].every_steps=1" + 30 * "0",)),
 }

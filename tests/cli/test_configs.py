@@ -7,7 +7,7 @@ import pytest
 from messages import refused
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_tree import MOVED
+from jaxtrain.cli.config_moved import REMOVED_KEYS
 from jaxtrain.cli.main import main
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
 from jaxtrain.nn.remat import NoRemat
@@ -57,14 +57,17 @@ def test_no_published_configuration_is_passed_over():
     assert PUBLISHED.keys() <= {file.stem for file in FILES}
 
 
-@pytest.mark.parametrize("key", MOVED)
+@pytest.mark.parametrize("key", REMOVED_KEYS)
 def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_path):
     recorded = tmp_path / "config.gin"
     recorded.write_text(
-        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn.remat import full_remat\n"
-        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = None\n"
+        "from __gin__ import dynamic_registration\n"
+        "from jaxtrain.models import decoder\nfrom jaxtrain.nn import block\n"
+        "from jaxtrain.nn.mixers import attention\nfrom jaxtrain.nn.positions import rotary\n"
+        "from jaxtrain.nn.remat import full_remat\n"
+        f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:4", f"'{key.rsplit('.')[-1]}'", MOVED[key]):
+    with refused(ValueError, f"{recorded}:9", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
 
 

@@ -84,7 +84,7 @@ def test_a_run_of_an_earlier_version_is_read_although_its_classes_have_moved(fol
     (folder / "config.gin").write_text(BEFORE)
     assert main(["config", "show", "config.gin"]) == 0
     shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1)
-    assert shown["model.pattern[0].mixer.qk_norm.epsilon"] == "1e-05" and shown["model.norm.epsilon"] == "1e-07"
+    assert shown["model.pattern[0].mixer.positions.theta"] == "500.0" and shown["model.norm.epsilon"] == "1e-07"
     assert shown["model.pattern[0].mlp.hidden"] == "24" and shown["optimizer.b1"] == "0.5"
     assert (
         shown["gradients.microbatches"] == "2"
@@ -108,6 +108,7 @@ from jaxtrain.nn import block
 from jaxtrain.nn import mlp
 from jaxtrain.nn import norm
 from jaxtrain.nn import remat
+from jaxtrain.nn.rope import rope
 from jaxtrain.optim import optimizers
 from jaxtrain.optim import schedules
 from jaxtrain.pipeline import keep
@@ -130,7 +131,6 @@ decoder.DecoderConfig:
   norm = @norm.LayerNormConfig()
   remat = @remat.FullRemat()
 norm.LayerNormConfig.epsilon = 1e-7
-norm.RMSNormConfig.epsilon = 1e-5
 block.BlockConfig:
   mixer = @attention.AttentionConfig()
   mlp = @mlp.GatedMLPConfig()
@@ -138,7 +138,22 @@ attention.AttentionConfig:
   heads = 2
   kv_heads = 2
   head_dim = 8
-  qk_norm = @norm.RMSNormConfig()
+  rope = @rope.RopeConfig()
+  qk_norm = None
+  joint_qk_norm = False
+  bias = False
+  output_bias = None
+  window = None
+  softcap = None
+  scale = None
+  sinks = False
+  causal = True
+  alibi = False
+rope.RopeConfig:
+  theta = 500.0
+  scaling = None
+  fraction = 1.0
+  interleaved = False
 mlp.GatedMLPConfig.hidden = 24
 data_config.DataConfig.source = @mixture.Mixture()
 mixture.Mixture.sources = (@mixture.Weighted(),)

@@ -9,6 +9,7 @@ from tiny import variant
 
 from jaxtrain.data import ByteTokenizer, DataConfig, TextFiles, loader, open_rows, reading
 from jaxtrain.data.examples import MaskedTokens, NextTokens
+from jaxtrain.nn.masks import Bidirectional
 from jaxtrain.shapes import Batch
 
 MASK, LENGTH = 257, 100_000
@@ -89,6 +90,6 @@ def test_a_mask_that_is_no_token_of_the_model_is_refused():
 
 def test_next_tokens_of_a_model_that_sees_them_are_refused():
     block = variant().pattern[0]
-    ahead = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, causal=False))
-    with refused(ValueError, "model.pattern[1].mixer.causal=False", "MaskedTokens"):
+    ahead = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, mask=Bidirectional()))
+    with refused(ValueError, "model.pattern[1].mixer", "causal=False", "MaskedTokens"):
         NextTokens().check(variant(pattern=(block, ahead)))

@@ -11,6 +11,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.decay import ChannelDecay, StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
@@ -43,7 +44,7 @@ def _hybrid(implementation: str, remat: RematPolicy) -> DecoderConfig:
         repeats=2,
         pattern=tuple(BlockConfig(mixer=mixer, mlp=MLPConfig(hidden=256)) for mixer in mixers),
         max_length=LENGTH,
-        tied_embeddings=True,  # the fewer parameters, the fewer kernels of XLA's own to compile
+        head=TiedHead(),  # the fewer parameters, the fewer kernels of XLA's own to compile
         compute_dtype="bfloat16",
         remat=remat,
     )

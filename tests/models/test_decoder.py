@@ -12,6 +12,8 @@ from tiny import DECODER, PRESETS, packed_batch, random_params, training_batch, 
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.embeddings import LearnedPositions, NormalisedEmbedding, ScaledEmbedding, TokenEmbedding
+from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import Batch
@@ -85,7 +87,7 @@ def test_blocks_of_queries_change_nothing(name, monkeypatch):
 
 
 def test_logits_are_capped_softly():
-    config = dataclasses.replace(PRESETS["gemma2"], logit_softcap=None)
+    config = dataclasses.replace(PRESETS["gemma2"], head=TiedHead())
     batch = _whole_rows()
     plain = np.asarray(_compiled(config)(random_params(config), batch), np.float64)
     assert abs(plain).max() > 6  # so that the cap of 30 is seen
@@ -97,17 +99,36 @@ def _model(config: DecoderConfig, params):
     return nnx.merge(graph, params)
 
 
-def test_embeddings_add_learned_positions_and_scale_by_the_root_of_the_width():
+def _normed(x, params):
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * params["embedding_norm"]["scale"]
+
+
+EMBEDDINGS = {
+    "rows": (TokenEmbedding(), lambda x, positions, params: x),
+    "times the root of the width": (ScaledEmbedding(), lambda x, positions, params: x * 32**0.5),
+    "scaled": (ScaledEmbedding(scale=3.0), lambda x, positions, params: x * 3.0),
+    "positions": (LearnedPositions(), lambda x, positions, params: x + positions),
+    "norm of the sum": (
+        LearnedPositions(normalised=True),
+        lambda x, positions, params: _normed(x + positions, params),
+    ),
+    "normalised": (NormalisedEmbedding(), lambda x, positions, params: _normed(x, params)),
+}
+
+
+@pytest.mark.parametrize("embedding, formula", EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_an_embedding_is_its_formula(embedding, formula):
     batch = training_batch(2, 16, vocab_size=64)
     context = TokenContext(batch.positions, batch.segment_ids, batch.positions, batch.segment_ids)
-    config = variant(learned_positions=True, scale_embeddings=True)
+    config = variant(embedding=embedding)
     params = random_params(config)
-    desired = params["embedding"]["table"][batch.tokens] * 32**0.5 + params["positions"]["table"][batch.positions]
+    positions = params["positions"]["table"][batch.positions] if "positions" in params else None
+    desired = formula(params["embedding"]["table"][batch.tokens], positions, params)
     assert_close(_model(config, params).embed(batch.tokens, context), desired, CLOSED_FORM_LAYER)
 
 
 def test_a_tied_head_multiplies_by_the_embedding_table():
-    config = variant(tied_embeddings=True)
+    config = variant(head=TiedHead())
     params = random_params(config)
     x = np.random.default_rng(0).standard_normal((1, 3, 32)).astype(np.float32)
     normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * params["final_norm"]["scale"]

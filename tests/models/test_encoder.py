@@ -16,14 +16,16 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models import decoder
 from jaxtrain.models.decoder import DecoderConfig, abstract_model, context_of
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.heads.head import Head
+from jaxtrain.nn.masks import Bidirectional, Causal
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.param import merge
+from jaxtrain.nn.positions import ALiBi
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.train.gradients import Loss
 
-ATTENTION = AttentionConfig(heads=4, kv_heads=2, head_dim=8, rope=None, causal=False, alibi=True)
+ATTENTION = AttentionConfig(heads=4, kv_heads=2, head_dim=8, positions=ALiBi(), mask=Bidirectional())
 
 
 def _encoder(mixer: AttentionConfig = ATTENTION, **changes) -> DecoderConfig:
@@ -71,11 +73,11 @@ def _seen(batch: Batch, shown: jax.Array) -> jax.Array:
 
 def test_alibi_is_the_bias_of_the_paper_for_heads_that_are_a_power_of_two_and_others():
     """Press et al. (2021), section 3: 8 heads begin at 1/2 and 16 at 2^-0.5; others interleave the next power's."""
-    of_eight = dataclasses.replace(ATTENTION, heads=8).slopes
+    of_eight = ALiBi().slopes(8)
     np.testing.assert_allclose(of_eight, [2.0**-i for i in range(1, 9)])
-    of_sixteen = dataclasses.replace(ATTENTION, heads=16).slopes
+    of_sixteen = ALiBi().slopes(16)
     np.testing.assert_allclose(of_sixteen, [2.0 ** (-i / 2) for i in range(1, 17)])
-    of_twelve = dataclasses.replace(ATTENTION, heads=12).slopes
+    of_twelve = ALiBi().slopes(12)
     np.testing.assert_allclose(of_twelve, [*of_eight, *[2.0 ** (-i / 2) for i in (1, 3, 5, 7)]])
 
 
@@ -86,7 +88,7 @@ def test_attention_with_alibi_is_the_softmax_of_scores_less_slope_times_distance
     q, k, v = (np.asarray(own(x), np.float64)[0] for own in (layer.query, layer.key, layer.value))
     k, v = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
     distance = np.abs(np.arange(9)[:, None] - np.arange(9)[None])
-    scores = np.einsum("lhk,shk->hls", q, k) / 8**0.5 - np.array(ATTENTION.slopes)[:, None, None] * distance
+    scores = np.einsum("lhk,shk->hls", q, k) / 8**0.5 - np.array(ALiBi().slopes(4))[:, None, None] * distance
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     y = np.einsum("hls,shk->lhk", weights, v)
     desired = np.einsum("lhk,hkd->ld", y, np.asarray(layer.output.dense(), np.float64))
@@ -94,7 +96,7 @@ def test_attention_with_alibi_is_the_softmax_of_scores_less_slope_times_distance
 
 
 def test_a_causal_decoder_with_alibi_decodes_with_its_cache_as_it_reads_at_once():
-    config = _encoder(dataclasses.replace(ATTENTION, causal=True))
+    config = _encoder(dataclasses.replace(ATTENTION, mask=Causal()))
     model, prompt = ModelState(PARAMS), [3, 9, 4, 11, 7]
     options = {"sampling": Sampling(temperature=0.0), "key": jax.random.key(0), "stop_token": None}
     [new] = generate(abstract_model(config).graph, model, [prompt], tokens=6, **options)
@@ -107,12 +109,12 @@ def test_a_causal_decoder_with_alibi_decodes_with_its_cache_as_it_reads_at_once(
 
 def test_nothing_is_generated_by_attention_that_sees_ahead():
     options = {"sampling": Sampling(temperature=0.0), "key": jax.random.key(0), "stop_token": None}
-    with refused(ValueError, "causal=False"):
+    with refused(ValueError, "mask=Bidirectional()"):
         generate(abstract_model(_encoder()).graph, ModelState(PARAMS), [[3]], tokens=2, **options)
 
 
 def test_alibi_with_a_kernel_by_name_is_refused():
-    with refused(ValueError, "alibi=True", "implementation='tpu'"):
+    with refused(ValueError, "positions=ALiBi()", "implementation='tpu'"):
         dataclasses.replace(ATTENTION, implementation="tpu")
 
 

@@ -15,7 +15,9 @@ from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.nn.rope import DynamicScaling, RopeConfig
+from jaxtrain.nn.mixers.scores import Scores
+from jaxtrain.nn.positions import Rotary
+from jaxtrain.nn.rope import DynamicScaling
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.hooks.sample import Sample
 
@@ -46,8 +48,8 @@ def test_packing_independence():
 
 
 def test_a_row_is_not_decoded_across_the_length_at_which_its_positions_change():
-    rope = RopeConfig(scaling=DynamicScaling(factor=2.0, original_length=12))
-    config = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, rope=rope), mlp=MLPConfig(hidden=8)),))
+    rope = Rotary(scaling=DynamicScaling(factor=2.0, original_length=12))
+    config = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, positions=rope), mlp=MLPConfig(hidden=8)),))
     graph, _, _ = abstract_model(config)
     model = ModelState(random_params(config))
 
@@ -57,12 +59,14 @@ def test_a_row_is_not_decoded_across_the_length_at_which_its_positions_change():
         )
 
     assert len(draw(8)[0]) == 8
-    with refused(ValueError, "rope.scaling=DynamicScaling", 4, 13, "original_length"):
+    with refused(ValueError, "positions.scaling=DynamicScaling", 4, 13, "original_length"):
         draw(9)
 
 
 def test_a_sink_of_minus_infinity_is_none():
-    with_sinks = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, sinks=True), mlp=MLPConfig(hidden=8)),))
+    with_sinks = variant(
+        pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, scores=Scores(sinks=True)), mlp=MLPConfig(hidden=8)),)
+    )
     without = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS), mlp=MLPConfig(hidden=8)),))
     batch = packed_batch([[16]], 16, vocab_size=64)
     params = random_params(with_sinks)
@@ -74,8 +78,8 @@ def test_a_sink_of_minus_infinity_is_none():
 
 
 def test_a_run_whose_samples_cross_that_length_is_refused_before_it_begins():
-    rope = RopeConfig(scaling=DynamicScaling(factor=2.0, original_length=12))
-    config = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, rope=rope), mlp=MLPConfig(hidden=8)),))
+    rope = Rotary(scaling=DynamicScaling(factor=2.0, original_length=12))
+    config = variant(pattern=(BlockConfig(mixer=AttentionConfig(**HEADS, positions=rope), mlp=MLPConfig(hidden=8)),))
     Sample(every_steps=1, prompt="abcd", tokens=8).check("hooks[0]", config, ByteTokenizer())
     with refused(ValueError, "hooks[0].tokens=9", 4, "DynamicScaling", "original_length"):
         Sample(every_steps=1, prompt="abcd", tokens=9).check("hooks[0]", config, ByteTokenizer())

@@ -15,7 +15,7 @@ from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.low_rank import LowRank
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
 from jaxtrain.nn.mixers.decay import ChannelDecay, StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
@@ -26,7 +26,7 @@ HEADS, STATE = {"heads": 4, "kv_heads": 2, "head_dim": 8}, {"value_dim": 12, "ch
 
 def _decoder(linear: LinearConfig) -> DecoderConfig:
     mixers = (
-        AttentionConfig(**HEADS, bias=True, linear=linear),
+        AttentionConfig(**HEADS, biases=LINEARS, linear=linear),
         LinearAttentionConfig(**HEADS, **STATE, decay=ChannelDecay(linear=linear), linear=linear),
         DeltaRuleConfig(**HEADS, **STATE, decay=StepDecay(linear=linear), linear=linear),
     )

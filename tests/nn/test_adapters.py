@@ -1,6 +1,7 @@
 """Adapters start as nothing, count as published, and adapt the linears that are named (the rest: conformance)."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from messages import refused
 from tiny import packed_batch, random_params, variant
 from tolerances import CLOSED_FORM, EIGHT_BITS, EXACT, SAME_LOGITS, SAME_SUMS, assert_close
 
+from jaxtrain.cli.config_file import load
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.heads import LinearHead
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.dora import DoRA
@@ -73,7 +76,7 @@ def _decoder(linear: LinearConfig, **changes) -> DecoderConfig:
     return variant(pattern=(block,), **changes)
 
 
-ADAPTED = _decoder(LoRA(rank=2), head=LoRA(rank=2), trainable=Adapters())
+ADAPTED = _decoder(LoRA(rank=2), head=LinearHead(linear=LoRA(rank=2)), trainable=Adapters())
 
 
 def test_the_trained_parameters_are_the_ranks_times_the_sides_of_all_linears():
@@ -113,8 +116,8 @@ def test_a_name_that_a_layer_does_not_have_is_refused():
 
 
 def test_an_adapter_around_a_tied_head_is_refused():
-    with refused(ValueError, "head=LoRA(rank=2", "tied_embeddings=True"):
-        variant(tied_embeddings=True, head=LoRA(rank=2))
+    with refused(ValueError, "tied_head.TiedHead", "'linear'"):
+        load(Path("configs/quickstart.gin"), ["model.head=@TiedHead()", "model.head.linear=@LoRA(rank=2)"])
 
 
 @pytest.mark.parametrize("linear", [LoRA(rank=2), DoRA(rank=2), LowRank(rank=16), Int8()], ids=repr)

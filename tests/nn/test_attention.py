@@ -13,32 +13,40 @@ from tiny import packed_batch
 from tolerances import CLOSED_FORM_LAYER, SAME_GRADIENT, assert_close
 
 from jaxtrain.nn.layer import TokenContext
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers import attention
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.rope import RopeConfig, rotate
+from jaxtrain.nn.positions import NoPositions, PartialRotary, Rotary
+from jaxtrain.nn.qk_norms import AllHeads, PerHead
 
 D, L = 12, 23
-PLAIN = AttentionConfig(heads=4, kv_heads=4, head_dim=6, rope=None)
+PLAIN = AttentionConfig(heads=4, kv_heads=4, head_dim=6, positions=NoPositions())
+WINDOW, SINKS = SlidingWindow(window=5), Scores(sinks=True)
 VARIANTS = {
     "plain": PLAIN,
     "grouped": dataclasses.replace(PLAIN, kv_heads=2),
     "multi-query": dataclasses.replace(PLAIN, kv_heads=1),
-    "rotary": dataclasses.replace(PLAIN, rope=RopeConfig(theta=100.0)),
-    "window": dataclasses.replace(PLAIN, window=5),
-    "soft cap": dataclasses.replace(PLAIN, softcap=0.3),
-    "scale": dataclasses.replace(PLAIN, scale=1.7),
-    "bias": dataclasses.replace(PLAIN, bias=True),
-    "bias of all but the output": dataclasses.replace(PLAIN, bias=True, output_bias=False),
-    "bias of the output alone": dataclasses.replace(PLAIN, output_bias=True),
-    "sinks": dataclasses.replace(PLAIN, kv_heads=2, sinks=True),
-    "sinks in a window": dataclasses.replace(PLAIN, sinks=True, window=5, softcap=2.0),
-    "qk-norm over all heads": dataclasses.replace(
-        PLAIN, kv_heads=2, qk_norm=RMSNormConfig(epsilon=0.1), joint_qk_norm=True
-    ),
-    "qk-norm": dataclasses.replace(PLAIN, qk_norm=RMSNormConfig(epsilon=0.1)),
+    "rotary": dataclasses.replace(PLAIN, positions=Rotary(theta=100.0)),
+    "window": dataclasses.replace(PLAIN, mask=WINDOW),
+    "soft cap": dataclasses.replace(PLAIN, scores=Scores(softcap=0.3)),
+    "scale": dataclasses.replace(PLAIN, scores=Scores(scale=1.7)),
+    "bias": dataclasses.replace(PLAIN, biases=LINEARS),
+    "bias of all but the output": dataclasses.replace(PLAIN, biases=("query", "key", "value")),
+    "bias of the output alone": dataclasses.replace(PLAIN, biases=("output",)),
+    "sinks": dataclasses.replace(PLAIN, kv_heads=2, scores=SINKS),
+    "sinks in a window": dataclasses.replace(PLAIN, mask=WINDOW, scores=Scores(sinks=True, softcap=2.0)),
+    "qk-norm over all heads": dataclasses.replace(PLAIN, kv_heads=2, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1))),
+    "qk-norm": dataclasses.replace(PLAIN, qk_norm=PerHead(norm=RMSNormConfig(epsilon=0.1))),
     "everything": AttentionConfig(
-        heads=4, kv_heads=2, head_dim=6, qk_norm=RMSNormConfig(), bias=True, window=7, softcap=2.0, scale=0.9
+        heads=4,
+        kv_heads=2,
+        head_dim=6,
+        mask=SlidingWindow(window=7),
+        qk_norm=PerHead(),
+        scores=Scores(softcap=2.0, scale=0.9),
+        biases=LINEARS,
     ),
 }
 
@@ -72,30 +80,30 @@ def _by_loops(config: AttentionConfig, layer: attention.Attention, x: np.ndarray
     params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
     w = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     q, k, v = (np.einsum("bld,dhk->blhk", x, w[name]["kernel"]) for name in ("query", "key", "value"))
-    if config.bias:
-        q, k, v = q + w["query"]["bias"], k + w["key"]["bias"], v + w["value"]["bias"]
+    q, k, v = (x + w[name].get("bias", 0.0) for x, name in ((q, "query"), (k, "key"), (v, "value")))
     if config.qk_norm:
+        together = isinstance(config.qk_norm, AllHeads)
         q, k = (
-            _rms(x.reshape(2, L, -1) if config.joint_qk_norm else x, config.qk_norm, w[name]["scale"]).reshape(x.shape)
+            _rms(x.reshape(2, L, -1) if together else x, config.qk_norm.norm, w[name]["scale"]).reshape(x.shape)
             for x, name in ((q, "query_norm"), (k, "key_norm"))
         )
     batch = _batch()
-    if config.rope:  # tested by itself
-        q, k = (
-            np.asarray(rotate(t.astype(np.float32), batch.positions, config.rope, length=L), np.float64) for t in (q, k)
-        )
+    q, k = (  # tested by itself
+        np.asarray(config.positions.rotate(jnp.asarray(t, jnp.float32), batch.positions, length=L), np.float64)
+        for t in (q, k)
+    )
+    window, scores_of = config.mask.span.window or L, config.scores or Scores(scale=config.head_dim**-0.5)
     y = np.zeros_like(q)
     for b, i, h in np.ndindex(y.shape[:3]):
         j = h // (config.heads // config.kv_heads)
-        first = 0 if config.window is None else max(0, i - config.window + 1)
-        seen = [s for s in range(first, i + 1) if batch.segment_ids[b, s] == batch.segment_ids[b, i]]
-        scores = [q[b, i, h] @ k[b, s, j] * (config.scale or 1 / math.sqrt(config.head_dim)) for s in seen]
-        if config.softcap:
-            scores = [config.softcap * math.tanh(score / config.softcap) for score in scores]
-        total = sum(math.exp(score) for score in scores) + (math.exp(w["sinks"][h]) if config.sinks else 0)
+        seen = [s for s in range(max(0, i - window + 1), i + 1) if batch.segment_ids[b, s] == batch.segment_ids[b, i]]
+        scores = [q[b, i, h] @ k[b, s, j] * (scores_of.scale or 1 / math.sqrt(config.head_dim)) for s in seen]
+        if scores_of.softcap:
+            scores = [scores_of.softcap * math.tanh(score / scores_of.softcap) for score in scores]
+        total = sum(math.exp(score) for score in scores) + (math.exp(w["sinks"][h]) if scores_of.sinks else 0)
         y[b, i, h] = sum(math.exp(score) / total * v[b, s, j] for score, s in zip(scores, seen, strict=True))
     out = np.einsum("blhk,hkd->bld", y, w["output"]["kernel"])
-    return out + w["output"]["bias"] if config.has_output_bias else out
+    return out + w["output"].get("bias", 0.0)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -109,9 +117,9 @@ def test_attention_is_its_formula(name):
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
-    [("kv_heads", 3, "must divide heads=4"), ("kv_heads", 0, "at least 1"), ("window", 0, "must be from 1 to")],
+    [("kv_heads", 3, "must divide heads=4"), ("kv_heads", 0, "at least 1")],
 )
-def test_impossible_heads_and_windows_are_refused(field, value, said):
+def test_impossible_heads_are_refused(field, value, said):
     with pytest.raises(ValueError, match=f"{field}={value}: .*{said}"):
         dataclasses.replace(PLAIN, **{field: value})
 
@@ -122,13 +130,19 @@ def test_rotary_positions_need_an_even_head():
 
 
 def test_part_of_a_head_needs_an_even_number_of_elements():
-    with refused(ValueError, "rope.fraction=0.4", "head_dim=8", "rotates 3 elements"):
-        AttentionConfig(heads=2, kv_heads=2, head_dim=8, rope=RopeConfig(fraction=0.4))
+    with refused(ValueError, "fraction=0.4", "head_dim=8", "rotates 3 elements"):
+        AttentionConfig(heads=2, kv_heads=2, head_dim=8, positions=PartialRotary(fraction=0.4))
 
 
-def test_a_norm_over_all_heads_says_which_norm():
-    with refused(ValueError, "joint_qk_norm=True", "qk_norm"):
-        dataclasses.replace(PLAIN, joint_qk_norm=True)
+@pytest.mark.parametrize("biases", [("query", "keys"), ("output", "query"), ("key", "key")])
+def test_biases_name_linears_in_one_order(biases):
+    with refused(ValueError, f"biases={biases}", "query", "output"):
+        dataclasses.replace(PLAIN, biases=biases)
+
+
+def test_scores_that_change_nothing_are_refused():
+    with refused(ValueError, "scale=None", "leave scores out"):
+        Scores()
 
 
 def test_sinks_have_the_gradient_of_the_formula():
@@ -136,7 +150,7 @@ def test_sinks_have_the_gradient_of_the_formula():
     x, documents = _x(), _batch().segment_ids > 0
 
     def gradient(implementation):
-        layer = _layer(dataclasses.replace(PLAIN, sinks=True, window=5, implementation=implementation))
+        layer = _layer(dataclasses.replace(PLAIN, mask=WINDOW, scores=SINKS, implementation=implementation))
         graph, params = nnx.split(layer, nnx.Param)
 
         def total(params):
@@ -145,10 +159,3 @@ def test_sinks_have_the_gradient_of_the_formula():
         return jax.jit(jax.grad(total))(params).sinks[...]
 
     assert_close(gradient(None), gradient("reference"), SAME_GRADIENT)
-
-
-@pytest.mark.parametrize(("window", "length", "mean"), [(None, 6, 3.5), (1, 6, 1.0), (3, 6, 2.5), (9, 6, 3.5)])
-def test_mean_keys_counts_what_causality_and_window_leave(window, length, mean):
-    config = dataclasses.replace(PLAIN, window=window)
-    counted = np.mean([min(i + 1, window or length) for i in range(length)])
-    assert config.mean_keys(length) == mean == counted

@@ -1,5 +1,8 @@
 """How the layers of a block are joined to the residual stream, against the formulas of their papers."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +13,17 @@ from tolerances import CLOSED_FORM_LAYER, assert_close
 
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.joins import (
+    FeedForwardNorm,
+    Join,
+    OutputNorm,
+    Parallel,
+    ParallelSharedNorm,
+    PostNorm,
+    PreNorm,
+    SandwichNorm,
+    ScaledPreNorm,
+)
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
@@ -34,6 +48,16 @@ def of_outputs(x, f, g, n):
     return x + n["mlp_post_norm"](g(x))
 
 
+def behind(x, f, g, n):
+    x = n["mixer_post_norm"](x + f(x))
+    return n["mlp_post_norm"](x + g(x))
+
+
+def of_mlp(x, f, g, n):
+    x = x + f(x)
+    return x + g(n["mlp_norm"](x))
+
+
 def parallel(x, f, g, n):
     return x + f(n["mixer_norm"](x)) + g(n["mlp_norm"](x))
 
@@ -49,45 +73,62 @@ def scaled(x, f, g, n):
 
 
 FORMULAS = {
-    "pre-norm": ({}, pre_norm, {"mixer_norm", "mlp_norm"}),
-    "norms of both sides": ({"post_norm": True}, both, set(NORMS)),
-    "norms of outputs": (
-        {"pre_norm": False, "post_norm": True},
-        of_outputs,
-        {"mixer_post_norm", "mlp_post_norm"},
-    ),
-    "parallel": ({"parallel": True}, parallel, {"mixer_norm", "mlp_norm"}),
-    "parallel, one norm": ({"parallel": True, "shared_norm": True}, shared, {"mixer_norm"}),
-    "scaled": ({"residual_scale": 0.3}, scaled, {"mixer_norm", "mlp_norm"}),
+    PreNorm(): pre_norm,
+    SandwichNorm(): both,
+    OutputNorm(): of_outputs,
+    PostNorm(): behind,
+    FeedForwardNorm(): of_mlp,
+    Parallel(): parallel,
+    ParallelSharedNorm(): shared,
+    ScaledPreNorm(scale=0.3): scaled,
 }
 
 
-@pytest.mark.parametrize("options, formula, norms", FORMULAS.values(), ids=FORMULAS)
-def test_a_block_is_its_formula(options, formula, norms):
-    config = BlockConfig(**LAYERS, **options)
+@pytest.mark.parametrize("join, formula", FORMULAS.items(), ids=repr)
+def test_a_block_is_the_formula_of_its_join(join, formula):
+    config = BlockConfig(**LAYERS, join=join)
     block = config.build(D, norm=RMSNormConfig(), dropout=0.0, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
-    assert {name for name in NORMS if hasattr(block, name)} == norms
+    norms = {name: getattr(block, name) for name in NORMS if name in vars(block)}
+    assert norms.keys() == set(join.norms)
     for name in norms:
         getattr(block, name).scale[...] = 1 + 0.3 * random.standard_normal(D, np.float32)
     batch = packed_batch([[L], [4, 2]], L, vocab_size=5)
     context = TokenContext(batch.positions, batch.segment_ids, batch.positions, batch.segment_ids)
     x = random.standard_normal((2, L, D), np.float32)
     layers = (lambda h: block.mixer(h, context).y), (lambda h: block.mlp(h, context).y)
-    desired = formula(x, *layers, {name: getattr(block, name) for name in norms})
+    desired = formula(x, *layers, norms)
     assert_close(jax.jit(lambda x: block(x, context).y)(x), desired, CLOSED_FORM_LAYER)
 
 
-@pytest.mark.parametrize(
-    "options, facts",
-    [
-        ({"pre_norm": False}, ("pre_norm=False", "post_norm=True")),
-        ({"shared_norm": True}, ("shared_norm=True", "parallel")),
-        ({"parallel": True, "shared_norm": True, "pre_norm": False, "post_norm": True}, ("shared_norm=True",)),
-        ({"residual_scale": 0.0}, ("residual_scale=0.0", "above 0")),
-    ],
-    ids=["no norms", "shared by layers in turn", "shared by none", "nothing added"],
-)
-def test_blocks_that_do_not_train_are_refused(options, facts):
-    with refused(ValueError, *facts):
-        BlockConfig(**LAYERS, **options)
+@dataclass(frozen=True, kw_only=True)
+class Halved(Join):
+    """A join that leaves out a layer, and calls the other one twice."""
+
+    norms: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, x, mixer, mlp, own):
+        return mixer(mixer(x))
+
+
+def test_a_join_that_does_not_call_each_layer_once_is_refused():
+    block = BlockConfig(**LAYERS, join=Halved()).build(D, norm=RMSNormConfig(), dropout=0.0, rngs=nnx.Rngs(0))
+    batch = packed_batch([[L]], L, vocab_size=5)
+    context = TokenContext(batch.positions, batch.segment_ids, batch.positions, batch.segment_ids)
+    with refused(ValueError, "join=Halved()", "mixer 2 times", "mlp 0 times"):
+        jax.eval_shape(lambda x: block(x, context).y, jax.ShapeDtypeStruct((1, L, D), np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(Join):
+    """A join with a norm under the name of a layer."""
+
+    norms: ClassVar[tuple[str, ...]] = ("mlp",)
+
+    def __call__(self, x, mixer, mlp, own):
+        return x + mixer(x) + mlp(x)
+
+
+def test_a_join_whose_part_has_the_name_of_a_layer_is_refused():
+    with refused(ValueError, "mlp", "Block"):
+        BlockConfig(**LAYERS, join=Twice()).build(D, norm=RMSNormConfig(), dropout=0.0, rngs=nnx.Rngs(0))

@@ -8,7 +8,7 @@ from tiny import matrix
 from tolerances import CLOSED_FORM_LAYER, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.heads.head import Head
 
 B, L, D, W = 4, 6, 8, 24
 RNG = np.random.default_rng(0)

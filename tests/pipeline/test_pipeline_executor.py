@@ -21,6 +21,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
@@ -45,7 +46,7 @@ from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.state import abstract_state, state_of
 
 ROWS = 16
-UNEVEN = variant(repeats=10, dropout=0.1, tied_embeddings=True)
+UNEVEN = variant(repeats=10, dropout=0.1, head=TiedHead())
 CHUNK_INPUT, EVERYTHING = ChunkInput(), RepeatResiduals()
 
 
@@ -62,7 +63,7 @@ CHUNK_INPUT, EVERYTHING = ChunkInput(), RepeatResiduals()
     ids=str,
 )
 def test_loss_and_every_gradient_equal_those_without_a_pipeline(schedule, stages, microbatches, remat, residuals):
-    config = UNEVEN if remat is None else variant(repeats=10, dropout=0.1, tied_embeddings=True, remat=remat)
+    config = UNEVEN if remat is None else variant(repeats=10, dropout=0.1, head=TiedHead(), remat=remat)
     found = pipelined(config, ROWS, schedule, microbatches, MeshConfig(stage=stages, fsdp=1), residuals=residuals)
     assert_close(found, unpipelined(UNEVEN, ROWS), SAME_GRADIENT)
 

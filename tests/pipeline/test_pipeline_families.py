@@ -11,8 +11,11 @@ from tolerances import SAME_GRADIENT, assert_close
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import ScaledHead
+from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
 from jaxtrain.train.gradients import Accumulate
 
@@ -43,11 +46,10 @@ def test_options_that_change_nothing_cost_nothing():
     (block,) = plain.pattern
     named = BlockConfig(
         mixer=AttentionConfig(
-            heads=4, kv_heads=2, head_dim=8, window=9, rope=RopeConfig(fraction=1.0), output_bias=False, sinks=False
+            heads=4, kv_heads=2, head_dim=8, mask=SlidingWindow(window=9), scores=Scores(scale=8**-0.5)
         ),
         mlp=GatedMLPConfig(hidden=64, bias=False),
-        residual_scale=1.0,
     )
     assert named.mixer != block.mixer
-    assert _program(variant(pattern=(named,), embedding_scale=1.0, logit_scale=1.0)) == _program(plain)
-    assert _program(variant(logit_scale=2.0)) != _program(plain)
+    assert _program(variant(pattern=(named,))) == _program(plain)
+    assert _program(variant(head=ScaledHead(scale=2.0, linear=Dense()))) != _program(plain)

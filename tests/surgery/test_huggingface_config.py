@@ -8,7 +8,11 @@ import pytest
 from messages import refused
 
 from jaxtrain.models import presets
+from jaxtrain.nn.heads import LinearHead, TiedHead
 from jaxtrain.nn.linear.low_rank import LowRank
+from jaxtrain.nn.masks import SlidingWindow
+from jaxtrain.nn.mixers.attention import LINEARS
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.rope import LinearScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
@@ -217,22 +221,24 @@ def with_mlp(config, **changes):
 def qwen3_with_windows_above_the_first_layer():
     config = presets.qwen3_tiny()
     (block,) = config.pattern
-    local = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, window=8))
+    local = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, mask=SlidingWindow(window=8)))
     return dataclasses.replace(config, pattern=(block, local, local), repeats=1)
 
 
 VARIANTS = PRESETS | {
-    "llama with biases": with_mixer(PRESETS["llama3_tiny"], bias=True),
-    "llama with biases everywhere": with_mlp(with_mixer(PRESETS["llama3_tiny"], bias=True), bias=True),
+    "llama with biases": with_mixer(PRESETS["llama3_tiny"], biases=LINEARS),
+    "llama with biases everywhere": with_mlp(with_mixer(PRESETS["llama3_tiny"], biases=LINEARS), bias=True),
     "llama with stretched positions": with_mixer(
         PRESETS["llama3_tiny"],
-        rope=dataclasses.replace(PRESETS["llama3_tiny"].pattern[0].mixer.rope, scaling=LinearScaling(factor=2.0)),
+        positions=dataclasses.replace(
+            PRESETS["llama3_tiny"].pattern[0].mixer.positions, scaling=LinearScaling(factor=2.0)
+        ),
     ),
-    "tied llama": dataclasses.replace(PRESETS["llama3_tiny"], tied_embeddings=True),
+    "tied llama": dataclasses.replace(PRESETS["llama3_tiny"], head=TiedHead()),
     "qwen3 with windows": qwen3_with_windows_above_the_first_layer(),
-    "gemma2 with a scale": with_mixer(PRESETS["gemma2_tiny"], scale=144**-0.5),
-    "untied gpt2": dataclasses.replace(PRESETS["gpt2_tiny"], tied_embeddings=False, dropout=0.2),
-    "gpt2 without scale": with_mixer(PRESETS["gpt2_tiny"], scale=1.0),
+    "gemma2 with a scale": with_mixer(PRESETS["gemma2_tiny"], scores=Scores(softcap=50.0, scale=144**-0.5)),
+    "untied gpt2": dataclasses.replace(PRESETS["gpt2_tiny"], head=LinearHead(), dropout=0.2),
+    "gpt2 without scale": with_mixer(PRESETS["gpt2_tiny"], scores=Scores(scale=1.0)),
 }
 
 

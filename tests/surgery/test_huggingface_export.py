@@ -11,7 +11,11 @@ from messages import refused
 
 from jaxtrain.models.presets import gemma2_tiny, llama3_tiny, qwen3_tiny
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead
+from jaxtrain.nn.mixers.attention import LINEARS
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
+from jaxtrain.nn.positions import NoPositions
 from jaxtrain.surgery.huggingface import FAMILIES, export_folder, import_folder, open_folder
 
 
@@ -33,8 +37,8 @@ def test_the_file_itself_is_the_peers(family, tmp_path):
 def test_biases_that_an_architecture_lacks_are_refused(tmp_path):
     config, params = import_folder(goldens.GOLDENS / "mistral")
     block = config.pattern[0]
-    biased = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, bias=True))
-    with refused(ValueError, "mistral", "mixer.bias=True", False):
+    biased = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, biases=LINEARS))
+    with refused(ValueError, "mistral", "mixer.biases", "()"):
         export_folder(dataclasses.replace(config, pattern=(biased,)), params, tmp_path / "out", family="mistral")
     assert not (tmp_path / "out").exists()
 
@@ -100,18 +104,21 @@ def with_block(config, **changes):
 
 INEXPRESSIBLE = {
     "plain feed-forward": (with_block(llama3_tiny(), mlp=MLPConfig(hidden=160)), ("llama", "pattern[0].mlp=MLPConfig")),
-    "cap on a llama": (dataclasses.replace(llama3_tiny(), logit_softcap=5.0), ("llama", "logit_softcap=5.0")),
+    "cap on a llama": (
+        dataclasses.replace(llama3_tiny(), head=CappedHead(cap=5.0)),
+        ("llama", "head=CappedHead(cap=5.0"),
+    ),
     "odd scale": (
-        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, scale=0.3)),
-        ("qwen3", "mixer.scale=0.3"),
+        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, scores=Scores(scale=0.3))),
+        ("qwen3", "mixer.scores=Scores(scale=0.3"),
     ),
     "two widths": (
         dataclasses.replace(llama3_tiny(), pattern=(llama3_tiny().pattern[0], gemma2_tiny().pattern[0])),
         ("llama", "repeats=2", "family 4"),
     ),
     "no rotary positions": (
-        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, rope=None)),
-        ("llama", "mixer.rope=None"),
+        with_block(qwen3_tiny(), mixer=dataclasses.replace(qwen3_tiny().pattern[0].mixer, positions=NoPositions())),
+        ("llama", "mixer.positions=NoPositions()"),
     ),
 }
 
@@ -135,5 +142,5 @@ def test_a_decoder_of_no_family_is_refused_with_the_reasons(config, facts, tmp_p
 
 def test_the_family_named_must_express_the_decoder(tmp_path):
     config, params = import_folder(goldens.GOLDENS / "mistral")
-    with refused(ValueError, "llama", "mixer.window=6"):
+    with refused(ValueError, "llama", "mixer.mask=SlidingWindow(window=6)"):
         export_folder(config, params, tmp_path / "out", family="llama")

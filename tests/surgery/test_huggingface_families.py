@@ -16,7 +16,9 @@ from published_settings import (
 )
 
 from jaxtrain.models.presets import llama3_tiny
-from jaxtrain.nn.rope import DynamicScaling, LinearScaling, LongRopeScaling, RopeConfig, YarnScaling
+from jaxtrain.nn.mixers.scores import Scores
+from jaxtrain.nn.positions import InterleavedRotary, NoPositions, Rotary
+from jaxtrain.nn.rope import DynamicScaling, LinearScaling, LongRopeScaling, YarnScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
 
@@ -29,6 +31,10 @@ def read(settings):
 
 def mixers(config):
     return [block.mixer for block in config.pattern * config.repeats]
+
+
+def window(mixer):
+    return mixer.mask.span.window
 
 
 @pytest.mark.parametrize("settings, parameters", PUBLISHED.values(), ids=PUBLISHED)
@@ -49,29 +55,31 @@ def test_the_family_is_found_from_the_decoder(family):
 
 def test_gemma3_has_two_bases_and_a_window_in_five_layers_of_six():
     config = read(GEMMA3_1B)
-    windows = [mixer.window for mixer in mixers(config)]
+    windows = [window(mixer) for mixer in mixers(config)]
     assert windows == ([512] * 5 + [None]) * 4 + [512] * 2
-    assert {(m.window, m.rope.theta) for m in mixers(config)} == {(512, 10_000.0), (None, 1_000_000.0)}
+    assert {(window(m), m.positions.theta) for m in mixers(config)} == {(512, 10_000.0), (None, 1_000_000.0)}
 
 
 def test_the_scaling_of_gemma3_is_of_the_layers_without_a_window():
     config = read(GEMMA3_1B | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
-    scalings = {bool(m.window): m.rope.scaling for m in mixers(config)}
+    scalings = {bool(window(m)): m.positions.scaling for m in mixers(config)}
     assert scalings == {True: None, False: LinearScaling(factor=8.0)}
     assert FAMILIES["gemma3_text"].read(FAMILIES["gemma3_text"].write(config)) == config
 
 
 def test_smollm3_has_no_positions_in_every_fourth_layer():
     listed = read(SMOLLM3_3B)
-    assert [m.rope is None for m in mixers(listed)] == [False, False, False, True] * 9
+    assert [m.positions == NoPositions() for m in mixers(listed)] == [False, False, False, True] * 9
     assert read({k: v for k, v in SMOLLM3_3B.items() if k != "no_rope_layers"}) == listed
 
 
 def test_command_r_has_positions_where_it_has_windows():
     config = read(COMMAND_R7B)
     assert config.repeats == 8
-    assert [(m.window, m.rope is None) for m in mixers(config)[:4]] == [(4096, False)] * 3 + [(None, True)]
-    assert config.pattern[0].mixer.rope == RopeConfig(theta=50_000.0, interleaved=True)
+    assert [(window(m), m.positions == NoPositions()) for m in mixers(config)[:4]] == [(4096, False)] * 3 + [
+        (None, True)
+    ]
+    assert config.pattern[0].mixer.positions == InterleavedRotary(theta=50_000.0)
 
 
 def test_the_activation_of_gpt_neox_20b_is_the_tanh_form():
@@ -80,7 +88,7 @@ def test_the_activation_of_gpt_neox_20b_is_the_tanh_form():
 
 def test_pythia_rotates_a_quarter_of_each_head():
     config = read(PYTHIA_160M)
-    assert config.pattern[0].mixer.rope.rotated(64) == 16
+    assert config.pattern[0].mixer.positions.rotated(64) == 16
     newer = {"rope_theta": 10_000, "partial_rotary_factor": 0.25, "hidden_dropout": 0.0, "attention_bias": True}
     assert read(PYTHIA_160M | newer) == config
 
@@ -110,7 +118,7 @@ SCALINGS = {
 @pytest.mark.parametrize("settings, scaling", SCALINGS.values(), ids=SCALINGS)
 def test_scaled_positions_are_read_and_written(settings, scaling):
     config, family = read(settings), FAMILIES[settings["model_type"]]
-    assert config.pattern[0].mixer.rope.scaling == scaling
+    assert config.pattern[0].mixer.positions.scaling == scaling
     assert family.read(family.write(config)) == config
 
 
@@ -163,7 +171,7 @@ REFUSED = {
     "another layer": ("starcoder2", {"mlp_type": "gated"}, ("mlp_type='gated'", "default")),
     "two bases": ("gpt_neox", {"rope_theta": 500.0}, ("rope_theta=500.0", "rotary_emb_base=10000")),
     "keys of fewer heads": ("gpt_neox", {"num_key_value_heads": 4}, ("num_key_value_heads=4", 12)),
-    "an odd number rotated": ("gpt_neox", {"rotary_pct": 0.24}, ("rope.fraction=0.24", 64, 15)),
+    "an odd number rotated": ("gpt_neox", {"rotary_pct": 0.24}, ("fraction=0.24", 64, 15)),
     "nothing rotated": ("gpt_neox", {"rotary_pct": 0.0}, ("fraction=0.0",)),
     "logits divided by zero": ("granite", {"logits_scaling": 0.0}, ("logits_scaling=0.0", "above 0")),
     "norms of queries": ("cohere2", {"use_qk_norm": True}, ("use_qk_norm=True", False)),
@@ -184,13 +192,13 @@ def with_mixer(config, **changes):
 
 
 INEXPRESSIBLE = {
-    "sinks": (with_mixer(llama3_tiny(), sinks=True), "pattern[0].mixer.sinks=True"),
+    "sinks": (with_mixer(llama3_tiny(), scores=Scores(sinks=True)), "pattern[0].mixer.scores=Scores("),
     "interleaved pairs": (
-        with_mixer(llama3_tiny(), rope=RopeConfig(interleaved=True)),
-        "pattern[0].mixer.rope.interleaved=True",
+        with_mixer(llama3_tiny(), positions=InterleavedRotary()),
+        "pattern[0].mixer.positions=InterleavedRotary(",
     ),
     "dynamic scaling of a longer model": (
-        with_mixer(llama3_tiny(), rope=RopeConfig(scaling=DynamicScaling(factor=2.0, original_length=64))),
+        with_mixer(llama3_tiny(), positions=Rotary(scaling=DynamicScaling(factor=2.0, original_length=64))),
         "original_length=64",
     ),
 }
@@ -200,8 +208,3 @@ INEXPRESSIBLE = {
 def test_what_no_config_json_says_is_not_exported(config, fact):
     with refused(ValueError, fact):
         family_of(config)
-
-
-def test_biases_said_twice_are_the_same_model():
-    twice = with_mixer(llama3_tiny(), bias=True, output_bias=True)
-    assert family_of(twice).model_type == family_of(with_mixer(twice, output_bias=None)).model_type == "llama"

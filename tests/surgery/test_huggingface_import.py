@@ -17,7 +17,13 @@ from messages import refused
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.presets import llama
+from jaxtrain.nn.embeddings import TokenEmbedding
+from jaxtrain.nn.heads import LinearHead, TiedHead
+from jaxtrain.nn.joins import PreNorm
+from jaxtrain.nn.masks import Causal, SlidingWindow
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.positions import Rotary, RotaryEmbedding
+from jaxtrain.nn.qk_norms import AllHeads
 from jaxtrain.surgery.huggingface import export_folder, import_folder, open_folder
 
 TOLERANCE = 1e-4  # float32 logits of the peer
@@ -47,53 +53,71 @@ def with_block(config, **changes):
     return dataclasses.replace(config, pattern=tuple(dataclasses.replace(b, **changes) for b in config.pattern))
 
 
-def with_rope(config, **changes):
+def with_plain_head(config):
+    return dataclasses.replace(config, head=TiedHead() if config.head.tied else LinearHead())
+
+
+def with_positions(config, change):
     """Return the decoder with changed rotary embeddings in the layers that have any."""
-    ropes = (b.mixer.rope and dataclasses.replace(b.mixer.rope, **changes) for b in config.pattern)
-    blocks = (
-        dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, rope=rope))
-        for b, rope in zip(config.pattern, ropes, strict=True)
+
+    def changed(mixer):
+        rotates = isinstance(mixer.positions, RotaryEmbedding)
+        return dataclasses.replace(mixer, positions=change(mixer.positions)) if rotates else mixer
+
+    return dataclasses.replace(
+        config, pattern=tuple(dataclasses.replace(b, mixer=changed(b.mixer)) for b in config.pattern)
     )
-    return dataclasses.replace(config, pattern=tuple(blocks))
+
+
+def with_rope(config, **changes):
+    return with_positions(config, lambda rope: dataclasses.replace(rope, **changes))
+
+
+def with_plain_rope(config):
+    return with_positions(config, lambda rope: Rotary(theta=rope.theta))
+
+
+def with_scores(config, **changes):
+    return with_mixer(config, scores=dataclasses.replace(config.pattern[0].mixer.scores, **changes))
 
 
 WITHOUT = {
     "llama rope scaling": ("llama", lambda c: with_rope(c, scaling=None)),
     "llama norm epsilon": ("llama", lambda c: dataclasses.replace(c, norm=dataclasses.replace(c.norm, epsilon=1e-3))),
     "qwen3 rope theta": ("qwen3", lambda c: with_rope(c, theta=10_000.0)),
-    "gemma2 window": ("gemma2", lambda c: with_mixer(c, window=None)),
-    "gemma2 attention soft cap": ("gemma2", lambda c: with_mixer(c, softcap=None)),
-    "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, logit_softcap=None)),
-    "gemma2 scale of queries": ("gemma2", lambda c: with_mixer(c, scale=None)),
-    "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, scale_embeddings=False)),
-    "qwen2 window": ("qwen2", lambda c: with_mixer(c, window=None)),
-    "phi3 window": ("phi3", lambda c: with_mixer(c, window=None)),
-    "starcoder2 window": ("starcoder2", lambda c: with_mixer(c, window=None)),
+    "gemma2 window": ("gemma2", lambda c: with_mixer(c, mask=Causal())),
+    "gemma2 attention soft cap": ("gemma2", lambda c: with_scores(c, softcap=None)),
+    "gemma2 logit soft cap": ("gemma2", lambda c: dataclasses.replace(c, head=TiedHead())),
+    "gemma2 scale of queries": ("gemma2", lambda c: with_scores(c, scale=None)),
+    "gemma2 embedding scale": ("gemma2", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
+    "qwen2 window": ("qwen2", lambda c: with_mixer(c, mask=Causal())),
+    "phi3 window": ("phi3", lambda c: with_mixer(c, mask=Causal())),
+    "starcoder2 window": ("starcoder2", lambda c: with_mixer(c, mask=Causal())),
     "qwen2 rope scaling": ("qwen2", lambda c: with_rope(c, scaling=None)),
     "qwen2 attention factor": (
         "qwen2",
-        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.rope.scaling, attention_factor=1.0)),
+        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.positions.scaling, attention_factor=1.0)),
     ),
-    "gemma embedding scale": ("gemma", lambda c: dataclasses.replace(c, scale_embeddings=False)),
+    "gemma embedding scale": ("gemma", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
     "gemma3 base of full layers": ("gemma3_text", lambda c: with_rope(c, theta=50.0)),
     "gemma3 scaling of full layers": ("gemma3_text", lambda c: with_rope(c, scaling=None)),
-    "phi3 part of a head": ("phi3", lambda c: with_rope(c, fraction=1.0, scaling=None)),
+    "phi3 part of a head": ("phi3", with_plain_rope),
     "phi3 long factors": (
         "phi3",
-        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.rope.scaling, original_length=64)),
+        lambda c: with_rope(c, scaling=dataclasses.replace(c.pattern[0].mixer.positions.scaling, original_length=64)),
     ),
-    "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=RMSNormConfig(epsilon=0.1))),
-    "smollm3 layers without positions": ("smollm3", lambda c: with_mixer(c, rope=c.pattern[0].mixer.rope)),
-    "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, parallel=False)),
-    "gpt_neox part of a head": ("gpt_neox", lambda c: with_rope(c, fraction=1.0)),
-    "granite scale of embeddings": ("granite", lambda c: dataclasses.replace(c, embedding_scale=1.0)),
-    "granite scale of logits": ("granite", lambda c: dataclasses.replace(c, logit_scale=1.0)),
-    "granite scale of scores": ("granite", lambda c: with_mixer(c, scale=None)),
-    "granite scale of layers": ("granite", lambda c: with_block(c, residual_scale=1.0)),
-    "cohere2 pairs of neighbours": ("cohere2", lambda c: with_rope(c, interleaved=False)),
-    "cohere2 scale of logits": ("cohere2", lambda c: dataclasses.replace(c, logit_scale=1.0)),
-    "mistral window": ("mistral", lambda c: with_mixer(c, window=None)),
-    "mistral window off by one": ("mistral", lambda c: with_mixer(c, window=7)),
+    "olmo2 norms of queries": ("olmo2", lambda c: with_mixer(c, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=0.1)))),
+    "smollm3 layers without positions": ("smollm3", lambda c: with_mixer(c, positions=c.pattern[0].mixer.positions)),
+    "gpt_neox parallel layers": ("gpt_neox", lambda c: with_block(c, join=PreNorm())),
+    "gpt_neox part of a head": ("gpt_neox", with_plain_rope),
+    "granite scale of embeddings": ("granite", lambda c: dataclasses.replace(c, embedding=TokenEmbedding())),
+    "granite scale of logits": ("granite", with_plain_head),
+    "granite scale of scores": ("granite", lambda c: with_mixer(c, scores=None)),
+    "granite scale of layers": ("granite", lambda c: with_block(c, join=PreNorm())),
+    "cohere2 pairs of neighbours": ("cohere2", with_plain_rope),
+    "cohere2 scale of logits": ("cohere2", with_plain_head),
+    "mistral window": ("mistral", lambda c: with_mixer(c, mask=Causal())),
+    "mistral window off by one": ("mistral", lambda c: with_mixer(c, mask=SlidingWindow(window=7))),
 }
 
 
@@ -153,7 +177,7 @@ def test_a_tied_head_of_other_values_is_imported_untied(tmp_path, caplog):
     arrays = goldens.tensors(folder)
     goldens.save(arrays | {"lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}, folder)
     config, params = import_folder(folder)
-    assert not config.tied_embeddings
+    assert not config.head.tied
     assert "qwen3 ties the head to the embeddings, but lm_head.weight has other values: it is kept" in caplog.text
     tokens, expected = goldens.golden("qwen3")
     assert np.abs(goldens.logits(config, params, tokens) - 2 * expected).max() < 2 * TOLERANCE
@@ -166,7 +190,7 @@ def test_a_copy_of_the_tied_head_in_another_dtype_is_passed_over(tmp_path):
     arrays = goldens.tensors(folder)
     narrow = arrays["model.embed_tokens.weight"].astype(np.float16)
     goldens.save(arrays | {"model.embed_tokens.weight": narrow.astype(np.float32), "lm_head.weight": narrow}, folder)
-    assert open_folder(folder)[0].tied_embeddings
+    assert open_folder(folder)[0].head.tied
 
 
 def test_a_tied_head_of_another_shape_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from tiny import PRESETS, variant
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import LinearHead
 from jaxtrain.nn.mixers.decay import ChannelDecay, StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
@@ -17,7 +18,7 @@ from jaxtrain.surgery.layouts import as_now, as_saved
 SIZES = {"heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 12}
 RECURRENT = [LinearAttentionConfig(**SIZES, decay=ChannelDecay()), DeltaRuleConfig(**SIZES, decay=StepDecay())]
 CONFIGS = {
-    "gpt2": dataclasses.replace(PRESETS["gpt2"], tied_embeddings=False),
+    "gpt2": dataclasses.replace(PRESETS["gpt2"], head=LinearHead()),
     "qwen3": PRESETS["qwen3"],
     "recurrent": variant(pattern=tuple(BlockConfig(mixer=m, mlp=GatedMLPConfig(hidden=64)) for m in RECURRENT)),
 }

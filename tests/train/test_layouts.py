@@ -17,8 +17,9 @@ from tolerances import EXACT, assert_close
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import LearnedPositions
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import transformation
@@ -36,10 +37,10 @@ MODEL = DecoderConfig(
     repeats=2,
     max_length=8,
     norm=LayerNormConfig(),
-    learned_positions=True,
+    embedding=LearnedPositions(),
     pattern=(
         BlockConfig(
-            mixer=AttentionConfig(heads=2, kv_heads=1, head_dim=4, bias=True), mlp=MLPConfig(hidden=12, bias=True)
+            mixer=AttentionConfig(heads=2, kv_heads=1, head_dim=4, biases=LINEARS), mlp=MLPConfig(hidden=12, bias=True)
         ),
     ),
 )

@@ -7,7 +7,7 @@ from tiny import DECODER, program_of
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.nn.head import TILE
+from jaxtrain.nn.heads.head import TILE
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import WarmupStableDecay

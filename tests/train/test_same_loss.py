@@ -32,6 +32,7 @@ from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.linear.nf4 import NF4
+from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
@@ -102,7 +103,7 @@ NORM = RMSNormConfig(epsilon=1.0)  # with the usual one a rounding moves recurre
 RECURRENT = HEADS | {"value_dim": 12, "chunk_size": 16, "norm": NORM}
 TECHNIQUES = {  # a new one is a line here
     MixerConfig: {
-        "AttentionConfig": AttentionConfig(**HEADS, window=9),
+        "AttentionConfig": AttentionConfig(**HEADS, mask=SlidingWindow(window=9)),
         "DeltaRuleConfig": DeltaRuleConfig(**RECURRENT, decay=StepDecay()),
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },

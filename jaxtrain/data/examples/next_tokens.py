@@ -24,6 +24,6 @@ class NextTokens(Examples):
         for index, block in enumerate(model.pattern):
             if not block.mixer.causal:
                 raise ValueError(
-                    f"model.pattern[{index}].mixer.causal=False sees the tokens that it is asked for; set "
-                    "data.examples to MaskedTokens(mask=...), or causal to True"
+                    f"model.pattern[{index}].mixer: causal=False, it sees the tokens that it is asked for; set "
+                    "data.examples to MaskedTokens(mask=...), or give it a causal mask"
                 )

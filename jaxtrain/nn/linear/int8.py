@@ -38,7 +38,7 @@ class Int8(LinearConfig):
         return _Int8(inputs, outputs, bias=bias, outputs_first=outputs_first, rngs=rngs)
 
     def check_head(self) -> None:
-        raise ValueError("head=Int8(): the head multiplies with its table in tiles, not in int8; use Dense()")
+        raise ValueError("head.linear=Int8(): the head multiplies with its table in tiles, not in int8; use Dense()")
 
 
 class _Int8(Linear):

@@ -35,4 +35,4 @@ class Some(LinearConfig):
         raise ValueError(f"{self!r}: this linear has no name to be chosen by; give it one kind of linear")
 
     def check_head(self) -> None:
-        raise ValueError(f"head={self!r}: a head is one linear; give it one kind")
+        raise ValueError(f"head.linear={self!r}: a head has one linear; give it one kind")

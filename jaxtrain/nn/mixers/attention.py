@@ -1,10 +1,8 @@
-"""Grouped-query attention with rotary embeddings, around the kernel of flash attention.
+"""Grouped-query attention, around the kernel of flash attention.
 
-Vaswani et al. (2017), arXiv:1706.03762; grouped heads, Ainslie et al. (2023), arXiv:2305.13245; normalised queries and
-keys, Dehghani et al. (2023), arXiv:2302.05442, over all heads together, OLMo 2 (2024), arXiv:2501.00656; logit soft
-cap, Gemma 2 (2024), arXiv:2408.00118; sliding window, Beltagy et al. (2020), arXiv:2004.05150; sinks, gpt-oss (2025),
-arXiv:2508.10925; ALiBi, Press et al. (2021), arXiv:2108.12409. Dropout of attention weights is left out: the models
-that had it no longer train with it.
+Vaswani et al. (2017), arXiv:1706.03762; grouped heads, Ainslie et al. (2023), arXiv:2305.13245. Positions, masks, and
+norms of queries and keys are classes of their own. Dropout of attention weights is left out: the models that had it no
+longer train with it.
 """
 
 import functools
@@ -22,23 +20,25 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
+from jaxtrain.nn.masks.base import Mask
+from jaxtrain.nn.masks.causal import Causal
 from jaxtrain.nn.mixers.base import Mixer, MixerConfig
-from jaxtrain.nn.norms.base import NormConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.param import constant
-from jaxtrain.nn.rope import RopeConfig, rotate
-from jaxtrain.ranges import COUNTED, check_at_least_one, check_positive_or_none
+from jaxtrain.nn.positions.base import Positions
+from jaxtrain.nn.positions.rotary import Rotary
+from jaxtrain.nn.qk_norms.base import QKNorm
+from jaxtrain.ranges import check_at_least_one
 from jaxtrain.sharding import axis_size, constrain, index_on, on_each_device
+
+LINEARS = ("query", "key", "value", "output")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig(MixerConfig):
-    """Grouped-query attention with rotary embeddings.
+    """Grouped-query attention, by default causal and with rotary embeddings.
 
-    `scale` multiplies the scores, head_dim**-0.5 by default. `window` counts the keys that a query sees, with its own.
-    `bias` is of all four linears, `output_bias` of the last one where it differs. `joint_qk_norm` takes the norm over
-    all heads together. With `sinks` every head has a learned logit, which takes its share of the softmax and has no
-    value. Without `causal` a query sees the keys ahead of it too, so nothing can be generated; a window then counts
-    both ways. `alibi` lowers scores by the distance of the key, each head by a slope of its own.
+    `biases` are the linears that have a bias, of query, key, value and output. `scores` is None for the usual scale.
 
     `implementation` names a kernel that is not yet the default of the device. It runs over whole sequences.
     """
@@ -46,82 +46,49 @@ class AttentionConfig(MixerConfig):
     heads: int
     kv_heads: int
     head_dim: int
-    rope: RopeConfig | None = RopeConfig()
-    qk_norm: NormConfig | None = None
-    joint_qk_norm: bool = False
-    bias: bool = False
-    output_bias: bool | None = None
-    window: int | None = None
-    softcap: float | None = None
-    scale: float | None = None
-    sinks: bool = False
-    causal: bool = True
-    alibi: bool = False
+    positions: Positions = Rotary()
+    mask: Mask = Causal()
+    qk_norm: QKNorm | None = None
+    scores: Scores | None = None
+    biases: tuple[str, ...] = ()
     implementation: str | None = None
     linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:1706.03762"
 
     def __post_init__(self):
         check_at_least_one(self, "heads", "kv_heads", "head_dim")
-        check_positive_or_none(self, "softcap", "scale")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
-        if self.rope and (rotated := self.rope.rotated(self.head_dim)) % 2 + (rotated == 0):
-            raise ValueError(
-                f"head_dim={self.head_dim}: rotary positions need an even one"
-                if rotated == self.head_dim
-                else f"rope.fraction={self.rope.fraction}: of head_dim={self.head_dim} it rotates {rotated} elements; "
-                "choose one that rotates an even number, at least 2"
-            )
-        if self.rope:
-            self.rope.frequencies(self.head_dim, length=1)  # raises for a scaling that does not fit the head
-        if self.joint_qk_norm and not self.qk_norm:
-            raise ValueError("joint_qk_norm=True: qk_norm says which norm; give it one")
-        if self.alibi and self.implementation:
-            raise ValueError(f"alibi=True: implementation={self.implementation!r} has no slopes; leave it out")
-        if self.window is not None and not 1 <= self.window < COUNTED:
-            raise ValueError(f"window={self.window}: must be from 1 to {COUNTED - 1}, or None for no window")
+        if self.biases != tuple(name for name in LINEARS if name in self.biases):
+            raise ValueError(f"biases={self.biases}: must name linears of {LINEARS}, in this order")
+        self.positions.check(self.head_dim)
         check_named("flash_attention", IMPLEMENTATIONS, self.implementation)
+        if self.implementation and self.positions.slopes(self.heads):
+            raise ValueError(
+                f"positions={self.positions!r}: implementation={self.implementation!r} has no slopes; leave it out"
+            )
+        if self.implementation and self.mask.has_holes:
+            raise ValueError(
+                f"mask={self.mask!r}: implementation={self.implementation!r} sees all keys of a span; leave it out"
+            )
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, d_model, rngs=rngs)
 
     @property
-    def has_output_bias(self) -> bool:
-        return self.bias if self.output_bias is None else self.output_bias
-
-    def mean_keys(self, length: int) -> float:
-        """Return the mean number of keys that a query of a sequence of this length sees."""
-        window = min(self.window or length, length)
-        behind = window - window * (window - 1) / (2 * length)
-        return behind if self.causal else 2 * behind - 1
-
-    @property
-    def slopes(self) -> tuple[float, ...] | None:
-        """The slopes of the heads, Press et al. (2021), section 3: 2^-8/n, 2^-16/n, ... for n heads, a power of two.
-
-        For another n they are those of the power below, and every second one of the power above.
-        """
-        if not self.alibi:
-            return None
-        below = 1 << (self.heads.bit_length() - 1)
-        of_below, of_above = ([2.0 ** (-8 * i / n) for i in range(1, n + 1)] for n in (below, 2 * below))
-        return tuple(of_below + of_above[::2][: self.heads - below])
+    def causal(self) -> bool:
+        return self.mask.span.causal
 
     def check_decoding(self, first: int, last: int) -> None:
         if not self.causal:
-            raise ValueError("causal=False: attention sees tokens ahead, so it generates nothing; take a causal model")
-        rope, K = self.rope, self.head_dim
-        if rope and (rope.frequencies(K, first) != rope.frequencies(K, last)).any():
             raise ValueError(
-                f"rope.scaling={type(rope.scaling).__name__}: rows of {first} and of {last} tokens have different "
-                "frequencies, so keys in the cache would be out of date as the row grows; keep prompt and "
-                "continuation on one side of original_length, or ask for fewer tokens"
+                f"mask={self.mask!r}: attention sees tokens ahead, so it generates nothing; take a causal model"
             )
+        self.positions.check_decoding(self.head_dim, first, last)
 
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs of a token's scores and sums of values, forward and backward."""
-        return 12.0 * self.heads * self.head_dim * self.mean_keys(length)
+        return 12.0 * self.heads * self.head_dim * self.mask.mean_keys(length)
 
 
 class KVCache(NamedTuple):
@@ -135,14 +102,14 @@ class Attention(Mixer):
         width, channels = ((d_model, "embed"),), (c.head_dim, "head_dim")
         heads, kv_heads = ((c.heads, "heads"), channels), ((c.kv_heads, "kv_heads"), channels)
         linears = c.linear.of_layer("query", "key", "value", "output")
-        self.query = linears["query"].build(width, heads, bias=c.bias, rngs=rngs)
-        self.key = linears["key"].build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.value = linears["value"].build(width, kv_heads, bias=c.bias, rngs=rngs)
-        self.output = linears["output"].build(heads, width, bias=c.has_output_bias, rngs=rngs)
+        self.query = linears["query"].build(width, heads, bias="query" in c.biases, rngs=rngs)
+        self.key = linears["key"].build(width, kv_heads, bias="key" in c.biases, rngs=rngs)
+        self.value = linears["value"].build(width, kv_heads, bias="value" in c.biases, rngs=rngs)
+        self.output = linears["output"].build(heads, width, bias="output" in c.biases, rngs=rngs)
         if c.qk_norm:
-            self.query_norm = c.qk_norm.build(c.head_dim * (c.heads if c.joint_qk_norm else 1))
-            self.key_norm = c.qk_norm.build(c.head_dim * (c.kv_heads if c.joint_qk_norm else 1))
-        self.sinks = constant(0.0, (c.heads,), ("heads",)) if c.sinks else None
+            self.query_norm = c.qk_norm.build(c.heads, c.head_dim)
+            self.key_norm = c.qk_norm.build(c.kv_heads, c.head_dim)
+        self.sinks = constant(0.0, (c.heads,), ("heads",)) if c.scores and c.scores.sinks else None
 
     def initial_state(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
         """Return an empty cache for `length` tokens."""
@@ -153,14 +120,11 @@ class Attention(Mixer):
         """Attend. With a state, write the L new tokens to it at `context.cache_index` and attend to all cached ones."""
         c = self.config
         q_BLHK, k_BLJK, v_BLJK = self.query(x), self.key(x), self.value(x)
-        if c.joint_qk_norm:
-            q_BLHK, k_BLJK = over_heads(self.query_norm, q_BLHK), over_heads(self.key_norm, k_BLJK)
-        elif c.qk_norm:
-            q_BLHK, k_BLJK = self.query_norm(q_BLHK), self.key_norm(k_BLJK)
-        if c.rope:
-            row = context.key_positions.shape[1]
-            q_BLHK = rotate(q_BLHK, context.positions, c.rope, length=row)
-            k_BLJK = rotate(k_BLJK, context.positions, c.rope, length=row)
+        if c.qk_norm:
+            q_BLHK, k_BLJK = c.qk_norm(self.query_norm, q_BLHK), c.qk_norm(self.key_norm, k_BLJK)
+        row = context.key_positions.shape[1]
+        q_BLHK = c.positions.rotate(q_BLHK, context.positions, length=row)
+        k_BLJK = c.positions.rotate(k_BLJK, context.positions, length=row)
         q_BLHK = constrain(q_BLHK, "batch", "length", "heads", None)
         k_BLJK = constrain(k_BLJK, "batch", "length", "kv_heads", None)
         v_BLJK = constrain(v_BLJK, "batch", "length", "kv_heads", None)
@@ -182,23 +146,20 @@ class Attention(Mixer):
         return Out(self.output(y_BLHK), state)
 
 
-def over_heads(norm: Callable, x: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:
-    return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
-
-
 def repeat(x: Float[Array, "B L J K"], config: AttentionConfig) -> Float[Array, "B L H K"]:
     return jnp.repeat(x, config.heads // config.kv_heads, axis=2)
 
 
 def attention_of(config: AttentionConfig) -> Callable[..., Float[Array, "B L H K"]]:
     """Return attention with the options of a configuration."""
+    scores, (causal, window) = config.scores, config.mask.span
     return functools.partial(  # type: ignore[return-value]  # a pair only with return_lse
         flash_attention,
-        causal=config.causal,
-        window=config.window,
-        softcap=config.softcap,
-        scale=config.scale,
-        slopes=config.slopes,
+        causal=causal,
+        window=window,
+        softcap=scores.softcap if scores else None,
+        scale=scores.scale if scores else None,
+        slopes=config.positions.slopes(config.heads),
     )
 
 
@@ -216,8 +177,25 @@ def attend(
     # By default rows are taken one by one, for which they would be gathered from the devices they are split over.
     blocks = Blocks(rows=q.shape[0]) if axis_size("batch") > 1 else None
     return attention_of(config)(
-        q, k, v, sinks=sinks, segment_ids=context.segment_ids, key_segment_ids=context.key_segment_ids, blocks=blocks
+        q,
+        k,
+        v,
+        bias=holes(config.mask, q.shape[1]),
+        sinks=sinks,
+        segment_ids=context.segment_ids,
+        key_segment_ids=context.key_segment_ids,
+        blocks=blocks,
     )
+
+
+def holes(mask: Mask, length: int) -> Float[Array, "1 1 L L"] | None:
+    """Return -inf for the keys in the span of a mask that a query does not see, or None where it sees all."""
+    if not mask.has_holes:
+        return None
+    places = jnp.arange(length)  # two tokens of a document are as far apart in the row as in the document
+    hidden = mask.hidden(places[:, None] - places[None, :])
+    assert hidden is not None, "the mask has holes"
+    return jnp.where(hidden, -jnp.inf, 0.0)[None, None]
 
 
 def attend_by_kernel(
@@ -263,10 +241,9 @@ def attend_to_cache(
 ) -> Float[Array, "B L H K"]:
     """Attend to a cache, masked by positions. Padding between prompt and continuation has slots but no positions."""
     distance_BLS = context.positions[:, :, None] - context.key_positions[:, None, :]
-    seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & (distance_BLS >= 0)
-    seen = seen if config.window is None else seen & (distance_BLS < config.window)
+    seen = (context.segment_ids[:, :, None] == context.key_segment_ids[:, None, :]) & config.mask.seen(distance_BLS)
     scores_BHLS = jnp.where(seen, 0.0, -jnp.inf)[:, None]
-    if config.slopes:
-        scores_BHLS = scores_BHLS - jnp.array(config.slopes)[None, :, None, None] * distance_BLS[:, None]
+    if slopes := config.positions.slopes(config.heads):
+        scores_BHLS = scores_BHLS - jnp.array(slopes)[None, :, None, None] * distance_BLS[:, None]
     options = {"sinks": sinks, "causal": False, "window": None, "slopes": None}
     return attention_of(config)(q, cache.keys, cache.values, bias=scores_BHLS, **options)

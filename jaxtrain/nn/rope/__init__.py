@@ -1,11 +1,10 @@
-"""Rotary embeddings and their scalings, one in each file."""
+"""Scalings of the frequencies of rotary embeddings, one in each file."""
 
 from jaxtrain.nn.rope.base import RopeScaling
 from jaxtrain.nn.rope.dynamic_scaling import DynamicScaling
 from jaxtrain.nn.rope.linear_scaling import LinearScaling
 from jaxtrain.nn.rope.llama3_scaling import Llama3Scaling
 from jaxtrain.nn.rope.long_rope_scaling import LongRopeScaling
-from jaxtrain.nn.rope.rope import RopeConfig, rotate
 from jaxtrain.nn.rope.yarn_scaling import YarnScaling
 
 __all__ = [
@@ -13,8 +12,6 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
-    "RopeConfig",
     "RopeScaling",
     "YarnScaling",
-    "rotate",
 ]

@@ -223,7 +223,12 @@ def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPa
             before = getattr(block, layer)
             layers[layer] = dataclasses.replace(before, linear=around(before.linear, names, of_layer))
         blocks.append(dataclasses.replace(block, **layers))
-    head = around(config.head, {"output"} if ("output",) in paths else set(), {"output"})
+    head = config.head
+    if head.linear and ("output",) in paths:
+        head = dataclasses.replace(head, linear=around(head.linear, {"output"}, {"output"}))
+    for path in paths:
+        if path[0] != "stacks" and path != ("output",):
+            raise ValueError(f"{'.'.join(map(str, path))}: this linear takes no adapter here: merge it with peft")
     return dataclasses.replace(config, pattern=tuple(blocks), head=head, trainable=Adapters())
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
@@ -82,7 +81,7 @@ def differences(config: DecoderConfig, family: Family) -> list[str]:
 
 def _essence(config: DecoderConfig) -> DecoderConfig:
     """Return the configuration with fixed values for settings of training and computation, and the shortest pattern."""
-    pattern, repeats = shortest_pattern(tuple(map(_with_biases, config.pattern * config.repeats)))
+    pattern, repeats = shortest_pattern(config.pattern * config.repeats)
     return dataclasses.replace(
         config,
         pattern=pattern,
@@ -92,14 +91,6 @@ def _essence(config: DecoderConfig) -> DecoderConfig:
         remat=NoRemat(),
         scan=True,
     )
-
-
-def _with_biases(block: BlockConfig) -> BlockConfig:
-    """Return the block with `output_bias` left out where `bias` says the same."""
-    mixer = block.mixer
-    if not isinstance(mixer, AttentionConfig) or mixer.output_bias is not mixer.bias:
-        return block
-    return dataclasses.replace(block, mixer=dataclasses.replace(mixer, output_bias=None))
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:

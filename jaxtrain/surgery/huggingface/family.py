@@ -6,8 +6,12 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import EmbeddingConfig, ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.heads import CappedHead, HeadConfig, LinearHead, ScaledHead, TiedHead
+from jaxtrain.nn.joins import Join, ScaledPreNorm
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
@@ -73,6 +77,21 @@ def mlp_of(block: BlockConfig) -> MLPConfig | GatedMLPConfig:
     if not isinstance(block.mlp, MLPConfig | GatedMLPConfig):
         raise ValueError(f"it has the feed-forward layer {type(block.mlp).__name__}, which no family has")
     return block.mlp
+
+
+def head_of(*, tied: bool, scale: float = 1.0, cap: float | None = None) -> HeadConfig:
+    """Return the head of a decoder that is tied or not, and may scale or cap its logits."""
+    linear = None if tied else Dense()
+    if cap is not None:
+        return CappedHead(cap=cap, linear=linear)
+    if scale != 1.0:
+        return ScaledHead(scale=scale, linear=linear)
+    return TiedHead() if tied else LinearHead()
+
+
+def scale_of(part: EmbeddingConfig | Join | HeadConfig) -> float:
+    """Return the factor of an embedding, a join or a head, which is 1 for those without one."""
+    return part.scale or 1.0 if isinstance(part, ScaledEmbedding | ScaledPreNorm | ScaledHead) else 1.0
 
 
 def epsilon_of(norm: NormConfig) -> float:

@@ -3,7 +3,7 @@
 Attention dropout is left out, as in the layer itself: it changes training only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,15 +12,18 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.positions import Positions, RotaryEmbedding
+from jaxtrain.nn.qk_norms import AllHeads, PerHead
 from jaxtrain.surgery.huggingface.family import (
     Family,
     attention_of,
     epsilon_of,
+    head_of,
     mlp_of,
     shortest_pattern,
     write_activation,
@@ -28,7 +31,7 @@ from jaxtrain.surgery.huggingface.family import (
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, in_layers, torch_linear
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
 from jaxtrain.surgery.huggingface.settings import Settings
-from jaxtrain.surgery.huggingface.windows import Windows, same_windows
+from jaxtrain.surgery.huggingface.windows import Windows, mask_of, same_windows
 
 DEFAULTS: dict[str, Any] = {  # of most families here
     "num_key_value_heads": None,
@@ -79,7 +82,7 @@ class LlamaLike(Family):
     def norm(self, epsilon: float) -> NormConfig:
         return RMSNormConfig(epsilon=epsilon)
 
-    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
+    def positions(self, s: Settings, layer: int, window: int | None) -> Positions:
         return read_rope(s, self.rope_keys)
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
@@ -110,7 +113,7 @@ class LlamaLike(Family):
             pattern=pattern,
             max_length=s["max_position_embeddings"],
             norm=norm,
-            tied_embeddings=s["tie_word_embeddings"],
+            head=head_of(tied=s["tie_word_embeddings"]),
         )
         return self.whole(s, common)
 
@@ -121,9 +124,9 @@ class LlamaLike(Family):
             heads=heads,
             kv_heads=self._size(s, "num_key_value_heads", heads),
             head_dim=self._size(s, "head_dim", s["hidden_size"] // max(heads, 1)),
-            rope=self.rope(s, layer, window),
-            bias=attention_bias,
-            window=window,
+            positions=self.positions(s, layer, window),
+            mask=mask_of(window),
+            biases=LINEARS if attention_bias else (),
         )
         mlp = self.mlp(s, s["intermediate_size"], s.activation(self.activation), mlp_bias)
         return self.block(s, BlockConfig(mixer=self.attention(s, attention), mlp=mlp))
@@ -154,12 +157,12 @@ class LlamaLike(Family):
             "head_dim": mixer.head_dim,
             "max_position_embeddings": config.max_length,
             self.epsilon: epsilon_of(config.norm),
-            "tie_word_embeddings": config.tied_embeddings,
-            **({attention_bias: mixer.bias} if attention_bias else {}),
+            "tie_word_embeddings": config.head.tied,
+            **({attention_bias: bool(mixer.biases)} if attention_bias else {}),
             **({mlp_bias: mlp.bias} if mlp_bias else {}),
             self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
-            **write_rope(next((a.rope for a in attentions if a.rope), None), self.rope_keys),
-            **self.write_windows(tuple(attention.window for attention in attentions)),
+            **write_rope(first_rotary(attentions), self.rope_keys),
+            **self.write_windows(tuple(attention.mask.span.window for attention in attentions)),
             **self.write_more(config),
         }
         return {key: value for key, value in written.items() if key not in self.derived}
@@ -171,7 +174,7 @@ class LlamaLike(Family):
         yield as_is(self.table, table, "embedding", "table")
         yield from in_layers(config, self.stack, self._block_tensors)
         yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
-        if not config.tied_embeddings:
+        if not config.head.tied:
             yield as_is(self.head, table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
@@ -179,20 +182,21 @@ class LlamaLike(Family):
         D, F = (config.d_model,), (mlp.hidden,)
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
         tensors = [*self.attention_tensors(mixer, D, H, J), *self.mlp_tensors(mlp.bias, D, F)]
-        for ours, theirs in self.norms.items():
+        for ours in block.join.norms:
+            theirs = self.norms[ours]
             tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
-        if mixer.qk_norm:
+        if isinstance(mixer.qk_norm, PerHead | AllHeads):  # no family has another
             for ours, theirs, heads in (("query_norm", "q_norm", mixer.heads), ("key_norm", "k_norm", mixer.kv_heads)):
-                width = mixer.head_dim * (heads if mixer.joint_qk_norm else 1)
-                tensors += norm_tensors(f"self_attn.{theirs}", mixer.qk_norm, width, "mixer", ours)
+                width = mixer.head_dim * (heads if isinstance(mixer.qk_norm, AllHeads) else 1)
+                tensors += norm_tensors(f"self_attn.{theirs}", mixer.qk_norm.norm, width, "mixer", ours)
         return tensors
 
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
         return [
-            *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias=mixer.bias),
-            *torch_linear("self_attn.k_proj", D, J, "mixer", "key", bias=mixer.bias),
-            *torch_linear("self_attn.v_proj", D, J, "mixer", "value", bias=mixer.bias),
-            *torch_linear("self_attn.o_proj", H, D, "mixer", "output", bias=mixer.has_output_bias),
+            *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias="query" in mixer.biases),
+            *torch_linear("self_attn.k_proj", D, J, "mixer", "key", bias="key" in mixer.biases),
+            *torch_linear("self_attn.v_proj", D, J, "mixer", "value", bias="value" in mixer.biases),
+            *torch_linear("self_attn.o_proj", H, D, "mixer", "output", bias="output" in mixer.biases),
         ]
 
     def mlp_tensors(self, bias: bool, D: Axes, F: Axes) -> list[Tensor]:
@@ -203,6 +207,11 @@ class LlamaLike(Family):
         ]
 
 
+def first_rotary(attentions: Iterable[AttentionConfig]) -> RotaryEmbedding | None:
+    """Return the rotary embeddings of the first layer that has any."""
+    return next((a.positions for a in attentions if isinstance(a.positions, RotaryEmbedding)), None)
+
+
 def norm_tensors(name: str, norm: NormConfig, width: int, *path: str) -> list[Tensor]:
     """Return the tensors of a norm."""
     scale = as_is(f"{name}.weight", (width,), *path, "scale")
@@ -210,6 +219,16 @@ def norm_tensors(name: str, norm: NormConfig, width: int, *path: str) -> list[Te
     return [scale, as_is(f"{name}.bias", (width,), *path, "bias")] if has_bias else [scale]
 
 
-def with_scale(attention: AttentionConfig, scale: float) -> AttentionConfig:
-    """Return the attention with a scale of its scores, which is None where it is the usual one."""
-    return replace(attention, scale=None if scale == attention.head_dim**-0.5 else scale)
+def with_scores(attention: AttentionConfig, scale: float, softcap: float | None = None) -> AttentionConfig:
+    """Return the attention with a scale and a soft cap of its scores, which are None where they are the usual ones."""
+    usual = scale == attention.head_dim**-0.5
+    if usual and softcap is None:
+        return attention
+    return replace(attention, scores=Scores(scale=None if usual else scale, softcap=softcap))
+
+
+def score_scale(attention: AttentionConfig) -> float:
+    """Return what multiplies the scores of attention."""
+    if attention.scores is None or attention.scores.scale is None:
+        return attention.head_dim**-0.5
+    return attention.scores.scale

@@ -96,12 +96,12 @@ def _tied_if_equal(
     If the head's values differ from the embeddings, it is kept and the decoder is not tied, as in transformers 5.
     """
     head, table = stored.get(family.head), stored.get(family.table)
-    if not config.tied_embeddings or head is None or table is None:
+    if not config.head.tied or head is None or table is None:
         return config, stored
     if same_values(head, table):
         return config, {name: at for name, at in stored.items() if name != family.head}
     log.warning("%s ties the head to the embeddings, but %s has other values: it is kept", folder, family.head)
-    return dataclasses.replace(config, tied_embeddings=False), stored
+    return dataclasses.replace(config, head=config.head.untied()), stored
 
 
 def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> None:

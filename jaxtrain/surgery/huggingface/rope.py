@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxtrain.nn.positions import InterleavedRotary, PartialRotary, Rotary, RotaryEmbedding
 from jaxtrain.nn.rope import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
-    RopeConfig,
     RopeScaling,
     YarnScaling,
 )
@@ -41,20 +41,22 @@ ROPE_TYPES: dict[str, RopeType] = {
 class RopeKeys(NamedTuple):
     """The names of the settings of a family's rotary embeddings, and what they are where config.json has none.
 
-    Without `fraction` all of a head is rotated. `layer_type` is the key into rope_parameters, for families whose layers
-    differ; `scaled` tells whether rope_scaling is of these layers. `types` are the rope_types that the family has.
+    Without `fraction` all of a head is rotated. With `interleaved` neighbours are a pair. `layer_type` is the key into
+    rope_parameters, for families whose layers differ; `scaled` tells whether rope_scaling is of these layers. `types`
+    are the rope_types that the family has.
     """
 
     theta: str = "rope_theta"
     default_theta: float = 10_000.0
     fraction: str | None = None
     default_fraction: float = 1.0
+    interleaved: bool = False
     layer_type: str | None = None
     scaled: bool = True
     types: tuple[str, ...] = tuple(ROPE_TYPES)
 
 
-def read_rope(s: Settings, keys: RopeKeys) -> RopeConfig:
+def read_rope(s: Settings, keys: RopeKeys) -> RotaryEmbedding:
     """Return the rotary embeddings of a config.json.
 
     Raises:
@@ -79,23 +81,25 @@ def read_rope(s: Settings, keys: RopeKeys) -> RopeConfig:
     thetas = _said("rope_theta", places)
     if "rope_parameters" in scalings and not thetas:  # transformers writes its rope_theta even if it is the default
         raise ValueError("rope_parameters has no rope_theta: it must say it")
-    return RopeConfig(
-        theta=float(_agreed("rope_theta", thetas, keys.default_theta)),
-        scaling=_agreed("rope", scalings, None),
-        fraction=float(_agreed(fraction_key, fractions, keys.default_fraction)),
-    )
+    theta, scaling = float(_agreed("rope_theta", thetas, keys.default_theta)), _agreed("rope", scalings, None)
+    fraction = float(_agreed(fraction_key, fractions, keys.default_fraction))
+    if keys.interleaved:
+        return InterleavedRotary(theta=theta, scaling=scaling, fraction=fraction)
+    if fraction == 1.0:
+        return Rotary(theta=theta, scaling=scaling)
+    return PartialRotary(theta=theta, scaling=scaling, fraction=fraction)
 
 
-def write_rope(rope: RopeConfig | None, keys: RopeKeys) -> dict[str, Any]:
+def write_rope(rope: RotaryEmbedding | None, keys: RopeKeys) -> dict[str, Any]:
     """Return the rotary settings in the form of transformers 4, which transformers 5 also reads.
 
     Raises:
         ValueError: the scaling is of a class that no family has.
     """
-    rope = rope or RopeConfig()  # for None this is read back as another decoder, so the export is refused
+    rope = rope or Rotary()  # for None this is read back as another decoder, so the export is refused
     written: dict[str, Any] = {keys.theta: rope.theta}
     if keys.fraction:
-        written[keys.fraction] = rope.fraction
+        written[keys.fraction] = rope.fraction if isinstance(rope, PartialRotary | InterleavedRotary) else 1.0
     if keys.scaled:
         written["rope_scaling"] = _write_scaling(rope.scaling)
     return written

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtrain.nn.masks import Causal, Mask, SlidingWindow
 from jaxtrain.surgery.huggingface.settings import Settings
 
 Windows = tuple[int | None, ...]  # one for each layer
@@ -49,6 +50,10 @@ def patterned_windows(s: Settings) -> Windows:
     if period < 1:
         raise ValueError(f"sliding_window_pattern={period} must be at least 1: it counts layers")
     return listed_windows(s, [(i + 1) % period != 0 for i in range(s["num_hidden_layers"])])
+
+
+def mask_of(window: int | None) -> Mask:
+    return Causal() if window is None else SlidingWindow(window=window)
 
 
 def write_layer_types(windows: Windows) -> dict[str, Any]:

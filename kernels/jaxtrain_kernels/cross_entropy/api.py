@@ -24,6 +24,7 @@ def cross_entropy(
     head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
+    bias: Float[Array, " W"] | None = None,
     softcap: float | None = None,
     words: int | None = None,
     tile: int = 2048,
@@ -32,21 +33,21 @@ def cross_entropy(
     project: Project | None = None,
     implementation: str | None = None,
 ) -> CrossEntropy:
-    """Return nll = -log softmax(z)[target] and log_z = log sum exp z, z = softcap * tanh(x head^T / softcap).
+    """Return nll = -log softmax(z)[target] and log_z = log sum exp z, z = softcap * tanh((x head^T + bias) / softcap).
 
     Logits exist for at most `tile` rows of the head at once. If the head has no more rows, they are kept for the
-    backward. Results are float32. Gradients flow to x and head. A target outside the vocabulary, such as -100, has
-    logit 0: give its token no weight. With `words` the vocabulary is the first rows of the head, and the others, which
-    pad it, have no part in anything.
+    backward. Results are float32. Gradients flow to x, head and bias. A target outside the vocabulary, such as -100,
+    has logit 0: give its token no weight. With `words` the vocabulary is the first rows of the head, and the others,
+    which pad it, have no part in anything.
 
         nll, log_z = cross_entropy(x, head, targets)
         loss = jnp.sum(weights * (nll + z_loss * log_z**2))
 
     The vocabulary may be split over devices in two ways. The compiler may split it into `shards` equal parts; a tile is
-    then at most `tile` rows of each part. Or inside a shard_map `head` is this device's part of a vocabulary that is
-    split evenly over `axis_name`; targets stay indices into the whole, and every device has the same result.
-    `project(x, rows)` replaces x rows^T for rows of the head that are stored in another form; its derivative is
-    automatic.
+    then at most `tile` rows of each part. Or inside a shard_map `head` and `bias` are this device's part of a
+    vocabulary that is split evenly over `axis_name`; targets stay indices into the whole, and every device has the same
+    result. `project(x, rows)` replaces x rows^T for rows of the head that are stored in another form; its derivative
+    is automatic.
 
     Raises:
         ValueError: shapes do not fit, targets are no integers, or a number is out of its range.
@@ -65,7 +66,10 @@ def cross_entropy(
         raise ValueError(f"{words=}: from 1 to the {head.shape[0]} rows of the head, without axis_name")
     if shards < 1 or head.shape[0] % shards:
         raise ValueError(f"{shards=}: must divide the {head.shape[0]} rows of the head")
+    if bias is not None and bias.shape != head.shape[:1]:
+        raise ValueError(f"bias {bias.shape}, head {head.shape}: give bias as [W], a number for each row of head")
     options = {
+        "bias": bias,
         "softcap": softcap,
         "words": words,
         "tile": tile,

@@ -1,4 +1,4 @@
-"""Logits from hidden states: the product with the head, and the soft cap."""
+"""Logits from hidden states: the product with the head, the bias, and the soft cap."""
 
 import functools
 from collections.abc import Callable
@@ -11,10 +11,15 @@ Project = Callable[[Float[Array, "*tokens D"], Float[Array, "C D"]], Float[Array
 
 
 def logits_of(
-    x: Float[Array, "*tokens D"], head: Shaped[Array, "C D"], project: Project, softcap: float | None
+    x: Float[Array, "*tokens D"],
+    head: Shaped[Array, "C D"],
+    project: Project,
+    softcap: float | None,
+    bias: Float[Array, " C"] | None = None,
 ) -> Float[Array, "*tokens C"]:
-    """Return z = softcap * tanh(project(x, head) / softcap), float32; without a soft cap the product itself."""
+    """Return softcap * tanh(z / softcap), z = project(x, head) + bias, float32; without a soft cap z itself."""
     z = project(x, head)
+    z = z if bias is None else z + bias.reshape(*(1,) * (z.ndim - 1), -1)
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 

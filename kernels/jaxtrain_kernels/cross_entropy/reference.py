@@ -1,6 +1,6 @@
 """The definition, over all logits at once.
 
-z = softcap * tanh(x head^T / softcap)      log_z = log sum exp z      nll = log_z - z[target]
+z = softcap * tanh((x head^T + bias) / softcap)      log_z = log sum exp z      nll = log_z - z[target]
 """
 
 from typing import NamedTuple
@@ -24,6 +24,7 @@ def cross_entropy(
     head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
+    bias: Float[Array, " W"] | None,
     softcap: float | None,
     words: int | None,
     tile: int,
@@ -33,8 +34,8 @@ def cross_entropy(
 ) -> CrossEntropy:
     """Return the cross-entropy; see api.cross_entropy. `tile` and `shards` are not used."""
     if axis_name is not None:
-        head = jax.lax.all_gather(head, axis_name, tiled=True)
-    z = logits_of(x, head, project or _product, softcap)[..., :words]
+        head, bias = jax.lax.all_gather((head, bias), axis_name, tiled=True)
+    z = logits_of(x, head, project or _product, softcap, bias)[..., :words]
     log_z = jax.nn.logsumexp(z, axis=-1)
     known = (targets >= 0) & (targets < z.shape[-1])
     at_target = jnp.take_along_axis(z, jnp.where(known, targets, 0)[..., None], axis=-1)[..., 0]

@@ -5,8 +5,8 @@ only the final log-sum-exp: with p = exp(z - log_z),
 
     dz = (dnll + dlog_z) p - dnll [target]
 
-The vjp of a tile's logits takes dz to the gradients of x and of the tile of the head. The gradient of x is summed over
-tiles in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation is used.
+The vjp of a tile's logits takes dz to the gradients of x and of the tile of head and bias. The gradient of x is summed
+over tiles in float32. A vocabulary of one tile has no scan: its logits are kept, and automatic differentiation is used.
 
 The compiler may have split the rows of the head over devices, in `shards` equal parts. Then a tile takes consecutive
 rows of every part, so that all devices work on every tile.
@@ -39,6 +39,7 @@ def cross_entropy(
     head: Shaped[Array, "W D"],
     targets: Int[Array, "*tokens"],
     *,
+    bias: Float[Array, " W"] | None,
     softcap: float | None,
     words: int | None,
     tile: int,
@@ -47,18 +48,23 @@ def cross_entropy(
     project: Project | None,
 ) -> CrossEntropy:
     """Return the cross-entropy; see api.cross_entropy."""
-    of_rows = functools.partial(logits_of, project=project or logits.project, softcap=softcap)
+
+    def of_rows(x, head, bias):
+        return logits_of(x, head, project or logits.project, softcap, bias)
+
     cut = Cut(shards, head.shape[0] // shards, tile_count(head.shape[0] // shards, tile), words)
     # All vary over the same other axes of the mesh, so that the transpose of pcast sums their gradients over these.
-    others = frozenset().union(*map(varying, (x, head, targets))) - {axis_name}
+    others = frozenset().union(*map(varying, (x, head, bias, targets))) - {axis_name}
     x, head, targets = vary(others, x, head, targets)
+    (bias,) = vary(others, bias)
     if cut.tiles == 1 and axis_name is None:
         words_of_tile = cut.words(jnp.int32(0), x.ndim)
-        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, head), words_of_tile), targets, words_of_tile)
+        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, head, bias), words_of_tile), targets, words_of_tile)
         return CrossEntropy(log_z - at_target, log_z)
     if axis_name is not None:
         targets = targets - jax.lax.axis_index(axis_name) * head.shape[0]
-    return _tiled(x, cut.split(head), targets, of_rows, cut, axis_name)
+    biases = None if bias is None else cut.split(bias[:, None])[..., 0]
+    return _tiled(x, cut.split(head), biases, targets, of_rows, cut, axis_name)
 
 
 class Cut(NamedTuple):
@@ -107,46 +113,48 @@ def tile_count(rows: int, most: int) -> int:
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), fewest)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _tiled(x, tiles, targets, of_rows, cut, axis_name):
-    return _forward(x, tiles, targets, of_rows, cut, axis_name)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _tiled(x, tiles, biases, targets, of_rows, cut, axis_name):
+    return _forward(x, tiles, biases, targets, of_rows, cut, axis_name)[0]
 
 
-def _forward(x, tiles, targets, of_rows: Callable, cut: Cut, axis_name):
+def _forward(x, tiles, biases, targets, of_rows: Callable, cut: Cut, axis_name):
     """Return the cross-entropy and the residuals."""
 
     def step(carry, inputs):
-        tile, index = inputs
+        tile, bias, index = inputs
         words = cut.words(index, x.ndim)
-        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, tile), words), targets, words)
+        log_z, at_target = _log_z_and_target(cut.masked(of_rows(x, tile, bias), words), targets, words)
         return (jnp.logaddexp(carry[0], log_z), carry[1] + at_target), None
 
     zeros = _zeros(targets.shape, x, tiles, targets)
-    (log_z, at_target), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros), (tiles, jnp.arange(cut.tiles)))
+    (log_z, at_target), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros), (tiles, biases, jnp.arange(cut.tiles)))
     if axis_name is not None:
         greatest = jax.lax.pmax(log_z, axis_name)
         log_z = greatest + jnp.log(jax.lax.psum(jnp.exp(log_z - greatest), axis_name))
         at_target = jax.lax.psum(at_target, axis_name)
-    return CrossEntropy(log_z - at_target, log_z), (x, tiles, targets, log_z)
+    return CrossEntropy(log_z - at_target, log_z), (x, tiles, biases, targets, log_z)
 
 
 def _backward(of_rows, cut, axis_name, residuals, cotangents):
-    x, tiles, targets, log_z = residuals
+    x, tiles, biases, targets, log_z = residuals
     (x,) = vary(varying(tiles), x)  # its gradient is summed over `axis_name` below
     dnll, dlog_z = (cotangent[..., None] for cotangent in cotangents)
 
     def step(dx, inputs):
-        tile, index = inputs
+        tile, bias, index = inputs
         words = cut.words(index, x.ndim)
-        z, derivative = jax.vjp(of_rows, x, tile)
+        z, derivative = jax.vjp(of_rows, x, tile, bias)
         p = jnp.exp(cut.masked(z, words) - log_z[..., None])
-        own, dtile = derivative((dnll + dlog_z) * p - jnp.where(targets[..., None] == words, dnll, 0.0))
-        return dx + own.astype(jnp.float32), dtile
+        own, dtile, dbias = derivative((dnll + dlog_z) * p - jnp.where(targets[..., None] == words, dnll, 0.0))
+        return dx + own.astype(jnp.float32), (dtile, dbias)
 
-    dx, dtiles = jax.lax.scan(step, _zeros(x.shape, x, tiles, targets), (tiles, jnp.arange(cut.tiles)))
+    dx, (dtiles, dbiases) = jax.lax.scan(
+        step, _zeros(x.shape, x, tiles, targets), (tiles, biases, jnp.arange(cut.tiles))
+    )
     if axis_name is not None:
         dx = jax.lax.psum(dx, axis_name)
-    return dx.astype(x.dtype), dtiles, np.zeros(targets.shape, jax.dtypes.float0)
+    return dx.astype(x.dtype), dtiles, dbiases, np.zeros(targets.shape, jax.dtypes.float0)
 
 
 _tiled.defvjp(_forward, _backward)

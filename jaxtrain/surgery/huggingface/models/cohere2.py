@@ -9,10 +9,12 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.joins import ParallelSharedNorm
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.positions import NoPositions, Positions
+from jaxtrain.surgery.huggingface.family import head_of, scale_of
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
-from jaxtrain.surgery.huggingface.rope import read_rope
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import Windows, patterned_windows, write_layer_types
 
@@ -22,6 +24,7 @@ class Cohere2(LlamaLike):
     architecture = "Cohere2ForCausalLM"
     epsilon = "layer_norm_eps"
     derived = ("head_dim",)
+    rope_keys = RopeKeys(interleaved=True)
     norms = {"mixer_norm": "input_layernorm"}
     defaults = DEFAULTS | {
         "layer_norm_eps": 1e-5,
@@ -41,19 +44,19 @@ class Cohere2(LlamaLike):
     def norm(self, epsilon: float) -> LayerNormConfig:
         return LayerNormConfig(epsilon=epsilon, bias=False)
 
-    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
-        rope = replace(read_rope(s, self.rope_keys), interleaved=True)
-        return rope if window else None
+    def positions(self, s: Settings, layer: int, window: int | None) -> Positions:
+        rope = read_rope(s, self.rope_keys)
+        return rope if window else NoPositions()
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, parallel=True, shared_norm=True)
+        return replace(common, join=ParallelSharedNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         s.pass_over("layer_switch", "use_embedding_sharing", "use_parallel_embedding")  # what other settings say, too
         s.require("models of another kind have it", use_qk_norm=False, use_parallel_block=True, rotary_pct=1.0)
         s.require("models of another kind have it", use_gated_activation=True, position_embedding_type="rope_gptj")
         s.require("models of another kind have it", order_of_interleaved_layers="local_attn_first")
-        return replace(common, logit_scale=float(s["logit_scale"]))
+        return replace(common, head=head_of(tied=common.head.tied, scale=float(s["logit_scale"])))
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"logit_scale": config.logit_scale}
+        return {"logit_scale": scale_of(config.head)}

@@ -5,12 +5,16 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.heads import CappedHead
+from jaxtrain.nn.joins import SandwichNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig
-from jaxtrain.nn.rope import RopeConfig
-from jaxtrain.surgery.huggingface.family import attention_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
+from jaxtrain.nn.positions import RotaryEmbedding
+from jaxtrain.nn.qk_norms import PerHead
+from jaxtrain.surgery.huggingface.family import attention_of, head_of
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, first_rotary, score_scale, with_scores
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import (
@@ -44,7 +48,7 @@ class AnyGemma(LlamaLike):
         return OffsetRMSNormConfig(epsilon=epsilon)
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True)
+        return replace(common, embedding=ScaledEmbedding())
 
 
 class Gemma(AnyGemma):
@@ -79,13 +83,14 @@ class LaterGemma(AnyGemma):
         scalar = s["query_pre_attn_scalar"]
         if scalar <= 0:
             raise ValueError(f"query_pre_attn_scalar={scalar!r} must be above 0")
-        return replace(with_scale(common, scalar**-0.5), softcap=s["attn_logit_softcapping"])
+        return with_scores(common, scalar**-0.5, s["attn_logit_softcapping"])
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, post_norm=True)
+        return replace(common, join=SandwichNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
-        return replace(common, scale_embeddings=True, logit_softcap=s["final_logit_softcapping"])
+        head = head_of(tied=common.head.tied, cap=s["final_logit_softcapping"])
+        return replace(super().whole(s, common), head=head)
 
     def write_windows(self, windows: Windows) -> dict[str, Any]:
         return write_layer_types(windows)
@@ -93,9 +98,9 @@ class LaterGemma(AnyGemma):
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         mixer = attention_of(config.pattern[0])
         return {
-            "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
-            "attn_logit_softcapping": mixer.softcap,
-            "final_logit_softcapping": config.logit_softcap,
+            "query_pre_attn_scalar": round(score_scale(mixer) ** -2),
+            "attn_logit_softcapping": mixer.scores and mixer.scores.softcap,
+            "final_logit_softcapping": config.head.cap if isinstance(config.head, CappedHead) else None,
         }
 
 
@@ -122,19 +127,19 @@ class Gemma3(LaterGemma):
     def windows(self, s: Settings) -> Windows:
         return patterned_windows(s)
 
-    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig:
+    def positions(self, s: Settings, layer: int, window: int | None) -> RotaryEmbedding:
         of_full, of_sliding = (read_rope(s, keys) for keys in (self.rope_keys, self.local_rope_keys))
         return of_sliding if window else of_full
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         norm = OffsetRMSNormConfig(epsilon=float(s["rms_norm_eps"]))
-        return replace(super().attention(s, common), qk_norm=norm)
+        return replace(super().attention(s, common), qk_norm=PerHead(norm=norm))
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         mixers = [attention_of(block) for block in config.pattern]
-        local, whole = ([m.rope for m in mixers if bool(m.window) is slides] for slides in (True, False))
+        local, whole = ([m for m in mixers if bool(m.mask.span.window) is slides] for slides in (True, False))
         return {
             **super().write_more(config),
-            **write_rope(next(iter(whole), None), self.rope_keys),
-            **write_rope(next(iter(local), None), self.local_rope_keys),
+            **write_rope(first_rotary(whole), self.rope_keys),
+            **write_rope(first_rotary(local), self.local_rope_keys),
         }

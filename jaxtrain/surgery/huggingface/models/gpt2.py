@@ -5,10 +5,13 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import LearnedPositions
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
-from jaxtrain.surgery.huggingface.family import Family, attention_of, epsilon_of, mlp_of, write_activation
+from jaxtrain.nn.positions import NoPositions
+from jaxtrain.surgery.huggingface.family import Family, attention_of, epsilon_of, head_of, mlp_of, write_activation
 from jaxtrain.surgery.huggingface.layout import Tensor, as_is, conv1d, conv1d_of, in_layers
 from jaxtrain.surgery.huggingface.settings import Settings
 
@@ -41,9 +44,9 @@ class GPT2(Family):
             heads=heads,
             kv_heads=heads,
             head_dim=d_model // max(heads, 1),
-            rope=None,
-            bias=True,
-            scale=None if s["scale_attn_weights"] else 1.0,
+            positions=NoPositions(),
+            scores=None if s["scale_attn_weights"] else Scores(scale=1.0),
+            biases=LINEARS,
         )
         hidden, activation = s.or_else("n_inner", 4 * d_model), s.activation("activation_function")
         mlp = MLPConfig(hidden=hidden, activation=activation, bias=True)
@@ -54,8 +57,8 @@ class GPT2(Family):
             pattern=(BlockConfig(mixer=attention, mlp=mlp),),
             max_length=s["n_positions"],
             norm=LayerNormConfig(epsilon=float(s["layer_norm_epsilon"])),
-            tied_embeddings=s["tie_word_embeddings"],
-            learned_positions=True,
+            embedding=LearnedPositions(),
+            head=head_of(tied=s["tie_word_embeddings"]),
             dropout=float(s["resid_pdrop"]),
         )
 
@@ -73,8 +76,8 @@ class GPT2(Family):
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
-            "scale_attn_weights": mixer.scale is None,
-            "tie_word_embeddings": config.tied_embeddings,
+            "scale_attn_weights": mixer.scores is None,
+            "tie_word_embeddings": config.head.tied,
         }
 
     def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
@@ -83,7 +86,7 @@ class GPT2(Family):
         yield as_is("transformer.wpe.weight", (config.max_length, config.d_model), "positions", "table")
         yield from in_layers(config, "transformer.h.", _block_tensors)
         yield from _norm("transformer.ln_f", config.d_model, "final_norm")
-        if not config.tied_embeddings:
+        if not config.head.tied:
             yield as_is("lm_head.weight", table, "output", "kernel")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.joins import Parallel, PreNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, torch_heads, torch_linear
@@ -47,7 +48,7 @@ class GPTNeoX(LlamaLike):
         return MLPConfig(hidden=hidden, activation=activation, bias=True)  # not a setting
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, parallel=s["use_parallel_residual"])
+        return replace(common, join=Parallel() if s["use_parallel_residual"] else PreNorm())
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         s.pass_over("classifier_dropout")  # of another head
@@ -56,13 +57,13 @@ class GPTNeoX(LlamaLike):
         return replace(common, dropout=float(s["hidden_dropout"]))
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"use_parallel_residual": config.pattern[0].parallel, "hidden_dropout": config.dropout}
+        return {"use_parallel_residual": isinstance(config.pattern[0].join, Parallel), "hidden_dropout": config.dropout}
 
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
         paths = (("mixer", name) for name in ("query", "key", "value"))
         return [
-            *torch_heads("attention.query_key_value", D, H, *paths, bias=mixer.bias),
-            *torch_linear("attention.dense", H, D, "mixer", "output", bias=mixer.has_output_bias),
+            *torch_heads("attention.query_key_value", D, H, *paths, bias="query" in mixer.biases),
+            *torch_linear("attention.dense", H, D, "mixer", "output", bias="output" in mixer.biases),
         ]
 
     def mlp_tensors(self, bias: bool, D: Axes, F: Axes) -> list[Tensor]:

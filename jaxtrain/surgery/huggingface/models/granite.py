@@ -5,9 +5,11 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.embeddings import ScaledEmbedding
+from jaxtrain.nn.joins import ScaledPreNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.surgery.huggingface.family import attention_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
+from jaxtrain.surgery.huggingface.family import attention_of, head_of, scale_of
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, score_scale, with_scores
 from jaxtrain.surgery.huggingface.settings import Settings
 
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
@@ -20,26 +22,28 @@ class Granite(LlamaLike):
     defaults = DEFAULTS | {"max_position_embeddings": 2048, **dict.fromkeys(MULTIPLIERS, 1.0)}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
-        return with_scale(common, float(s["attention_multiplier"]))
+        return with_scores(common, float(s["attention_multiplier"]))
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, residual_scale=float(s["residual_multiplier"]))
+        scale = float(s["residual_multiplier"])
+        return common if scale == 1.0 else replace(common, join=ScaledPreNorm(scale=scale))
 
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         s.pass_over("attention_dropout")  # training only; published files have 0.1
         scaling = s["logits_scaling"]
         if scaling <= 0:
             raise ValueError(f"logits_scaling={scaling!r} must be above 0: logits are divided by it")
-        return replace(common, embedding_scale=float(s["embedding_multiplier"]), logit_scale=1.0 / scaling)
+        scale, head = float(s["embedding_multiplier"]), head_of(tied=common.head.tied, scale=1.0 / scaling)
+        embedding = common.embedding if scale == 1.0 else ScaledEmbedding(scale=scale)
+        return replace(common, embedding=embedding, head=head)
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         block = config.pattern[0]
-        mixer = attention_of(block)
         return {
-            "embedding_multiplier": config.embedding_scale,
-            "residual_multiplier": block.residual_scale,
-            "attention_multiplier": mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale,
-            "logits_scaling": _inverse(config.logit_scale),
+            "embedding_multiplier": scale_of(config.embedding),
+            "residual_multiplier": scale_of(block.join),
+            "attention_multiplier": score_scale(attention_of(block)),
+            "logits_scaling": _inverse(scale_of(config.head)),
         }
 
 

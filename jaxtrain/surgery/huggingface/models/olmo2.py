@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.joins import OutputNorm
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.qk_norms import AllHeads
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.settings import Settings
 
@@ -16,7 +18,7 @@ class Olmo2(LlamaLike):
     norms = {"mixer_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
-        return replace(common, qk_norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"])), joint_qk_norm=True)
+        return replace(common, qk_norm=AllHeads(norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"]))))
 
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
-        return replace(common, pre_norm=False, post_norm=True)
+        return replace(common, join=OutputNorm())

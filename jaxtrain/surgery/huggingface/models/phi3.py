@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.positions import RotaryEmbedding
 from jaxtrain.nn.rope import LongRopeScaling
 from jaxtrain.surgery.huggingface.family import attention_of
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, torch_linear, torch_linears
@@ -33,8 +34,8 @@ class Phi3(LlamaLike):
         return common
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        rope = attention_of(config.pattern[0]).rope
-        scaling = rope and rope.scaling
+        rope = attention_of(config.pattern[0]).positions
+        scaling = rope.scaling if isinstance(rope, RotaryEmbedding) else None
         return {LENGTH: scaling.original_length if isinstance(scaling, LongRopeScaling) else config.max_length}
 
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
+from jaxtrain.nn.qk_norms import PerHead
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import Windows, optional_windows, write_layer_types
@@ -37,7 +38,7 @@ class Qwen2(Qwen):
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         s.require("models of another kind have it", use_mrope=False)
-        return replace(common, bias=True, output_bias=False)
+        return replace(common, biases=("query", "key", "value"))
 
 
 class Qwen3(Qwen):
@@ -46,4 +47,4 @@ class Qwen3(Qwen):
     defaults = QWEN | {"head_dim": 128}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
-        return replace(common, qk_norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"])))
+        return replace(common, qk_norm=PerHead(norm=RMSNormConfig(epsilon=float(s["rms_norm_eps"]))))

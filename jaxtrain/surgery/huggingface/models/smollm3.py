@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.rope import RopeConfig
+from jaxtrain.nn.positions import NoPositions, Positions
 from jaxtrain.surgery.huggingface.family import attention_of
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
@@ -35,13 +35,13 @@ class SmolLM3(LlamaLike):
     def write_windows(self, windows: Windows) -> dict[str, Any]:
         return {**write_layer_types(windows), "use_sliding_window": any(windows)}
 
-    def rope(self, s: Settings, layer: int, window: int | None) -> RopeConfig | None:
+    def positions(self, s: Settings, layer: int, window: int | None) -> Positions:
         rope = read_rope(s, self.rope_keys)
-        return rope if _have_rope(s)[layer] else None
+        return rope if _have_rope(s)[layer] else NoPositions()
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         blocks = config.pattern * config.repeats
-        return {"no_rope_layers": [int(attention_of(block).rope is not None) for block in blocks]}
+        return {"no_rope_layers": [int(attention_of(block).positions != NoPositions()) for block in blocks]}
 
 
 def _have_rope(s: Settings) -> list[bool]:

@@ -17,9 +17,7 @@ TILE = 16_384  # words of the vocabulary whose logits a device computes at a tim
 
 
 class Head(NamedTuple):
-    """Final norm, product with the table of the vocabulary, soft cap. The table may be that of the embedding.
-
-    `scale` multiplies the logits, before the soft cap.
+    """Logits z = softcap * tanh((scale * norm(x) table^T + bias) / softcap). The table may be that of the embedding.
 
     A cross-entropy gathers the table and computes the logits a tile at a time: `tile` rows of the table on each device,
     or all rows of a device where they make no more than two tiles.
@@ -29,14 +27,15 @@ class Head(NamedTuple):
     table: Shaped[Array, "W D"]  # as it is stored, in shards
     axes: Axes  # the facts about it
     dtype: str
-    softcap: float | None
+    softcap: float | None = None
     tile: int = TILE
     words: int | None = None  # the rows of the table that are words; the others pad it
     scale: float = 1.0
+    bias: Float[Array, " W"] | None = None
 
     def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
         """Return float32 logits."""
-        logits = logits_of(self._normed(x), self.table, self._project, self.softcap)
+        logits = logits_of(self._normed(x), self.table, self._project, self.softcap, self.bias)
         return logits if self.words is None else jnp.where(jnp.arange(len(self.table)) < self.words, logits, LOWEST)
 
     def cross_entropy(self, x: Float[Array, "B L D"], targets: Int[Array, "B L"]) -> CrossEntropy:
@@ -47,6 +46,7 @@ class Head(NamedTuple):
             self._normed(x),
             narrow_gradients(self.table, self.axes, self.dtype),
             targets,
+            bias=self.bias,
             softcap=self.softcap,
             words=self.words,
             tile=self.tile if rows > 2 * self.tile else rows,  # two tiles would gather more than they save
