@@ -103,9 +103,8 @@ class TrainConfig:
         self.objective.check(self.model)
         self._check_learning_rates()
         self._check_judges()
-        data = dict.fromkeys(phase.data or self.data for phase in self.phases)
         for index, hook in enumerate(self.hooks):
-            for data_config in data:
+            for data_config in self.datasets:
                 hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
 
     def _check_judges(self) -> None:
@@ -210,6 +209,11 @@ class TrainConfig:
         return True
 
     @property
+    def datasets(self) -> tuple[DataConfig, ...]:
+        """The data of all phases."""
+        return tuple(dict.fromkeys(phase.data or self.data for phase in self.phases))
+
+    @property
     def recipe(self) -> Recipe:
         return Recipe(
             model=self.model,
@@ -264,6 +268,7 @@ class TrainConfig:
         """Train, or resume, in a run folder, and write its config.gin. Raises what `Trainer.train` raises."""
         trainer = self.trainer(folder, devices=devices)
         with trainer.lock:
+            trainer.check_hints()
             start = trainer.find_start()
             config = recorded(self, trainer.folder)
             if config is not self:

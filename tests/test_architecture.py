@@ -109,6 +109,53 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not edges, f"among these there is a cycle: {sorted(edges)}"
 
 
+def _runs_at_import(module: str) -> set[str]:
+    """Return the modules, of other libraries too, that importing a module of the project imports."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in SOURCES:
+            waiting.append(name.rpartition(".")[0] or name)
+            top = ast.unparse(ast.Module(list(_outside_functions(ast.parse(SOURCES[name]))), []))
+            waiting += [full if full in SOURCES else full.rpartition(".")[0] or full for full in _imports(top)]
+    return found
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the import statements that run when a module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _outside_functions(child)
+
+
+SLOW = {"matplotlib", "grain", "orbax", "pyarrow", "tensorboardX", "tensorstore", "wandb"}
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("jaxtrain.cli.main", {"jax", "flax", "optax", "numpy", "gin", "rich", *SLOW}),
+        ("jaxtrain.cli.config", {"jax", "flax", "optax", "numpy", *SLOW}),
+        ("jaxtrain.cli.schedule", {"jax", "flax", "optax", *SLOW}),
+        ("jaxtrain.cli.train", SLOW),  # and so a configuration is read and its files are looked for without these
+    ],
+)
+def test_slow_libraries_are_imported_where_they_are_used(module, without):
+    assert {name.split(".")[0] for name in _runs_at_import(module)} & without == set()
+
+
+def test_imports_are_followed_to_other_libraries():
+    assert {"jax", "flax", "jaxtrain.train", "jaxtrain.nn.block"} <= _runs_at_import("jaxtrain.cli.train")
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+import documents
 import jax
 import pytest
 
@@ -13,9 +14,8 @@ from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
 from jaxtrain.train.metrics import read_metrics
 
-TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text()
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NAME = re.compile(r"# (\w+\.\w+)\n")
+TEXT = documents.text("docs/extending.md")
+FENCE, NAME = documents.FENCE, documents.NAME
 
 
 class Door(NamedTuple):
@@ -23,12 +23,6 @@ class Door(NamedTuple):
 
     gin: str
     python: str
-
-
-def files() -> dict[str, str]:
-    """Return the examples that are whole files, by their names."""
-    blocks = [content for _, content in FENCE.findall(TEXT)]
-    return {named[1]: content for content in blocks if (named := NAME.match(content))}
 
 
 def doors() -> dict[str, Door]:
@@ -44,7 +38,6 @@ OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries 
 ALONE = (
     "Wrapper of an optimizer",
     *OF_ATTENTION,
-    "Join",  # with the mixer and the feed-forward layer, in one block of Python
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
@@ -61,7 +54,7 @@ def folder(tmp_path_factory):
         patch.setattr(sys, "path", list(sys.path))
         patch.setenv("JAXTRAIN_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        for name, content in files().items():
+        for name, content in documents.files(TEXT).items():
             (folder / name).write_text(content)
         yield folder
     for name in set(sys.modules) - before:

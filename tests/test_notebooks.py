@@ -97,14 +97,14 @@ def test_quickstart_installs_nothing_where_jaxtrain_is_at_hand(executed):
 
 
 @pytest.mark.parametrize("notebook", [QUICKSTART, SCHEDULES], ids=lambda path: path.stem)
-def test_notebooks_install_both_packages_of_their_checkout_or_ask_for_one(notebook, tmp_path, monkeypatch):
+def test_notebooks_install_their_checkout_or_ask_for_one(notebook, tmp_path, monkeypatch):
     [cell] = [cell for cell in nbformat.read(notebook, as_version=4).cells if "%pip install" in cell.source]
     source, magic = cell.source.split("    %pip ")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.chdir(notebook.parent)
     exec(source, names := {})
-    assert magic.format(**names) == f'install -q "{ROOT}/kernels" "{ROOT}"'
+    assert magic.format(**names) == f'install -q "{ROOT}"'
     monkeypatch.chdir(tmp_path)
     with refused(SystemExit, "clone"):
         exec(source, {})

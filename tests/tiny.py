@@ -8,6 +8,7 @@ import numpy as np
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.models import presets
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.teacher import Teacher
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.masks import SlidingWindow
@@ -71,6 +72,17 @@ def random_model(config: DecoderConfig, seed: int = 0) -> ModelState:
         return np.float32(0.1) * noise + np.float32(path[-1].key == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, axes, shapes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RandomTeacher(Teacher):
+    """Random weights of a model, without a run."""
+
+    model: DecoderConfig
+    seed: int = 7
+
+    def arrays(self, mesh):
+        return random_model(self.model, self.seed)
 
 
 def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed: int = 0) -> Batch:

@@ -3,19 +3,11 @@
 import argparse
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.config import TrainConfig
 from jaxtrain.planning.collectives import collectives
 from jaxtrain.planning.memory import memory
 from jaxtrain.planning.topology import devices_of, stay_on_cpu
 from jaxtrain.train.needs import most_room
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
-    parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, h100:2x8 (servers x GPUs), ...")
-    parser.add_argument("--rows", type=int, default=12, help="rows of the table of collectives")
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

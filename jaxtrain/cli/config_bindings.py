@@ -6,11 +6,23 @@ A file binds fields of classes, each in a scope. References and macros say which
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxtrain.cli.config_names import either, meant, nearest
+from jaxtrain.cli.config_options import keys_below
 from jaxtrain.cli.config_symbols import Macro, Reference
 from jaxtrain.cli.config_target import check_fits
-from jaxtrain.cli.config_tree import Leaf, Node, Slot, Tree, field_name, is_neutral, new_node, sequence, tree_of
-from jaxtrain.cli.config_types import nearest
-from jaxtrain.record.walk import label
+from jaxtrain.cli.config_tree import (
+    Leaf,
+    Node,
+    Slot,
+    Tree,
+    field_name,
+    has_moved,
+    is_neutral,
+    new_node,
+    sequence,
+    tree_of,
+)
+from jaxtrain.record.walk import config_fields, label
 
 
 class Location(NamedTuple):
@@ -59,12 +71,19 @@ class Bindings:
         if cls := key.cls:
             if is_neutral(cls, key.name, bound.value):
                 return
-            key = key._replace(name=field_name(cls, key.name))
+            key = key._replace(name=self._field_name(cls, key.name))
         if old := self._bound.get(key):
             if old.location.file == bound.location.file and old.location != bound.location:
                 raise ValueError(f"{key} is bound already, at {old.location}; remove one of the two")
             self._replaced.append((key, old, bound.location))
         self._bound[key] = bound
+
+    def _field_name(self, cls: type, name: str) -> str:
+        if not has_moved(cls, name) and not meant(name, config_fields(cls)):
+            keys = dict.fromkeys(f"{label(key.cls)}.{key.name}" for _, key in keys_below([cls], name))
+            if keys:
+                raise ValueError(f"{label(cls)} has no key {name!r}{either(list(keys))}")
+        return field_name(cls, name)
 
     def tree(self, root: type, origin: str) -> Node:
         """Return the tree under the one unscoped instance of `root`. Raises ValueError for a key that is unused."""

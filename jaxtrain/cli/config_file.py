@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING, overload
 
 from gin import config_parser as gin
 
+import jaxtrain
 from jaxtrain.cli.config_bindings import Bindings, Bound, Key, Location, scoped
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import bounded, check_text, parsing, tokens
+from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
 from jaxtrain.cli.config_runs import attach_models, attach_own_model
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
-from jaxtrain.cli.config_types import nearest
 from jaxtrain.cli.neighbours import folders_beside
 from jaxtrain.record.literal import check_number, shorten
 
@@ -79,6 +80,8 @@ def load(
 ) -> LoadedConfig:
     """Read a .gin file, a Python file (config_python.py) or the config.gin of a run, and apply `path=value` overrides.
 
+    A file in `configs/` that is not in the working folder is that of jaxtrain.
+
     A configuration names Python modules. They are imported, which runs them. Allowed are modules of installed packages,
     modules that are imported already, and modules in the folders `import_from`. Of their contents, only a dataclass or
     a preset whose result is known to fit its key is called.
@@ -90,19 +93,17 @@ def load(
         ValueError: a key is unknown, unused, missing or of the wrong type, with file, line and nearest valid name; or a
             module may not be imported.
     """
-    path = _find(Path(path) / "config.gin" if Path(path).is_dir() else Path(path), [Path()])
-    from jaxtrain.config import TrainConfig  # imported here, because it imports everything that a run may use
-
-    root = root or TrainConfig
+    path = Path(path) / "config.gin" if Path(path).is_dir() else Path(path)
+    path = _find(path, [Path(), *_shipped(path)])
     if path.suffix == ".py":
         imports = Imports([*import_from, path.parent])
-        tree = python_tree(path, root, imports)
+        tree = python_tree(path, root or _train_config(), imports)
     else:
         imports = Imports(import_from)
         tree = _gin_tree(path, root, imports)
 
     def read(file: Path) -> Node:
-        return _gin_tree(file, TrainConfig, imports)
+        return _gin_tree(file, None, imports)
 
     for override in overrides:
         if override.lstrip().startswith("model."):
@@ -115,13 +116,30 @@ def load(
     return LoadedConfig(config=build(tree, origins), origins=origins)
 
 
-def _gin_tree(path: Path, root: type, imports: Imports) -> Node:
+def _gin_tree(path: Path, root: type | None, imports: Imports) -> Node:
     bindings = Bindings()
     _read(path, bindings, imports, ())
     with bounded(str(path)):
-        tree = bindings.tree(root, str(path))
+        tree = bindings.tree(root or _train_config(), str(path))
     resolve(tree)
     return tree
+
+
+def _train_config() -> "type[TrainConfig]":
+    """Return TrainConfig, which imports JAX: a file that cannot be parsed is refused before."""
+    from jaxtrain.config import TrainConfig
+
+    return TrainConfig
+
+
+def _shipped(path: Path) -> list[Path]:
+    """Return the folder that has jaxtrain's own configs/, for a path in such a folder.
+
+    It is in the package where jaxtrain is installed, and beside it in a checkout.
+    """
+    package = Path(jaxtrain.__file__).parent
+    folder = package if (package / "configs").is_dir() else package.parent
+    return [folder] if path.parts[:1] == ("configs",) else []
 
 
 def _find(path: Path, folders: Sequence[Path]) -> Path:
@@ -154,10 +172,10 @@ def _read(path: Path, bindings: Bindings, imports: Imports, including: tuple[Pat
 def _included(name: str, location: Location, including: tuple[Path, ...]) -> Path:
     """Return the path of an included file.
 
-    It is looked up beside the including file, then in the working directory, then in its configs/.
+    It is looked up beside the including file, then in the working directory, then in its configs/ and in jaxtrain's.
     """
     try:
-        path = _find(Path(name), [Path(location.file).parent, Path(), Path("configs")])
+        path = _find(Path(name), [Path(location.file).parent, Path(), Path("configs"), *_shipped(Path(name))])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{location}: {error}") from None
     if path.resolve() in including:

@@ -17,7 +17,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from jaxtrain.cli.config_types import nearest
+from jaxtrain.cli.config_names import nearest
 
 FLAG = "--import-from"
 

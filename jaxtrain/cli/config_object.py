@@ -65,7 +65,7 @@ class Reader(NamedTuple):
             raise ValueError(f"{ast.unparse(syntax)} is neither a literal nor @Name(key=value, ...)") from None
 
     def _object_tree(self, name: str, keywords: list[ast.keyword], slot: Slot, near: list[type]) -> Tree:
-        target = find_target(name, near, self.imports)
+        target = find_target(name, slot, near, self.imports)
         check_fits(target, slot)
         if not isinstance(target, type):
             if keywords:

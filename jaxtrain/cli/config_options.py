@@ -9,7 +9,8 @@ import re
 from dataclasses import MISSING, Field, is_dataclass
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_types import classes_in, describe_hint, nearest, subclasses
+from jaxtrain.cli.config_names import either, spelled_like, synonyms
+from jaxtrain.cli.config_types import classes_in, describe_hint, subclasses
 from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import Technique
 
@@ -49,6 +50,19 @@ def keys_of(cls: type) -> list[Key]:
     return [Key(cls, name, hints[name], field) for name, field in config_fields(cls).items()]
 
 
+def keys_below(classes: list[type], name: str, at: str = "") -> list[tuple[str, Key]]:
+    """Return the keys that a name stands for, with their paths, where they are nearest below some classes."""
+    level, seen = [(at, cls) for cls in classes], set(classes)
+    while level:
+        known = [(join(above, key.name), key) for above, cls in level for key in keys_of(cls)]
+        names = synonyms(name, [key.name for _, key in known])
+        if found := [(path, key) for path, key in known if key.name in names]:
+            return found
+        level = [(path, cls) for path, key in known for cls in key.classes if cls not in seen]
+        seen.update(cls for _, cls in level)
+    return []
+
+
 def find_keys(root: type, path: str) -> list[Key]:
     """Return the keys at a path, one for every class that has it. Indices of tuples may be left out.
 
@@ -63,7 +77,9 @@ def find_keys(root: type, path: str) -> list[Key]:
             raise ValueError(f"{at} takes plain values, there is no {name!r} below it")
         if not found:
             where = f"{at} has" if at else f"{label(root)} has"
-            raise ValueError(f"{where} no key {name!r}{nearest(name, [key.name for key in known])}")
+            below = list(dict.fromkeys(found for found, _ in keys_below(classes, name, at)))
+            near = [join(at, close) for close in spelled_like(name, [key.name for key in known])]
+            raise ValueError(f"{where} no key {name!r}{either(below or near)}")
         at, classes = join(at, name), list(dict.fromkeys(cls for key in found for cls in key.classes))
     return found
 

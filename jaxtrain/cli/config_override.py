@@ -6,29 +6,15 @@
 A value is written as config_object.py reads it.
 """
 
-import argparse
 from typing import get_type_hints
 
-from jaxtrain.cli.config_imports import FLAG, Imports
+from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_object import Reader
 from jaxtrain.cli.config_place import ORIGIN, Place, find_place
 from jaxtrain.cli.config_tree import Items, Leaf, Node, Slot, Tree
 from jaxtrain.cli.config_types import classes_in, describe_hint, fits
 from jaxtrain.record.literal import shorten
 from jaxtrain.record.walk import config_fields, join
-
-
-def add_set_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--set` and `--import-from` to a command that loads a configuration. Their values are lists."""
-    help = "change one key by its place in the tree, e.g. model.d_model=512 or optimizer='@Lion()'; may be repeated"
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=help)
-    add_import_argument(parser)
-
-
-def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--import-from` to a command. Its values are the list `arguments.import_from`."""
-    help = "let the configuration run Python modules of this folder, not only of installed packages; may be repeated"
-    parser.add_argument(FLAG, action="append", default=[], metavar="FOLDER", help=help)
 
 
 def apply_override(root: Node, override: str, imports: Imports) -> None:

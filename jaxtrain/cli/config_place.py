@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, field_name
-from jaxtrain.cli.config_types import closest, item_hint
+from jaxtrain.cli.config_names import either, meant, spelled_like, synonyms
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, field_name, has_moved
+from jaxtrain.cli.config_types import item_hint
 from jaxtrain.record.literal import shorten
-from jaxtrain.record.walk import config_fields, join
+from jaxtrain.record.walk import config_fields, join, label
 
 ORIGIN = "--set"
 
@@ -45,11 +46,11 @@ def find_place(root: Node, path: str) -> Place:
     """
     keys = re.sub(r"\[([0-9]+)\]", r".\1", path).split(".")
     try:
-        place = _below(root, root.cls, "", keys[0])
+        place = _below(root, root, root.cls, "", keys[0])
         for position, key in enumerate(keys[1:], 2):
             if (tree := place.now) is None:
                 raise ValueError(f"{place.at} is not set yet; set it first, {ORIGIN} {place.at}='@...()'")
-            place = _below(tree, place.hint, place.at, key, may_be_new=position == len(keys))
+            place = _below(root, tree, place.hint, place.at, key, may_be_new=position == len(keys))
     except ValueError as error:
         raise ValueError(_named_by_class(root, keys) or str(error)) from error
     return place
@@ -67,9 +68,10 @@ def _named_by_class(root: Node, keys: list[str]) -> str | None:
 
 
 def _path_below(at: str, node: Node, keys: list[str]) -> str:
-    """Return the path of a key below a node. Its first part is corrected to the nearest key of the node."""
-    first = [closest(key, config_fields(node.cls)) or key for key in keys[:1]]
-    return functools.reduce(join, (int(key) if _is_index(key) else key for key in first + keys[1:]), at)
+    """Return the path of a key below a node. Its first part is the nearest key of the node; for none it is the node."""
+    near = [name for key in keys[:1] for name in meant(key, config_fields(node.cls))[:1]]
+    below = near + keys[1:] if near else []
+    return functools.reduce(join, (int(key) if _is_index(key) else key for key in below), at)
 
 
 def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
@@ -87,13 +89,15 @@ def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
         yield from nodes(child, join(at, key))
 
 
-def _below(parent: Tree, hint: object, at: str, key: str, *, may_be_new: bool = False) -> Place:
+def _below(root: Node, parent: Tree, hint: object, at: str, key: str, *, may_be_new: bool = False) -> Place:
     """Return the place of a child, from the annotation and the path of its parent.
 
     With `may_be_new` it may be the place behind the last entry of a tuple.
     """
     match parent:
         case Node():
+            if elsewhere := _elsewhere(root, parent.cls, at, key):
+                raise ValueError(f"{label(parent.cls)} has no key {shorten(key)!r}{either(elsewhere)}")
             key = field_name(parent.cls, key)
             return Place(parent, key, get_type_hints(parent.cls)[key], join(at, key))
         case Items() if _is_index(key) and int(key) < len(parent.children) + may_be_new:
@@ -101,6 +105,21 @@ def _below(parent: Tree, hint: object, at: str, key: str, *, may_be_new: bool = 
         case Items():
             raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {len(parent.children)}, counted from 0")
     raise ValueError(f"{at} is a plain value, there is no {shorten(key)!r} below it; set it as a whole")
+
+
+def _elsewhere(root: Node, cls: type, at: str, key: str) -> list[str]:
+    """Return the paths of the keys that are meant, below `at` or else anywhere. None where a key of `cls` is meant."""
+    own = config_fields(cls)
+    if has_moved(cls, key):
+        return []
+    paths = [(join(above, name), name) for above, node in nodes(root, "") for name in config_fields(node.cls)]
+    for alike in (synonyms, spelled_like):
+        if alike(key, own):
+            return []
+        names = alike(key, [name for _, name in paths])
+        if found := [path for path, name in paths if name in names]:
+            return [path for path in found if path.startswith(f"{at}.")] or found
+    return []
 
 
 def _is_index(key: str) -> bool:

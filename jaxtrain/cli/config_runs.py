@@ -1,8 +1,9 @@
-"""The models of other runs and of Hugging Face folders that a configuration names by their paths.
+"""What a configuration names in other folders: the models of runs and of Hugging Face folders, and stored logits.
 
 `FromRun(path=...)` gets the model of that run's config.gin, and `FromHuggingFace(path=...)` that of the folder's
 config.json. So the configuration of a run that begins with such weights says what they were, even when the folder is
-gone. A file without `model` gets the model of its `initial`.
+gone. In the same way `StoredLogits(path=...)` gets what tells its logits from others. A file without `model` gets the
+model of its `initial`.
 """
 
 import copy
@@ -18,23 +19,26 @@ def attach_models(tree: Tree, read: Read) -> None:
     """Give every `FromRun` and `FromHuggingFace` without a model that of its folder.
 
     Raises:
-        ValueError: the folder has no configuration, or its weights are not those it is evaluated with.
+        ValueError: the folder has no configuration, or its weights are not those it is evaluated with; or there are no
+            logits.
     """
     # Imported here: a command that draws schedules has no use for JAX, and is a second faster without.
     from jaxtrain.train import initial, teachers
 
     for node in _nodes(tree):
+        if node.cls is teachers.StoredLogits:
+            _attach_logits(node)
         if node.cls in (initial.FromRun, initial.FromHuggingFace, teachers.FromRun):
             _attach(node, read)
 
 
 def attach_own_model(tree: Node, read: Read) -> None:
     """Give a configuration without a model that of its initial weights, if they have one."""
-    from jaxtrain.train import initial
-
     source = tree.children.get("initial")
     if "model" in tree.children or not isinstance(source, Node):
         return
+    from jaxtrain.train import initial
+
     if source.cls in (initial.FromRun, initial.FromHuggingFace):
         _attach(source, read)
         if isinstance(model := source.children.get("model"), Node):
@@ -75,6 +79,20 @@ def _of_run(folder: Path, read: Read) -> Tree:
             "that to a run, which then has the average"
         )
     return run.children["model"]
+
+
+def _attach_logits(node: Node) -> None:
+    """Fill the fields of a StoredLogits that are left out."""
+    from jaxtrain.train.teachers import StoredLogits
+
+    names = [name for name in ("top_k", "vocab_size", "fingerprint") if _is_none(node.children.get(name))]
+    match node.children.get("path"):
+        case Leaf(value=str() as path, origin=origin) if names:
+            try:
+                stored = StoredLogits.of(path)
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from error
+            node.children |= {name: Leaf(value=getattr(stored, name), origin=origin) for name in names}
 
 
 def _nodes(tree: Tree | None) -> Iterator[Node]:

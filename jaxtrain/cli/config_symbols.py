@@ -10,8 +10,8 @@ from gin import config_parser as gin
 
 from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_imports import Imports
+from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_target import checked_target
-from jaxtrain.cli.config_types import nearest
 from jaxtrain.record.walk import label
 
 

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Never, get_type_hints
 
 from jaxtrain.cli.config_imports import Imports, NoModuleError
+from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_tree import Slot
-from jaxtrain.cli.config_types import describe_hint, nearest, takes
+from jaxtrain.cli.config_types import describe_hint, takes
 from jaxtrain.record.walk import label
 
 
@@ -45,18 +46,23 @@ def check_fits(target: Callable, slot: Slot) -> None:
     """Raise ValueError unless the result of `target` fits the annotation of the slot."""
     if slot.hint is Never:
         raise ValueError(f"{slot.path}=@{label(target)}() is in a tuple, where none can be")
-    made = made_by(target)
-    if made is None or not takes(slot.hint, made):
+    if not _fits(target, slot):
         raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}")
 
 
-def find_target(name: str, near: Iterable[type], imports: Imports) -> Callable:
-    """Return the class or preset called `name`.
+def _fits(target: Callable, slot: Slot) -> bool:
+    made = made_by(target)
+    return made is not None and takes(slot.hint, made)
+
+
+def find_target(name: str, slot: Slot, near: Iterable[type], imports: Imports) -> Callable:
+    """Return the class or preset called `name`, for a slot.
 
     A short name is the end of a full name in the modules beside those of the classes `near`. A full name is imported.
 
     Raises:
-        ValueError: there is none, with the nearest name; several have the short name; or it is no class or preset.
+        ValueError: there is none, with the nearest name, or where none is near those that fit; several have the short
+            name; or it is no class or preset.
     """
     known = {f"{target.__module__}.{target.__qualname__}": target for target in _beside(near, imports)}
     matches = [full for full in known if f".{full}".endswith(f".{name}")]
@@ -70,7 +76,10 @@ def find_target(name: str, near: Iterable[type], imports: Imports) -> Callable:
             found = vars(imports.module(module)).get(attribute)
             if found is not None:
                 return checked_target(found, name)
-    raise ValueError(f"there is no class {name!r}{nearest(name, [target.__name__ for target in known.values()])}")
+    close = nearest(name.rpartition(".")[2], [target.__name__ for target in known.values()])
+    fitting = sorted(target.__name__ for target in known.values() if _fits(target, slot))
+    fits = f"; {slot.path} takes {', '.join(fitting) or describe_hint(slot.hint)}"
+    raise ValueError(f"there is no class {name!r}{close or fits}")
 
 
 def _beside(classes: Iterable[type], imports: Imports) -> list[Callable]:

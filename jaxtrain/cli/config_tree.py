@@ -8,7 +8,8 @@ from dataclasses import MISSING, dataclass, is_dataclass
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
-from jaxtrain.cli.config_types import convert, describe_hint, item_hint, nearest
+from jaxtrain.cli.config_names import few, nearest
+from jaxtrain.cli.config_types import convert, describe_hint, item_hint
 from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import lacking
 
@@ -59,11 +60,20 @@ class Slot(NamedTuple):
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
     name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
-    if name not in config_fields(cls):
-        removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
-        found = f"; it is no key any more: {removed.remedy}" if removed else nearest(name, config_fields(cls))
+    known = config_fields(cls)
+    if name not in known:
+        if removed := REMOVED_KEYS.get(f"{label(cls)}.{name}"):
+            found = f"; it is no key any more: {removed.remedy}"
+        else:
+            found = nearest(name, known) or few(known)
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
+
+
+def has_moved(cls: type, name: str) -> bool:
+    """Tell whether `name` was a field of `cls` in earlier versions."""
+    key = f"{label(cls)}.{name}"
+    return key in RENAMED_KEYS or key in REMOVED_KEYS
 
 
 def is_neutral(cls: type, name: str, value: object) -> bool:

@@ -4,11 +4,9 @@ Supported are the annotations that configurations use: int, float, bool, str, No
 classes (nested dataclasses, their bases, Protocols). No value fits any other annotation.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Never, TypeAliasType, Union, get_args, get_origin
@@ -141,14 +139,3 @@ def subclasses(base: type) -> dict[str, type]:
     for cls in known:
         found |= subclasses(cls) if inspect.isabstract(cls) else {cls.__name__: cls}
     return found
-
-
-def closest(name: str, options: Iterable[str]) -> str | None:
-    """Return the option most like a name, or None if there are no options."""
-    return next(iter(difflib.get_close_matches(name, sorted(set(options)), n=1, cutoff=0.0)), None)
-
-
-def nearest(name: str, options: Iterable[str]) -> str:
-    """Return the end of an error about an unknown `name`, with the valid name most like it."""
-    close = closest(name, options)
-    return "" if close is None else f"; the nearest valid name is {close!r}"

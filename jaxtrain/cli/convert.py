@@ -14,7 +14,6 @@ tensors and a few chunks (surgery/checkpoint_item.py).
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import logging
 import shutil
@@ -25,12 +24,13 @@ from typing import Any, TypeGuard
 import jax
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
-from jaxtrain.cli.finished import add_step_arguments, mesh_at_hand, print_remarks
+from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, settings, tokenizer_of
+from jaxtrain.cli.finished import mesh_at_hand, print_remarks
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, SentencePiece, StandardLibrary, Tokenizer
+from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
+from jaxtrain.data.examples import MaskedTokens, NextTokens
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
@@ -38,8 +38,8 @@ from jaxtrain.record.files import RunFiles
 from jaxtrain.record.text import render
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
-from jaxtrain.surgery.huggingface import FAMILIES, export_folder, open_folder
-from jaxtrain.surgery.huggingface.files import own_file, read_json
+from jaxtrain.surgery.huggingface import export_folder, open_folder
+from jaxtrain.surgery.huggingface.files import own_file
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.linears import converted, has_plain_linears, plain
@@ -63,28 +63,10 @@ TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
+    "vocab.txt",
 )
-type FileTokenizer = HuggingFaceTokenizer | SentencePiece
-TOKENIZER_FILES: dict[type[FileTokenizer], str] = {
-    HuggingFaceTokenizer: "tokenizer.json",
-    SentencePiece: "tokenizer.model",
-}
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a Hugging Face folder, the folder of a run, or an adapter")
-    parser.add_argument("target", type=Path, help="the folder to make: the other kind")
-    parser.add_argument("--family", choices=tuple(FAMILIES), help="on export: the family, if several express the model")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="on export: round the weights to it"
-    )
-    parser.add_argument("--adapter", action="store_true", help="convert adapters alone, in the files of peft")
-    parser.add_argument("--base", type=Path, metavar="RUN", help="on import of an adapter: the run that it adapts")
-    parser.add_argument("--weights", metavar="NAME", help="on export: an average that the run kept (ema, lawa)")
-    add_step_arguments(parser)
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -152,8 +134,9 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     """Write a complete run folder, or none where an error occurs."""
     model, params = open_folder(source)
     tokenizer = tokenizer_of(source) or ByteTokenizer()
-    reason = reason_against(tokenizer, model)
-    config = None if reason else configuration(model, tokenizer)
+    mask = mask_of(source, tokenizer)
+    reason = reason_against(tokenizer, model, mask)
+    config = None if reason else configuration(model, tokenizer, mask)
     if overrides and not config:
         raise ValueError(f"--set: there is no configuration to change, as {reason}; leave it out")
     with whole_folder(target) as path:
@@ -171,13 +154,18 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):
             print(f"{source} has {NO_TOKENIZER}: the run's config.gin takes bytes; set data.tokenizer if not so")
-        print(f'next: jaxtrain generate {target} --prompt "Once"')
+        print(f'next: jaxtrain generate {target} --prompt "Once"' if causal(model) else f"next: jaxtrain eval {target}")
     else:
         print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
 
 
-def reason_against(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
-    """Return the reason why the model cannot have a tokenizer, or None."""
+def causal(model: DecoderConfig) -> bool:
+    """Tell whether a model predicts the next token. Others fill in masked tokens."""
+    return all(block.mixer.causal for block in model.pattern)
+
+
+def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None) -> str | None:
+    """Return the reason why the model cannot have a tokenizer, whose token `mask` hides others, or None."""
     if tokenizer.vocab_size > model.vocab_size:
         whose = f"there is {NO_TOKENIZER}, bytes are" if isinstance(tokenizer, ByteTokenizer) else "its tokenizer has"
         return f"{whose} {tokenizer.vocab_size} tokens and the model {model.vocab_size}"
@@ -185,74 +173,21 @@ def reason_against(tokenizer: Tokenizer, model: DecoderConfig) -> str | None:
         _ = tokenizer.beginning, tokenizer.end_of_document_id
     except ValueError as error:
         return str(error).removesuffix(".")
+    if mask is None and not causal(model):
+        return "the model fills in masked tokens, and no mask_token of its tokenizer is known"
     return None
 
 
-def configuration(model: DecoderConfig, tokenizer: Tokenizer) -> TrainConfig:
+def configuration(model: DecoderConfig, tokenizer: Tokenizer, mask: int | None) -> TrainConfig:
     """Return the configuration of a run of the model, with placeholders for data and steps."""
+    examples = NextTokens() if mask is None or causal(model) else MaskedTokens(mask=mask)
     return TrainConfig(
         model=model,
-        data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer),
+        data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer, examples=examples),
         optimizer=AdamW(learning_rate=Cosine(peak=1e-5, warmup_steps=100)),
         phases=(Phase(steps=1000, batch_size=8, sequence_length=min(1024, model.max_length)),),
         hooks=(Checkpoint(every_steps=500),),
     )
-
-
-def tokenizer_of(source: Path) -> FileTokenizer | None:
-    """Return the tokenizer of a Hugging Face folder, or None where the folder has no file of a known one."""
-    file = source / TOKENIZER_FILES[HuggingFaceTokenizer]
-    if file.exists():
-        tokenizer = HuggingFaceTokenizer(path=str(file))
-        tokenizer = dataclasses.replace(tokenizer, begin_of_document=begin_of_document(source, tokenizer))
-        end = end_of_document(source, tokenizer)
-        return dataclasses.replace(tokenizer, end_of_document=end) if end else tokenizer
-    file = source / TOKENIZER_FILES[SentencePiece]
-    if file.exists():
-        # The file does not say whether texts begin with its begin-of-sequence piece. Without an add_bos_token they do
-        # if the file has such a piece: the models of Llama, Mistral and Gemma were trained so.
-        model, told = SentencePiece(path=str(file)), add_bos_token(source)
-        return dataclasses.replace(model, begin_of_document=model.has_begin_of_sequence if told is None else told)
-    return None
-
-
-def add_bos_token(source: Path) -> bool | None:
-    """Return `add_bos_token` of tokenizer_config.json, or None where it is absent."""
-    told = settings(source, "tokenizer_config.json").get("add_bos_token")
-    if not isinstance(told, bool | None):
-        raise ValueError(f"{source / 'tokenizer_config.json'}: add_bos_token is {told!r}: make it true or false")
-    return told
-
-
-def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | str:
-    """Return the `begin_of_document` of a tokenizer, from tokenizer_config.json or else from tokenizer.json."""
-    file, told = source / "tokenizer_config.json", add_bos_token(source)
-    if told is None or told == bool(tokenizer.beginning):
-        return told is not False
-    print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
-    if not told:
-        return False
-    token = settings(source, file.name).get("bos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(token, str):
-        raise ValueError(
-            f"{file}: add_bos_token is true, and bos_token is no text: make it one, or add_bos_token false"
-        )
-    return token
-
-
-def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
-    """Return the token that ends a document, from tokenizer_config.json or else from the id in config.json."""
-    token = settings(source, "tokenizer_config.json").get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content", token)
-    if not isinstance(token, str | None):
-        raise ValueError(f"{source / 'tokenizer_config.json'}: eos_token is no text: make it one, or null")
-    if token is None:
-        ids = special_ids(source, "config.json").get("eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        token = tokenizer.token(first) if isinstance(first, int) else None
-    return token
 
 
 # -- export -----------------------------------------------------------------------------------------------------
@@ -378,9 +313,3 @@ def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
         if file := own_file(source, name):
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copy(file, target / name)
-
-
-def settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a Hugging Face folder, or {} where there is no such file."""
-    file = own_file(folder, name)
-    return read_json(file) if file else {}

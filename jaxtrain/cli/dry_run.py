@@ -70,12 +70,14 @@ def made_up(config: TrainConfig, span: Span, mesh: Mesh) -> Batch:
     rng = np.random.default_rng(0)
     positions, half = np.arange(length, dtype=np.int32), np.int32((length + 1) // 2)
     second = (positions >= half).astype(np.int32)
+    given = config.model.teacher.given if config.model.teacher else {}
+    hints = {name: np.zeros((length, *hint.shape), hint.dtype) for name, hint in given.items()}
     rows = []
     for _ in range(phase.batch_size):
         tokens = rng.integers(0, data.tokenizer.vocab_size, length + 1).astype(np.int32)
         columns = tokens[:-1], tokens[1:], np.ones(length, np.float32), 1 + second, positions - half * second
         row = Batch(*columns)  # type: ignore[arg-type]  # numpy arrays up to the step, and annotated for the step
-        rows.append(data.examples(row, vocab_size=data.tokenizer.vocab_size, rng=rng))
+        rows.append(data.examples(row, vocab_size=data.tokenizer.vocab_size, rng=rng)._replace(hints=hints))
     layout = Layout(phase.batch_size, length, mesh)
     return layout.globalise(jax.tree.map(lambda *leaves: np.stack(leaves), *(rows[row] for row in layout.rows)))
 

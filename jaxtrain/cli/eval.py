@@ -7,13 +7,8 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.cli.finished import open_run
 from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, Named, label, perplexity
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig
@@ -173,20 +172,6 @@ def load_run(
         best=best,
     )
     return FinishedRun(config, run_folder, mesh, step, model)
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run")
-    parser.add_argument("--weights", metavar="NAME", help="an average the run kept (ema, lawa) in place of the weights")
-    add_step_arguments(parser)
-    add_set_argument(parser)
-
-
-def add_step_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--step` and `--best`, which choose a checkpoint."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="the checkpoint of this step; the latest by default")
-    which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss at its step")
 
 
 def open_run(arguments: argparse.Namespace) -> FinishedRun:

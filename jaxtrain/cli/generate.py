@@ -2,20 +2,8 @@
 
 import argparse
 
-from jaxtrain.cli.finished import add_run_arguments, open_run
+from jaxtrain.cli.finished import open_run
 from jaxtrain.models.generate import Sampling
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; give it again for a batch"
-    )
-    parser.add_argument("--tokens", type=int, default=200, help="tokens to write after each prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold P together")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text")
 
 
 def run(arguments: argparse.Namespace) -> int:

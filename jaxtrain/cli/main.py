@@ -1,34 +1,26 @@
-"""The `jaxtrain` command. Each subcommand is a file beside this one, imported only when it is called.
+"""The `jaxtrain` command. Each subcommand is a file beside this one, imported once its arguments were read.
 
-Such a file has `add_arguments(parser)` and `run(arguments) -> exit code`. Errors of the user (a ValueError, something
-unsupported) and of the system (a file that is missing or forbidden, a full disk or memory) end the command with one
-line on stderr and exit code 2. Ctrl-C ends it with one line and exit code 130. Any other error keeps its traceback.
+Such a file has `run(arguments) -> exit code`; arguments.py has the arguments of all. Errors of the user (a ValueError,
+something unsupported) and of the system (a file that is missing or forbidden, a full disk or memory) end the command
+with one line on stderr and exit code 2. Ctrl-C ends it with one line and exit code 130. Any other error keeps its
+traceback.
 """
 
 import argparse
 import importlib
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 from jaxtrain.cli import terminal
+from jaxtrain.cli.arguments import COMMANDS, described
 from jaxtrain.train.folder import SaveError
 
-COMMANDS = {
-    "train": "train, or resume, the run that a configuration describes",
-    "eval": "evaluate a run's checkpoint on its validation data",
-    "generate": "continue prompts with a run's model",
-    "convert": "import weights from Hugging Face safetensors, or export to them",
-    "compile": "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",
-    "model": "describe a configuration's model: layers, shapes, parameters, FLOPs, memory of the state",
-    "plot": "draw loss, learning rate, gradient norm and throughput of runs",
-    "schedule": "schedule show, schedule compare: look at pipeline schedules",
-    "tokenizer": "tokenizer train: make a tokenizer from text files",
-    "config": "config show, config diff: look at configurations",
-}
 # Settings that glibc reads once, when a process starts: keep freed memory for the next step. On CPU, XLA allocates the
 # memory of a step, a gigabyte, anew in every step. Mapping and clearing its pages takes a fifth of the step's time.
 KEEP_MEMORY = {
@@ -45,38 +37,38 @@ ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd", "dxg")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that imports its command when it first parses, so that `jaxtrain --help` imports no command."""
+    """A parser whose errors are one line, and which takes `--traceback` anywhere."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.command: str | None = None
         help = "print the traceback of an error, too"
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=help)
 
     def error(self, message: str):
         self.exit(2, f"jaxtrain: error: {message}; see {self.prog} --help\n")
 
-    def parse_known_args(self, args=None, namespace=None):
-        if self.command:
-            module = importlib.import_module(f"jaxtrain.cli.{self.command}")
-            self.command = None
-            self.set_defaults(_run=module.run)
-            module.add_arguments(self)
-        return super().parse_known_args(args, namespace)
+
+class _Version(argparse.Action):
+    """Print the versions of what numbers depend on."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"jaxtrain {version('jaxtrain')}, jax {version('jax')}, Python {platform.python_version()}")
+        parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jaxtrain", description="Train language models on any device mesh.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command, help in COMMANDS.items():
-        commands.add_parser(command, help=help, description=help).command = command
-    return parser
+def parser() -> argparse.ArgumentParser:
+    root = _Parser(prog="jaxtrain", description="Train language models on any device mesh.")
+    root.add_argument("--version", action=_Version, nargs=0, help="print the versions of jaxtrain, jax and Python")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add(commands.add_parser(name, **described(command.help, command.example)))
+    return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
-        return arguments._run(arguments)
+        return importlib.import_module(f"jaxtrain.cli.{arguments.command}").run(arguments)
     except Exception as error:
         if not isinstance(error, REFUSALS) and not str(error).startswith(OUT_OF_MEMORY):
             raise

@@ -11,7 +11,6 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxtrain.axes import Axes
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import AbstractModel, abstract_model
 from jaxtrain.optim.base import transformation
@@ -34,11 +33,6 @@ class Variable(NamedTuple):
     @property
     def size(self) -> int:
         return self.times * math.prod(self.shape)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
-    add_set_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxtrain.cli.config_types import nearest
+from jaxtrain.cli.config_names import nearest
 
 
 def check_exists(folder: Path) -> None:

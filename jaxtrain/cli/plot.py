@@ -37,12 +37,6 @@ STYLE: dict[str, dict[str, Any]] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
-    parser.add_argument("--out", metavar="FILE", help=help)
-
-
 def run(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.runs]
     out = Path(arguments.out) if arguments.out else default_picture(folders)

@@ -8,7 +8,6 @@ jaxtrain schedule compare GPipe "Hanayo(waves=1)" --stages 4 --microbatches 8 --
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from jaxtrain.cli.config_literal import number
-from jaxtrain.cli.config_override import add_import_argument
 from jaxtrain.cli.schedule_catalog import all_schedules, parse
 from jaxtrain.cli.schedule_compare import print_comparison
 from jaxtrain.cli.schedule_costs import Priced, of_model, of_stage
@@ -29,22 +26,6 @@ from jaxtrain.pipeline.simulator import Costs, Simulation, check_memory, simulat
 from jaxtrain.pipeline.table import Table
 
 _FILE_WIDTH = 120  # columns where the output is not a terminal
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="draw one schedule and print its figures")
-    show.add_argument("schedule", help="a schedule, as `ZBH1` or `Interleaved(chunks_per_stage=3)`, or a table file")
-    show.add_argument(
-        "--mode", choices=("free", "tick"), default="free", help="each stage on its own, or one compiled loop"
-    )
-    show.add_argument("--png", type=Path, help="write a picture")
-    show.add_argument("--svg", type=Path, help="write a picture")
-    show.add_argument("--save", type=Path, help="write the table as text, to edit and show again")
-    _add_size_and_costs(show, required=False)
-    compare = actions.add_parser("compare", help="schedules in one table")
-    compare.add_argument("schedules", nargs="*", metavar="schedule", help="schedules or table files; default all")
-    _add_size_and_costs(compare, required=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,39 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(console, arguments, priced)
     return 0
-
-
-def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--stages", type=int, required=required, help="pipeline stages")
-    parser.add_argument("--microbatches", type=int, required=required, help="microbatches of a step")
-    help = "most microbatches' activations that a stage may hold"
-    parser.add_argument("--memory-limit", type=_memory_limit, metavar="LIMIT", help=help)
-    costs = parser.add_mutually_exclusive_group()
-    help = "time of F, B and W on a whole stage, and of a transfer; default 1,1,1,0"
-    costs.add_argument("--costs", type=_costs, metavar="F,B,W[,TRANSFER]", help=help)
-    help = "take the costs from the FLOPs of this configuration's model: a .gin or .py file, or the folder of a run"
-    costs.add_argument("--model", metavar="CONFIG", help=help)
-    add_import_argument(parser)
-
-
-def _memory_limit(text: str) -> float:
-    try:
-        limit = number(text)
-    except ValueError:
-        limit = math.nan
-    if not limit > 0:
-        raise argparse.ArgumentTypeError(f"`{text}` must be a number above 0, such as 4; leave it out for no limit")
-    return limit
-
-
-def _costs(text: str) -> Costs:
-    try:
-        forward, backward, weight, *rest = [number(word) for word in text.split(",")]
-        (transfer,) = rest or [0.0]
-        return Costs(forward=forward, backward=backward, weight=weight, transfer=transfer)
-    except ValueError:
-        rule = "must be three or four numbers, such as 1,1.4,0.6: F, B and W above 0, and a transfer, all finite"
-        raise argparse.ArgumentTypeError(f"`{text}` {rule}") from None
 
 
 def _show(console: Console, arguments: argparse.Namespace, priced: Priced) -> None:

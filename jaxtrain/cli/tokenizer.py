@@ -13,22 +13,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.data.sources import Source, TextFiles
 from jaxtrain.data.tokenizers import HuggingFaceTokenizer
 
 _SMALLEST_VOCABULARY = 257  # every byte, and the end-of-document token
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    train = parser.add_subparsers(required=True, metavar="ACTION").add_parser("train", help="learn a vocabulary")
-    train.add_argument("config", nargs="?", help="a .gin or .py file, whose data is read")
-    train.add_argument("--text", metavar="GLOB", help="text files to read, instead of a configuration's data")
-    train.add_argument(
-        "--vocab-size", type=int, required=True, help="tokens, the bytes and the end of document included"
-    )
-    train.add_argument("--out", required=True, metavar="FILE", help="the tokenizers JSON file to write")
-    add_set_argument(train)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from rich.console import Console
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_override import add_set_argument
 from jaxtrain.cli.dry_run import dry_run
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
@@ -36,24 +35,10 @@ from jaxtrain.train.state import state_of
 from jaxtrain.train.stopping import Stop
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .gin file, a .py file with a function config(), or the folder of a run")
-    parser.add_argument("--run", metavar="FOLDER", help="the run folder; runs/<name of the file> by default")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--allow-config-change", action="store_true", help="go on in the folder although its configuration differs"
-    )
-    mode.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder and begin anew")
-    parser.add_argument(
-        "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
-    )
-    help = "build everything and make one step of each phase on made-up tokens; read no text and write nothing"
-    parser.add_argument("--dry-run", action="store_true", help=help)
-    add_set_argument(parser)
-
-
 def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
+    for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
+        source.check()
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that this command reports
     keep_compilations()
@@ -81,6 +66,7 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
+    trainer.check_hints()
     start = None if arguments.overwrite else trainer.find_start()
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)

@@ -9,8 +9,8 @@ overlap).
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from jaxtrain.data.config import DataConfig
@@ -19,8 +19,11 @@ from jaxtrain.data.source_rows import blank_row
 from jaxtrain.data.split import Split
 from jaxtrain.shapes import Batch
 
+if TYPE_CHECKING:
+    import grain
+
 _ENDLESS = 1 << 40  # batches; grain multiplies lengths, and sys.maxsize would overflow
-_READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)  # in batches, which can be large
+_READ_AHEAD = {"num_threads": 4, "prefetch_buffer_size": 4}  # in batches, which can be large
 
 
 def loader(
@@ -33,7 +36,7 @@ def loader(
     rows: Sequence[int] | None = None,
     rows_consumed: int = 0,
     num_epochs: int | None = None,
-) -> grain.DatasetIterator[Batch]:
+) -> "grain.DatasetIterator[Batch]":
     """Return an iterator over batches of numpy arrays, with get_state() and set_state().
 
     Args:
@@ -55,8 +58,10 @@ def loader(
 
 def batches_of(
     every: Rows, *, batch_size: int, rows: Sequence[int] | None = None, rows_consumed: int = 0
-) -> grain.DatasetIterator[Batch]:
+) -> "grain.DatasetIterator[Batch]":
     """Return the iterator of `loader` over rows that are already open. The arguments have the same meaning."""
+    import grain  # which takes half a second, and which reading a configuration does not need
+
     rows = range(batch_size) if rows is None else rows
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"{rows=} must name at least one row, each from 0 to {batch_size=} - 1.")
@@ -64,7 +69,7 @@ def batches_of(
         raise ValueError(f"{rows_consumed=} must not be negative.")
     part = _PartOfBatches(every, batch_size, tuple(rows), rows_consumed)
     batches = grain.MapDataset.source(part).batch(len(rows), batch_fn=_stack)
-    return iter(batches.to_iter_dataset(_READ_AHEAD))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(**_READ_AHEAD)))
 
 
 def describe_batch(every: Rows, *, batch_size: int, batch: int, rows_consumed: int = 0) -> str:
@@ -99,5 +104,6 @@ class _PartOfBatches:
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:
+    hints = {name: np.stack([row.hints[name] for row in rows]) for name in rows[0].hints}  # type: ignore[misc]
     # A Batch is of numpy arrays up to the step, and annotated for the step.
-    return Batch(*(np.stack(column) for column in zip(*(row[:-1] for row in rows), strict=True)))  # type: ignore
+    return Batch(*(np.stack(column) for column in zip(*(row[:-1] for row in rows), strict=True)), hints)  # type: ignore

@@ -12,6 +12,7 @@ from jaxtrain.data.source_rows import SourceRows
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
 from jaxtrain.data.store import TokenStore, open_store
+from jaxtrain.models.teacher import Hints
 from jaxtrain.shapes import Batch
 
 
@@ -27,8 +28,10 @@ class Rows:
         labels: list[str],
         sequence_length: int,
         name: str,
+        hints: Hints | None,
     ):
         self.sources, self.sequence_length, self.name = sources, sequence_length, name
+        self._hints = hints
         self._interleaving = interleaving
         self._length = length
         self._labels = labels
@@ -37,8 +40,9 @@ class Rows:
         return self._length
 
     def __getitem__(self, index: int) -> Batch:
-        source, row = self._interleaving.locate(index)
-        return self.sources[source].row(row)
+        source, number = self._interleaving.locate(index)
+        row = self.sources[source].row(number)
+        return row if self._hints is None else row._replace(hints=self._hints[index])  # type: ignore[arg-type]
 
     def describe(self, index: int) -> str:
         """Return a text that names the source of a row and the parts of documents in it."""
@@ -46,7 +50,7 @@ class Rows:
         return f"{self._labels[source]}: {self.sources[source].describe(row)}"
 
     def parts(self, rows: int) -> list["Rows"]:
-        """Return those of the first `rows` rows that each source gives."""
+        """Return those of the first `rows` rows that each source gives, without the hints of a teacher."""
         counts = self._interleaving.counts(min(rows, len(self)))
         return [
             Rows(
@@ -56,6 +60,7 @@ class Rows:
                 labels=[label],
                 sequence_length=self.sequence_length,
                 name=self.name,
+                hints=None,
             )
             for source, label, count in zip(self.sources, self._labels, counts, strict=True)
         ]
@@ -83,8 +88,9 @@ def open_rows(
     seed: int,
     num_epochs: int | None = None,
     stores: Sequence[TokenStore] | None = None,
+    hints: Hints | None = None,
 ) -> Rows:
-    """Return the rows of a split, from `stores` or else from the stores of the current text.
+    """Return the rows of a split, from `stores` or else from the stores of the current text, with their `hints`.
 
     Endless rows of a mixture are interleaved by its weights. With `num_epochs` they are interleaved in proportion to
     the sources' sizes, so that every row occurs exactly that often.
@@ -111,6 +117,7 @@ def open_rows(
         labels=_labels(config),
         sequence_length=sequence_length,
         name=f"{split}, {seed=}",
+        hints=hints,
     )
 
 

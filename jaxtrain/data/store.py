@@ -95,7 +95,7 @@ def _read(folder: Path) -> TokenStore | None:
 
 
 def _opened(folder: Path, meta: dict) -> TokenStore:
-    if any(_checksum(folder / name) != meta["files"][name] for name in _FILES):
+    if any(checksum(folder / name) != meta["files"][name] for name in _FILES):
         raise ValueError("a file is not what was written")
     ends = np.load(folder / "document_ends.npy")
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
@@ -114,7 +114,8 @@ def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)  # a plain view: indexing np.memmap itself is slow
 
 
-def _checksum(path: Path) -> list[int]:
+def checksum(path: Path) -> list[int]:
+    """Return the size of a file and the CRC-32 of its beginning."""
     with path.open("rb") as stream:
         return [path.stat().st_size, zlib.crc32(stream.read(_CHECKED_BYTES))]
 
@@ -168,7 +169,7 @@ def _write(source: Source, tokenizer: Tokenizer, folder: Path) -> int:
         "format": _FORMAT,
         "dtype": dtype.name,
         "digest": digest.hexdigest(),
-        "files": {name: _checksum(folder / name) for name in _FILES},
+        "files": {name: checksum(folder / name) for name in _FILES},
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
     return sum(lengths)

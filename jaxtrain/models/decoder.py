@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
+from jaxtrain.models.members import Members
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embeddings import EmbeddingConfig, TokenEmbedding
@@ -72,9 +73,9 @@ class DecoderConfig:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         if self.head.linear:
             self.head.linear.check_head()
-        if self.teacher and self.teacher.model and self.teacher.model.vocab_size != self.vocab_size:
+        if self.teacher and self.teacher.vocab_size not in (None, self.vocab_size):
             raise ValueError(
-                f"teacher: its vocab_size={self.teacher.model.vocab_size} is another vocabulary than "
+                f"teacher: its vocab_size={self.teacher.vocab_size} is another vocabulary than "
                 f"vocab_size={self.vocab_size}: student and teacher need the same tokens"
             )
         check_at_least_one(self, "vocab_size", "d_model", "repeats", "max_length", "vocab_multiple")
@@ -108,7 +109,9 @@ class DecoderConfig:
         tied_head = self.head.tied * self.vocab_rows * self.d_model
         mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
-        taught = self.teacher.model.flops_per_token(length) / 3 if self.teacher and self.teacher.model else 0.0
+        taught = 0.0
+        if self.teacher and self.teacher.model:
+            taught = self.teacher.members * self.teacher.model.flops_per_token(length) / 3
         return 6.0 * (numbers.multiplying + tied_head) + 4.0 * numbers.frozen_multiplying + mixing + taught
 
 
@@ -163,7 +166,7 @@ class Decoder(nnx.Module):
             if not {"mixer", "mlp"}.intersection(path):
                 raise ValueError(f"buffer {'.'.join(map(str, path))}: nothing replaces one outside of a mixer or mlp")
         freeze_others(self, c.trainable)
-        self.teacher = _frozen_teacher(c.teacher, rngs) if c.teacher else None
+        self.teacher = frozen_teacher(c.teacher, rngs) if c.teacher and c.teacher.members else None
 
     def axes(self) -> ModelState:
         """Return the facts about every variable."""
@@ -274,20 +277,30 @@ def of_stack(model: ModelState, name: str) -> ModelState:
     return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
 
 
-def _frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder:
-    if teacher.model is None:
-        raise ValueError(f"teacher={teacher!r}: its model is not known; give its `model`")
-    model = Decoder(teacher.model, rngs=rngs)
-    freeze_all(model)
-    return model
+def frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder | Members:
+    """Return the model of a teacher, all of it frozen, or its models."""
+
+    def one(rngs: nnx.Rngs) -> Decoder:
+        if teacher.model is None:
+            raise ValueError(f"teacher={teacher!r}: its model is not known; give its `model`")
+        model = Decoder(teacher.model, rngs=rngs)
+        freeze_all(model)
+        return model
+
+    return one(rngs) if teacher.members == 1 else Members(one, teacher.members, rngs=rngs)
+
+
+def frozen(model: ModelState) -> ParamTree:
+    """Return all trees of a model as the one of its frozen form."""
+    whole: dict = {}
+    for tree in model:
+        whole |= flatten_dict(tree)
+    return unflatten_dict(whole)
 
 
 def taught(model: ModelState, teacher: ModelState) -> ModelState:
     """Return the trees of a model with those of a teacher among what is frozen."""
-    whole: dict = {}
-    for tree in teacher:
-        whole |= flatten_dict(tree)
-    return model._replace(frozen={**model.frozen, "teacher": unflatten_dict(whole)})
+    return model._replace(frozen={**model.frozen, "teacher": frozen(teacher)})
 
 
 class AbstractModel(NamedTuple):

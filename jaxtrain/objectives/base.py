@@ -52,12 +52,19 @@ class Model(Protocol):
 class Taught(Protocol):
     """What an objective may read of a teacher."""
 
-    def hidden(self, batch: Batch, keys: Keys | None = None, taps: Collection[str] = ()) -> Out:
-        """Return the hidden states that the head reads, and the taps."""
+    def hidden(self, batch: Batch) -> Out:
+        """Return what the head reads of every token."""
 
     @property
-    def head(self) -> Head:
-        """The head, which makes logits or cross-entropies of hidden states."""
+    def head(self) -> "Logits":
+        """The head, which makes logits of that."""
+
+
+class Logits(Protocol):
+    """A head that gives logits alone."""
+
+    def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
+        """Return float32 logits."""
 
 
 class Objective(Technique):
@@ -71,6 +78,11 @@ class Objective(Technique):
 
     __slots__ = ()
     evaluated: ClassVar[str] = "nll"
+
+    @property
+    def top_k(self) -> int | None:
+        """The number of a teacher's likeliest words that it reads; None where it reads all, or asks no teacher."""
+        return None
 
     @abstractmethod
     def weights(self, batch: Batch) -> Sums:
@@ -86,6 +98,10 @@ class Objective(Technique):
     @abstractmethod
     def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
         """Return the sum of every term over the rows of a batch."""
+
+    def evaluation(self, model: Model, batch: Batch) -> Terms:
+        """Return the sums of a batch of the validation split, the one that `evaluated` names among them."""
+        return self(model, self.prepared(model, batch), None)
 
 
 def check_terms(objective: Objective, terms: Terms, weights: Sums) -> None:

@@ -2,9 +2,12 @@
 
 The teacher runs once over the whole batch before the gradient is computed. Kept of it, for each token, is its last
 hidden state, or its `top_k` greatest logits. The logits of a microbatch are whole in memory, those of the student and,
-without `top_k`, of the teacher. Left out: losses of hidden states, and several teachers.
+without `top_k`, of the teacher. An evaluation reports the loss of the targets and does not ask the teacher. Left out:
+losses of hidden states.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +20,7 @@ from jaxtrain.nn.layer import Keys
 from jaxtrain.objectives.base import Model, Objective, Sums, Terms
 from jaxtrain.ranges import check_positive
 from jaxtrain.shapes import Batch
+from jaxtrain.sharding import axis_size, constrain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +45,13 @@ class Distill(Objective):
     def check(self, model: DecoderConfig) -> None:
         if model.teacher is None:
             raise ValueError("objective=Distill(...): the model has no teacher; set model.teacher")
+        if stored := model.teacher.given:
+            [there] = stored["words"].shape
+            if self.top_k is None or self.top_k > there:
+                raise ValueError(
+                    f"objective.top_k={self.top_k}: model.teacher has the {there} likeliest words of every token; "
+                    f"set objective.top_k to at most {there}"
+                )
         if self.top_k is not None and self.top_k > model.vocab_size:
             raise ValueError(f"objective.top_k={self.top_k}: model.vocab_size={model.vocab_size} has fewer words")
 
@@ -48,13 +59,14 @@ class Distill(Objective):
         return dict.fromkeys(("soft", "hard", "nll"), jnp.sum(batch.weights))
 
     def prepared(self, model: Model, batch: Batch) -> Batch:
+        if batch.hints:  # of a teacher whose logits are stored
+            return batch._replace(hints={name: hint[..., : self.top_k] for name, hint in batch.hints.items()})
         assert model.teacher is not None, "check() refuses a model without a teacher"
         hidden_BLD = jax.lax.stop_gradient(model.teacher.hidden(batch).y)
         if self.top_k is None:
             return batch._replace(hints={"hidden": hidden_BLD})
         head, top_k = model.teacher.head, self.top_k
-        # Row by row, so that the logits of one row exist at a time.
-        logits, words = jax.lax.map(lambda row: jax.lax.top_k(head.logits(row[None])[0], top_k), hidden_BLD)
+        logits, words = row_by_row(lambda x: jax.lax.top_k(head.logits(x), top_k), hidden_BLD)
         return batch._replace(hints={"logits": logits, "words": words})
 
     def __call__(self, model: Model, batch: Batch, keys: Keys | None) -> Terms:
@@ -65,15 +77,32 @@ class Distill(Objective):
         nll, soft = (jnp.sum(of_token * batch.weights) for of_token in (nll_BL, kl_BL))
         return Terms({"soft": (1 - self.hard) * soft, "hard": self.hard * nll}, {"nll": nll})
 
+    def evaluation(self, model: Model, batch: Batch) -> Terms:
+        nll_BL, _ = model.head.cross_entropy(model.hidden(batch).y, batch.targets)
+        return Terms({}, {"nll": jnp.sum(nll_BL * batch.weights)})
+
     def _compared(
         self, model: Model, batch: Batch, logits: Float[Array, "B L W"]
     ) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
         """Return the logits of student and teacher, of all words or of the teacher's likeliest."""
-        assert model.teacher is not None, "check() refuses a model without a teacher"
         if self.top_k is None:
+            assert model.teacher is not None, "check() refuses stored logits without top_k"
             words = model.head.words or logits.shape[-1]  # the rows behind them pad a table, by another number in each
             return logits[..., :words], model.teacher.head.logits(batch.hints["hidden"])[..., :words]
         return jnp.take_along_axis(logits, batch.hints["words"], axis=-1), batch.hints["logits"]
+
+
+def row_by_row[Result](of_rows: Callable[[Float[Array, "B L D"]], Result], x: Float[Array, "B L D"]) -> Result:
+    """Return a function of rows, of one row of each device at a time."""
+    rows = math.gcd(len(x), axis_size("batch"))  # a batch that its devices do not divide is not split
+
+    def dealt(x):
+        return constrain(x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), None, "batch", "length", None)
+
+    def gathered(x):
+        return constrain(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), "batch", "length", None)
+
+    return jax.tree.map(gathered, jax.lax.map(of_rows, dealt(x)))
 
 
 def divergence(

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
 from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ModelState, ParamTree
@@ -27,8 +26,6 @@ from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import fault, read_manifest, write_manifest
 from jaxtrain.train.state import TrainState
 
-# Otherwise Orbax makes folders in the background. If it cannot make one, threads that need it wait for it for 300 s.
-_OPTIONS = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 Shapes = dict[str, tuple[int, ...]]  # of the leaves of an item, by their paths
 
 
@@ -61,8 +58,11 @@ class Checkpoints:
     def __init__(self, folder: Path, retention: Retention = Retention()):
         self.folder = folder.absolute()
         self._retention = retention
-        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=_OPTIONS))
-        self._orbax = ocp.AsyncCheckpointer(handler, async_options=_OPTIONS)
+        ocp = _ocp()
+        # Otherwise Orbax makes folders in the background. If it cannot make one, threads that need it wait for 300 s.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
         self._finishing: threading.Thread | None = None
         self._failure: SaveError | None = None
         self._valid_frozen: str | None = None  # the frozen tree of the last save, which is valid; others may be removed
@@ -88,6 +88,7 @@ class Checkpoints:
         """
         self.check(wait=True)
         stragglers.silence()
+        ocp = _ocp()
         trees = {
             "params": snapshot.state.params,
             "progress": _progress(snapshot.state),
@@ -119,7 +120,7 @@ class Checkpoints:
         self._valid_frozen = name
         if not distributed.anywhere(fault(self.folder / frozen.FOLDER / name) is not None):
             return name
-        with plain_path(self.folder) as plain, ocp.StandardCheckpointer() as checkpointer:
+        with plain_path(self.folder) as plain, _ocp().StandardCheckpointer() as checkpointer:
             saving = plain / frozen.FOLDER / f"{name}.saving"
             checkpointer.save(saving / "tree", tree, force=True)
             checkpointer.wait_until_finished()
@@ -236,7 +237,7 @@ class Checkpoints:
         self._check_has(step, "frozen weights", bool(name), target)
         if not name:
             return {}
-        with plain_path(self.folder) as folder, ocp.StandardCheckpointer() as checkpointer:
+        with plain_path(self.folder) as folder, _ocp().StandardCheckpointer() as checkpointer:
             path = folder / frozen.FOLDER / name / "tree"
             _check_fits(f"{self.folder / frozen.FOLDER / name}: its", _saved_shapes(path), _shapes(target))
             return checkpointer.restore(path, target)
@@ -250,16 +251,25 @@ class Checkpoints:
         """Return the snapshot's `data`; {} for a checkpoint of parameters alone."""
         if not self.has_progress(step):
             return {}
+        args = _ocp().args
         with plain_path(self.folder) as folder:
-            return self._orbax.restore(folder / str(step), args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+            return self._orbax.restore(folder / str(step), args=args.Composite(data=args.JsonRestore()))["data"]
 
     def _restore(self, step: int, item: str, target: ParamTree) -> ParamTree:
         with plain_path(self.folder) as folder:
             path, layout = folder / str(step), read_manifest(self.folder / str(step)).layout
             saved = as_saved(target, layout)
             _check_fits(f"{self.folder / str(step)}: its {item}", _saved_shapes(path / item), _shapes(saved))
-            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(saved)})
-            return as_now(self._orbax.restore(path, args=args)[item], target, layout)
+            args = _ocp().args
+            restored = self._orbax.restore(path, args=args.Composite(**{item: args.StandardRestore(saved)}))
+            return as_now(restored[item], target, layout)
+
+
+def _ocp() -> ModuleType:
+    """Return Orbax. Importing it takes half a second, which commands that only read a configuration do not wait for."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _progress(state: TrainState) -> dict:
@@ -269,14 +279,14 @@ def _progress(state: TrainState) -> dict:
 
 def _check_is_whole(path: Path, shapes: dict[str, Shapes]) -> None:
     """Open all that a restore opens. Raise ValueError where something is missing, or has another shape."""
-    ocp.JsonCheckpointHandler().restore(path / "data")
+    _ocp().JsonCheckpointHandler().restore(path / "data")
     for item, written in shapes.items():
         if _saved_shapes(path / item) != written:
             raise ValueError(f"what was written of its {item} is not what was to be")
 
 
 def _saved_shapes(item: Path) -> Shapes:
-    return _shapes(ocp.StandardCheckpointHandler().metadata(item).tree)
+    return _shapes(_ocp().StandardCheckpointHandler().metadata(item).tree)
 
 
 def _shapes(tree: ParamTree) -> Shapes:

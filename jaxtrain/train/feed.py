@@ -9,13 +9,16 @@ stream, and begins at its first row.
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, reading, text_digest
+from jaxtrain.data.store import TokenStore
+from jaxtrain.models.teacher import Teacher
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec
 from jaxtrain.train import distributed
@@ -35,15 +38,16 @@ class Layout:
     def globalise(self, batch: Batch) -> Batch:
         """Return the sharded global batch from this process's rows."""
 
-        def leaf(local: jax.typing.ArrayLike) -> jax.Array:
-            return jax.make_array_from_callback(self._shape, self._sharding, self._reader(np.asarray(local)))
+        def leaf(local: np.ndarray) -> jax.Array:
+            shape = (*self._shape, *local.shape[2:])
+            return jax.make_array_from_callback(shape, self._sharding, self._reader(local))
 
         return jax.tree.map(leaf, batch)
 
     def _reader(self, local: np.ndarray) -> Callable:
-        def read(index: tuple[slice, slice]) -> np.ndarray:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
             first, end, _ = index[0].indices(self._shape[0])
-            return local[self._place[first] : self._place[first] + end - first, index[1]]
+            return local[self._place[first] : self._place[first] + end - first, *index[1:]]
 
         return read
 
@@ -56,26 +60,64 @@ def _check_same_everywhere(stream: str) -> None:
         )
 
 
+def stream_of(data: DataConfig, stores: Sequence[TokenStore], *, sequence_length: int, seed: int) -> str:
+    """Return the name of a stream. Streams that differ in their text alone have names that differ at the end alone."""
+    return f"{reading(data, sequence_length=sequence_length, seed=seed)}, text {text_digest(stores)}"
+
+
+class Taken(NamedTuple):
+    """A stream, and the number of its rows that a run takes."""
+
+    stream: str
+    rows: int
+    data: DataConfig
+    stores: Sequence[TokenStore]
+    sequence_length: int
+    batch_size: int
+
+
+def rows_taken(phases: Sequence[Phase], data: DataConfig, seed: int) -> list[Taken]:
+    """Return what the phases of a run take of each stream."""
+    found: dict[str, Taken] = {}
+    for phase in phases:
+        own, length = phase.data or data, phase.sequence_length
+        stores = open_stores(own)
+        stream = stream_of(own, stores, sequence_length=length, seed=seed)
+        before = found.get(stream, Taken(stream, 0, own, stores, length, phase.batch_size))
+        found[stream] = before._replace(rows=before.rows + phase.steps * phase.batch_size)
+    return list(found.values())
+
+
 class Feed:
     """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated.
 
     `is_new`: other streams have been read before, but not this one. `text_changed`: one of them differs from this one
-    in its text alone.
+    in its text alone. A `teacher` may have hints of the rows.
 
     Raises:
         ValueError: on every process, if they do not read the same text in the same way.
     """
 
-    def __init__(self, data: DataConfig, phase: Phase, *, seed: int, mesh: Mesh, taken: dict[str, int]):
+    def __init__(
+        self,
+        data: DataConfig,
+        phase: Phase,
+        *,
+        seed: int,
+        mesh: Mesh,
+        taken: dict[str, int],
+        teacher: Teacher | None = None,
+    ):
         self._layout = Layout(phase.batch_size, phase.sequence_length, mesh)
         self.stores = open_stores(data)
-        configured = f"{reading(data, sequence_length=phase.sequence_length, seed=seed)}, text "
-        self._stream, self._taken = configured + text_digest(self.stores), taken
+        length, stores = phase.sequence_length, self.stores
+        configured = stream_of(data, (), sequence_length=length, seed=seed)
+        self._stream, self._taken = stream_of(data, stores, sequence_length=length, seed=seed), taken
         _check_same_everywhere(self._stream)
         self.is_new = bool(taken) and self._stream not in taken
         self.text_changed = self.is_new and any(stream.startswith(configured) for stream in taken)
-        length, stores = phase.sequence_length, self.stores
-        rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores)
+        hints = teacher.hints(self._stream, 0) if teacher else None
+        rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores, hints=hints)
         where = {"batch_size": phase.batch_size, "rows_consumed": taken.setdefault(self._stream, 0)}
         self._iterator = batches_of(rows, rows=self._layout.rows, **where)
         self._describe = functools.partial(describe_batch, rows, **where)

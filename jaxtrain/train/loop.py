@@ -12,7 +12,7 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention
 from jaxtrain.train.evaluation import ValidationSet, validation_sets
-from jaxtrain.train.feed import Feed
+from jaxtrain.train.feed import Feed, rows_taken
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import Saving
@@ -70,12 +70,19 @@ class Trainer:
             NonFiniteError: `max_skipped_steps` steps in a row had a loss or gradient that is not finite.
         """
         with self.lock:
+            self.check_hints()
             return self.train_from(self.find_start())
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
         last = self.recipe.total_steps  # which every run saves
         return find_start(self.folder, first_save=min([last, *(saving.every_steps for saving in self._saving)]))
+
+    def check_hints(self) -> None:
+        """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes."""
+        if teacher := self.recipe.model.teacher:
+            for taken in rows_taken(self.recipe.phases, self.data, self.seed) if teacher.given else ():
+                teacher.hints(taken.stream, taken.rows)
 
     @property
     def _saving(self) -> list[Saving]:
@@ -143,7 +150,7 @@ class Trainer:
         """Build the mesh, data, optimizer and step of a phase."""
         phase = span.phase
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
-        feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=taken)
+        feed = Feed(data, phase, seed=self.seed, mesh=mesh, taken=taken, teacher=self.recipe.model.teacher)
         if feed.text_changed:
             recorder.say(
                 "the text of the data has changed since the checkpoint, or an older version gave it another name: "

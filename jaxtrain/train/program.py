@@ -3,6 +3,7 @@
 The loop runs it. Ahead-of-time compilation, and the check before a run is replaced by another, trace the same one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,23 +54,28 @@ class Recipe:
         step = make_train_step(graph, self.objective, self.gradients, tx, used_rate(self.optimizer, rate))
         # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
-        return Program(span.phase, mesh, tx, target, jax.jit(step, donate_argnums=0, out_shardings=layout))
+        step = jax.jit(step, donate_argnums=0, out_shardings=layout)
+        return Program(span.phase, mesh, tx, target, step, self.model.teacher.given if self.model.teacher else {})
 
 
 class Program(NamedTuple):
-    """`target` has the shapes and the layout of the state; `step` is jitted, and its state is donated."""
+    """`target` has the shapes and the layout of the state; `step` is jitted, and its state is donated.
+
+    `given` are the hints of a token that batches come with.
+    """
 
     phase: Phase
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState
     step: jax.stages.Wrapped  # of a TrainStep
+    given: Mapping[str, jax.ShapeDtypeStruct]
 
     def trace(self) -> jax.stages.Traced:
         """Return the traced step. Tracing raises errors that no check of the configuration finds."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         with jax.set_mesh(self.mesh):
-            return self.step.trace(self.target, abstract_batch(self.phase, self.mesh), key)
+            return self.step.trace(self.target, abstract_batch(self.phase, self.mesh, self.given), key)
 
     def compile(self, compiler_options: dict | None = None) -> jax.stages.Compiled:
         """Return the step compiled for the devices of the mesh, which may be those of a topology."""
@@ -78,10 +84,13 @@ class Program(NamedTuple):
             return compile_ahead_of_time(traced.lower(), compiler_options=compiler_options)
 
 
-def abstract_batch(phase: Phase, mesh: Mesh) -> Batch:
+def abstract_batch(phase: Phase, mesh: Mesh, given: Mapping[str, jax.ShapeDtypeStruct]) -> Batch:
     """Return the shapes and the layout of a global batch."""
     shape = (phase.batch_size, phase.sequence_length)
     sharding = NamedSharding(mesh, activation_spec(("batch", "length"), shape, mesh))
     integers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch(integers, integers, weights, integers, integers)  # type: ignore[arg-type]  # shapes of arrays
+    hints = {
+        name: jax.ShapeDtypeStruct((*shape, *hint.shape), hint.dtype, sharding=sharding) for name, hint in given.items()
+    }
+    return Batch(integers, integers, weights, integers, integers, hints)  # type: ignore[arg-type]  # shapes of arrays

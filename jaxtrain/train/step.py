@@ -129,8 +129,7 @@ def make_evaluation_step(
     """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
-        batch = objective.prepared(merge(graph, model), batch)
-        terms, weights = objective(merge(graph, model), batch, None), objective.weights(batch)
+        terms, weights = objective.evaluation(merge(graph, model), batch), objective.weights(batch)
         check_terms(objective, terms, weights)
         return terms._replace(layers=LayerSums()), weights
 

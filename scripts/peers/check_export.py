@@ -20,7 +20,10 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def check_token_ids(folder: Path, model: transformers.PreTrainedModel) -> None:
     """Raise ValueError for an id that transformers takes and the files do not name."""
-    for name, taken in (("config.json", model.config), ("generation_config.json", model.generation_config)):
+    taken_from = {"config.json": model.config}
+    if model.can_generate():
+        taken_from["generation_config.json"] = model.generation_config
+    for name, taken in taken_from.items():
         written = json.loads((folder / name).read_text())
         for key in TOKEN_IDS:
             if getattr(taken, key) != written.get(key):
@@ -31,7 +34,8 @@ def check_token_ids(folder: Path, model: transformers.PreTrainedModel) -> None:
 
 def logits_of(folder: Path, tokens: np.ndarray) -> np.ndarray:
     """Return the float32 logits that `transformers` computes. Raises ValueError where names or shapes do not fit."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model, info = getattr(transformers, architecture).from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     problems = {name: found for name, found in info.items() if found}
@@ -39,7 +43,7 @@ def logits_of(folder: Path, tokens: np.ndarray) -> np.ndarray:
         raise ValueError(f"{folder}: {problems}")
     check_token_ids(folder, model)
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+        return model.eval()(torch.from_numpy(tokens).long()).logits.numpy()
 
 
 def main() -> int:

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
     Cohere2Config,
     Gemma2Config,
     Gemma3TextConfig,
@@ -26,6 +29,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
     Olmo2Config,
     Phi3Config,
     PreTrainedConfig,
@@ -54,6 +58,8 @@ SMALLER = COMMON | {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+WITHOUT_GROUPS = {key: value for key, value in SMALLER.items() if key != "num_key_value_heads"}
+MASKED = ("bert", "modernbert")  # trained to fill in masked tokens; the others predict the next one
 YARN = {  # pairs that are kept, blended and divided
     "rope_type": "yarn",
     "rope_theta": 1000.0,
@@ -134,7 +140,7 @@ def configs() -> dict[str, PreTrainedConfig]:
         ),
         "starcoder2": Starcoder2Config(**SMALLER, sliding_window=6),
         "gpt_neox": GPTNeoXConfig(
-            **{key: value for key, value in SMALLER.items() if key != "num_key_value_heads"},
+            **WITHOUT_GROUPS,
             rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
         ),
         "granite": GraniteConfig(
@@ -149,6 +155,19 @@ def configs() -> dict[str, PreTrainedConfig]:
             sliding_window=5,
             layer_types=["sliding_attention", "full_attention"],
             logit_scale=0.3,
+        ),
+        "bert": BertConfig(**WITHOUT_GROUPS | {"max_position_embeddings": 32}, layer_norm_eps=1e-5),
+        "modernbert": ModernBertConfig(
+            **WITHOUT_GROUPS | {"num_hidden_layers": 4, "intermediate_size": 16},
+            cls_token_id=0,
+            sep_token_id=1,
+            local_attention=8,
+            norm_bias=True,
+            classifier_bias=True,
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
         ),
     }
 
@@ -176,11 +195,13 @@ def record(config: PreTrainedConfig, folder: Path, *, shards: int) -> None:
     config.dtype = "float32"
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    masked = config.model_type in MASKED
+    kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation="eager").eval()
     randomise(model, rng)
     tokens = rng.integers(0, config.vocab_size, (BATCH, LENGTH), dtype=np.int32)
     with torch.no_grad():
-        logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits
+        logits = model(torch.from_numpy(tokens).long(), **({} if masked else {"use_cache": False})).logits
     if not 0.5 < logits.std() < 10:
         raise RuntimeError(f"{folder.name}: logits spread by {logits.std():.3g}, too flat or too wild to compare")
     shutil.rmtree(folder, ignore_errors=True)

@@ -158,9 +158,13 @@ ERRORS = {
         ("run.gin:11", "widht", "width"),
     ),
     "unused macro": ("width = 3", ("run.gin:10", "macro width")),
+    "key of another class": (
+        "config.RunConfig.max_iters = 1",
+        ("run.gin:10", "config.RunConfig", "'max_iters'", "'config.Phase.steps'"),
+    ),
     "unused class": (
         "lion.Lion.b1 = 0.5",
-        ("run.gin:10", "lion.Lion.b1", "config.RunConfig"),
+        ("run.gin:10", "lion.Lion.b1", "@lion.Lion()"),
     ),
     "misspelt scope": (
         "layers.ModelConfig.mixers = (@local/layers.AttentionConfig(),)\nlocal/layers.AttentionConfig.heads = 1\n"

@@ -47,7 +47,7 @@ def test_a_plain_key_has_type_and_default_and_without_a_key_all_are_listed(capsy
 @pytest.mark.parametrize(
     ("key", "facts"),
     [
-        ("model.patern", ("model", "'patern'", "'pattern'")),
+        ("model.patern", ("model", "'patern'", "'model.pattern'")),
         ("optimiser", ("config.TrainConfig", "'optimiser'", "'optimizer'")),
         ("seed.x", ("seed", "'x'")),
         ("", ("config.TrainConfig", "''")),

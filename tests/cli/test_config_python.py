@@ -92,12 +92,12 @@ def test_what_is_no_configuration_is_refused_with_its_place(folder, written):
     [
         ("my-run.py", ("my-run.py", "module")),
         ("random.py", ("random.py", "module 'random'")),
-        ("absent.py", ("'absent.py'", "'mine.py'")),
+        ("mein.py", ("'mein.py'", "'mine.py'")),
     ],
     ids=["dash", "taken", "absent"],
 )
 def test_a_file_that_is_no_module_of_its_own_is_refused(folder, name, facts):
-    if name != "absent.py":
+    if name != "mein.py":
         (folder / name).write_text(TEXT)
     with refused(
         (ValueError, FileNotFoundError),

@@ -1,11 +1,16 @@
 """Every configuration of the repository can be read and makes a model, and those of published models are they."""
 
 import dataclasses
+import re
+import shutil
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 from messages import refused
 
+import jaxtrain
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_moved import REMOVED_KEYS
 from jaxtrain.cli.main import main
@@ -57,6 +62,36 @@ def test_no_published_configuration_is_passed_over():
     assert PUBLISHED.keys() <= {file.stem for file in FILES}
 
 
+def test_shipped_configurations_are_found_from_any_folder_and_give_way_to_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/quickstart.gin").config == load(FOLDER / "quickstart.gin").config
+    with refused(FileNotFoundError, "'configs/quickstrat.gin'", "'quickstart.gin'"):
+        load("configs/quickstrat.gin")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quickstart.gin").write_text("include 'configs/base.gin'\nunused = 1\n")
+    with refused(ValueError, "configs/quickstart.gin binds no key", recorded=False):
+        load("configs/quickstart.gin")
+    (tmp_path / "mine.gin").write_text("include 'configs/moe_tiny.gin'\n")
+    assert load("mine.gin").config == load(FOLDER / "moe_tiny.gin").config
+
+
+def test_a_wheel_has_the_configurations_and_the_kernels(tmp_path, monkeypatch):
+    wheel = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["jaxtrain", "kernels/jaxtrain_kernels", "configs"]
+    assert wheel["sources"]["kernels/jaxtrain_kernels"] == "jaxtrain_kernels"
+    package = tmp_path / "jaxtrain"
+    package.mkdir()
+    shutil.copytree(FOLDER, tmp_path / wheel["sources"]["configs"])
+    monkeypatch.setattr(jaxtrain, "__file__", str(package / "__init__.py"))
+    monkeypatch.chdir(package)
+    (package / "configs").rename(tmp_path / "moved")
+    with refused(FileNotFoundError, "'configs/quickstart.gin'", recorded=False):
+        load("configs/quickstart.gin")
+    (tmp_path / "moved").rename(package / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/quickstart.gin").config == load(FOLDER / "quickstart.gin").config
+
+
 @pytest.mark.parametrize("key", REMOVED_KEYS)
 def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_path):
     recorded = tmp_path / "config.gin"
@@ -67,8 +102,26 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
         "from jaxtrain.nn.remat import full_remat\n"
         f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:9", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
+    with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
+
+
+def test_teachers_are_runs_that_are_found_from_anywhere(quickstart, tmp_path):
+    """As docs/finetuning.md writes them."""
+    file = tmp_path / "two.gin"
+    page = (FOLDER.parent / "docs/finetuning.md").read_text()
+    [keys] = re.findall(r"    decoder\.DecoderConfig\.teacher = @teachers\.Ensemble\(\)\n(?:    .*\n)+", page)
+    head = re.sub("^(?!from|import|include).*$", "", (FOLDER / "distill_tiny.gin").read_text(), flags=re.MULTILINE)
+    head = head.replace("quickstart.gin", str(FOLDER / "distill_tiny.gin"))
+    file.write_text(
+        head + textwrap.dedent(keys).replace("runs/a", "runs/quickstart").replace("runs/b", "runs/quickstart")
+    )
+    config = load(file).config
+    assert config.model.teacher.members == 2 and config.model.teacher.model.repeats == 4
+    run = RunFolder(tmp_path / "runs/two")
+    RunFiles.of(config).write(run)
+    again = load(run.config).config.model.teacher
+    assert [teacher.path for teacher in again.teachers] == [str(tmp_path / "runs/quickstart")] * 2
 
 
 def test_a_run_that_is_evaluated_with_an_average_is_no_start(quickstart, tmp_path):

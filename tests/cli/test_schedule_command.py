@@ -10,6 +10,7 @@ from messages import check, refused
 from rich.console import Console
 
 from jaxtrain.cli import schedule
+from jaxtrain.cli.arguments import COMMANDS
 from jaxtrain.cli.config_file import load
 from jaxtrain.pipeline.draw import HUES, color, grid
 from jaxtrain.pipeline.schedules.chimera import Chimera
@@ -24,7 +25,7 @@ MODEL = ["--model", "configs/pipeline_tiny.gin"]
 
 def _run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    schedule.add_arguments(parser)
+    COMMANDS["schedule"].add(parser)
     return schedule.run(parser.parse_args([str(word) for word in words]))
 
 

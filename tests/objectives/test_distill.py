@@ -7,28 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from messages import refused
-from tiny import packed_batch, random_model, random_params, variant
+from tiny import RandomTeacher, packed_batch, random_model, random_params, variant
 from tolerances import SAME_GRADIENT, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig, abstract_model, taught
-from jaxtrain.models.teacher import Teacher
+from jaxtrain.models.decoder import abstract_model, taught
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.objectives.distill import Distill, divergence
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Loss
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RandomTeacher(Teacher):
-    """Random weights of a model, without a run."""
-
-    model: DecoderConfig
-
-    def arrays(self, mesh):
-        return random_model(self.model, seed=7)
-
 
 HEADS = AttentionConfig(heads=8, kv_heads=8, head_dim=4)  # as many as the devices of a test
 PATTERN = (dataclasses.replace(variant().pattern[0], mixer=HEADS),)

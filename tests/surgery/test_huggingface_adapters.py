@@ -69,7 +69,7 @@ def test_adapters_stand_around_the_linears_that_the_folder_names(llama):
     config, _ = read_adapter(PEFT / "lora", *llama)
     assert config.pattern[0].mixer.linear == Some(names=("query", "value"), linear=ADAPTERS["lora"])
     config, _ = read_adapter(PEFT / "dora", *llama)
-    assert config.pattern[0].mlp.linear == ADAPTERS["dora"] == config.head
+    assert config.pattern[0].mlp.linear == ADAPTERS["dora"] == config.head.linear
 
 
 @pytest.fixture(scope="module")

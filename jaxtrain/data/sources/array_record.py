@@ -26,6 +26,9 @@ class ArrayRecord(Source):
     glob: Glob
     paper: ClassVar[str] = "github.com/google/array_record"
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
             with reading(file.path, what="ArrayRecord", unit="record") as place, _local(file) as path:

@@ -55,6 +55,9 @@ class Source(Text):
     def describe_shares(self) -> str:
         return "one source"
 
+    def check(self) -> None:
+        """Raise ValueError or OSError where the source is not there. Nothing of it is read yet."""
+
     @abstractmethod
     def documents(self) -> Iterator[Document]:
         """Yield every document once, in an order that depends on the source alone."""

@@ -19,6 +19,9 @@ class JsonLines(Source):
     field: str = "text"
     paper: ClassVar[str] = "jsonlines.org"
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
             with reading(file.path, what="JSON lines", unit="line") as place, file.open() as stream:

@@ -20,6 +20,9 @@ class Parquet(Source):
     column: str = "text"
     paper: ClassVar[str] = "parquet.apache.org"
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
             # Parquet compresses inside the file, so its suffix must not decide how to open it.

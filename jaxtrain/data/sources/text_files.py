@@ -20,6 +20,9 @@ class TextFiles(Source):
     glob: Glob
     paper: ClassVar[str] = "common practice"
 
+    def check(self) -> None:
+        files.matched(self.glob)
+
     def documents(self) -> Iterator[Document]:
         for file in files.matched(self.glob):
             with reading(file.path, what="text"), file.open() as stream:

@@ -46,6 +46,10 @@ class HuggingFaceTokenizer(Tokenizer):
         """Return the text of a token, or None where no token has the id."""
         return self._file.model.id_to_token(id) if 0 <= id < self.vocab_size else None
 
+    def id(self, token: str) -> int | None:
+        """Return the id of a token, or None where there is no such token."""
+        return self._file.model.token_to_id(token)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         model = self._file.model
         with file.naming(self.path, "cannot encode a text", remedy="Name a whole one with a token for unknown words."):
@@ -67,10 +71,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return f"hugging_face {digest} {self.end_of_document}{beginning}"
 
     def _id(self, key: str, token: str) -> int:
-        model = self._file.model
-        found = model.token_to_id(token)
+        found = self.id(token)
         if found is None:
-            special = [token.content for token in model.get_added_tokens_decoder().values() if token.special]
+            special = [token.content for token in self._file.model.get_added_tokens_decoder().values() if token.special]
             raise ValueError(
                 f"{key}={token!r} is not a token of {self.path}. Name one of its special tokens: {special[:20]}."
             )

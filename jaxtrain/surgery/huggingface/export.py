@@ -90,7 +90,10 @@ def _filled(
         for tensor in repeats:
             array = np.empty(tensor.shape, planned[tensor.name].dtype)
             for part in tensor.parts:
-                part.view(array)[...] = read[part.path](tensor.repeat)
+                if part.added:
+                    array[...] = 0
+                else:
+                    part.view(array)[...] = read[part.path](tensor.repeat)
             yield tensor, array
 
 

@@ -8,6 +8,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
+from jaxtrain.surgery.huggingface.models.bert import BERT
 from jaxtrain.surgery.huggingface.models.cohere2 import Cohere2
 from jaxtrain.surgery.huggingface.models.gemma import Gemma, Gemma2, Gemma3
 from jaxtrain.surgery.huggingface.models.gpt2 import GPT2
@@ -15,6 +16,7 @@ from jaxtrain.surgery.huggingface.models.gpt_neox import GPTNeoX
 from jaxtrain.surgery.huggingface.models.granite import Granite
 from jaxtrain.surgery.huggingface.models.llama import Llama
 from jaxtrain.surgery.huggingface.models.mistral import Mistral
+from jaxtrain.surgery.huggingface.models.modernbert import ModernBERT
 from jaxtrain.surgery.huggingface.models.olmo2 import Olmo2
 from jaxtrain.surgery.huggingface.models.phi3 import Phi3
 from jaxtrain.surgery.huggingface.models.qwen import Qwen2, Qwen3
@@ -23,7 +25,7 @@ from jaxtrain.surgery.huggingface.models.starcoder2 import StarCoder2
 
 CLASSES: tuple[type[Family], ...] = (  # in the order of preference where several express a decoder
     *(Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, GPT2, Phi3, Olmo2),
-    *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2),
+    *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2, BERT, ModernBERT),
 )
 SHOWN = 3  # most families in an error
 FAMILIES: dict[str, Family] = {family.model_type: family() for family in CLASSES}

@@ -26,7 +26,8 @@ class Family(abc.ABC):
     `prefix` begins the names of all tensors except the head's; some published files leave it out. `ignored` is a
     regular expression for the names of buffers that old versions saved among the weights. `layers` is the name of the
     setting for the number of layers, `table` the name of the embedding that a tied head shares, `head` that of the
-    head. `renamed` gives the names of tensors that some programs save by another.
+    head. `renamed` has regular expressions for names that some programs save, and what to replace them by. `copies` has
+    the names of tensors that some programs save twice, with the names that they have here.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class Family(abc.ABC):
     table: str
     head: str = "lm_head.weight"
     renamed: Mapping[str, str] = {}
+    copies: Mapping[str, str] = {}
 
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         """Return the decoder of a config.json. Raises ValueError for settings that are not understood."""

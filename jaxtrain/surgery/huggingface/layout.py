@@ -23,8 +23,14 @@ Axes = tuple[int, ...]
 
 
 class Part(NamedTuple):
+    """A part of a tensor that is a parameter, or with `added` a term of a parameter that other tensors give, too.
+
+    On reading a term is added to the parameter. On writing the parameter has all of it, and the tensor is zero.
+    """
+
     path: Path
     view: View
+    added: bool = False
 
 
 class Tensor(NamedTuple):

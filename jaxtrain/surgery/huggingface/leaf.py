@@ -15,7 +15,7 @@ class Source(NamedTuple):
 
 
 class Leaf(LazyLeaf):
-    """A parameter as a view of a tensor, or for a stacked parameter as views of one tensor for each repeat."""
+    """A parameter: the sum of views of tensors, mostly of one. A stacked one has a view for each repeat."""
 
     def __init__(self, sources: list[Source], *, stacked: bool):
         self._sources = sources
@@ -38,5 +38,8 @@ class Leaf(LazyLeaf):
         return lambda repeat: self._map(repeat or 0)
 
     def _map(self, repeat: int) -> np.ndarray:
-        source = self._sources[repeat]
-        return source.view(source.stored.map())
+        first, *others = [self._sources[repeat]] if self._stacked else self._sources
+        array = first.view(first.stored.map())
+        for other in others:
+            array = array + other.view(other.stored.map())
+        return array

@@ -3,7 +3,7 @@
 Attention dropout is left out, as in the layer itself: it changes training only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -67,7 +67,7 @@ class LlamaLike(Family):
     layers = "num_hidden_layers"
     table = "model.embed_tokens.weight"
     stack: ClassVar[str] = "model.layers."
-    last_norm: ClassVar[str] = "model.norm"
+    last_norm: ClassVar[str | None] = "model.norm"
 
     # The settings.
 
@@ -84,6 +84,10 @@ class LlamaLike(Family):
 
     def positions(self, s: Settings, layer: int, window: int | None) -> Positions:
         return read_rope(s, self.rope_keys)
+
+    def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
+        """Return the settings that say the rotary embeddings of the layers."""
+        return write_rope(first_rotary(attentions), self.rope_keys)
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         """Return the attention of a layer, from what all families have in common."""
@@ -161,7 +165,7 @@ class LlamaLike(Family):
             **({attention_bias: bool(mixer.biases)} if attention_bias else {}),
             **({mlp_bias: mlp.bias} if mlp_bias else {}),
             self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
-            **write_rope(first_rotary(attentions), self.rope_keys),
+            **self.write_rope(attentions),
             **self.write_windows(tuple(attention.mask.span.window for attention in attentions)),
             **self.write_more(config),
         }
@@ -172,8 +176,11 @@ class LlamaLike(Family):
     def tensors(self, config: DecoderConfig) -> Iterator[Tensor]:
         table = (config.vocab_size, config.d_model)
         yield as_is(self.table, table, "embedding", "table")
+        yield from self.embedding_tensors(config)
         yield from in_layers(config, self.stack, self._block_tensors)
-        yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
+        if self.last_norm:
+            yield from norm_tensors(self.last_norm, config.norm, config.d_model, "final_norm")
+        yield from self.head_tensors(config)
         if not config.head.tied:
             yield as_is(self.head, table, "output", "kernel")
 
@@ -191,6 +198,14 @@ class LlamaLike(Family):
                 tensors += norm_tensors(f"self_attn.{theirs}", mixer.qk_norm.norm, width, "mixer", ours)
         return tensors
 
+    def embedding_tensors(self, config: DecoderConfig) -> list[Tensor]:
+        """Return the tensors of the embedding beside its table."""
+        return []
+
+    def head_tensors(self, config: DecoderConfig) -> list[Tensor]:
+        """Return the tensors of the head beside its matrix."""
+        return []
+
     def attention_tensors(self, mixer: AttentionConfig, D: Axes, H: Axes, J: Axes) -> list[Tensor]:
         return [
             *torch_linear("self_attn.q_proj", D, H, "mixer", "query", bias="query" in mixer.biases),
@@ -207,7 +222,7 @@ class LlamaLike(Family):
         ]
 
 
-def first_rotary(attentions: Iterable[AttentionConfig]) -> RotaryEmbedding | None:
+def first_rotary(attentions: Sequence[AttentionConfig]) -> RotaryEmbedding | None:
     """Return the rotary embeddings of the first layer that has any."""
     return next((a.positions for a in attentions if isinstance(a.positions, RotaryEmbedding)), None)
 

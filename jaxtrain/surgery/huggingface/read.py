@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
         check_unquantized(settings)
         family = family_named(settings.get("model_type"))
     check_tokens(folder)
-    stored = {family.renamed.get(name, name): at for name, at in stored_tensors(folder, family.ignored).items()}
+    stored = _renamed(folder, stored_tensors(folder, family.ignored), family)
     stored = _with_prefix(stored, family)
     with reading(file):
         _check_layers(family, settings, stored)
         config = family.read(settings)
     config, stored = _tied_if_equal(folder, family, config, stored)
-    expected = list(family.tensors(config))
+    stored = _without_copies(folder, stored, family)
+    with reading(file):
+        expected = list(family.tensors(config))
     _check(folder, expected, stored)
     return config, _tree(expected, stored)
 
@@ -72,6 +75,30 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
         return jax.make_array_from_callback(leaf.shape, sharding, read, dtype=leaf.dtype).block_until_ready()
 
     return config, jax.tree.map(place, leaves, shardings(axes, leaves, mesh))
+
+
+def _renamed(folder: Path, stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Return the tensors by the names that the family has for them."""
+    renamed: dict[str, Stored] = {}
+    for old, at in stored.items():
+        name = old
+        for pattern, replacement in family.renamed.items():
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise ValueError(f"{folder}: {old} is a second name of the tensor {name}, which is there as well")
+        renamed[name] = at
+    return renamed
+
+
+def _without_copies(folder: Path, stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Return the tensors without copies of others. Raises ValueError for a copy with other values."""
+    left = dict(stored)
+    for copy, name in family.copies.items():
+        if copy in stored:
+            if not same_values(stored[copy], stored.get(name, stored[copy])):
+                raise ValueError(f"{folder}: {copy} and {name} are one parameter, and have different values")
+            left[name] = left.pop(copy)
+    return left
 
 
 def _with_prefix(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:

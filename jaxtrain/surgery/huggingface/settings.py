@@ -1,6 +1,6 @@
 """The settings of a config.json, and checks that each is of its type, is understood, and contradicts no other."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,15 @@ KINDS: dict[str, tuple[Kind, ...]] = {  # of the settings that families read
     "sliding_window_pattern": (SIZE,),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"), (NUMBER,)),
     **dict.fromkeys(("resid_pdrop", "hidden_dropout", "residual_dropout", "query_pre_attn_scalar"), (NUMBER,)),
+    **dict.fromkeys(("hidden_dropout_prob", "norm_eps"), (NUMBER,)),
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier"), (NUMBER,)),
     **dict.fromkeys(("logits_scaling", "logit_scale"), (NUMBER,)),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (NUMBER, NULL)),
     **dict.fromkeys(("attention_bias", "tie_word_embeddings", "use_sliding_window", "scale_attn_weights"), (FLAG,)),
     **dict.fromkeys(("mlp_bias", "use_bias", "use_parallel_residual"), (FLAG,)),
+    **dict.fromkeys(("norm_bias", "decoder_bias", "classifier_bias"), (FLAG,)),
+    "classifier_activation": (TEXT,),
+    **dict.fromkeys(("local_attention", "global_attn_every_n_layers"), (SIZE,)),
     **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function"), (TEXT,)),
     "layer_types": (LIST, NULL),
     "no_rope_layers": (LIST, NULL),
@@ -72,6 +76,10 @@ class Settings:
         """Return a setting unchecked, or None where config.json does not have it."""
         self._understood.add(key)
         return self._given.get(key)
+
+    @property
+    def given_keys(self) -> Collection[str]:
+        return self._given.keys()
 
     def pass_over(self, *keys: str) -> None:
         """Accept any value of settings that a family has and that do not change what the decoder computes."""

@@ -19,8 +19,8 @@ def same_windows(s: Settings, window: int | None) -> Windows:
     return (window,) * s["num_hidden_layers"]
 
 
-def listed_windows(s: Settings, default: Sequence[bool]) -> Windows:
-    """Return the windows by `layer_types`, or without it by the family's rule `default`."""
+def listed_windows(s: Settings, default: Sequence[bool], key: str = "sliding_window") -> Windows:
+    """Return the windows by `layer_types`, or without it by the family's rule `default`. `key` has their length."""
     types = s["layer_types"]
     if types is None:
         types = [SLIDING if slides else FULL for slides in default]
@@ -28,9 +28,9 @@ def listed_windows(s: Settings, default: Sequence[bool]) -> Windows:
         raise ValueError(
             f"layer_types={types!r} must give sliding_attention or full_attention for each of the {len(default)} layers"
         )
-    window = s["sliding_window"]
+    window = s[key]
     if window is None and SLIDING in types:
-        raise ValueError("sliding_window=None is at odds with layers of sliding_attention: say how long it is")
+        raise ValueError(f"{key}=None is at odds with layers of sliding_attention: say how long it is")
     return tuple(window if kind == SLIDING else None for kind in types)
 
 

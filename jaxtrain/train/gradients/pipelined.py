@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model, context_of, of_stack, whole
+from jaxtrain.models.members import Members
 from jaxtrain.nn.heads.head import Head
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
@@ -126,7 +127,7 @@ class _ModelAfterBlocks:
         return self._model.head
 
     @property
-    def teacher(self) -> Decoder | None:
+    def teacher(self) -> Decoder | Members | None:
         return self._model.teacher
 
 

@@ -14,7 +14,7 @@ from jaxtrain.technique import Technique
 def initial_arrays(initial: "Initial", config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
     """Return the arrays of a new run's model, and of its teacher."""
     model = initial(replace(config, teacher=None), mesh, key)
-    return model if config.teacher is None else taught(model, config.teacher.arrays(mesh))
+    return taught(model, config.teacher.arrays(mesh)) if config.teacher and config.teacher.members else model
 
 
 class Initial(Technique):

@@ -1,5 +1,6 @@
 """Gemma, Gemma 2 and the text model of Gemma 3. arXiv:2403.08295, arXiv:2408.00118, arXiv:2503.19786."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,11 +136,9 @@ class Gemma3(LaterGemma):
         norm = OffsetRMSNormConfig(epsilon=float(s["rms_norm_eps"]))
         return replace(super().attention(s, common), qk_norm=PerHead(norm=norm))
 
-    def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        mixers = [attention_of(block) for block in config.pattern]
-        local, whole = ([m for m in mixers if bool(m.mask.span.window) is slides] for slides in (True, False))
+    def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
+        local, whole = ([a for a in attentions if bool(a.mask.span.window) is slides] for slides in (True, False))
         return {
-            **super().write_more(config),
             **write_rope(first_rotary(whole), self.rope_keys),
             **write_rope(first_rotary(local), self.local_rope_keys),
         }

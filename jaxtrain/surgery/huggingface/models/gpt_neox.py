@@ -39,7 +39,7 @@ class GPTNeoX(LlamaLike):
     stack = "gpt_neox.layers."
     last_norm = "gpt_neox.final_layer_norm"
     head = "embed_out.weight"
-    renamed = {"lm_head.weight": "embed_out.weight"}
+    renamed = {r"lm_head\.weight": "embed_out.weight"}
 
     def norm(self, epsilon: float) -> LayerNormConfig:
         return LayerNormConfig(epsilon=epsilon)
