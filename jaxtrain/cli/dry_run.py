@@ -5,6 +5,7 @@ No text is read or tokenised, and nothing is written. Initial weights are those 
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,7 @@ def made_up(config: TrainConfig, span: Span, mesh: Mesh) -> Batch:
     positions, half = np.arange(length, dtype=np.int32), np.int32((length + 1) // 2)
     second = (positions >= half).astype(np.int32)
     given = config.model.teacher.given if config.model.teacher else {}
-    hints = {name: np.zeros((length, *hint.shape), hint.dtype) for name, hint in given.items()}
+    hints: Any = {name: np.zeros((length, *hint.shape), hint.dtype) for name, hint in given.items()}
     rows = []
     for _ in range(phase.batch_size):
         tokens = rng.integers(0, data.tokenizer.vocab_size, length + 1).astype(np.int32)
