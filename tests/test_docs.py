@@ -10,8 +10,8 @@ from documents import ROOT, blocks, commands, files, text
 from tiny_tokenizer import write_tokenizer
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main, parser
+from jaxtrain.record.files import RunFiles
 from jaxtrain.train.folder import RunFolder
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]

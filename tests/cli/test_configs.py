@@ -14,10 +14,10 @@ from tiny_tokenizer import write_tokenizer
 import jaxtrain
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_moved import REMOVED_KEYS
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
 from jaxtrain.nn.remat import NoRemat
+from jaxtrain.record.files import RunFiles
 from jaxtrain.train.folder import RunFolder
 
 FOLDER = Path("configs").resolve()
