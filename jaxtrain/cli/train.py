@@ -243,7 +243,7 @@ def conclude(
     if not steps(folder.checkpoints):
         say(f"no checkpoint was saved, as hooks has no Checkpoint. Next: jaxtrain plot {path}")
         return
-    if all(block.mixer.causal for block in config.model.pattern):
+    if config.model.causal:
         say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
         say(f"      jaxtrain eval {path}{trusted}")
     else:
