@@ -227,6 +227,14 @@ def norm_tensors(name: str, norm: NormConfig, width: int, *path: str) -> list[Te
     return [scale, as_is(f"{name}.bias", (width,), *path, "bias")] if has_bias else [scale]
 
 
+def write_two_ropes(attentions: Sequence[AttentionConfig], full: RopeKeys, sliding: RopeKeys) -> dict[str, Any]:
+    """Return the rotary settings of a family whose layers with a window have other ones."""
+    written: dict[str, Any] = {}
+    for keys, slides in ((full, False), (sliding, True)):
+        written |= write_rope(next((a.rope for a in attentions if bool(a.window) is slides), None), keys)
+    return written
+
+
 def with_scale(attention: AttentionConfig, scale: float) -> AttentionConfig:
     """Return the attention with a scale of its scores, which is None where it is the usual one."""
     return replace(attention, scale=None if scale == attention.head_dim**-0.5 else scale)

@@ -14,8 +14,8 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig
 from jaxtrain.nn.rope import RopeConfig
 from jaxtrain.surgery.huggingface.family import attention_of, head_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale
-from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, with_scale, write_two_ropes
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import (
     FULL,
@@ -136,8 +136,4 @@ class Gemma3(LaterGemma):
         return replace(super().attention(s, common), qk_norm=norm)
 
     def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
-        local, whole = ([a.rope for a in attentions if bool(a.window) is slides] for slides in (True, False))
-        return {
-            **write_rope(next(iter(whole), None), self.rope_keys),
-            **write_rope(next(iter(local), None), self.local_rope_keys),
-        }
+        return write_two_ropes(attentions, self.rope_keys, self.local_rope_keys)

@@ -14,8 +14,8 @@ from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.rope import RopeConfig
 from jaxtrain.surgery.huggingface.family import shortest_pattern
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, torch_linear, torch_linears
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, norm_tensors
-from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, norm_tensors, write_two_ropes
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import FULL, SLIDING, Windows, listed_windows, write_layer_types
 
@@ -65,8 +65,7 @@ class ModernBERT(LlamaLike):
         return of_sliding if window else of_full
 
     def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
-        local, whole = ([a.rope for a in attentions if bool(a.window) is slides] for slides in (True, False))
-        return {**write_rope(next(iter(whole), None), GLOBAL), **write_rope(next(iter(local), None), LOCAL)}
+        return write_two_ropes(attentions, GLOBAL, LOCAL)
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         return replace(common, causal=False)
