@@ -142,14 +142,9 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):
             print(f"{source} has {NO_TOKENIZER}: the run's config.gin takes bytes; set data.tokenizer if not so")
-        print(f'next: jaxtrain generate {target} --prompt "Once"' if causal(model) else f"next: jaxtrain eval {target}")
+        print(f'next: jaxtrain generate {target} --prompt "Once"' if model.causal else f"next: jaxtrain eval {target}")
     else:
         print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
-
-
-def causal(model: DecoderConfig) -> bool:
-    """Tell whether a model predicts the next token. Others fill in masked tokens."""
-    return all(block.mixer.causal for block in model.pattern)
 
 
 def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None) -> str | None:
@@ -161,14 +156,14 @@ def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None)
         _ = tokenizer.beginning, tokenizer.end_of_document_id
     except ValueError as error:
         return str(error).removesuffix(".")
-    if mask is None and not causal(model):
+    if mask is None and not model.causal:
         return "the model fills in masked tokens, and no mask_token of its tokenizer is known"
     return None
 
 
 def configuration(model: DecoderConfig, tokenizer: Tokenizer, mask: int | None) -> TrainConfig:
     """Return the configuration of a run of the model, with placeholders for data and steps."""
-    examples = NextTokens() if mask is None or causal(model) else MaskedTokens(mask=mask)
+    examples = NextTokens() if mask is None or model.causal else MaskedTokens(mask=mask)
     return TrainConfig(
         model=model,
         data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer, examples=examples),

@@ -265,7 +265,7 @@ def conclude(
         say(f"to train longer, with the schedule spread over all steps: {command} {longer_phase(config)}")
         if at_its_rate := another_phase(config, config.phases[-1].steps):
             say(f"or at the learning rate that it ended with: {command} {at_its_rate}")
-    if all(block.mixer.causal for block in config.model.pattern):
+    if config.model.causal:
         asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
         say(f"next: jaxtrain generate {path}{trusted} {asked}")
         say(f"      jaxtrain eval {path}{trusted}")
