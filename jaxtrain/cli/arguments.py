@@ -47,6 +47,15 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
     )
+    help = "build everything and make one step of each phase on made-up tokens; read no text and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=help)
+    _add_set(parser)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    parser.add_argument("--rebuild", action="store_true", help="tokenise all text again, whatever is in the cache")
+    parser.add_argument("--rows", type=int, default=2, help="rows of the first batch to print")
     _add_set(parser)
 
 
@@ -57,10 +66,14 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; give it again for a batch"
-    )
-    parser.add_argument("--tokens", type=int, default=200, help="tokens to write after each prompt")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for a batch")
+    kind.add_argument("--chat", action="store_true", help="answer each line of standard input, as the run's chats do")
+    help = "with --chat: the system message that the chat begins with; none by default"
+    parser.add_argument("--system", metavar="TEXT", help=help)
+    help = "with --chat: a Jinja file to use; by default the run's template"
+    parser.add_argument("--template", metavar="FILE", help=help)
+    parser.add_argument("--tokens", type=int, default=200, help="the most tokens to write after each prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; from all by default")
     parser.add_argument(
@@ -87,6 +100,12 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         "--base", type=Path, metavar="RUN", help="for the import of an adapter: the run that it adapts; none by default"
     )
     parser.add_argument("--weights", metavar="NAME", help=AVERAGE)
+    _add_step(parser)
+    _add_set(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
     _add_set(parser)
 
 
@@ -94,6 +113,16 @@ def _compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=CONFIG)
     parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, h100:2x8 (servers x GPUs), ...")
     parser.add_argument("--rows", type=int, default=12, help="rows of the table of collectives")
+    _add_set(parser)
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    help = "a key and its values, e.g. optimizer.learning_rate.peak=1e-3,3e-3; give it again for another key"
+    parser.add_argument("--grid", action="append", required=True, metavar="KEY=A,B", help=help)
+    help = "the folder of all runs; runs/<name of the file>-sweep by default"
+    parser.add_argument("--folder", metavar="FOLDER", help=help)
+    parser.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
     _add_set(parser)
 
 
@@ -170,6 +199,11 @@ COMMANDS = {
         _train,
         "jaxtrain train configs/quickstart.gin --run runs/mine --set phases.0.steps=200",
     ),
+    "data": Command(
+        "prepare the data of a configuration, and show what a run reads of it",
+        _data,
+        "jaxtrain data configs/quickstart.gin --rows 4",
+    ),
     "eval": Command(
         "evaluate a run's checkpoint on its validation data", _eval, "jaxtrain eval runs/quickstart --batches 10"
     ),
@@ -193,8 +227,20 @@ COMMANDS = {
         _compile,
         "jaxtrain compile configs/llama2_7b.gin --topology v5e:4x4",
     ),
+    "sweep": Command(
+        "train a configuration once for every combination of some keys' values, and compare the results",
+        _sweep,
+        "jaxtrain sweep configs/quickstart.gin --grid optimizer.learning_rate.peak=1e-3,3e-3 --grid seed=0,1",
+    ),
+    "model": Command(
+        "describe a configuration's model: layers, shapes, parameters, FLOPs, memory of the state",
+        _model,
+        "jaxtrain model configs/quickstart.gin --set model.repeats=8",
+    ),
     "plot": Command(
-        "draw loss, learning rate and throughput of runs", _plot, "jaxtrain plot runs/quickstart --out loss.png"
+        "draw loss, learning rate, gradient norm and throughput of runs",
+        _plot,
+        "jaxtrain plot runs/quickstart --out loss.png",
     ),
     "schedule": Command("schedule show, schedule compare: look at pipeline schedules", _schedule),
     "tokenizer": Command("tokenizer train: make a tokenizer from text files", _tokenizer),
@@ -217,7 +263,17 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--weights", metavar="NAME", help=AVERAGE)
+    _add_step(parser)
     _add_set(parser)
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    """Add `--step` and `--best`, which choose a checkpoint."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="of a run, the checkpoint of this step; the latest by default")
+    which.add_argument(
+        "--best", action="store_true", help="of a run, the checkpoint with the lowest validation loss at its step"
+    )
 
 
 def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:

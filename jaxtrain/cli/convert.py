@@ -23,12 +23,12 @@ from typing import Any, TypeGuard
 
 import jax
 
+from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
-from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, settings, tokenizer_of
+from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
-from jaxtrain.cli.kept_files import RunFiles
+from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
@@ -36,10 +36,11 @@ from jaxtrain.data.examples import MaskedTokens, NextTokens
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.record.files import RunFiles
+from jaxtrain.record.text import render
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import export_folder, open_folder
-from jaxtrain.surgery.huggingface.files import own_file
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.linears import converted, has_plain_linears, plain
@@ -50,21 +51,8 @@ from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
-from jaxtrain.train.trained import trained_model
+from jaxtrain.train.trained import chosen_step, trained_model
 
-IMPORTED = "huggingface"  # in the run folder
-TEMPLATES = "additional_chat_templates"  # a folder
-TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
 
@@ -85,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / ADAPTER).exists():
             raise ValueError(f"{source} is an adapter of peft: add --adapter --base RUN, the run of its model")
         elif (source / "config.json").exists():
-            if arguments.family or arguments.dtype or arguments.weights:
-                raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
+            check_no_export_options(arguments, "--family", "--dtype", "--weights", "--step", "--best")
             import_run(source, target, arguments.set, arguments.import_from)
         else:
             raise ValueError(
@@ -99,14 +86,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_no_export_options(arguments: argparse.Namespace, *flags: str) -> None:
+    """Raise ValueError where an import was given a flag that only an export takes."""
+    for flag in flags:
+        if getattr(arguments, flag.removeprefix("--")) not in (None, False):
+            raise ValueError(f"{flag} is for export: leave it out when importing")
+
+
 def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     """Convert adapters alone, in the direction that SOURCE determines."""
     folder = RunFolder(source)
     if (source / ADAPTER).exists():
         if arguments.base is None:
             raise ValueError(f"{source} is an adapter: name the run of the model that it adapts, --base RUN")
-        if arguments.dtype or arguments.weights or arguments.set:
-            raise ValueError("--dtype, --weights and --set have no meaning for an adapter: leave them out")
+        check_no_export_options(arguments, "--dtype", "--weights", "--step", "--best")
+        if arguments.set:
+            raise ValueError("--set has no meaning for an adapter: leave it out")
         trusted = {"family": arguments.family, "import_from": arguments.import_from}
         import_run_adapter(source, arguments.base, target, **trusted)
     elif folder.config.exists():
@@ -114,7 +109,8 @@ def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -
             if getattr(arguments, name):
                 raise ValueError(f"--{name} has no meaning for the export of an adapter: leave it out")
         config = load(folder.config, arguments.set, import_from=arguments.import_from).config
-        export_run_adapter(folder, target, config, family=arguments.family, weights=arguments.weights)
+        which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+        export_run_adapter(folder, target, config, family=arguments.family, **which)
     else:
         raise ValueError(f"{source} is neither a run (config.gin, checkpoints/) nor an adapter ({ADAPTER})")
 
@@ -193,7 +189,11 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
     token_ids, generation = special_tokens(tokenizer, imported)
-    with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
+    chat = run_chats(config, tokenizer) if config and tokenizer else None
+    if chat and tokenizer:
+        generation = generation | {"eos_token_id": sorted(stop_tokens(chat, tokenizer))}
+    which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+    with weights_of(folder, model, config, **which) as (step, params), whole_folder(target) as path:
         export_folder(
             plain(model),
             params,
@@ -204,6 +204,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             generation=generation,
         )
         add_tokenizer(path, tokenizer, imported)
+        if chat:
+            write_template(chat, path)
     print(f"{plain(model).parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
     if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
@@ -229,12 +231,12 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, imported: Path) -> 
         copy_tokenizer_files(imported, target)
     if has_file(tokenizer):
         shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
-    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / TOKENIZER_CONFIG).exists():
         # Without this file transformers uses the family's usual tokenizer class, with its special tokens.
         content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
         if tokenizer.beginning and (token := tokenizer.token(tokenizer.beginning[0])) is not None:
             content["bos_token"] = token
-        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (target / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def has_file(tokenizer: Tokenizer | None) -> TypeGuard[FileTokenizer]:
@@ -252,31 +254,37 @@ def is_imported(tokenizer: Tokenizer | None, imported: Path) -> bool:
 
 @contextlib.contextmanager
 def weights_of(
-    folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
+    folder: RunFolder,
+    model: DecoderConfig,
+    config: TrainConfig | None,
+    *,
+    weights: str | None,
+    step: int | None,
+    best: bool,
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Yield the step and the parameters of the latest valid checkpoint.
+    """Yield the step and the parameters of the latest valid checkpoint, of `step`, or of the best.
 
     Parameters are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
-        step, trained = trained_model(
+        at, trained = trained_model(
             folder,
             model=model,
             optimizer=config.optimizer,
             hooks=config.hooks,
             mesh=mesh_at_hand(config.mesh, model),
             weights=weights,
+            step=step,
+            best=best,
         )
-        yield step, _with_plain_linears(model, trained).params
+        yield at, _with_plain_linears(model, trained).params
         return
-    latest = Checkpoints(folder.checkpoints).latest_valid()
-    if latest is None:
-        raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    path = folder.checkpoints / str(latest)
+    at = chosen_step(Checkpoints(folder.checkpoints), folder, config.hooks if config else (), step=step, best=best)
+    path = folder.checkpoints / str(at)
     with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
-        yield latest, params
+        yield at, params
 
 
 def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
@@ -285,16 +293,3 @@ def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
         return model
     start = initial_model(plain(config), jax.random.key(0))
     return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)
-
-
-# -- both ways --------------------------------------------------------------------------------------------------
-
-
-def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
-    """Copy a Hugging Face folder's tokenizer files, and the files `others`, as far as it has them."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
-    target.mkdir(exist_ok=True)
-    for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
-        if file := own_file(source, name):
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(file, target / name)

@@ -1,12 +1,14 @@
-"""`jaxtrain generate RUN --prompt TEXT ...`: continue prompts with a run's latest checkpoint."""
+"""`jaxtrain generate RUN --prompt TEXT ...`: continue prompts with a run's latest checkpoint, or talk (--chat)."""
 
 import argparse
+import sys
 
 import jax
 
-from jaxtrain.cli.finished import open_run
-from jaxtrain.models.decoder import abstract_model
-from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.cli.chat import lines_of, talk
+from jaxtrain.cli.chat_template import template_of
+from jaxtrain.cli.finished import FinishedRun, open_run
+from jaxtrain.models.generate import Sampling
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,23 +16,39 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--tokens={arguments.tokens}: must be at least 1")
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed={arguments.seed}: must be from 0 to 2^63 - 1")
+    if not arguments.chat and (arguments.system or arguments.template):
+        raise ValueError("--system and --template are for --chat: add it, or leave them out")
     sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     finished = open_run(arguments)
-    tokenizer = (finished.config.phases[-1].data or finished.config.data).tokenizer
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
-    graph = abstract_model(finished.config.model).graph
-    with jax.set_mesh(finished.mesh):
-        written = generate(
-            graph,
-            finished.model,
-            prompts,
-            tokens=arguments.tokens,
-            sampling=sampling,
-            key=jax.random.key(arguments.seed),
-            stop_token=tokenizer.end_of_document_id,
-        )
-    for number, (prompt, new) in enumerate(zip(prompts, written, strict=True)):
+    if arguments.chat:
+        return chat(finished, arguments, sampling)
+    written = finished.continuations(
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for number, text in enumerate(written):
         if number:
             print("-" * 40)
-        print(tokenizer.decode(prompt + new))
+        print(text)
+    return 0
+
+
+def chat(finished: FinishedRun, arguments: argparse.Namespace, sampling: Sampling) -> int:
+    if jax.process_count() > 1:
+        raise NotImplementedError("--chat reads standard input, which one process has: run it without the others")
+    template = template_of(finished.config, finished.folder, arguments.template)
+    with jax.set_mesh(finished.mesh):
+        talk(
+            finished,
+            template,
+            lines_of(sys.stdin),
+            system=arguments.system,
+            tokens=arguments.tokens,
+            sampling=sampling,
+            seed=arguments.seed,
+        )
     return 0
