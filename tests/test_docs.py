@@ -53,7 +53,8 @@ def test_every_command_of_a_page_can_be_typed(page, quickstart, monkeypatch):
     for words in commands(text(page)):
         arguments = parsed(words)
         file = arguments.get("config") or arguments.get("file") or ""
-        if file.startswith("configs/") or file == "runs/quickstart":
+        runs = re.findall(r"runs/\w+", " ".join([file, *arguments.get("set", ())]))
+        if runs + re.findall("^configs/", file) and all(Path(run).exists() for run in runs):
             load(file, arguments["set"])
 
 
