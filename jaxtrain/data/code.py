@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 
 
 @functools.cache  # as it is before anything has run: a module may keep what it has computed in its variables
@@ -29,6 +29,7 @@ def code_of(cls: type) -> str:
         for function in functions:
             for key in _names(function.__code__) & function.__globals__.keys():
                 value = function.__globals__[key]
+                value = inspect.unwrap(value) if callable(value) else value  # from a cache, say
                 if isinstance(value, type | FunctionType):
                     waiting += [value] if value.__module__ == cls.__module__ else []
                 else:
@@ -53,8 +54,7 @@ def _function_text(function: FunctionType) -> str:
     code = function.__code__
     if function.__doc__ and code.co_consts[0] == function.__doc__:
         code = code.replace(co_consts=(None, *code.co_consts[1:]))
-    closure = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
-    return _text((code, function.__defaults__, function.__kwdefaults__, closure))
+    return _text((code, function.__defaults__, function.__kwdefaults__, function.__closure__))
 
 
 def _names(code: CodeType) -> set[str]:
@@ -73,6 +73,11 @@ def _text(value: object) -> str:
             return repr(value)
         case tuple() | list():
             return f"[{', '.join(map(_text, value))}]"
+        case CellType():
+            try:
+                return _text(value.cell_contents)
+            except ValueError:  # it is empty
+                return ""
         case set() | frozenset():
             return f"{{{', '.join(sorted(map(_text, value)))}}}"
         case dict():

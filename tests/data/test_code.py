@@ -11,6 +11,7 @@ from jaxtrain.data.code import code_of
 from jaxtrain.data.store import open_store
 
 MODULE = '''
+import functools
 import re
 from dataclasses import dataclass
 from jaxtrain.data import Document, Source
@@ -23,6 +24,7 @@ def cleaned(text, lower=True):
     """Return the text."""
     return PATTERN.sub("", inner(text.lower() if lower else text))
 
+@functools.cache
 def inner(text):
     return text.translate(str.maketrans(TABLE))
 
