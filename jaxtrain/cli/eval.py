@@ -1,9 +1,10 @@
-"""`jaxtrain eval RUN`: the validation loss of a run's latest checkpoint."""
+"""`jaxtrain eval RUN`: the validation loss of a run's latest checkpoint, or tasks of lm-eval (eval_tasks.py)."""
 
 import argparse
 
 import jax
 
+from jaxtrain.cli.eval_tasks import check_task_arguments, run_tasks
 from jaxtrain.cli.finished import open_run
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.train.evaluation import evaluate, perplexity, validation_rows
@@ -14,6 +15,9 @@ from jaxtrain.train.step import make_evaluation_step
 def run(arguments: argparse.Namespace) -> int:
     if arguments.batches is not None and arguments.batches < 1:
         raise ValueError(f"--batches={arguments.batches}: must be at least 1")
+    check_task_arguments(arguments)
+    if arguments.tasks is not None:
+        return run_tasks(arguments)
     finished = open_run(arguments)
     config, phase = finished.config, finished.config.phases[-1]
     check_evaluation(config.model, phase, jax.devices())
