@@ -3,9 +3,8 @@
 import runpy
 from pathlib import Path
 
-from jaxtrain.record.files import RunFiles
-
 from jaxtrain.cli.config_file import load
+from jaxtrain.record.files import RunFiles
 from jaxtrain.train.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]

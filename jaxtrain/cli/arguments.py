@@ -62,6 +62,17 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
+    tasks = parser.add_argument_group("tasks of lm-eval, with the extra `eval`")
+    help = "tasks to evaluate in place of the validation loss; none by default"
+    tasks.add_argument("--tasks", metavar="NAME,...", help=help)
+    help = "also read the task files (.yaml) of this folder, and run the Python code that they name; may be repeated"
+    tasks.add_argument("--task-folder", action="append", default=[], metavar="FOLDER", help=help)
+    help = "solved examples before each question; by default as many as the task says"
+    tasks.add_argument("--shots", type=int, metavar="N", help=help)
+    help = "the first questions of each task alone, to try it; all by default"
+    tasks.add_argument("--limit", type=int, metavar="N", help=help)
+    tasks.add_argument("--download", action="store_true", help="fetch data sets that are not on this machine")
+    tasks.add_argument("--out", metavar="FILE", help="write all results there, as JSON; not by default")
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
