@@ -17,10 +17,13 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
+from jaxtrain.record.run import recorded
 from jaxtrain.sharding import RULES, shardings, undivided
+from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, label, validation_names
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.hooks import Hook
+from jaxtrain.train.hooks.base import AVERAGING
 from jaxtrain.train.initial import Initial, Random
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
@@ -55,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     max_skipped_steps: int = 10
     writers: tuple[Writer, ...] = (TensorBoard(),)
+    validation: tuple[ValidationSet, ...] = ()
 
     def __post_init__(self):
         check_integers(self)
@@ -98,9 +102,28 @@ class TrainConfig:
             (phase.data or self.data).examples.check(self.model)
         self.objective.check(self.model)
         self._check_learning_rates()
+        self._check_judges()
         for index, hook in enumerate(self.hooks):
             for data_config in self.datasets:
                 hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
+
+    def _check_judges(self) -> None:
+        """Raise ValueError for a hook that goes by a number which no hook measures. A best checkpoint is not a must."""
+        averages = [hook.name for hook in self.hooks if hook.order == AVERAGING]
+        names = validation_names([phase.data or self.data for phase in self.phases], self.validation)
+        measured = [name for hook in self.hooks for name in hook.measures(averages, names)]
+        numbers = measured or [label(VALIDATION_LOSS, name) for name in names]
+        if twice := [name for name in numbers if numbers.count(name) > 1]:
+            raise ValueError(
+                f"validation: two numbers are called {twice[0]!r}; give each set and each source of a mixture a name "
+                "of its own, and none that of an average"
+            )
+        for index, hook in enumerate(self.hooks):
+            by = hook.judges_by
+            if by in measured or by is None or (hook.saving and by == VALIDATION_LOSS and not measured):
+                continue
+            known = f"those that are measured are {', '.join(measured)}" if measured else "add the hook Evaluate"
+            raise ValueError(f"hooks[{index}] ({hook.name}) goes by {by!r}, which no hook measures: {known}")
 
     def _check_learning_rates(self) -> None:
         """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""
@@ -213,6 +236,9 @@ class TrainConfig:
 
         `lock` is the lock of the folder, if the caller already holds it.
         """
+        if jax.process_index() == 0:  # the one that opens them
+            for writer in self.writers:
+                writer.check()
         used = jax.devices() if devices is None else devices
         self.check_memory(room_of(used))
         try:
@@ -231,12 +257,20 @@ class TrainConfig:
             seed=self.seed,
             max_skipped_steps=self.max_skipped_steps,
             writers=self.writers,
+            validation=self.validation,
             folder=RunFolder(Path(folder)),
             lock=lock or RunLock(Path(folder)),
             devices=devices,
             profile_steps=profile_steps,
         )
 
-    def train(self, folder: str | Path) -> Result:
-        """Train, or resume, in a run folder."""
-        return self.trainer(folder).train()
+    def train(self, folder: str | Path, *, devices: list[jax.Device] | None = None) -> Result:
+        """Train, or resume, in a run folder, and write its config.gin. Raises what `Trainer.train` raises."""
+        trainer = self.trainer(folder, devices=devices)
+        with trainer.lock:
+            trainer.check_hints()
+            start = trainer.find_start()
+            config = recorded(self, trainer.folder)
+            if config is not self:
+                trainer = config.trainer(folder, devices=devices, lock=trainer.lock)
+            return trainer.train_from(start)

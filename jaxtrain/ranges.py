@@ -1,5 +1,9 @@
-"""Checks of the numbers of a configuration. One out of range would end the run at a later step, or train nothing."""
+"""Checks of the numbers of a configuration. One out of range would end the run at a later step, or train nothing.
 
+And of its names, which are parts of the names of metrics.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -52,6 +56,12 @@ def check_not_negative(config: Any, *names: str) -> None:
 def check_share(config: Any, *names: str) -> None:
     """Raise ValueError where one of the fields is not a number from 0 to 1."""
     _check(config, names, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise ValueError where a name is not of letters, digits, _ and -."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"{where}={name!r}: use letters, digits, _ and - alone")
 
 
 def _is_positive(value: float) -> bool:

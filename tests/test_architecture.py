@@ -18,8 +18,10 @@ LEVELS = (  # a unit imports from the levels before its own
     {"objectives", "optim", "data", "parallel", "pipeline"},
     {"surgery", "planning"},
     {"train"},
+    {"record"},
     {"config"},
     {"cli"},
+    {"runs"},
 )
 MAY_USE_KERNELS = {"jaxtrain_kernels", "nn", "optim"}
 KERNELS_MAY_IMPORT = {"jax", "jaxlib", "numpy", "jaxtyping", "jaxtrain_kernels", *sys.stdlib_module_names}

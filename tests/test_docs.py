@@ -10,8 +10,8 @@ from documents import ROOT, blocks, commands, files, text
 from tiny_tokenizer import write_tokenizer
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main, parser
+from jaxtrain.record.files import RunFiles
 from jaxtrain.train.folder import RunFolder
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -53,7 +53,8 @@ def test_every_command_of_a_page_can_be_typed(page, quickstart, monkeypatch):
     for words in commands(text(page)):
         arguments = parsed(words)
         file = arguments.get("config") or arguments.get("file") or ""
-        if file.startswith("configs/") or file == "runs/quickstart":
+        runs = re.findall(r"runs/\w+", " ".join([file, *arguments.get("set", ())]))
+        if runs + re.findall("^configs/", file) and all(Path(run).exists() for run in runs):
             load(file, arguments["set"])
 
 

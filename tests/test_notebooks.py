@@ -110,9 +110,16 @@ def test_notebooks_install_their_checkout_or_ask_for_one(notebook, tmp_path, mon
         exec(source, {})
 
 
-def test_notebooks_need_no_gin(executed, schedules):
-    for notebook in (executed[0], schedules):
-        assert printed(notebook.cells[-1]) == "False\n"
+def test_training_from_python_needs_no_gin(schedules):
+    assert printed(schedules.cells[-1]) == "False\n"
+
+
+def test_the_run_of_a_notebook_is_one_for_the_commands(executed):
+    notebook, folder = executed
+    [evaluated] = [cell for cell in notebook.cells if "run.evaluate" in cell.source]
+    assert printed(evaluated).startswith("step 3: validation loss ")
+    exec("\n".join(tagged(notebook, tag).source for tag in ("parameters", "configuration")), names := {})
+    assert load(folder / "run").config == names["config"]
 
 
 def test_schedules_are_drawn_compared_and_checked(schedules):

@@ -47,6 +47,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into the folder's profile/"
     )
+    help = "build everything and make one step of each phase on made-up tokens; read no text and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=help)
     _add_set(parser)
 
 
@@ -60,6 +62,17 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
+    tasks = parser.add_argument_group("tasks of lm-eval, with the extra `eval`")
+    help = "tasks to evaluate in place of the validation loss; none by default"
+    tasks.add_argument("--tasks", metavar="NAME,...", help=help)
+    help = "also read the task files (.yaml) of this folder, and run the Python code that they name; may be repeated"
+    tasks.add_argument("--task-folder", action="append", default=[], metavar="FOLDER", help=help)
+    help = "solved examples before each question; by default as many as the task says"
+    tasks.add_argument("--shots", type=int, metavar="N", help=help)
+    help = "the first questions of each task alone, to try it; all by default"
+    tasks.add_argument("--limit", type=int, metavar="N", help=help)
+    tasks.add_argument("--download", action="store_true", help="fetch data sets that are not on this machine")
+    tasks.add_argument("--out", metavar="FILE", help="write all results there, as JSON; not by default")
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +111,12 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         "--base", type=Path, metavar="RUN", help="for the import of an adapter: the run that it adapts; none by default"
     )
     parser.add_argument("--weights", metavar="NAME", help=AVERAGE)
+    _add_step(parser)
+    _add_set(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
     _add_set(parser)
 
 
@@ -224,8 +243,15 @@ COMMANDS = {
         _sweep,
         "jaxtrain sweep configs/quickstart.gin --grid optimizer.learning_rate.peak=1e-3,3e-3 --grid seed=0,1",
     ),
+    "model": Command(
+        "describe a configuration's model: layers, shapes, parameters, FLOPs, memory of the state",
+        _model,
+        "jaxtrain model configs/quickstart.gin --set model.repeats=8",
+    ),
     "plot": Command(
-        "draw loss, learning rate and throughput of runs", _plot, "jaxtrain plot runs/quickstart --out loss.png"
+        "draw loss, learning rate, gradient norm and throughput of runs",
+        _plot,
+        "jaxtrain plot runs/quickstart --out loss.png",
     ),
     "schedule": Command("schedule show, schedule compare: look at pipeline schedules", _schedule),
     "tokenizer": Command("tokenizer train: make a tokenizer from text files", _tokenizer),
@@ -248,7 +274,17 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--weights", metavar="NAME", help=AVERAGE)
+    _add_step(parser)
     _add_set(parser)
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    """Add `--step` and `--best`, which choose a checkpoint."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="of a run, the checkpoint of this step; the latest by default")
+    which.add_argument(
+        "--best", action="store_true", help="of a run, the checkpoint with the lowest validation loss at its step"
+    )
 
 
 def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_options import describe_options
 from jaxtrain.cli.config_text import show
-from jaxtrain.cli.kept_files import RunFiles, differences
+from jaxtrain.record.files import RunFiles, differences
 
 
 def run(arguments: argparse.Namespace) -> int:

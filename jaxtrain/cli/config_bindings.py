@@ -15,7 +15,6 @@ from jaxtrain.cli.config_tree import (
     Node,
     Slot,
     Tree,
-    config_fields,
     field_name,
     has_moved,
     is_neutral,
@@ -23,7 +22,7 @@ from jaxtrain.cli.config_tree import (
     sequence,
     tree_of,
 )
-from jaxtrain.cli.config_types import label
+from jaxtrain.record.walk import config_fields, label
 
 
 class Location(NamedTuple):

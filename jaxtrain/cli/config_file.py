@@ -34,15 +34,16 @@ from gin import config_parser as gin
 import jaxtrain
 from jaxtrain.cli.config_bindings import Bindings, Bound, Key, Location, scoped
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_literal import bounded, check_number, check_text, parsing, shorten, tokens
+from jaxtrain.cli.config_literal import bounded, check_text, parsing, tokens
 from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
-from jaxtrain.cli.config_runs import attach_models
+from jaxtrain.cli.config_runs import attach_models, attach_own_model
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.neighbours import folders_beside
+from jaxtrain.record.literal import check_number, shorten
 
 if TYPE_CHECKING:
     from jaxtrain.config import TrainConfig
@@ -100,9 +101,16 @@ def load(
     else:
         imports = Imports(import_from)
         tree = _gin_tree(path, root, imports)
+
+    def read(file: Path) -> Node:
+        return _gin_tree(file, None, imports)
+
     for override in overrides:
+        if override.lstrip().startswith("model."):
+            attach_own_model(tree, read)
         apply_override(tree, override, imports)
-    attach_models(tree, lambda file: _gin_tree(file, None, imports))
+    attach_models(tree, read)
+    attach_own_model(tree, read)
     check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)

@@ -7,13 +7,12 @@ for a text that is nested deeply, or holds a zero byte or half of a surrogate pa
 import ast
 import contextlib
 import io
-import math
-import sys
 import tokenize
 import warnings
 from collections.abc import Iterator
 
-_SHOWN = 60  # most characters of a text in an error
+from jaxtrain.record.literal import check_number
+
 _DEEPEST = 100  # most levels of nesting in an expression
 
 
@@ -94,26 +93,8 @@ def tokens(text: str) -> Iterator[tokenize.TokenInfo]:
         yield from tokenize.generate_tokens(io.StringIO(text).readline)
 
 
-def check_number(written: str) -> None:
-    """Raise ValueError unless a number without its sign is 0 or in the range of normal floats."""
-    digits = written.lower().replace("_", "").removesuffix("j")
-    if digits[:2] in ("0x", "0o", "0b"):
-        holds = int(digits, 0) < 2**1023
-    else:
-        is_zero = not digits.partition("e")[0].strip("0.")
-        holds = is_zero or sys.float_info.min <= float(digits) < math.inf
-    if not holds:
-        raise ValueError(f"no float holds {shorten(written)}: write 0, or a number between 2.3e-308 and 1.7e308")
-
-
 def number(text: str) -> float:
     """Return the number in an argument. Raises ValueError for one that is not finite or that a float rounds to 0."""
     value = float(text)
     check_number(text.strip().lstrip("+-"))
     return value
-
-
-def shorten(text: str) -> str:
-    """Return the text with halves of surrogate pairs escaped, or only its beginning where it is long."""
-    text = text.encode(errors="backslashreplace").decode()
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"

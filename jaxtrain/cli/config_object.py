@@ -17,7 +17,8 @@ from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_literal import check_text, expression, parsing
 from jaxtrain.cli.config_target import check_fits, find_target
 from jaxtrain.cli.config_tree import Leaf, Slot, Tree, field_name, new_node, sequence, tree_of
-from jaxtrain.cli.config_types import classes_in, fits, label
+from jaxtrain.cli.config_types import classes_in, fits
+from jaxtrain.record.walk import label
 
 
 class Reader(NamedTuple):

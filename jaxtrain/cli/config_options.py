@@ -10,8 +10,8 @@ from dataclasses import MISSING, Field, is_dataclass
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_names import either, spelled_like, synonyms
-from jaxtrain.cli.config_tree import config_fields, join
-from jaxtrain.cli.config_types import classes_in, describe, describe_hint, label, subclasses
+from jaxtrain.cli.config_types import classes_in, describe_hint, subclasses
+from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import Technique
 
 

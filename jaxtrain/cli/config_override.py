@@ -1,6 +1,7 @@
 """`--set path=value`: changes to the tree of a configuration, by path.
 
     model.d_model=512    phases[0].steps=100    optimizer=@Lion()    optimizer=@jaxtrain.optim.lion.Lion(b1=0.95)
+    phases[1]='@Phase(steps=100, ...)'    (another entry, where there was one)
 
 A value is written as config_object.py reads it.
 """
@@ -8,11 +9,12 @@ A value is written as config_object.py reads it.
 from typing import get_type_hints
 
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_object import Reader
 from jaxtrain.cli.config_place import ORIGIN, Place, find_place
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Slot, Tree, config_fields, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Slot, Tree
 from jaxtrain.cli.config_types import classes_in, describe_hint, fits
+from jaxtrain.record.literal import shorten
+from jaxtrain.record.walk import config_fields, join
 
 
 def apply_override(root: Node, override: str, imports: Imports) -> None:

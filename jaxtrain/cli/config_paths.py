@@ -1,21 +1,20 @@
 """The files that a configuration names: the fields annotated `FilePath` or `Glob` (jaxtrain/paths.py), at any depth.
 
 In the config.gin of a run a path may begin with `{run}/`, which stands for the folder of the config.gin. The run's own
-copies of files are named in this way. The name of a copy begins with a digest of its content (kept_files.py).
+copies of files are named in this way. The name of a copy begins with a digest of its content (record/files.py).
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAliasType, get_args, get_type_hints
 
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, join
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree
 from jaxtrain.paths import FilePath
+from jaxtrain.record.files import DIGITS, HERE, digest
+from jaxtrain.record.walk import join
 from jaxtrain.train.folder import FILES
 
-HERE = "{run}/"
-DIGITS = 16  # of the digest, in the name of a copy
 _COPY = re.compile(rf"[0-9a-f]{{{DIGITS}}}-.+", re.DOTALL)
 
 
@@ -61,7 +60,3 @@ def check_copies(tree: Tree) -> None:
             reason = f"cannot be read ({error.strerror})"
         if reason:
             raise ValueError(f"{leaf.origin}: {at}: {path} {reason}; put it back, or name one, --set {at}=FILE")
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:DIGITS]

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_names import either, meant, spelled_like, synonyms
-from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, config_fields, field_name, has_moved, join
-from jaxtrain.cli.config_types import item_hint, label
+from jaxtrain.cli.config_tree import Items, Leaf, Node, Tree, field_name, has_moved
+from jaxtrain.cli.config_types import item_hint
+from jaxtrain.record.literal import shorten
+from jaxtrain.record.walk import config_fields, join, label
 
 ORIGIN = "--set"
 
@@ -23,17 +24,17 @@ class Place(NamedTuple):
 
     @property
     def now(self) -> Tree | None:
-        """What is there; None for a required key that has no value yet."""
+        """What is there; None for a required key that has no value yet, and behind the last entry of a tuple."""
         if isinstance(self.parent, Node):
             return self.parent.children.get(str(self.key))
-        return self.parent.children[int(self.key)]
+        return self.parent.children[int(self.key)] if int(self.key) < len(self.parent.children) else None
 
     def put(self, tree: Tree) -> None:
-        """Put a tree there."""
+        """Put a tree there. Behind the last entry of a tuple it becomes another entry."""
         if isinstance(self.parent, Node):
             self.parent.children[str(self.key)] = tree
         else:
-            self.parent.children[int(self.key)] = tree
+            self.parent.children[int(self.key) :] = [tree, *self.parent.children[int(self.key) + 1 :]]
 
 
 def find_place(root: Node, path: str) -> Place:
@@ -46,10 +47,10 @@ def find_place(root: Node, path: str) -> Place:
     keys = re.sub(r"\[([0-9]+)\]", r".\1", path).split(".")
     try:
         place = _below(root, root, root.cls, "", keys[0])
-        for key in keys[1:]:
+        for position, key in enumerate(keys[1:], 2):
             if (tree := place.now) is None:
                 raise ValueError(f"{place.at} is not set yet; set it first, {ORIGIN} {place.at}='@...()'")
-            place = _below(root, tree, place.hint, place.at, key)
+            place = _below(root, tree, place.hint, place.at, key, may_be_new=position == len(keys))
     except ValueError as error:
         raise ValueError(_named_by_class(root, keys) or str(error)) from error
     return place
@@ -88,15 +89,18 @@ def nodes(tree: Tree, at: str) -> Iterator[tuple[str, Node]]:
         yield from nodes(child, join(at, key))
 
 
-def _below(root: Node, parent: Tree, hint: object, at: str, key: str) -> Place:
-    """Return the place of a child, from the annotation and the path of its parent."""
+def _below(root: Node, parent: Tree, hint: object, at: str, key: str, *, may_be_new: bool = False) -> Place:
+    """Return the place of a child, from the annotation and the path of its parent.
+
+    With `may_be_new` it may be the place behind the last entry of a tuple.
+    """
     match parent:
         case Node():
             if elsewhere := _elsewhere(root, parent.cls, at, key):
                 raise ValueError(f"{label(parent.cls)} has no key {shorten(key)!r}{either(elsewhere)}")
             key = field_name(parent.cls, key)
             return Place(parent, key, get_type_hints(parent.cls)[key], join(at, key))
-        case Items() if _is_index(key) and int(key) < len(parent.children):
+        case Items() if _is_index(key) and int(key) < len(parent.children) + may_be_new:
             return Place(parent, int(key), item_hint(hint), join(at, int(key)))
         case Items():
             raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {len(parent.children)}, counted from 0")

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_tree import Node, node_of
-from jaxtrain.cli.config_types import label
+from jaxtrain.record.walk import label
 
 
 def python_tree(path: Path, root: type, imports: Imports) -> Node:

@@ -12,7 +12,7 @@ from jaxtrain.cli import config_moved
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_target import checked_target
-from jaxtrain.cli.config_types import label
+from jaxtrain.record.walk import label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,8 @@ from typing import Never, get_type_hints
 from jaxtrain.cli.config_imports import Imports, NoModuleError
 from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_tree import Slot
-from jaxtrain.cli.config_types import describe_hint, label, takes
+from jaxtrain.cli.config_types import describe_hint, takes
+from jaxtrain.record.walk import label
 
 
 def made_by(target: object) -> type | None:

@@ -4,13 +4,13 @@ A file fills the tree, `--set` changes it, and `build` then calls every dataclas
 overrides that are valid only together are checked together. A required field may come from the file or from `--set`.
 """
 
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_names import few, nearest
-from jaxtrain.cli.config_types import convert, describe, describe_hint, item_hint, label
+from jaxtrain.cli.config_types import convert, describe_hint, item_hint
+from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import lacking
 
 DEFAULT = "default"
@@ -57,10 +57,6 @@ class Slot(NamedTuple):
         return Slot(join(self.path, index), item_hint(self.hint))
 
 
-def config_fields(cls: type) -> dict[str, Field]:
-    return {field.name: field for field in fields(cls) if field.init}
-
-
 def field_name(cls: type, name: str) -> str:
     """Return the present name of a field. Raises ValueError, with the nearest name, where `cls` has no such field."""
     name = RENAMED_KEYS.get(f"{label(cls)}.{name}", name)
@@ -84,13 +80,6 @@ def is_neutral(cls: type, name: str, value: object) -> bool:
     """Tell whether `cls` has no field `name` any more, and the value is the one that changed nothing."""
     removed = REMOVED_KEYS.get(f"{label(cls)}.{name}")
     return removed is not None and removed.neutral == value
-
-
-def join(path: str, key: str | int) -> str:
-    """Return the path of a child: `phases[0]` for an index, `model.d_model` for a name."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    return f"{path}.{key}" if path else key
 
 
 def new_node(cls: type, given: dict[str, Tree], origin: str) -> Node:
@@ -178,19 +167,3 @@ def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, n
 
 def _at(origin: str) -> str:
     return "" if origin == DEFAULT else f"{origin}: "
-
-
-def entries(config: object, path: str = "") -> Iterable[tuple[str, object]]:
-    """Yield (path, class) for every dataclass and (path, value) for every leaf of a built configuration.
-
-    The order is that of the fields.
-    """
-    if is_dataclass(config):
-        yield path, type(config)
-        for name in config_fields(type(config)):
-            yield from entries(getattr(config, name), join(path, name))
-    elif isinstance(config, tuple) and any(is_dataclass(item) for item in config):
-        for i, item in enumerate(config):
-            yield from entries(item, join(path, i))
-    else:
-        yield path, config

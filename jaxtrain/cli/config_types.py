@@ -7,7 +7,6 @@ classes (nested dataclasses, their bases, Protocols). No value fits any other an
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Never, TypeAliasType, Union, get_args, get_origin
@@ -112,20 +111,6 @@ def classes_in(hint: object) -> list[type]:
     if arguments := get_args(hint):
         return [cls for argument in arguments for cls in classes_in(argument)]
     return [hint] if isinstance(hint, type) and hint not in (*PLAIN, tuple, object) else []
-
-
-def label(target: Callable) -> str:
-    """Return the name of a class or preset in configurations: the last part of its module, and its own name."""
-    return f"{target.__module__.rpartition('.')[2]}.{target.__qualname__}"
-
-
-def describe(value: object) -> str:
-    """Return a value as configurations write it."""
-    if is_dataclass(value):
-        return f"@{label(value if isinstance(value, type) else type(value))}()"
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
-    return repr(value)
 
 
 def describe_hint(hint: object) -> str:

@@ -25,12 +25,10 @@ import jax
 
 from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_text import render
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
 from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
@@ -38,6 +36,8 @@ from jaxtrain.data.examples import MaskedTokens, NextTokens
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.record.files import RunFiles
+from jaxtrain.record.text import render
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import export_folder, open_folder
@@ -51,7 +51,7 @@ from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
-from jaxtrain.train.trained import trained_model
+from jaxtrain.train.trained import chosen_step, trained_model
 
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
@@ -73,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif (source / ADAPTER).exists():
             raise ValueError(f"{source} is an adapter of peft: add --adapter --base RUN, the run of its model")
         elif (source / "config.json").exists():
-            if arguments.family or arguments.dtype or arguments.weights:
-                raise ValueError("--family, --dtype and --weights are for export: leave them out when importing")
+            check_no_export_options(arguments, "--family", "--dtype", "--weights", "--step", "--best")
             import_run(source, target, arguments.set, arguments.import_from)
         else:
             raise ValueError(
@@ -87,14 +86,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_no_export_options(arguments: argparse.Namespace, *flags: str) -> None:
+    """Raise ValueError where an import was given a flag that only an export takes."""
+    for flag in flags:
+        if getattr(arguments, flag.removeprefix("--")) not in (None, False):
+            raise ValueError(f"{flag} is for export: leave it out when importing")
+
+
 def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     """Convert adapters alone, in the direction that SOURCE determines."""
     folder = RunFolder(source)
     if (source / ADAPTER).exists():
         if arguments.base is None:
             raise ValueError(f"{source} is an adapter: name the run of the model that it adapts, --base RUN")
-        if arguments.dtype or arguments.weights or arguments.set:
-            raise ValueError("--dtype, --weights and --set have no meaning for an adapter: leave them out")
+        check_no_export_options(arguments, "--dtype", "--weights", "--step", "--best")
+        if arguments.set:
+            raise ValueError("--set has no meaning for an adapter: leave it out")
         trusted = {"family": arguments.family, "import_from": arguments.import_from}
         import_run_adapter(source, arguments.base, target, **trusted)
     elif folder.config.exists():
@@ -102,7 +109,8 @@ def convert_adapter(source: Path, target: Path, arguments: argparse.Namespace) -
             if getattr(arguments, name):
                 raise ValueError(f"--{name} has no meaning for the export of an adapter: leave it out")
         config = load(folder.config, arguments.set, import_from=arguments.import_from).config
-        export_run_adapter(folder, target, config, family=arguments.family, weights=arguments.weights)
+        which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+        export_run_adapter(folder, target, config, family=arguments.family, **which)
     else:
         raise ValueError(f"{source} is neither a run (config.gin, checkpoints/) nor an adapter ({ADAPTER})")
 
@@ -134,14 +142,9 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):
             print(f"{source} has {NO_TOKENIZER}: the run's config.gin takes bytes; set data.tokenizer if not so")
-        print(f'next: jaxtrain generate {target} --prompt "Once"' if causal(model) else f"next: jaxtrain eval {target}")
+        print(f'next: jaxtrain generate {target} --prompt "Once"' if model.causal else f"next: jaxtrain eval {target}")
     else:
         print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
-
-
-def causal(model: DecoderConfig) -> bool:
-    """Tell whether a model predicts the next token. Others fill in masked tokens."""
-    return all(block.mixer.causal for block in model.pattern)
 
 
 def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None) -> str | None:
@@ -153,14 +156,14 @@ def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None)
         _ = tokenizer.beginning, tokenizer.end_of_document_id
     except ValueError as error:
         return str(error).removesuffix(".")
-    if mask is None and not causal(model):
+    if mask is None and not model.causal:
         return "the model fills in masked tokens, and no mask_token of its tokenizer is known"
     return None
 
 
 def configuration(model: DecoderConfig, tokenizer: Tokenizer, mask: int | None) -> TrainConfig:
     """Return the configuration of a run of the model, with placeholders for data and steps."""
-    examples = NextTokens() if mask is None or causal(model) else MaskedTokens(mask=mask)
+    examples = NextTokens() if mask is None or model.causal else MaskedTokens(mask=mask)
     return TrainConfig(
         model=model,
         data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer, examples=examples),
@@ -184,7 +187,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     chat = run_chats(config, tokenizer) if config and tokenizer else None
     if chat and tokenizer:
         generation = generation | {"eos_token_id": sorted(stop_tokens(chat, tokenizer))}
-    with weights_of(folder, model, config, arguments.weights) as (step, params), whole_folder(target) as path:
+    which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
+    with weights_of(folder, model, config, **which) as (step, params), whole_folder(target) as path:
         export_folder(
             plain(model),
             params,
@@ -245,31 +249,37 @@ def is_imported(tokenizer: Tokenizer | None, imported: Path) -> bool:
 
 @contextlib.contextmanager
 def weights_of(
-    folder: RunFolder, model: DecoderConfig, config: TrainConfig | None, weights: str | None
+    folder: RunFolder,
+    model: DecoderConfig,
+    config: TrainConfig | None,
+    *,
+    weights: str | None,
+    step: int | None,
+    best: bool,
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Yield the step and the parameters of the latest valid checkpoint.
+    """Yield the step and the parameters of the latest valid checkpoint, of `step`, or of the best.
 
     Parameters are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
-        step, trained = trained_model(
+        at, trained = trained_model(
             folder,
             model=model,
             optimizer=config.optimizer,
             hooks=config.hooks,
             mesh=mesh_at_hand(config.mesh, model),
             weights=weights,
+            step=step,
+            best=best,
         )
-        yield step, _with_plain_linears(model, trained).params
+        yield at, _with_plain_linears(model, trained).params
         return
-    latest = Checkpoints(folder.checkpoints).latest_valid()
-    if latest is None:
-        raise ValueError(f"{folder.path}: no finished checkpoint to export; train first, or wait for the first save")
-    path = folder.checkpoints / str(latest)
+    at = chosen_step(Checkpoints(folder.checkpoints), folder, config.hooks if config else (), step=step, best=best)
+    path = folder.checkpoints / str(at)
     with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
-        yield latest, params
+        yield at, params
 
 
 def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:

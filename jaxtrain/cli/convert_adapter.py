@@ -11,10 +11,10 @@ import optax
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.finished import mesh_at_hand
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
+from jaxtrain.record.files import RunFiles
 from jaxtrain.sharding import shardings
 from jaxtrain.surgery.huggingface.adapters import export_adapter, read_adapter
 from jaxtrain.surgery.linears import plain
@@ -27,21 +27,30 @@ from jaxtrain.train.trained import trained_model
 
 
 def export_run_adapter(
-    folder: RunFolder, target: Path, config: TrainConfig, *, family: str | None, weights: str | None
+    folder: RunFolder,
+    target: Path,
+    config: TrainConfig,
+    *,
+    family: str | None,
+    weights: str | None,
+    step: int | None,
+    best: bool,
 ) -> None:
     """Write the adapters of a run. Raises ValueError where it has none, or more than them is trained."""
-    step, model = trained_model(
+    at, model = trained_model(
         folder,
         model=config.model,
         optimizer=config.optimizer,
         hooks=config.hooks,
         mesh=mesh_at_hand(config.mesh, config.model),
         weights=weights,
+        step=step,
+        best=best,
     )
     base = config.initial.path if isinstance(config.initial, FromRun) else None
     with whole_folder(target) as path:
         export_adapter(config.model, model.params, path, family=family, base=base)
-    print(f"the adapters of step {step} of {folder.path}, as {target}")
+    print(f"the adapters of step {at} of {folder.path}, as {target}")
 
 
 def import_run_adapter(source: Path, base: Path, target: Path, *, family: str | None, import_from: list[str]) -> None:

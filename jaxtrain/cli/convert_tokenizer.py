@@ -57,7 +57,10 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | s
 
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
-    """Return the token that ends a document: by tokenizer_config.json, config.json's id, or a BERT's separator."""
+    """Return the token that ends a document, or None where the files name none.
+
+    It is in tokenizer_config.json or, by its id, in config.json; a tokenizer of BERT has a separator instead.
+    """
     token = special_token(source, "eos_token")
     if token is None:
         ids = special_ids(source, "config.json").get("eos_token_id")

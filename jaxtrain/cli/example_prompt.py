@@ -26,7 +26,8 @@ def example_prompt(config: TrainConfig) -> str:
 
 def _texts(config: TrainConfig) -> Iterator[str]:
     data = config.phases[-1].data or config.data
-    split: Split = "validation" if any(hook.validation_batches for hook in config.hooks) else "train"
+    evaluated = data.validation_fraction and any(hook.validation_batches for hook in config.hooks)
+    split: Split = "validation" if evaluated else "train"
     source, fraction = data.sources[0], data.validation_fraction
     store = open_store(source, data.tokenizer)
     documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)

@@ -6,10 +6,9 @@ import sys
 import jax
 
 from jaxtrain.cli.chat import lines_of, talk
-from jaxtrain.cli.chat_template import last_data, template_of
+from jaxtrain.cli.chat_template import template_of
 from jaxtrain.cli.finished import FinishedRun, open_run
-from jaxtrain.models.decoder import abstract_model
-from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.models.generate import Sampling
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,23 +22,18 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     if arguments.chat:
         return chat(finished, arguments, sampling)
-    tokenizer = last_data(finished.config).tokenizer
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
-    graph = abstract_model(finished.config.model).graph
-    with jax.set_mesh(finished.mesh):
-        written = generate(
-            graph,
-            finished.model,
-            prompts,
-            tokens=arguments.tokens,
-            sampling=sampling,
-            key=jax.random.key(arguments.seed),
-            stop_token=tokenizer.end_of_document_id,
-        )
-    for number, (prompt, new) in enumerate(zip(prompts, written, strict=True)):
+    written = finished.continuations(
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for number, text in enumerate(written):
         if number:
             print("-" * 40)
-        print(tokenizer.decode(prompt + new))
+        print(text)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""`jaxtrain plot RUN...`: loss, learning rate and throughput of one or several runs, as one picture.
+"""`jaxtrain plot RUN...`: loss, learning rate, gradient norm and throughput of one or several runs, as one picture.
 
 Only metrics.jsonl is read, so a run may still be training, and its checkpoints may be gone. The training loss is drawn
-twice: as measured, in a faint line, and as a moving average over about a fiftieth of the run.
+twice: as measured, in a faint line, and as a centred moving average over about a fiftieth of the run.
 """
 
 import argparse
@@ -76,6 +76,7 @@ class Curves(NamedTuple):
     loss: Series
     validation: dict[str, Series]
     learning_rate: Series
+    gradient_norm: Series
     tokens_per_second: Series
     bigram: float | None
 
@@ -100,6 +101,7 @@ def read_curves(folder: Path, name: str) -> Curves:
         loss=loss,
         validation={kind: _series(records, kind) for kind in sorted(kinds)},
         learning_rate=_series(records, "learning_rate"),
+        gradient_norm=_series(records, "gradient_norm"),
         tokens_per_second=_series(records, "tokens_per_second"),
         bigram=kept(records),
     )
@@ -122,38 +124,45 @@ def shared_folder(folders: Sequence[Path]) -> Path:
 
 
 def smoothed(values: np.ndarray, window: float) -> np.ndarray:
-    """Return the exponential moving average over about `window` values, without bias at the start.
+    """Return the average of every value and its neighbours, whose weight is e^(-2 distance / window), on both sides.
 
-    A value that is not finite (of a skipped step) does not change the average.
+    So it does not lag behind. A value that is not finite (of a skipped step) does not change it.
     """
-    keep = math.exp(-1 / window)
-    total = weight = 0.0
-    averages = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if math.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        if weight:
-            averages[i] = total / weight
-    return averages
+    finite = np.isfinite(values)
+    filled, ones = np.where(finite, values, 0.0), finite.astype(float)
+    total, weight = (_to_both_sides(x, math.exp(-2 / window)) for x in (filled, ones))
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
+
+
+def _to_both_sides(values: np.ndarray, keep: float) -> np.ndarray:
+    """Return sum_j keep^|i - j| values[j] for every i."""
+    ahead, behind = np.array(values), np.array(values)
+    for i in range(1, len(values)):
+        ahead[i] += keep * ahead[i - 1]
+        behind[-1 - i] += keep * behind[-i]
+    return ahead + behind - values
 
 
 def draw(runs: Sequence[Curves]) -> Figure:
-    """Return the picture: loss above, learning rate and throughput below, one colour for each run."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
+    """Return the picture: loss above, learning rate, gradient norm and throughput below, one colour for each run."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(2, 3, height_ratios=(2.2, 1))
     loss = figure.add_subplot(grid[0, :])
-    rate, speed = (figure.add_subplot(grid[1, column], sharex=loss) for column in (0, 1))
+    rate, norm, speed = (figure.add_subplot(grid[1, column], sharex=loss) for column in range(3))
     colors = [colormaps["tab10"](i % 10) for i in range(len(runs))]
     for curves, color in zip(runs, colors, strict=True):
         _draw_loss(loss, curves, color)
         rate.plot(*curves.learning_rate, color=color, **STYLE["smooth"])
+        _draw_smoothed(norm, curves.gradient_norm, color)
         _draw_smoothed(speed, curves.tokens_per_second, color)
     _draw_bigrams(loss, runs, colors)
     loss.set_ylim(_loss_limits(runs))
+    norm.set_ylim(0, 1.1 * _late_range([curves.gradient_norm for curves in runs])[1])
     speed.set_ylim(bottom=0)
     rate.set_ylim(bottom=0)
     _label(loss, "loss", "nats a token")
     _label(rate, "learning rate", "")
+    _label(norm, "gradient norm", "before clipping")
     _label(speed, "throughput", "tokens a second")
     rate.yaxis.set_major_formatter("{x:g}")
     speed.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -193,13 +202,20 @@ def _draw_bigrams(axes: Axes, runs: Sequence[Curves], colors: Sequence[ColorType
 
 
 def _loss_limits(runs: Sequence[Curves]) -> tuple[float, float]:
-    """Return the limits of the loss axis. The first twentieth is left out, as its steep fall would flatten the rest."""
-    shown = [smoothed(curves.loss.values, _window(curves.loss)) for curves in runs]
-    late = np.concatenate([values[len(values) // 20 :] for values in shown])
+    """Return the limits of the loss axis."""
     points = [series.values for curves in runs for series in curves.validation.values()]
     bigrams = [curves.bigram for curves in runs if curves.bigram is not None]
-    low, high = _range(np.concatenate([late, *points, bigrams]))
+    low, high = _late_range([curves.loss for curves in runs], *points, bigrams)
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _late_range(measured: Sequence[Series], *others: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Return the range of smoothed series and of other values.
+
+    The first twentieth of a series is left out, as the steep change there would flatten the rest.
+    """
+    shown = [smoothed(series.values, _window(series)) for series in measured]
+    return _range(np.concatenate([*(values[len(values) // 20 :] for values in shown), *others]))
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import cast
 
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_literal import shorten
 from jaxtrain.cli.config_object import Reader
 from jaxtrain.cli.config_place import nodes
-from jaxtrain.cli.config_tree import Node, Slot, build, config_fields, new_node
+from jaxtrain.cli.config_tree import Node, Slot, build, new_node
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.pipeline.schedules.base import Schedule
+from jaxtrain.record.literal import shorten
+from jaxtrain.record.walk import config_fields
 
 EXAMPLES = "`PairedInterleaved` or `Interleaved(chunks_per_stage=3)`"
 

@@ -17,11 +17,11 @@ import jax
 
 from jaxtrain.cli import train
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.kept_files import RunFiles, differences
 from jaxtrain.cli.main import is_refusal, parser, refusal_line
 from jaxtrain.cli.sweep_grid import Axis, Point, dotted, points, read_axes
 from jaxtrain.cli.sweep_results import Outcome, outcome, table, write_csv
 from jaxtrain.config import TrainConfig
+from jaxtrain.record.files import RunFiles, differences
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtrain.cli.config_literal import check_text, number, shorten
+from jaxtrain.cli.config_literal import check_text, number
 from jaxtrain.cli.config_place import ORIGIN
+from jaxtrain.record.literal import shorten
 
 FLAG = "--grid"
 LONGEST_NAME = 100  # most characters of a folder's name; a longer one ends in a digest

@@ -17,31 +17,44 @@ from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.chat_template import has_chats
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.data_streams import streams, telling_lines
+from jaxtrain.cli.dry_run import dry_run
 from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.kept_files import RunFiles, differences, read_origins, remarks
+from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
+from jaxtrain.record.files import RunFiles, differences, read_origins, remarks
 from jaxtrain.train import distributed
 from jaxtrain.train.checkpoint import Checkpoints
-from jaxtrain.train.evaluation import SEED, perplexity, validation_rows
+from jaxtrain.train.evaluation import SEED, perplexity, validation_sets
 from jaxtrain.train.folder import RunFolder, SaveError, saving
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.run import NonFiniteError
 from jaxtrain.train.state import state_of
 from jaxtrain.train.stopping import Stop
-from jaxtrain.train.stored import steps
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return 1 if train(arguments) is None else 0
+    if not arguments.dry_run:
+        return 1 if train(arguments) is None else 0
+    config, trainer = prepared(arguments)
+    describe(config, trainer.folder, Console(quiet=jax.process_index() != 0))
+    dry_run(config, lambda text: print(text, flush=True) if jax.process_index() == 0 else None)
+    return 0
 
 
 def train(arguments: argparse.Namespace) -> Result | None:
     """Train, or go on. Return how the run ended, None where it could not be written or was not finite."""
+    config, trainer = prepared(arguments)
+    with trainer.lock:
+        return run_locked(arguments, config, trainer)
+
+
+def prepared(arguments: argparse.Namespace) -> tuple[TrainConfig, Trainer]:
+    """Return the configuration and its trainer, once all processes are there. Nothing is written yet."""
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
         source.check()
@@ -52,16 +65,17 @@ def train(arguments: argparse.Namespace) -> Result | None:
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
-    with trainer.lock:
-        return run_locked(arguments, config, trainer)
+    return config, trainer
 
 
 def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Result | None:
     """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
     files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
+    before = None
     if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
-        check_same(folder, files, allow_change=arguments.allow_config_change, import_from=arguments.import_from)
+        trusted = arguments.import_from
+        before = check_same(folder, files, allow_change=arguments.allow_config_change, import_from=trusted)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
@@ -72,6 +86,9 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     config = files.from_copies(folder)
     trainer = config.trainer(folder.path, profile_steps=arguments.profile, lock=trainer.lock)
     describe(config, folder, console)
+    for line in moved_rate(before, config, start):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("compiling the first step ...", style="dim")
     began = time.perf_counter()
     try:
         result = trainer.train_from(start)
@@ -100,11 +117,14 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(folder: RunFolder, files: RunFiles, *, allow_change: bool, import_from: Sequence[str] = ()) -> None:
-    """Raise ValueError where a folder has a run with another configuration, or with other files at the same paths.
+def check_same(
+    folder: RunFolder, files: RunFiles, *, allow_change: bool, import_from: Sequence[str] = ()
+) -> TrainConfig | None:
+    """Return the configuration of a folder's run, if it has one.
 
-    With `allow_change` another configuration is allowed if the checkpoints fit it. Other files at the same paths are
-    never allowed, because the user has not stated that change.
+    Raise ValueError where that is another configuration, or where other files are at the same paths. With
+    `allow_change` another configuration is allowed if the checkpoints fit it. Other files at the same paths are never
+    allowed, because the user has not stated that change.
     """
     read_origins(folder)  # raises if the file of origins is damaged
     if not folder.config.exists():
@@ -113,13 +133,13 @@ def check_same(folder: RunFolder, files: RunFiles, *, allow_change: bool, import
             raise ValueError(
                 f"{folder.path}: holds a run but no {name}; pass --allow-config-change to go on, or --overwrite"
             )
-        return
+        return None
     before, config = load(folder.config, import_from=import_from).config, files.config
     files_before = RunFiles.of(before)
     files.check_unchanged(files_before, folder)
     changes = differences(files_before, files)
     if not changes:
-        return
+        return before
     listed = "\n".join(f"  {change}" for change in changes)
     if not allow_change:
         raise ValueError(
@@ -134,6 +154,7 @@ def check_same(folder: RunFolder, files: RunFiles, *, allow_change: bool, import
             f"{folder.path} cannot go on, its checkpoints are of another model or optimizer:\n{listed}\n"
             f"go back to the one they were made with, pass --overwrite to begin anew, or --run for another folder"
         )
+    return before
 
 
 def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
@@ -162,12 +183,15 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     prepared = streams(config, console)
     if validation:
         for stream in prepared:
-            validation_rows(stream.data, sequence_length=stream.rows.sequence_length, stores=stream.stores)
+            length = stream.rows.sequence_length
+            validation_sets(stream.data, config.validation, sequence_length=length, stores=stream.stores)
     for line in (line for stream in prepared for line in telling_lines(stream)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not data.examples.asks_for_next or not validation:
+        return None
+    if not data.validation_fraction:
         return None
     return bigram_loss(
         data,
@@ -206,7 +230,6 @@ def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
     )
     for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
         console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
-    console.print("compiling the first step ...", style="dim")
 
 
 def conclude(
@@ -234,13 +257,15 @@ def conclude(
     trusted = "".join(f" --import-from {shlex.quote(name)}" for name in import_from)
     if result.numbers:
         say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
+    elif result.ended:
+        change = "change the hook that ended it, and pass --allow-config-change"
+        say(f"to train longer, {change}; its keys: jaxtrain config show {path}")
     else:
-        more = f"--set phases.{len(config.phases) - 1}.steps={2 * config.phases[-1].steps}"
-        say(f"to train longer: jaxtrain train {path}{trusted} --allow-config-change {more}")
-    if not steps(folder.checkpoints):
-        say(f"no checkpoint was saved, as hooks has no Checkpoint. Next: jaxtrain plot {path}")
-        return
-    if all(block.mixer.causal for block in config.model.pattern):
+        command = f"jaxtrain train {path}{trusted} --allow-config-change"
+        say(f"to train longer, with the schedule spread over all steps: {command} {longer_phase(config)}")
+        if at_its_rate := another_phase(config, config.phases[-1].steps):
+            say(f"or at the learning rate that it ended with: {command} {at_its_rate}")
+    if config.model.causal:
         asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
         say(f"next: jaxtrain generate {path}{trusted} {asked}")
         say(f"      jaxtrain eval {path}{trusted}")

@@ -61,6 +61,22 @@ class Rows:
         """Return how many of the first `rows` rows each source gives."""
         return self._interleaving.counts(rows)
 
+    def parts(self, rows: int) -> list["Rows"]:
+        """Return those of the first `rows` rows that each source gives, without the hints of a teacher."""
+        counts = self._interleaving.counts(min(rows, len(self)))
+        return [
+            Rows(
+                [source],
+                Interleaving((1,)),
+                length=count,
+                labels=[label],
+                sequence_length=self.sequence_length,
+                name=self.name,
+                hints=None,
+            )
+            for source, label, count in zip(self.sources, self.labels, counts, strict=True)
+        ]
+
     def ledger(self, rows: int) -> dict[str, int]:
         """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
         tokens = [source.tokens_in(count) for source, count in zip(self.sources, self.counts(rows), strict=True)]

@@ -70,7 +70,10 @@ class Logits(Protocol):
 class Objective(Technique):
     """A frozen dataclass that gives the terms of a batch and their denominators.
 
-    Evaluation reports the mean of the term `evaluated`, in nats a token.
+    A call returns the terms that are minimised and those that are only reported, each under a name of its own, and
+    `weights` returns the denominator of every one of them. Evaluation, and the loss by which checkpoints are judged,
+    are the mean of the term `evaluated`, in nats a token: one of the terms has that name, in each call. It is taken
+    without noise (`keys` is None) and without what layers add. `check_terms` holds an objective to this.
     """
 
     __slots__ = ()
@@ -99,6 +102,20 @@ class Objective(Technique):
     def evaluation(self, model: Model, batch: Batch) -> Terms:
         """Return the sums of a batch of the validation split, the one that `evaluated` names among them."""
         return self(model, self.prepared(model, batch), None)
+
+
+def check_terms(objective: Objective, terms: Terms, weights: Sums) -> None:
+    """Raise ValueError where an objective does not return what its contract says."""
+    kind, names = type(objective).__name__, {*terms.minimised, *terms.reported}
+    if both := terms.minimised.keys() & terms.reported.keys():
+        raise ValueError(f"objective={kind}: the term {min(both)!r} is both minimised and reported; give it one place")
+    if lacking := names - weights.keys():
+        raise ValueError(f"objective={kind}: weights() lacks the term {min(lacking)!r}; return a denominator for each")
+    if objective.evaluated not in names:
+        raise ValueError(
+            f"objective={kind}: it returns {', '.join(sorted(names)) or 'no term'} and not {objective.evaluated!r}, by "
+            "which it is evaluated; report that term, or name another one in `evaluated`"
+        )
 
 
 def means(sums: Sums, weights: Sums) -> Sums:

@@ -9,9 +9,10 @@ describes the folder and the names in it.
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.layouts import as_now, as_saved
 from jaxtrain.train import distributed, frozen, stored, stragglers
+from jaxtrain.train.evaluation import VALIDATION_LOSS
 from jaxtrain.train.folder import SaveError
 from jaxtrain.train.manifest import fault, read_manifest, write_manifest
 from jaxtrain.train.state import TrainState
@@ -37,14 +39,17 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """Keep the last `keep_last` checkpoints, and all those at a multiple of `keep_every_steps`."""
+    """Keep the last `keep_last` checkpoints, all at a multiple of `keep_every_steps`, and the one with the least
+    `best_by`, a number that a hook measured at its step."""
 
     keep_last: int = 2
     keep_every_steps: int | None = None
+    best_by: str | None = VALIDATION_LOSS
 
-    def keeps(self, step: int, *, newer: int) -> bool:
-        """Tell whether to keep the checkpoint of a step, given the number of newer ones."""
-        return newer < self.keep_last or (self.keep_every_steps is not None and step % self.keep_every_steps == 0)
+    def keeps(self, step: int, *, newer: int, best: int | None) -> bool:
+        """Tell whether to keep the checkpoint of a step, given the number of newer ones and the step of the best."""
+        at_interval = self.keep_every_steps is not None and step % self.keep_every_steps == 0
+        return newer < self.keep_last or at_interval or step == best
 
 
 class Checkpoints:
@@ -75,8 +80,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # ValueError: on the other processes
             raise self._failed(step, error) from error
 
-    def save(self, step: int, snapshot: Snapshot) -> None:
-        """Copy the snapshot to the host and write it in the background.
+    def save(self, step: int, snapshot: Snapshot, measured: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Copy the snapshot to the host and write it in the background. `measured` are numbers of this step.
 
         Raises:
             SaveError: this or the previous save failed, for example because the disk is full.
@@ -101,7 +106,7 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 raise self._failed(step, error) from error
             shapes = {name: _shapes(tree) for name, tree in trees.items()}
-            arguments = (step, path, shapes, reference, until_finished.pop_all())
+            arguments = (step, path, shapes, reference, dict(measured), until_finished.pop_all())
         self._finishing = threading.Thread(target=self._finish, args=arguments, name=f"finish-{step}")
         self._finishing.start()
 
@@ -128,6 +133,7 @@ class Checkpoints:
         path: Path,
         shapes: dict[str, Shapes],
         reference: str | None,
+        measured: dict[str, float],
         until_finished: contextlib.ExitStack,
     ) -> None:
         """Wait in the background until all is written, check it, write its manifest, and give it its final name."""
@@ -136,9 +142,9 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
                 if jax.process_index() == 0:
                     _check_is_whole(path, shapes)
-                    write_manifest(path, frozen=reference)
+                    write_manifest(path, frozen=reference, measured=measured)
                     stored.finish_saving(self.folder, step)
-                    stored.prune(self.folder, self._retention.keeps)
+                    stored.prune(self.folder, self._retention.keeps, best_by=self._retention.best_by)
                     frozen.remove_unused(stored.finished_or_aside(self.folder), self.folder / frozen.FOLDER)
         except Exception as error:  # of any kind: the step loop must get it
             self._failure = self._failed(step, error)
@@ -181,6 +187,16 @@ class Checkpoints:
     def latest_valid(self) -> int | None:
         """Return the newest step with a valid checkpoint; log which checkpoints were skipped and why."""
         return stored.latest_valid(self.folder)
+
+    def chosen(self, step: int | None, *, best: bool, best_by: str | None) -> int | None:
+        """Return the step to use: a given one, the best one, or the newest valid one, which is None without any.
+
+        Raises:
+            ValueError: there is no valid checkpoint of that step, or none has a number to judge by.
+        """
+        if best:
+            return stored.valid(self.folder, stored.require_best(self.folder, best_by))
+        return self.latest_valid() if step is None else stored.valid(self.folder, step)
 
     def clear_after(self, step: int | None) -> None:
         """Leave no checkpoint later than `step`: remove unfinished ones, and set the others aside."""

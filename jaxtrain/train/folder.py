@@ -182,7 +182,7 @@ class RunFolder:
             return
         for name in (FILES, "checkpoints", "tensorboard", "profile"):
             _remove(self.path / name)
-        for name in (CONFIG, "metrics.jsonl", "samples.txt", "wandb_id.txt"):
+        for name in (CONFIG, "metrics.jsonl", "metrics.csv", "samples.txt", "wandb_id.txt", "mlflow_id.txt"):
             (self.path / name).unlink(missing_ok=True)
 
 

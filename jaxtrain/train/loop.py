@@ -11,7 +11,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention
-from jaxtrain.train.evaluation import validation_rows
+from jaxtrain.train.evaluation import ValidationSet, validation_sets
 from jaxtrain.train.feed import Feed, rows_taken
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
@@ -34,12 +34,13 @@ from jaxtrain.train.writers.base import Numbers, Writer
 
 
 class Result(NamedTuple):
-    """How a run ended: after its last step, or stopped by a signal and ready to be resumed."""
+    """How a run ended: after its last step, by a hook before that, or stopped by a signal and ready to be resumed."""
 
     state: TrainState
     step: int
-    finished: bool
+    finished: bool  # whether the same command has nothing left to do
     numbers: Numbers  # the latest value of everything measured
+    ended: str | None  # why a hook ended it before its last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Trainer:
     seed: int
     max_skipped_steps: int
     writers: tuple[Writer, ...]
+    validation: tuple[ValidationSet, ...]
     folder: RunFolder
     lock: RunLock
     devices: list[jax.Device] | None = None
@@ -73,8 +75,8 @@ class Trainer:
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
-        first_save = min((saving.every_steps for saving in self._saving), default=1)
-        return find_start(self.folder, first_save=min(first_save, self.recipe.total_steps))
+        last = self.recipe.total_steps  # which every run saves
+        return find_start(self.folder, first_save=min([last, *(saving.every_steps for saving in self._saving)]))
 
     def check_hints(self) -> None:
         """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes."""
@@ -119,13 +121,17 @@ class Trainer:
                     )
                     state = make_steps(run, state, profiler)
                     saved = run.saved
-                    if run.step < span.end:
+                    if reason := hooks.end():
+                        recorder.say(f"ended after step {run.step}: {reason}")
+                    if run.step < span.end or reason:
                         break
             with stop.reporting():
                 checkpoints.check(wait=True)
             stop.settle()
         assert state is not None, "a run has at least one phase"
-        return Result(state, run.step, run.step >= self.recipe.total_steps, recorder.latest)
+        finished = run.step >= self.recipe.total_steps
+        ended = None if finished else hooks.end()
+        return Result(state, run.step, finished or ended is not None, recorder.latest, ended)
 
     def _recorder(self, start: int | None, stop: Stop) -> Recorder:
         writes, total_steps = jax.process_index() == 0, self.recipe.total_steps
@@ -159,7 +165,9 @@ class Trainer:
         )
         length = phase.sequence_length
         # Opened when an evaluation first needs it, from the text that the feed has opened.
-        validation = functools.cache(lambda: validation_rows(data, sequence_length=length, stores=feed.stores))
+        validation = functools.cache(
+            lambda: validation_sets(data, self.validation, sequence_length=length, stores=feed.stores)
+        )
         return RunningPhase(span, data, feed, validation, self.recipe.program(span, mesh))
 
     def _enter(
@@ -183,11 +191,11 @@ class Trainer:
 
 
 def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
-    """Make the steps of a phase. If the run is asked to stop before its end, save and return."""
+    """Make the steps of a phase. Where the run ends, at its last step or before, save and return."""
     program, feed, end = run.phase.program, run.phase.feed, run.phase.span.end
     key = jax.random.fold_in(run.key, 1)  # the run's key itself has initialised the parameters
     with jax.set_mesh(program.mesh):
-        while run.step < end and not run.stop.decided():
+        while run.step < end and not run.hooks.end() and not run.stop.decided():
             with jax.profiler.StepTraceAnnotation("train", step_num=run.step):
                 state, measured = program.step(state, next(feed), key)
             run.step += 1
@@ -197,9 +205,9 @@ def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
             profiler.step_done(state)
             with run.stop.reporting():
                 run.checkpoints.check()
-        run.finish_step()
-        if run.step < end:
+        if run.step < end or run.is_last or run.hooks.end():
             run.save(state)
+        run.finish_step()
     return state
 
 

@@ -8,10 +8,13 @@ linears, lists the files alone.
 """
 
 import json
+import math
 import os
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeGuard
 
 from jaxtrain.surgery.layouts import LAYOUT
@@ -23,21 +26,33 @@ Digest = list[int]  # size in bytes, CRC-32
 
 
 class Manifest(NamedTuple):
-    """What a manifest says. `frozen` is the name of the frozen tree that the checkpoint refers to, if any."""
+    """What a manifest says.
+
+    `frozen` is the name of the frozen tree that the checkpoint refers to, if any. `measured` are the numbers that hooks
+    measured at its step, such as the validation loss; those of earlier versions have none.
+    """
 
     layout: int
     frozen: str | None
     files: dict[str, Digest]
+    measured: dict[str, float]
 
 
-def write_manifest(folder: Path, *, frozen: str | None = None) -> None:
-    """Write the manifest of a finished checkpoint. The folders `12` and `12.saving` both have the name 12 in it."""
+def write_manifest(
+    folder: Path, *, frozen: str | None = None, measured: Mapping[str, float] = MappingProxyType({})
+) -> None:
+    """Write the manifest of a finished checkpoint. The folders `12` and `12.saving` both have the name 12 in it.
+
+    Numbers that are not finite are left out.
+    """
     files = _files(folder)
     with ThreadPoolExecutor(_READERS) as pool:
         digests = dict(zip(files, pool.map(_flushed_digest, files.values()), strict=True))
     for inner, _, _ in folder.walk():
         flush_folder(inner)
-    manifest = {"checkpoint": folder.name.split(".")[0], "layout": LAYOUT, "frozen": frozen, "files": digests}
+    finite = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
+    name = folder.name.split(".")[0]
+    manifest = {"checkpoint": name, "layout": LAYOUT, "frozen": frozen, "measured": finite, "files": digests}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=0))
 
 
@@ -91,12 +106,13 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
                 "layout": int(layout),
                 "frozen": str() | None as frozen,
                 "files": {**files},
+                **others,
             } if _are_digests(files):
                 if name != folder.name and not renamed:
                     raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
-                return Manifest(layout, frozen, files)
+                return Manifest(layout, frozen, files, _numbers(others.get("measured", {})))
             case {**files} if _are_digests(files):
-                return Manifest(1, None, files)
+                return Manifest(1, None, files, {})
     except FileNotFoundError:
         raise ValueError(f"its file {MANIFEST} is missing") from None
     except OSError as error:
@@ -104,6 +120,12 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(damaged) from error
     raise ValueError(damaged)
+
+
+def _numbers(measured: object) -> dict[str, float]:
+    if not isinstance(measured, dict) or not all(type(value) is float for value in measured.values()):
+        raise ValueError(f"its file {MANIFEST} is damaged")
+    return measured
 
 
 def _are_digests(files: dict) -> TypeGuard[dict[str, Digest]]:

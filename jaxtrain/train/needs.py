@@ -147,11 +147,11 @@ def _compare(needs: list[Need], there: int, owner: str) -> None:
     if total <= there:
         return
     shown = sorted((need for need in needs if 20 * need.size >= total), reverse=True)
-    parts = ", ".join(f"{_shown(need.size)} for {need.what}" for need in shown)
-    raise ValueError(f"this needs {_shown(total)} of memory or more, and {owner} {_shown(there)}: {parts}")
+    parts = ", ".join(f"{shown_bytes(need.size)} for {need.what}" for need in shown)
+    raise ValueError(f"this needs {shown_bytes(total)} of memory or more, and {owner} {shown_bytes(there)}: {parts}")
 
 
-def _shown(size: int) -> str:
+def shown_bytes(size: int) -> str:
     """Return a number of bytes as text, in a unit that fits it."""
     power = min((len(str(size)) - 1) // 3, len(_UNITS) - 1)
     return f"{size / 1000**power:,.3g} {_UNITS[power]}" if size < 10**21 else f"10^{len(str(size)) - 1} bytes"

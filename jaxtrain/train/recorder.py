@@ -55,6 +55,11 @@ class Recorder:
         assert self._pending is not None, "the step's line is written already: numbers come before checkpoints"
         self._pending.added.update(numbers)
 
+    @property
+    def added(self) -> Numbers:
+        """What hooks measured after the current step so far."""
+        return {} if self._pending is None else dict(self._pending.added)
+
     def finish(self) -> tuple[int, Numbers] | None:
         """Wait for the current step and write what it measured. Return that, or None if there is no current step."""
         if self._pending is None:

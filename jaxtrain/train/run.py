@@ -1,19 +1,19 @@
 """A run in one of its phases: what the loop works with, and what its hooks see of it (hooks.base.RunView)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxtrain.data import DataConfig, Rows
+from jaxtrain.data import DataConfig
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.optim.base import evaluation_params
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.evaluation import Evaluation, evaluate
+from jaxtrain.train.evaluation import Evaluation, ValidationRows, evaluate
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks.states import HookStates
@@ -35,7 +35,7 @@ class RunningPhase(NamedTuple):
     span: Span
     data: DataConfig
     feed: Feed
-    validation: Callable[[], Rows]
+    validation: Callable[[], Mapping[str, ValidationRows]]
     program: Program
 
 
@@ -62,6 +62,10 @@ class Run:
     def is_last(self) -> bool:
         return self.step == self.recipe.total_steps
 
+    @property
+    def measured(self) -> Numbers:
+        return self.recorder.added
+
     def finish_step(self) -> None:
         """Wait for the step that is being recorded, if one is; write what it measured and check it."""
         if (finished := self.recorder.finish()) is None:
@@ -74,17 +78,20 @@ class Run:
                 f"step {step - in_a_row}. The last such step saw {self.phase.feed.describe(ago=self.step - step)}"
             )
 
-    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
+    def evaluate(self, model: ModelState, *, batches: int) -> dict[str, Evaluation]:
         self.recorder.interrupted()
-        return evaluate(
-            self.evaluation_step,
-            self.recipe.objective,
-            model,
-            self.phase.validation(),
-            batch_size=self.phase.span.phase.batch_size,
-            batches=batches,
-            mesh=self.phase.program.mesh,
-        )
+        return {
+            name: evaluate(
+                self.evaluation_step,
+                self.recipe.objective,
+                model,
+                validation,
+                batch_size=self.phase.span.phase.batch_size,
+                batches=batches,
+                mesh=self.phase.program.mesh,
+            )
+            for name, validation in self.phase.validation().items()
+        }
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self.phase.data.tokenizer
@@ -108,6 +115,7 @@ class Run:
     def save(self, state: TrainState) -> None:
         if self.saved == self.step:
             return
+        measured = self.measured
         with self.stop.reporting():
             self.checkpoints.begin(self.step)  # before its line: if killed between the two, the run begins anew
         self.finish_step()  # writes its line before the checkpoint, so that a run resumed from here lacks none
@@ -115,7 +123,7 @@ class Run:
         with self.stop.reporting():
             self.checkpoints.check(wait=True)
         with self.stop.reporting():  # apart: all processes must save, also where the save before has failed
-            self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()))
+            self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()), measured)
         self.saved = self.step
         self.recorder.interrupted()
 

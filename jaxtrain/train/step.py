@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Key
 from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
-from jaxtrain.objectives.base import Objective, Sums, Terms, means
+from jaxtrain.objectives.base import Objective, Sums, Terms, check_terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.train.gradients import Loss, Strategy, Value
 from jaxtrain.train.state import TrainState
@@ -129,7 +129,8 @@ def make_evaluation_step(
     """Return the jitted evaluation step, `(model, batch) -> (terms, weights)`. Both are sums. There is no noise."""
 
     def evaluate(model, batch):
-        terms = objective.evaluation(merge(graph, model), batch)
-        return terms._replace(layers=LayerSums()), objective.weights(batch)
+        terms, weights = objective.evaluation(merge(graph, model), batch), objective.weights(batch)
+        check_terms(objective, terms, weights)
+        return terms._replace(layers=LayerSums()), weights
 
     return jax.jit(evaluate)

@@ -74,6 +74,45 @@ def latest_valid(folder: Path) -> int | None:
     return None
 
 
+def valid(folder: Path, step: int) -> int:
+    """Return a step whose checkpoint somebody asked for.
+
+    Raises:
+        ValueError: there is none of that step, or it is damaged.
+    """
+    there = steps(folder)
+    if distributed.anywhere(step not in there):
+        have = f"there are {', '.join(map(str, there))}" if there else "there are none"
+        raise ValueError(f"{folder} has no checkpoint of step {step}: {have}")
+    check_layout(folder / str(step))
+    problem = _fault(folder / str(step))
+    if distributed.anywhere(problem is not None):
+        raise ValueError(f"checkpoint {folder / str(step)} is refused: {problem or 'another process found it damaged'}")
+    return step
+
+
+def require_best(folder: Path, best_by: str | None) -> int:
+    """Return the step of `best`. Raises ValueError where there is none."""
+    found = None if best_by is None else best(folder, best_by)
+    step = distributed.of_first(-1 if found is None else found)
+    if step >= 0:
+        return step
+    if best_by is None:
+        raise ValueError(f"{folder}: best_by of the hook Checkpoint is None, so no checkpoint is the best; name a step")
+    raise ValueError(
+        f"{folder}: no checkpoint was saved at a step with a {best_by}, so none is the best; name a step, or save at "
+        "steps at which a hook measures it"
+    )
+
+
+def best(folder: Path, best_by: str) -> int | None:
+    """Return the step of the finished checkpoint with the least of a number, the earliest of several; None for none."""
+    finished = [step for step in steps(folder) if is_finished(folder / str(step))]
+    numbers = {step: read_manifest(folder / str(step)).measured.get(best_by) for step in finished}
+    judged = [(number, step) for step, number in numbers.items() if number is not None]
+    return min(judged)[1] if judged else None
+
+
 def _fault(path: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint or of its frozen weights, None if nothing."""
     share = {"part": jax.process_index(), "parts": jax.process_count()}
@@ -125,11 +164,12 @@ def saving_name(step: int) -> str:
     return f"{step}.saving"
 
 
-def prune(folder: Path, keeps: Callable[..., bool]) -> None:
+def prune(folder: Path, keeps: Callable[..., bool], *, best_by: str | None = None) -> None:
     """Remove the checkpoints that need not be kept. If that fails, only disk space is lost, and the run goes on."""
     finished = [step for step in steps(folder) if is_finished(folder / str(step))]
+    best_step = None if best_by is None else best(folder, best_by)
     for newer, step in enumerate(reversed(finished)):
-        if not keeps(step, newer=newer):
+        if not keeps(step, newer=newer, best=best_step):
             try:
                 _remove(folder / str(step))
             except OSError as error:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.optim.base import Optimizer, evaluation_params, transformation
 from jaxtrain.shapes import ModelState, ParamTree
-from jaxtrain.train.checkpoint import Checkpoints
+from jaxtrain.train.checkpoint import Checkpoints, Retention
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Hook
 from jaxtrain.train.hooks.base import AVERAGING
@@ -22,18 +22,18 @@ def trained_model(
     hooks: tuple[Hook, ...],
     mesh: Mesh,
     weights: str | None = None,
+    step: int | None = None,
+    best: bool = False,
 ) -> tuple[int, ModelState]:
-    """Return the step of the latest valid checkpoint and its model, laid out over `mesh`.
+    """Return a step and its model, laid out over `mesh`: of the latest valid checkpoint, of `step`, or of the best.
 
     `weights` names a hook whose average to take ("ema", "lawa"); None takes the model's own.
 
     Raises:
-        ValueError: the folder has no valid checkpoint, or no average of that name.
+        ValueError: the folder has no valid checkpoint, or none of that step, or no average of that name.
     """
     with Checkpoints(folder.checkpoints) as checkpoints:
-        step = checkpoints.latest_valid()
-        if step is None:
-            raise ValueError(f"{folder.path}: no finished checkpoint to read; train first, or wait for the first save")
+        step = chosen_step(checkpoints, folder, hooks, step=step, best=best)
         averages = {hook.name: hook for hook in hooks if hook.order == AVERAGING}
         if weights is not None and weights not in averages:
             raise ValueError(f"weights={weights!r}: the run kept {', '.join(averages) or 'no averages'}; leave it out")
@@ -54,6 +54,17 @@ def trained_model(
             if params is not None:
                 return step, state.model._replace(params=params)
     raise ValueError(f"weights={weights!r}: {folder.path} kept no average of that name yet; leave it out")
+
+
+def chosen_step(
+    checkpoints: Checkpoints, folder: RunFolder, hooks: tuple[Hook, ...], *, step: int | None, best: bool
+) -> int:
+    """Return the step of the checkpoint to read. Raises ValueError where there is none."""
+    retention = next((hook.saving.retention for hook in hooks if hook.saving), Retention())
+    found = checkpoints.chosen(step, best=best, best_by=retention.best_by)
+    if found is None:
+        raise ValueError(f"{folder.path}: no finished checkpoint to read; train first, or wait for the first save")
+    return found
 
 
 def _averaged_params(checkpoints: Checkpoints, step: int, hook: Hook, state: TrainState) -> ParamTree | None:

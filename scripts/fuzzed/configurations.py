@@ -15,9 +15,9 @@ from fuzzed import mutations
 from fuzzed.case import Case
 from fuzzed.readings import ABSENT, literal, says
 from jaxtrain.cli.config_file import LoadedConfig, load
-from jaxtrain.cli.config_text import render
-from jaxtrain.cli.config_tree import entries
 from jaxtrain.cli.schedule_catalog import parse
+from jaxtrain.record.text import render
+from jaxtrain.record.walk import entries
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = ("quickstart.gin", "pipeline_tiny.gin", "hybrid_tiny.gin", "adam8bit_tiny.gin")

@@ -9,8 +9,8 @@ from messages import check
 from toy.config import RunConfig
 
 from jaxtrain.cli import config as config_command
-from jaxtrain.cli.config_text import render
 from jaxtrain.cli.main import COMMANDS, main
+from jaxtrain.record.text import render
 
 TEXT = """\
 from __gin__ import dynamic_registration

@@ -8,8 +8,8 @@ from toy.config import RunConfig
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_imports import Imports
-from jaxtrain.cli.config_text import render
 from jaxtrain.cli.main import main
+from jaxtrain.record.text import render
 
 CODE = "RAN = True\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Lion:\n  b1: float = 0.5\n"
 CODE += "  def build(self): ...\n"

@@ -9,7 +9,7 @@ from toy.layers import tiny
 from toy.optim.lion import Lion
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_text import render
+from jaxtrain.record.text import render
 
 TEXT = """\
 from dataclasses import dataclass

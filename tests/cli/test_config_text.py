@@ -16,7 +16,8 @@ from toy.optim.adam import Adam, Constant
 from toy.optim.lion import Lion
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_text import Difference, diff, leaf_count, render, show
+from jaxtrain.cli.config_text import leaf_count, show
+from jaxtrain.record.text import Difference, diff, render
 
 CONFIG = RunConfig(
     model=ModelConfig(d_model=64, mixers=(AttentionConfig(heads=4, norm=NormConfig()), IdentityConfig())),

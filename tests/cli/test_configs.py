@@ -8,23 +8,24 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from beginnings import make_runs
 from messages import refused
 from tiny_tokenizer import write_tokenizer
 
 import jaxtrain
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.config_moved import REMOVED_KEYS
-from jaxtrain.cli.kept_files import RunFiles
 from jaxtrain.cli.main import main
 from jaxtrain.models.presets import llama2_7b, llama31_8b, llama31_70b
 from jaxtrain.nn.remat import NoRemat
+from jaxtrain.record.files import RunFiles
 from jaxtrain.train.folder import RunFolder
 
 FOLDER = Path("configs").resolve()
 FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # which the others include
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
-    "chat_tiny": (1_025_152, 0),
+    "chat_tiny": (1_025_152, 5_032_960),
     "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
     "gla_tiny": (947_712, 5_529_600),
@@ -45,9 +46,7 @@ PUBLISHED = {"llama2_7b": llama2_7b, "llama31_8b": llama31_8b, "llama31_70b": ll
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
     """A folder with the runs and the tokenizer that other configurations begin with."""
-    for name in ("quickstart", "chat_base"):
-        RunFolder(tmp_path / "runs" / name).path.mkdir(parents=True)
-        RunFiles.of(load(FOLDER / "quickstart.gin").config).write(RunFolder(tmp_path / "runs" / name))
+    make_runs(tmp_path)
     write_tokenizer(tmp_path / "tokenizer.json")  # of the mixture
     monkeypatch.chdir(tmp_path)
 

@@ -15,8 +15,6 @@ from tiny_run import content
 
 import jaxtrain
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.config_text import render
-from jaxtrain.cli.kept_files import RunFiles, differences, remarks
 from jaxtrain.cli.main import main
 from jaxtrain.cli.tokenizer import train_tokenizer
 from jaxtrain.cli.train import begin
@@ -28,6 +26,8 @@ from jaxtrain.optim.schedules import Constant
 from jaxtrain.paths import FilePath
 from jaxtrain.pipeline.schedules.from_file import FromFile
 from jaxtrain.pipeline.schedules.gpipe import GPipe
+from jaxtrain.record.files import RunFiles, differences, remarks
+from jaxtrain.record.text import render
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients.pipelined import Pipelined
 from jaxtrain.train.phases import Phase

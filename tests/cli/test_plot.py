@@ -21,6 +21,7 @@ def write_run(folder, *, scale=1.0, bigram=2.5, validation=("validation_loss", "
     records = [{"step": 0, "bigram_loss": bigram}] if bigram else []
     for step in range(1, STEPS + 1):
         record = {"step": step, "loss": scale * (2 + 4 / step), "learning_rate": scale * 1e-3 * step}
+        record["gradient_norm"] = 1 / step
         if step > 1:
             record["tokens_per_second"] = 1000.0 + step
         if step % 10 == 0:
@@ -42,14 +43,18 @@ def labels(legend):
 
 def test_one_run_is_drawn_whole(tmp_path):
     figure = draw([read_curves(write_run(tmp_path / "first"), "first")])
-    loss, rate, speed = figure.axes
+    loss, rate, norm, speed = figure.axes
     steps = tuple(range(1, STEPS + 1))
     assert (steps, tuple(2 + 4 / step for step in steps)) in drawn(loss)
     assert ((10, 20, 30, 40), tuple(2.1 + 4 / step for step in (10, 20, 30, 40))) in drawn(loss)
     assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {2.5} for line in loss.lines)
     assert drawn(rate) == [(steps, tuple(1e-3 * step for step in steps))]
     assert (steps[1:], tuple(1000.0 + step for step in steps[1:])) in drawn(speed)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "learning rate", "throughput"]
+    assert (steps, tuple(1 / step for step in steps)) in drawn(norm) and norm.get_ylim()[1] < 1, (
+        "without the first peak"
+    )
+    titles = ["loss", "learning rate", "gradient norm", "throughput"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == titles
     assert labels(loss.get_legend()) == [
         "train, smoothed",
         "train, each step",
@@ -63,7 +68,7 @@ def test_one_run_is_drawn_whole(tmp_path):
 def test_runs_differ_in_colour_and_are_named(tmp_path):
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", scale=1.5)]
     figure = draw([read_curves(folder, folder.name) for folder in folders])
-    loss, rate, _ = figure.axes
+    loss, rate, *_ = figure.axes
     assert labels(figure.legends[0]) == ["a", "b"]
     colors = [handle.get_color() for handle in figure.legends[0].legend_handles]
     assert [line.get_color() for line in rate.lines] == colors and colors[0] != colors[1]
@@ -73,7 +78,7 @@ def test_runs_differ_in_colour_and_are_named(tmp_path):
 
 def test_bigram_bars_that_differ_have_the_colours_of_their_runs(tmp_path):
     folders = [write_run(tmp_path / "a", bigram=2.5), write_run(tmp_path / "b", bigram=3.0)]
-    loss, rate, _ = draw([read_curves(folder, folder.name) for folder in folders]).axes
+    loss, rate, *_ = draw([read_curves(folder, folder.name) for folder in folders]).axes
     bars = {line.get_ydata()[0]: line.get_color() for line in loss.lines if len(set(line.get_ydata())) == 1}
     assert bars == {2.5: rate.lines[0].get_color(), 3.0: rate.lines[1].get_color()}
 
@@ -94,9 +99,12 @@ def test_run_of_one_step_is_drawn(tmp_path, loss):
     assert main(["plot", str(tmp_path)]) == 0
 
 
-def test_smoothing_is_unbiased_at_the_start_and_passes_over_what_is_not_finite():
+def test_smoothing_is_centred_and_passes_over_what_is_not_finite():
     np.testing.assert_allclose(smoothed(np.array([3.0, 3.0, math.nan, 3.0, math.inf]), 2.0), 3.0)
-    assert np.isnan(smoothed(np.array([math.nan, 1.0]), 2.0)).tolist() == [True, False]
+    np.testing.assert_allclose(smoothed(np.array([math.nan, 1.0]), 2.0), 1.0)
+    assert np.isnan(smoothed(np.array([math.nan, math.inf]), 2.0)).all()
+    line = np.arange(1000.0)
+    np.testing.assert_allclose(smoothed(line, 20.0)[200:800], line[200:800], atol=1e-6)  # where it has both sides
     noise = np.random.default_rng(0).standard_normal(1000)
     assert smoothed(noise, 20.0).std() < 0.3 < noise.std()
 

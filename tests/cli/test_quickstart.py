@@ -7,6 +7,7 @@ import shutil
 import struct
 
 import pytest
+from messages import check, refusal
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 from tiny_run import EVALUATED_STEPS, QUICKSTART, STEPS, content
@@ -47,7 +48,7 @@ def events(folder):
 
 
 def test_the_quickstart_has_few_keys():
-    assert leaf_count(load(QUICKSTART).config) <= 56
+    assert leaf_count(load(QUICKSTART).config) <= 58
 
 
 def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
@@ -97,6 +98,18 @@ def test_the_bigram_model_is_measured_on_what_the_last_phase_is_evaluated_on(tex
     assert prepare_data(config, Console(quiet=True)) == last
 
 
+def test_a_step_and_the_best_are_used_by_name(tiny_run, tmp_path, capsys):
+    losses = measured(tiny_run.folder, "validation_loss")
+    best = min(losses, key=losses.get)
+    for words, step in ((["--step", "2"], 2), (["--best"], best)):
+        assert main(["eval", str(tiny_run.folder), "--batches", "2", *words]) == 0
+        assert f"step {step}: validation loss {losses[step]:.4f} nats a token" in capsys.readouterr().out
+    assert main(["convert", str(tiny_run.folder), str(tmp_path / "exported"), "--step", "2"]) == 0
+    assert f"of step 2 of {tiny_run.folder}" in capsys.readouterr().out
+    check(refusal(capsys, "eval", tiny_run.folder, "--step", 7), "step 7", "2, 3")
+    check(refusal(capsys, "convert", tmp_path / "exported", tmp_path / "again", "--step", 2), "--step", "export")
+
+
 def test_metrics_have_every_step(tiny_run):
     steps = list(range(1, STEPS + 1))
     for key in ("loss", "nll", "learning_rate", "gradient_norm", "weight"):
@@ -116,7 +129,8 @@ def test_a_finished_run_says_how_to_train_longer(tiny_run, tmp_path, capsys):
     assert main([*tiny_run.command, "--run", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert f"the run has made its {STEPS} steps: nothing is left to do" in printed
-    assert f"to train longer: jaxtrain train {folder} --allow-config-change --set phases.0.steps={2 * STEPS}" in printed
+    command = f"jaxtrain train {folder} --allow-config-change --set phases."
+    assert f": {command}0.steps={2 * STEPS}" in printed and f": {command}1='@Phase(steps={STEPS}, " in printed
     assert f"step {STEPS} of" not in printed and "trained to" not in printed
 
 

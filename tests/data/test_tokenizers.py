@@ -141,3 +141,19 @@ def test_a_missing_file_and_a_file_of_another_kind_are_refused_by_name(kind, tmp
 def test_an_end_of_document_that_is_no_token_is_refused_naming_the_special_ones(bpe):
     with refused(ValueError, "end_of_document='</s>'", bpe.path, ["<|endoftext|>"]):
         _ = dataclasses.replace(bpe, end_of_document="</s>").end_of_document_id
+
+
+@pytest.mark.parametrize("text", [text for text in AWKWARD if text] + [TEXT])
+def test_the_bytes_of_ids_add_up_to_those_of_the_text(tokenizer, text):
+    counts = tokenizer.byte_counts()
+    assert counts.shape == (tokenizer.vocab_size,) and counts[tokenizer.end_of_document_id] == 0
+    spaces = isinstance(tokenizer, SentencePiece)  # it puts a space before a text
+    assert counts[tokenizer.encode(text)].sum() == len(text.encode()) + spaces
+
+
+def test_a_file_that_does_not_say_how_tokens_make_a_text_has_no_bytes(bpe, tmp_path):
+    content = json.loads(Path(bpe.path).read_text())
+    assert content["decoder"]["type"] == "ByteLevel"
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(content | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False}}))
+    assert HuggingFaceTokenizer(path=str(path)).byte_counts() is None

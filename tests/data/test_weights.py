@@ -32,7 +32,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.objectives.base import Terms, means
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import ModelState
-from jaxtrain.train.evaluation import evaluate, validation_rows
+from jaxtrain.train.evaluation import HELD_OUT, evaluate, validation_sets
 
 QUESTION, ANSWER = "Q: {}? ", "A: {}."
 SHAPE = {"sequence_length": 24, "seed": 0}
@@ -191,7 +191,7 @@ def test_batches_without_loss_have_no_mean():
             lambda model, batch: (Terms(zero, {}), zero),
             NextToken(),
             ModelState({}),
-            validation_rows(data, sequence_length=8),
+            validation_sets(data, (), sequence_length=8)[HELD_OUT],
             batch_size=2,
             batches=1,
             mesh=MeshConfig().build(jax.devices()[:1]),

@@ -13,11 +13,11 @@ import numpy as np
 import patience
 from tiny import variant
 
-from jaxtrain.cli.config_text import render
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, TextFiles
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
+from jaxtrain.record.text import render
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.hooks.base import SAVING, Hook

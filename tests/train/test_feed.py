@@ -51,7 +51,7 @@ def test_what_a_run_reads_stays_as_it_was_opened_although_its_files_change(corpu
     seen = []
 
     def look(run, state):
-        seen.append(run.evaluate(state.model, batches=1).weight)
+        seen.append(run.evaluate(state.model, batches=1)[""].weight)
         for path in (tmp_path / "corpus").iterdir():
             path.write_text("edited")
         assert "document" in run.phase.feed.describe(ago=0)

@@ -17,6 +17,7 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Constant
+from jaxtrain.train.evaluation import HELD_OUT
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, Evaluate, ExponentialMovingAverage, LatestWeightAverage
 from jaxtrain.train.hooks.base import AVERAGING, Hook
@@ -192,8 +193,7 @@ def test_schedule_free_is_evaluated_with_its_average(data, tmp_path):
 
     def look(run, state):
         own = run.evaluation_models(state)[""]
-        losses = [run.evaluate(model, batches=2) for model in (own, state.model)]
-        seen.append([found.loss for found in losses])
+        seen.append([run.evaluate(model, batches=2)[HELD_OUT].loss for model in (own, state.model)])
 
     optimizer = ScheduleFree(learning_rate=Constant(peak=3e-2))
     hooks = (Evaluate(every_steps=4, batches=2), runs.Watch(look=look))

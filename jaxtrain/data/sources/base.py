@@ -53,6 +53,11 @@ class Text(Technique):
     def parts(self) -> tuple["Source", ...]:
         """The sources that it consists of."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the sources are called in metrics."""
+        return tuple(f"source{number}" for number in range(len(self.parts)))
+
     @abstractmethod
     def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
         """Return each source's share of the tokens trained on, from the number of tokens in each. The sum is 1."""

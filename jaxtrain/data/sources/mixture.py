@@ -16,20 +16,27 @@ from typing import ClassVar
 import numpy as np
 
 from jaxtrain.data.sources.base import Source, Text
+from jaxtrain.ranges import check_name
 
 _RESOLUTION = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Weighted:
-    """A source and its share of the tokens relative to the others. None derives the share from its size."""
+    """A source and its share of the tokens relative to the others. None derives the share from its size.
+
+    `name` is what it is called in metrics; source0, source1 and so on by default.
+    """
 
     source: Source
     weight: float | None = None
+    name: str | None = None
 
     def __post_init__(self):
         if self.weight is not None and not 0 < self.weight < math.inf:
             raise ValueError(f"weight={self.weight} must be positive and finite. Leave out an unwanted source.")
+        if self.name is not None:
+            check_name("name", self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +57,16 @@ class Mixture(Text):
             raise ValueError(f"temperature={self.temperature} must be positive; 1 is in proportion to size.")
         if all(given) and self.temperature != 1:
             raise ValueError(f"temperature={self.temperature} has no effect on given weights. Leave out one of them.")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"sources are called {', '.join(self.names)}: give each another name")
 
     @property
     def parts(self) -> tuple[Source, ...]:
         return tuple(part.source for part in self.sources)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.name or f"source{number}" for number, part in enumerate(self.sources))
 
     def describe_shares(self) -> str:
         return f"weights {[part.weight for part in self.sources]}, temperature {self.temperature}"

@@ -49,6 +49,14 @@ class Tokenizer(Technique):
     def identity(self) -> str:
         """Return a text that differs between tokenizers that may encode any text or document differently."""
 
+    def byte_counts(self) -> np.ndarray | None:
+        """Return how many bytes of UTF-8 each id stands for, 0 for special ones; None where that is not known.
+
+        The counts of the ids of a text add up to its bytes, as far as the tokenizer does not change the text. By them
+        losses are told in bits a byte, which can be compared over tokenizers.
+        """
+        return None
+
     def encode(self, text: str) -> np.ndarray:
         """Return the int32 ids of one text."""
         return self.encode_batch([text])[0]

@@ -36,5 +36,8 @@ class ByteTokenizer(Tokenizer):
         ids = np.asarray(ids, np.int64)
         return ids[(ids >= 0) & (ids < _END_OF_DOCUMENT)].astype(np.uint8).tobytes().decode(errors="replace")
 
+    def byte_counts(self) -> np.ndarray:
+        return (np.arange(self.vocab_size) < _END_OF_DOCUMENT).astype(np.float32)
+
     def identity(self) -> str:
         return "bytes"

@@ -11,7 +11,7 @@ import tokenizers
 
 from jaxtrain.data.tokenizers import file
 from jaxtrain.data.tokenizers.base import Placed, Tokenizer, valid_text
-from jaxtrain.data.tokenizers.hugging_face_file import HuggingFaceFile, load, load_for_templates
+from jaxtrain.data.tokenizers.hugging_face_file import HuggingFaceFile, byte_counts, load, load_for_templates
 from jaxtrain.paths import FilePath
 
 
@@ -72,6 +72,10 @@ class HuggingFaceTokenizer(Tokenizer):
         model, size = self._file.model, self.vocab_size
         with file.naming(self.path, "cannot decode its ids", remedy="It is damaged: name a whole one."):
             return model.decode([int(i) for i in ids if 0 <= i < size], skip_special_tokens=True)
+
+    def byte_counts(self) -> np.ndarray | None:
+        """Return the bytes of each id, for byte-level files and those made from SentencePiece."""
+        return byte_counts(self._file)
 
     def identity(self) -> str:
         digest = hashlib.sha256(Path(self.path).read_bytes()).hexdigest()

@@ -3,10 +3,12 @@
 import collections
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
 from jaxtrain.data.tokenizers import file
@@ -23,6 +25,8 @@ _MODEL_KEYS: dict[str, tuple[str, ...]] = {  # without the type and the vocabula
     "WordLevel": ("unk_token",),
     "WordPiece": ("unk_token", "continuing_subword_prefix", "max_input_chars_per_word"),
 }
+SPACE = "\u2581"  # in place of a space in tokens
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token of one byte
 _OLD_KEYS = {"add_prefix_space", "str_rep"}  # keys of older files that the library reads and writes under new names
 
 
@@ -124,3 +128,25 @@ def _template_beginning(processor: dict[str, Any]) -> Iterator[int]:
         if token not in processor["special_tokens"]:
             raise ValueError(f"its post-processor puts {token!r} before texts and does not say what ids that has")
         yield from processor["special_tokens"][token]["ids"]
+
+
+def byte_counts(file: HuggingFaceFile) -> np.ndarray | None:
+    """Return how many bytes each id stands for, None where the decoder does not say how tokens make a text."""
+    model = file.model
+    parts = _decoders(json.loads(model.decoder.__getstate__())) if model.decoder else []
+    kinds = {part["type"] for part in parts}
+    if not kinds & {"ByteLevel", "Metaspace", "ByteFallback"}:
+        return None
+    counts = np.zeros(file.vocab_size, np.float32)
+    for token, id in model.get_vocab(with_added_tokens=True).items():
+        # A byte-level token has a letter for each byte.
+        is_byte = "ByteFallback" in kinds and _BYTE.fullmatch(token)
+        text = token.replace(SPACE, " ")
+        counts[id] = 1 if is_byte else len(token) if "ByteLevel" in kinds else len(text.encode())
+    for id, added in model.get_added_tokens_decoder().items():
+        counts[id] = 0 if added.special else len(added.content.encode())
+    return counts
+
+
+def _decoders(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]

@@ -15,6 +15,8 @@ from jaxtrain.data.tokenizers import file
 from jaxtrain.data.tokenizers.base import Tokenizer, valid_text
 from jaxtrain.paths import FilePath
 
+SPACE = "\u2581"  # in place of a space in pieces
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SentencePiece(Tokenizer):
@@ -55,6 +57,16 @@ class SentencePiece(Tokenizer):
         known = (int(i) for i in ids if 0 <= i < model.get_piece_size())
         with file.naming(self.path, "cannot decode its ids", remedy="It is damaged: name a whole one."):
             return model.decode([i for i in known if not model.is_control(i)])
+
+    def byte_counts(self) -> np.ndarray:
+        model = self._model
+
+        def count(id: int) -> int:
+            if model.is_control(id) or model.is_unknown(id):
+                return 0
+            return 1 if model.is_byte(id) else len(model.id_to_piece(id).replace(SPACE, " ").encode())
+
+        return np.array([count(id) for id in range(self.vocab_size)], np.float32)
 
     def identity(self) -> str:
         beginning = f" {list(self.beginning)}" if self.beginning else ""

@@ -18,7 +18,7 @@ from jaxtrain.models.decoder import Decoder, DecoderConfig
 from jaxtrain.nn.layer import Keys, Out, added
 from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
-from jaxtrain.objectives.base import Model, Objective, Sums, Terms, means
+from jaxtrain.objectives.base import Model, Objective, Sums, Terms, check_terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import constrain
 from jaxtrain.technique import Technique
@@ -55,6 +55,7 @@ class Loss(NamedTuple):
     def of_model(self, model: Model, batch: Batch, keys: Keys | None) -> Value:
         recorded = _RecordingModel(model)
         terms = self.objective(recorded, batch, keys)._replace(layers=added(*recorded.sums))
+        check_terms(self.objective, terms, self.weights)
         value = sum(means(terms.minimised, self.weights).values()) + self.of_layers(terms.layers)
         return jnp.asarray(value), terms
 

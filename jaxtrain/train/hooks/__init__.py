@@ -3,7 +3,16 @@
 from jaxtrain.train.hooks.average import ExponentialMovingAverage, LatestWeightAverage
 from jaxtrain.train.hooks.base import Hook
 from jaxtrain.train.hooks.checkpoint import Checkpoint
+from jaxtrain.train.hooks.early_stop import EarlyStop
 from jaxtrain.train.hooks.evaluate import Evaluate
 from jaxtrain.train.hooks.sample import Sample
 
-__all__ = ["Checkpoint", "Evaluate", "ExponentialMovingAverage", "Hook", "LatestWeightAverage", "Sample"]
+__all__ = [
+    "Checkpoint",
+    "EarlyStop",
+    "Evaluate",
+    "ExponentialMovingAverage",
+    "Hook",
+    "LatestWeightAverage",
+    "Sample",
+]

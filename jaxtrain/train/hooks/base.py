@@ -1,6 +1,7 @@
 """The base class of hooks, and what a hook may ask of its run."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from jaxtrain.data.tokenizers.base import Tokenizer
@@ -11,7 +12,8 @@ from jaxtrain.train.checkpoint import Retention
 from jaxtrain.train.evaluation import Evaluation
 from jaxtrain.train.state import TrainState
 
-AVERAGING, LOOKING, SAVING = range(3)  # the order of hooks within a step: averages first, checkpoints last
+# The order of hooks within a step: averages first, then what measures, what judges the numbers, and checkpoints.
+AVERAGING, LOOKING, JUDGING, SAVING = range(4)
 
 
 class RunView(Protocol):
@@ -23,8 +25,15 @@ class RunView(Protocol):
     @property
     def is_last(self) -> bool: ...
 
-    def evaluate(self, model: ModelState, *, batches: int) -> Evaluation:
-        """Evaluate over the first `batches` batches of validation, or over all if there are fewer."""
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """The numbers that hooks have added to the metrics of this step so far."""
+
+    def evaluate(self, model: ModelState, *, batches: int) -> Mapping[str, Evaluation]:
+        """Evaluate over the first `batches` batches of each validation set, or over all if there are fewer.
+
+        They are by the names of the sets; the held-out part of the training text is HELD_OUT.
+        """
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""
@@ -81,6 +90,18 @@ class Hook(Technique):
         return 0
 
     @property
+    def judges_by(self) -> str | None:
+        """The number, measured by another hook, that the hook goes by; None if by none."""
+        return None
+
+    def measures(self, averages: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the numbers that it measures.
+
+        The run keeps `averages` beside the model, and evaluates on `validation`: sets, and the sources of mixtures.
+        """
+        return ()
+
+    @property
     def saving(self) -> Saving | None:
         """When the hook saves checkpoints; None if it saves none."""
         return None
@@ -99,6 +120,10 @@ class Hook(Technique):
     def initial_state(self, state: TrainState) -> ParamTree:
         """Return what the hook carries from step to step and into checkpoints: a tree of arrays, or {} for nothing."""
         return {}
+
+    def ends(self, hook_state: ParamTree) -> str | None:
+        """Return why the run ends now, before its last step; None to go on. It is asked before every step."""
+        return None
 
     def averaged_params(self, hook_state: ParamTree) -> ParamTree | None:
         """Return parameters to evaluate and export in place of the model's, if the hook makes any."""

@@ -1,16 +1,21 @@
 """The validation loss, of the model and of every average that is kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtrain.shapes import ParamTree
+from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, label
 from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluate(Hook):
-    """Mean loss in nats a token over the first `batches` batches of validation, the same ones every time."""
+    """Mean loss in nats a token over the first `batches` batches of each validation set, the same ones every time.
+
+    Of a mixture also the loss of each source is measured, and for next tokens the bits a byte of text takes.
+    """
 
     every_steps: int
     batches: int = 20
@@ -25,15 +30,35 @@ class Evaluate(Hook):
     def name(self) -> str:
         return "evaluate"
 
+    def measures(self, averages: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
+        return tuple(label(VALIDATION_LOSS, on, of) for of in ("", *averages) for on in validation)
+
     @property
     def validation_batches(self) -> int:
         return self.batches
 
     def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):
-            for name, model in run.evaluation_models(state).items():
-                loss, tokens = run.evaluate(model, batches=self.batches)
-                label = f"validation_loss_{name}" if name else "validation_loss"
-                run.write({label: loss, "validation_tokens": tokens})
-                run.say(f"step {run.step}: {label.replace('_', ' ')} {loss:.4f} over {tokens:,.0f} tokens")
+            for of, model in run.evaluation_models(state).items():
+                for on, found in run.evaluate(model, batches=self.batches).items():
+                    run.write(numbers(found, on, of))
+                    name = label(VALIDATION_LOSS, on, of).replace("_", " ")
+                    run.say(f"step {run.step}: {name} {described(found)}")
         return state, hook_state
+
+
+def numbers(found: Evaluation, on: str, of: str) -> dict[str, float]:
+    """Return the numbers of an evaluation `on` a validation set, `of` an average of the weights ("" for no average)."""
+    named = {label(VALIDATION_LOSS, on, of): found.loss, label("validation_tokens", on): found.weight}
+    if found.bits_per_byte is not None:
+        named[label("validation_bits_per_byte", on, of)] = found.bits_per_byte
+    for name, part in found.sources.items():
+        named[label(VALIDATION_LOSS, on, name, of)] = part.loss
+    return named
+
+
+def described(found: Evaluation) -> str:
+    """Return the numbers of an evaluation as text."""
+    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
+    sources = "".join(f", {name} {part.loss:.4f}" for name, part in found.sources.items())
+    return f"{found.loss:.4f} over {found.weight:,.0f} tokens{bits}{sources}"

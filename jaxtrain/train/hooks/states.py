@@ -34,6 +34,11 @@ class HookStates:
             state, self._states[hook.name] = hook.after_step(run, state, self._states[hook.name])
         return state
 
+    def end(self) -> str | None:
+        """Return why a hook ends the run now; None if none does."""
+        reasons = (hook.ends(self._states[hook.name]) for hook in self._hooks)
+        return next((reason for reason in reasons if reason is not None), None)
+
     def to_save(self) -> dict[str, ParamTree]:
         return {name: state for name, state in self._states.items() if state}
 

@@ -23,6 +23,9 @@ class Writer(Technique):
 
     __slots__ = ()
 
+    def check(self) -> None:
+        """Raise ValueError, before anything is prepared, for what would keep the run from writing here."""
+
     @abstractmethod
     def open(self, folder: Path, *, from_step: int) -> Sink:
         """Return a sink for the numbers of the steps after `from_step`, of the run in a folder."""

@@ -8,19 +8,23 @@ was read. A field annotated `Glob` or `Folder` names too many files to copy, so 
 Older versions wrote a config.gin without copies. It is read as it is, and the copies are made when training goes on.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAliasType, get_args, get_type_hints
 
-from jaxtrain.cli.config_paths import DIGITS, HERE, digest, marked
-from jaxtrain.cli.config_text import Difference, diff, render
-from jaxtrain.cli.config_tree import build, entries, tree_of
 from jaxtrain.paths import FilePath, Folder, Glob
+from jaxtrain.record.text import Difference, diff, render
+from jaxtrain.record.walk import config_fields, entries, join
 from jaxtrain.train.folder import FILES, RunFolder, write_whole
 
 ORIGINS = "origins.json"
+HERE = "{run}/"  # in a path of a config.gin: its own folder
+DIGITS = 16  # of the digest, in the name of a copy
 
 
 class KeptFile(NamedTuple):
@@ -45,7 +49,7 @@ class RunFiles:
             OSError: a file cannot be read.
             ValueError: no config.gin can name a class or value of the configuration.
         """
-        files = {at: _read(Path(text)) for at, text, _ in marked(tree_of(config, ""), FilePath)}
+        files = {at: _read(Path(text)) for at, text in marked(config, FilePath)}
         return cls(config=config, files=files, text=render(config, _recorded(config, files)))
 
     def write(self, folder: RunFolder) -> None:
@@ -64,10 +68,7 @@ class RunFiles:
 
     def from_copies(self, folder: RunFolder) -> Any:
         """Return the configuration with the run's copies in place of the files."""
-        tree = tree_of(self.config, "")
-        for at, _, leaf in marked(tree, FilePath):
-            leaf.value = str(folder.files / self.files[at].name)
-        return build(tree, {})
+        return _replaced(self.config, {at: str(folder.files / file.name) for at, file in self.files.items()})
 
     def check_unchanged(self, before: "RunFiles", folder: RunFolder) -> None:
         """Raise ValueError where a path now has another file than the one that the run read there."""
@@ -91,7 +92,7 @@ def differences(left: RunFiles, right: RunFiles) -> list[Difference]:
 def remarks(folder: RunFolder, config: object) -> list[str]:
     """Return a line for each file whose original has changed, or that is read instead of the run's own copy."""
     origins, lines = read_origins(folder), []
-    for at, text, _ in marked(tree_of(config, ""), FilePath):
+    for at, text in marked(config, FilePath):
         path = Path(text)
         origin = Path(origins.get(path.name, path))
         if path.parent != folder.files:
@@ -115,8 +116,7 @@ def read_origins(folder: RunFolder) -> dict[str, str]:
 
 def _recorded(config: object, files: dict[str, KeptFile]) -> dict[str, str]:
     """Return the values that the config.gin of a run has for the keys that name files."""
-    tree = tree_of(config, "")
-    globs = {at: _absolute(text) for mark in (Glob, Folder) for at, text, _ in marked(tree, mark)}
+    globs = {at: _absolute(text) for mark in (Glob, Folder) for at, text in marked(config, mark)}
     return globs | {at: f"{HERE}{FILES}/{file.name}" for at, file in files.items()}
 
 
@@ -131,3 +131,34 @@ def _absolute(glob: str) -> str:
     if "://" in glob and not os.path.lexists(glob):
         return glob
     return os.path.join(os.getcwd(), glob if os.path.lexists(glob) else os.path.expanduser(glob))
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
+
+
+def marked(value: object, mark: TypeAliasType, hint: object = None, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of every field of a configuration that is annotated with a mark."""
+    if isinstance(value, str) and mark in (hint, *get_args(hint)):
+        yield at, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from marked(item, mark, None, join(at, index))
+    elif dataclasses.is_dataclass(value):
+        hints = get_type_hints(type(value))
+        for name in config_fields(type(value)):
+            yield from marked(getattr(value, name), mark, hints[name], join(at, name))
+
+
+def _replaced(value: Any, new: Mapping[str, str], at: str = "") -> Any:
+    """Return a configuration with other values at some paths; itself where there are none."""
+    if at in new:
+        return new[at]
+    if isinstance(value, tuple):
+        items = tuple(_replaced(item, new, join(at, index)) for index, item in enumerate(value))
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else items
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {name: getattr(value, name) for name in config_fields(type(value))}
+    changed = {name: item for name, old in fields.items() if (item := _replaced(old, new, join(at, name))) is not old}
+    return dataclasses.replace(value, **changed) if changed else value

@@ -1,0 +1,10 @@
+"""Finished runs, from Python.
+
+run = load_run("runs/quickstart")
+print(run.generate("def "))
+print(run.evaluate().loss)
+"""
+
+from jaxtrain.cli.finished import FinishedRun, load_run
+
+__all__ = ["FinishedRun", "load_run"]

@@ -1,0 +1,39 @@
+"""The weights of a Hugging Face folder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.paths import Folder
+from jaxtrain.shapes import ModelState
+from jaxtrain.surgery.huggingface import import_folder
+from jaxtrain.surgery.linears import has_plain_linears, plain
+from jaxtrain.train.initial.base import Initial
+from jaxtrain.train.initial.taken_over import check_same_architecture, taken_over
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FromHuggingFace(Initial):
+    """The weights of the Hugging Face folder `path`, as `jaxtrain convert` reads them, for the same architecture.
+
+    Linears may be of other kinds, and only some parameters trained, as with `FromRun`. `model` is the folder's model.
+    It is read from there where a configuration file leaves it out, and so is the model of the run. The tokenizer is
+    not: `data.tokenizer` names its file. Every device gets its own part of the weights; host memory holds one tensor.
+    """
+
+    path: Folder
+    model: DecoderConfig | None = None
+    paper: ClassVar[str] = "common practice"
+
+    def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
+        source, params = import_folder(self.path, mesh)
+        if self.model is not None and plain(self.model) != source:
+            raise ValueError(f"path={self.path!r}: its config.json is not the one any more that `model` was read from")
+        check_same_architecture(source, config, path=self.path, what="a model")
+        shapes = abstract_model(source).shapes.params
+        model = ModelState(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes))
+        return model if has_plain_linears(config) else taken_over(model, source, config, mesh, key)
