@@ -109,8 +109,9 @@ def test_weights_of_one_cost_no_byte_and_others_are_another_text(cache):
     first, second, third = (open_store(source, ByteTokenizer()) for source in (plain, ones, halves))
     assert first.weights is second.weights is None
     assert first.digest == second.digest == "e369e06c17ecedd2ad26a70aa16ead69" != third.digest
-    sizes = sorted(sum(f.stat().st_size for f in folder.iterdir()) for folder in (cache / "tokens").iterdir())
-    assert sizes[0] == sizes[1] < sizes[2]
+    stores = (cache / "tokens").iterdir()
+    files = sorted(len([file for file in store.iterdir() if file.name.startswith("weight")]) for store in stores)
+    assert files == [0, 0, 2]
 
 
 def test_a_part_is_tokenised_by_itself(tmp_path):
