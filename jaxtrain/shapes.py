@@ -32,9 +32,9 @@ class Batch(NamedTuple):
     """Packed token sequences. Leaves are numpy on the way in and sharded jax arrays in the step.
 
     `targets[b, t]` follows `tokens[b, t]` in the same document. `segment_ids` number the documents of a row from 1;
-    0 is padding. `positions` restart at 0 in every document. `weights` are 0 where no loss is taken: on padding and
-    on the last token of a document cut off from its successor. `hints` are what an objective prepared for every token
-    of the whole batch, such as what a teacher says of it.
+    0 is padding. `positions` restart at 0 in every document. `weights` are those of the loss on each target: 0 where
+    none is taken, such as on padding, and else 1 if the source does not say otherwise. `hints` are what an objective
+    prepared for every token of the whole batch, such as what a teacher says of it.
     """
 
     tokens: Int[Array, "B L"]

@@ -1,13 +1,13 @@
-"""A decoder with all that families differ in: norms, biases, positions, multipliers, sinks."""
+"""A decoder with all that families differ in: joins, norms, biases, positions, heads, sinks."""
 
 from tiny import variant
 
 from jaxtrain.nn.block import BlockConfig
-from jaxtrain.nn.embeddings import ScaledEmbedding
+from jaxtrain.nn.embeddings import LearnedPositions
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.heads import ScaledHead
-from jaxtrain.nn.joins import OutputNorm, ParallelSharedNorm
+from jaxtrain.nn.heads import TransformedHead
+from jaxtrain.nn.joins import ParallelSharedNorm, PostNorm
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.masks import SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
@@ -34,7 +34,7 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
         mlp=MLPConfig(hidden=64, bias=True),
         join=ParallelSharedNorm(),
     )
-    of_outputs = BlockConfig(
+    behind = BlockConfig(
         mixer=AttentionConfig(
             **HEADS,
             positions=NoPositions(),
@@ -43,11 +43,11 @@ def _pattern(implementation: str | None = None) -> tuple[BlockConfig, ...]:
             implementation=implementation,
         ),
         mlp=GatedMLPConfig(hidden=64, bias=True),
-        join=OutputNorm(),
+        join=PostNorm(),
     )
-    return parallel, of_outputs
+    return parallel, behind
 
 
-OUTER = {"embedding": ScaledEmbedding(scale=3.0), "head": ScaledHead(scale=0.3, linear=Dense())}
+OUTER = {"embedding": LearnedPositions(normalised=True), "head": TransformedHead(linear=Dense())}
 ALL = variant(pattern=_pattern(), repeats=2, **OUTER)
 BY_NAME = variant(pattern=_pattern("xla"), repeats=2, **OUTER)

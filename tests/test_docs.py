@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks, commands, files, text
+from tiny_tokenizer import write_tokenizer
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main, parser
@@ -27,12 +28,13 @@ def parsed(words: list[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """A folder with the runs that the pages begin with, as far as configurations can tell."""
+    """A folder with the runs and the tokenizer that the pages begin with, as far as configurations can tell."""
     folder = tmp_path_factory.mktemp("pages")
     files = RunFiles.of(load(ROOT / "configs/quickstart.gin").config)
     for run in ("quickstart", "base"):
         RunFolder(folder / "runs" / run).path.mkdir(parents=True)
         files.write(RunFolder(folder / "runs" / run))
+    write_tokenizer(folder / "tokenizer.json")
     return folder
 
 
@@ -51,11 +53,12 @@ def test_every_command_of_a_page_can_be_typed(page, quickstart, monkeypatch):
     for words in commands(text(page)):
         arguments = parsed(words)
         file = arguments.get("config") or arguments.get("file") or ""
-        if file.startswith("configs/") or file == "runs/quickstart":
+        runs = re.findall(r"runs/\w+", " ".join([file, *arguments.get("set", ())]))
+        if runs + re.findall("^configs/", file) and all(Path(run).exists() for run in runs):
             load(file, arguments["set"])
 
 
-@pytest.mark.parametrize("page", ["docs/start.md", "docs/configuration.md"])
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/configuration.md", "docs/data.md"])
 def test_the_commands_of_a_page_are_run_in_order_as_printed(page, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for name, content in files(text(page)).items():

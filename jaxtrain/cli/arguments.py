@@ -52,17 +52,39 @@ def _train(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    parser.add_argument("--rebuild", action="store_true", help="tokenise all text again, whatever is in the cache")
+    parser.add_argument("--rows", type=int, default=2, help="rows of the first batch to print")
+    _add_set(parser)
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
+    tasks = parser.add_argument_group("tasks of lm-eval, with the extra `eval`")
+    help = "tasks to evaluate in place of the validation loss; none by default"
+    tasks.add_argument("--tasks", metavar="NAME,...", help=help)
+    help = "also read the task files (.yaml) of this folder, and run the Python code that they name; may be repeated"
+    tasks.add_argument("--task-folder", action="append", default=[], metavar="FOLDER", help=help)
+    help = "solved examples before each question; by default as many as the task says"
+    tasks.add_argument("--shots", type=int, metavar="N", help=help)
+    help = "the first questions of each task alone, to try it; all by default"
+    tasks.add_argument("--limit", type=int, metavar="N", help=help)
+    tasks.add_argument("--download", action="store_true", help="fetch data sets that are not on this machine")
+    tasks.add_argument("--out", metavar="FILE", help="write all results there, as JSON; not by default")
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; give it again for a batch"
-    )
-    parser.add_argument("--tokens", type=int, default=200, help="tokens to write after each prompt")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for a batch")
+    kind.add_argument("--chat", action="store_true", help="answer each line of standard input, as the run's chats do")
+    help = "with --chat: the system message that the chat begins with; none by default"
+    parser.add_argument("--system", metavar="TEXT", help=help)
+    help = "with --chat: a Jinja file to use; by default the run's template"
+    parser.add_argument("--template", metavar="FILE", help=help)
+    parser.add_argument("--tokens", type=int, default=200, help="the most tokens to write after each prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; from all by default")
     parser.add_argument(
@@ -102,6 +124,16 @@ def _compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=CONFIG)
     parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, h100:2x8 (servers x GPUs), ...")
     parser.add_argument("--rows", type=int, default=12, help="rows of the table of collectives")
+    _add_set(parser)
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=CONFIG)
+    help = "a key and its values, e.g. optimizer.learning_rate.peak=1e-3,3e-3; give it again for another key"
+    parser.add_argument("--grid", action="append", required=True, metavar="KEY=A,B", help=help)
+    help = "the folder of all runs; runs/<name of the file>-sweep by default"
+    parser.add_argument("--folder", metavar="FOLDER", help=help)
+    parser.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
     _add_set(parser)
 
 
@@ -178,6 +210,11 @@ COMMANDS = {
         _train,
         "jaxtrain train configs/quickstart.gin --run runs/mine --set phases.0.steps=200",
     ),
+    "data": Command(
+        "prepare the data of a configuration, and show what a run reads of it",
+        _data,
+        "jaxtrain data configs/quickstart.gin --rows 4",
+    ),
     "eval": Command(
         "evaluate a run's checkpoint on its validation data", _eval, "jaxtrain eval runs/quickstart --batches 10"
     ),
@@ -200,6 +237,11 @@ COMMANDS = {
         "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",
         _compile,
         "jaxtrain compile configs/llama2_7b.gin --topology v5e:4x4",
+    ),
+    "sweep": Command(
+        "train a configuration once for every combination of some keys' values, and compare the results",
+        _sweep,
+        "jaxtrain sweep configs/quickstart.gin --grid optimizer.learning_rate.peak=1e-3,3e-3 --grid seed=0,1",
     ),
     "model": Command(
         "describe a configuration's model: layers, shapes, parameters, FLOPs, memory of the state",

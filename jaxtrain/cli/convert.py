@@ -23,10 +23,12 @@ from typing import Any, TypeGuard
 
 import jax
 
+from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
-from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, settings, tokenizer_of
+from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
 from jaxtrain.cli.finished import mesh_at_hand, print_remarks
+from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
@@ -39,7 +41,6 @@ from jaxtrain.record.text import render
 from jaxtrain.shapes import ModelState, ParamTree
 from jaxtrain.surgery.checkpoint_item import open_params, write_params
 from jaxtrain.surgery.huggingface import export_folder, open_folder
-from jaxtrain.surgery.huggingface.files import own_file
 from jaxtrain.surgery.huggingface.tensor_files import ADAPTER
 from jaxtrain.surgery.huggingface.token_ids import GENERATION, TOKEN_IDS, special_ids
 from jaxtrain.surgery.linears import converted, has_plain_linears, plain
@@ -52,19 +53,6 @@ from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
 from jaxtrain.train.trained import chosen_step, trained_model
 
-IMPORTED = "huggingface"  # in the run folder
-TEMPLATES = "additional_chat_templates"  # a folder
-TOKENIZER_SIDE = (  # a tokenizer's own files, and those that belong to them
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
 
@@ -154,14 +142,9 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     if config:
         if isinstance(config.data.tokenizer, ByteTokenizer):
             print(f"{source} has {NO_TOKENIZER}: the run's config.gin takes bytes; set data.tokenizer if not so")
-        print(f'next: jaxtrain generate {target} --prompt "Once"' if causal(model) else f"next: jaxtrain eval {target}")
+        print(f'next: jaxtrain generate {target} --prompt "Once"' if model.causal else f"next: jaxtrain eval {target}")
     else:
         print(f"it has {MODEL_ONLY} and no config.gin, as {reason}; it can be exported again")
-
-
-def causal(model: DecoderConfig) -> bool:
-    """Tell whether a model predicts the next token. Others fill in masked tokens."""
-    return all(block.mixer.causal for block in model.pattern)
 
 
 def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None) -> str | None:
@@ -173,14 +156,14 @@ def reason_against(tokenizer: Tokenizer, model: DecoderConfig, mask: int | None)
         _ = tokenizer.beginning, tokenizer.end_of_document_id
     except ValueError as error:
         return str(error).removesuffix(".")
-    if mask is None and not causal(model):
+    if mask is None and not model.causal:
         return "the model fills in masked tokens, and no mask_token of its tokenizer is known"
     return None
 
 
 def configuration(model: DecoderConfig, tokenizer: Tokenizer, mask: int | None) -> TrainConfig:
     """Return the configuration of a run of the model, with placeholders for data and steps."""
-    examples = NextTokens() if mask is None or causal(model) else MaskedTokens(mask=mask)
+    examples = NextTokens() if mask is None or model.causal else MaskedTokens(mask=mask)
     return TrainConfig(
         model=model,
         data=DataConfig(source=StandardLibrary(), tokenizer=tokenizer, examples=examples),
@@ -201,6 +184,9 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
     model = config.model if config else load(only, arguments.set, root=DecoderConfig, import_from=trusted).config
     tokenizer, imported = config.data.tokenizer if config else None, folder.path / IMPORTED
     token_ids, generation = special_tokens(tokenizer, imported)
+    chat = run_chats(config, tokenizer) if config and tokenizer else None
+    if chat and tokenizer:
+        generation = generation | {"eos_token_id": sorted(stop_tokens(chat, tokenizer))}
     which = {"weights": arguments.weights, "step": arguments.step, "best": arguments.best}
     with weights_of(folder, model, config, **which) as (step, params), whole_folder(target) as path:
         export_folder(
@@ -213,6 +199,8 @@ def export_run(folder: RunFolder, target: Path, arguments: argparse.Namespace) -
             generation=generation,
         )
         add_tokenizer(path, tokenizer, imported)
+        if chat:
+            write_template(chat, path)
     print(f"{plain(model).parameter_count:,} parameters of step {step} of {folder.path}, as {target}")
     if imported.exists() and not is_imported(tokenizer, imported):
         print("the run has another tokenizer than was imported with it: what belonged to that one is left out")
@@ -238,12 +226,12 @@ def add_tokenizer(target: Path, tokenizer: Tokenizer | None, imported: Path) -> 
         copy_tokenizer_files(imported, target)
     if has_file(tokenizer):
         shutil.copy(tokenizer.path, target / TOKENIZER_FILES[type(tokenizer)])
-    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / "tokenizer_config.json").exists():
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not (target / TOKENIZER_CONFIG).exists():
         # Without this file transformers uses the family's usual tokenizer class, with its special tokens.
         content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_of_document}
         if tokenizer.beginning and (token := tokenizer.token(tokenizer.beginning[0])) is not None:
             content["bos_token"] = token
-        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (target / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def has_file(tokenizer: Tokenizer | None) -> TypeGuard[FileTokenizer]:
@@ -300,16 +288,3 @@ def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:
         return model
     start = initial_model(plain(config), jax.random.key(0))
     return jax.jit(converted, static_argnums=(1, 2))(model, config, plain(config), start)
-
-
-# -- both ways --------------------------------------------------------------------------------------------------
-
-
-def copy_tokenizer_files(source: Path, target: Path, *others: str) -> None:
-    """Copy a Hugging Face folder's tokenizer files, and the files `others`, as far as it has them."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
-    target.mkdir(exist_ok=True)
-    for name in (*TOKENIZER_SIDE, *sorted(templates), *others):
-        if file := own_file(source, name):
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(file, target / name)

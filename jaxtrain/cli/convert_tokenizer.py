@@ -2,10 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
+from jaxtrain.cli.imported import TOKENIZER_CONFIG, settings
 from jaxtrain.data import HuggingFaceTokenizer, SentencePiece, Tokenizer
-from jaxtrain.surgery.huggingface.files import own_file, read_json
 from jaxtrain.surgery.huggingface.token_ids import special_ids
 
 type FileTokenizer = HuggingFaceTokenizer | SentencePiece
@@ -34,15 +33,15 @@ def tokenizer_of(source: Path) -> FileTokenizer | None:
 
 def add_bos_token(source: Path) -> bool | None:
     """Return `add_bos_token` of tokenizer_config.json, or None where it is absent."""
-    told = settings(source, "tokenizer_config.json").get("add_bos_token")
+    told = settings(source, TOKENIZER_CONFIG).get("add_bos_token")
     if not isinstance(told, bool | None):
-        raise ValueError(f"{source / 'tokenizer_config.json'}: add_bos_token is {told!r}: make it true or false")
+        raise ValueError(f"{source / TOKENIZER_CONFIG}: add_bos_token is {told!r}: make it true or false")
     return told
 
 
 def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | str:
     """Return the `begin_of_document` of a tokenizer, from tokenizer_config.json or else from tokenizer.json."""
-    file, told = source / "tokenizer_config.json", add_bos_token(source)
+    file, told = source / TOKENIZER_CONFIG, add_bos_token(source)
     if told is None or told == bool(tokenizer.beginning):
         return told is not False
     print(f"{file} has add_bos_token {told}, and tokenizer.json does not do so: the run does, see begin_of_document")
@@ -58,7 +57,10 @@ def begin_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> bool | s
 
 
 def end_of_document(source: Path, tokenizer: HuggingFaceTokenizer) -> str | None:
-    """Return the token that ends a document: by tokenizer_config.json, config.json's id, or a BERT's separator."""
+    """Return the token that ends a document, or None where the files name none.
+
+    It is in tokenizer_config.json or, by its id, in config.json; a tokenizer of BERT has a separator instead.
+    """
     token = special_token(source, "eos_token")
     if token is None:
         ids = special_ids(source, "config.json").get("eos_token_id")
@@ -75,15 +77,9 @@ def mask_of(source: Path, tokenizer: Tokenizer) -> int | None:
 
 def special_token(source: Path, name: str) -> str | None:
     """Return a special token of tokenizer_config.json, or None where it is absent."""
-    token = settings(source, "tokenizer_config.json").get(name)
+    token = settings(source, TOKENIZER_CONFIG).get(name)
     if isinstance(token, dict):
         token = token.get("content", token)
     if not isinstance(token, str | None):
-        raise ValueError(f"{source / 'tokenizer_config.json'}: {name} is no text: make it one, or null")
+        raise ValueError(f"{source / TOKENIZER_CONFIG}: {name} is no text: make it one, or null")
     return token
-
-
-def settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a Hugging Face folder, or {} where there is no such file."""
-    file = own_file(folder, name)
-    return read_json(file) if file else {}

@@ -1,4 +1,4 @@
-"""`jaxtrain eval RUN`: the validation losses of a run's checkpoint."""
+"""`jaxtrain eval RUN`: the validation losses of a run's checkpoint, or tasks of lm-eval (eval_tasks.py)."""
 
 import argparse
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
+from jaxtrain.cli.eval_tasks import check_task_arguments, run_tasks
 from jaxtrain.cli.finished import open_run
 from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, Named, label, perplexity
 
@@ -14,6 +15,9 @@ from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, Named, label,
 def run(arguments: argparse.Namespace) -> int:
     if arguments.batches is not None and arguments.batches < 1:
         raise ValueError(f"--batches={arguments.batches}: must be at least 1")
+    check_task_arguments(arguments)
+    if arguments.tasks is not None:
+        return run_tasks(arguments)
     finished = open_run(arguments)
     for name, rows in finished.validation_sets.items():
         found = finished.evaluate_on(rows, batches=arguments.batches, track=_with_a_bar)

@@ -28,8 +28,9 @@ def _texts(config: TrainConfig) -> Iterator[str]:
     data = config.phases[-1].data or config.data
     evaluated = data.validation_fraction and any(hook.validation_batches for hook in config.hooks)
     split: Split = "validation" if evaluated else "train"
-    store = open_store(data.sources[0], data.tokenizer)
-    documents = documents_of(store, split=split, validation_fraction=data.validation_fraction)
+    source, fraction = data.sources[0], data.validation_fraction
+    store = open_store(source, data.tokenizer)
+    documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)
     for start, length in zip(documents.starts[:DOCUMENTS], documents.lengths, strict=False):
         text = data.tokenizer.decode(store.tokens[start : start + min(length, TOKENS)])
         # A document cut between the splits may begin inside a word: leave that word out.

@@ -70,12 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"jaxtrain.cli.{arguments.command}").run(arguments)
     except Exception as error:
-        if not isinstance(error, REFUSALS) and not str(error).startswith(OUT_OF_MEMORY):
+        if not is_refusal(error):
             raise
         if "traceback" in arguments:
             traceback.print_exc()
-        print(f"jaxtrain: error: {_one_line(_text(error))}", file=sys.stderr)
+        print(f"jaxtrain: error: {refusal_line(error)}", file=sys.stderr)
         return 2
+
+
+def is_refusal(error: Exception) -> bool:
+    return isinstance(error, REFUSALS) or str(error).startswith(OUT_OF_MEMORY)
+
+
+def refusal_line(error: Exception) -> str:
+    """Return what a command says of an error of the user or the system."""
+    return _one_line(_text(error))
 
 
 def _text(error: Exception) -> str:
@@ -95,13 +104,13 @@ def command() -> int:
     """Run `main` as a process of its own, and return its exit code.
 
     Without an accelerator, JAX_PLATFORMS is set to cpu: otherwise JAX looks for every accelerator whose compiler is
-    installed, with many warnings. `jaxtrain train` is then started again with KEEP_MEMORY, unless the user has set that
-    variable.
+    installed, with many warnings. `jaxtrain train` and `sweep` are then started again with KEEP_MEMORY, unless the user
+    has set that variable.
     """
     on_cpu = sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS)
     if on_cpu:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    trains = sys.argv[1:2] == ["train"]
+    trains = sys.argv[1:2] in (["train"], ["sweep"])
     if trains and on_cpu and not os.environ.keys() & KEEP_MEMORY.keys():
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

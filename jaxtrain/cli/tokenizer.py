@@ -26,7 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.text is not None:
         sources = (TextFiles(glob=arguments.text),)
     else:
-        config = load(arguments.config, arguments.set, import_from=arguments.import_from).config
+        # The configuration may name the file that is to be made.
+        changes = [*arguments.set, "data.tokenizer=@ByteTokenizer()"]
+        config = load(arguments.config, changes, import_from=arguments.import_from).config
         sources = config.data.sources
     tokenizer = train_tokenizer(*sources, vocab_size=arguments.vocab_size, path=arguments.out, progress=True)
     print(f"{arguments.out}: {tokenizer.vocab_size} tokens")

@@ -14,12 +14,14 @@ from rich.console import Console
 
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
+from jaxtrain.cli.chat_template import has_chats
 from jaxtrain.cli.config_file import load
+from jaxtrain.cli.data_streams import streams, telling_lines
 from jaxtrain.cli.dry_run import dry_run
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import bigram_loss, open_rows
+from jaxtrain.data import bigram_loss
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
@@ -36,6 +38,23 @@ from jaxtrain.train.stopping import Stop
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.dry_run:
+        return 1 if train(arguments) is None else 0
+    config, trainer = prepared(arguments)
+    describe(config, trainer.folder, Console(quiet=jax.process_index() != 0))
+    dry_run(config, lambda text: print(text, flush=True) if jax.process_index() == 0 else None)
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> Result | None:
+    """Train, or go on. Return how the run ended, None where it could not be written or was not finite."""
+    config, trainer = prepared(arguments)
+    with trainer.lock:
+        return run_locked(arguments, config, trainer)
+
+
+def prepared(arguments: argparse.Namespace) -> tuple[TrainConfig, Trainer]:
+    """Return the configuration and its trainer, once all processes are there. Nothing is written yet."""
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
         source.check()
@@ -46,15 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     trainer = config.trainer(folder.path, profile_steps=arguments.profile)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
-    if arguments.dry_run:
-        describe(config, folder, Console(quiet=jax.process_index() != 0))
-        dry_run(config, lambda text: print(text, flush=True) if jax.process_index() == 0 else None)
-        return 0
-    with trainer.lock:
-        return run_locked(arguments, config, trainer)
+    return config, trainer
 
 
-def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> int:
+def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Result | None:
     """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
     files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
@@ -80,12 +94,12 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
         result = trainer.train_from(start)
     except (NonFiniteError, SaveError) as error:
         print(f"jaxtrain: stopped: {error}", file=sys.stderr)
-        return 1
+        return None
     trusted = [*arguments.import_from]
     if Path(arguments.config).suffix == ".py":  # the run's config.gin may name what lies beside it
         trusted.append(str(Path(arguments.config).parent))
     conclude(result, config, folder, bigram, time.perf_counter() - began, console, trusted)
-    return 0
+    return result
 
 
 def going_on(folder: RunFolder) -> str:
@@ -166,11 +180,13 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     """
     console.print("preparing data ...", style="dim")
     validation = max((hook.validation_batches for hook in config.hooks), default=0)
-    for phase in config.phases:
-        data, length = phase.data or config.data, phase.sequence_length
-        open_rows(data, split="train", sequence_length=length, seed=config.seed)
-        if validation:
-            validation_sets(data, config.validation, sequence_length=length)
+    prepared = streams(config, console)
+    if validation:
+        for stream in prepared:
+            length = stream.rows.sequence_length
+            validation_sets(stream.data, config.validation, sequence_length=length, stores=stream.stores)
+    for line in (line for stream in prepared for line in telling_lines(stream)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data
     data = phase.data or config.data
     if data.tokenizer.vocab_size > LARGEST_VOCABULARY or not data.examples.asks_for_next or not validation:
@@ -249,8 +265,9 @@ def conclude(
         say(f"to train longer, with the schedule spread over all steps: {command} {longer_phase(config)}")
         if at_its_rate := another_phase(config, config.phases[-1].steps):
             say(f"or at the learning rate that it ended with: {command} {at_its_rate}")
-    if all(block.mixer.causal for block in config.model.pattern):
-        say(f"next: jaxtrain generate {path}{trusted} --prompt {shlex.quote(example_prompt(config))}")
+    if config.model.causal:
+        asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
+        say(f"next: jaxtrain generate {path}{trusted} {asked}")
         say(f"      jaxtrain eval {path}{trusted}")
     else:
         say(f"next: jaxtrain eval {path}{trusted}")

@@ -5,7 +5,19 @@ from jaxtrain.data.config import DataConfig
 from jaxtrain.data.loader import batches_of, describe_batch, loader
 from jaxtrain.data.packing import BestFit, ConcatenateAndSplit, Packing
 from jaxtrain.data.rows import Rows, open_rows, open_stores, reading, text_digest
-from jaxtrain.data.sources import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from jaxtrain.data.sources import (
+    ArrayRecord,
+    Chats,
+    Document,
+    HuggingFaceFolder,
+    HuggingFaceHub,
+    JsonLines,
+    Parquet,
+    Part,
+    Source,
+    StandardLibrary,
+    TextFiles,
+)
 from jaxtrain.data.sources.mixture import Mixture, Weighted
 from jaxtrain.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePiece, Tokenizer
 
@@ -13,14 +25,18 @@ __all__ = [
     "ArrayRecord",
     "BestFit",
     "ByteTokenizer",
+    "Chats",
     "ConcatenateAndSplit",
     "DataConfig",
     "Document",
+    "HuggingFaceFolder",
+    "HuggingFaceHub",
     "HuggingFaceTokenizer",
     "JsonLines",
     "Mixture",
     "Packing",
     "Parquet",
+    "Part",
     "Rows",
     "SentencePiece",
     "Source",

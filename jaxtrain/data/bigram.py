@@ -2,7 +2,8 @@
 
 Witten and Bell (1991), as an interpolation: p(b|a) = (c(ab) + t(a) p(b)) / (c(a) + t(a)), with c the counts of the
 training split, t(a) the number of different tokens seen after a, and p(b) the add-one unigram. Its loss is lower than
-with add-one pair counts, so it is the stricter baseline. The sources of a mixture are counted without their weights.
+with add-one pair counts, so it is the stricter baseline. The sources of a mixture are counted without their weights. So
+are tokens, but a token without loss is not counted as a follower.
 """
 
 import numpy as np
@@ -35,15 +36,18 @@ def bigram_loss(
             break
         loss += float((loss_table[batch.tokens, batch.targets] * batch.weights).sum())
         weight += float(batch.weights.sum())
+    if not weight:
+        raise ValueError(f"{num_batches=} of the validation split hold no token with loss; take more, or None for all")
     return loss / weight
 
 
 def _pair_counts(rows: Rows, vocab_size: int) -> np.ndarray:
     counts = np.zeros(vocab_size * vocab_size, np.int64)
     for source in rows.sources:
-        for tokens in source.document_tokens():
+        for tokens, weights in zip(source.document_tokens(), source.document_weights(), strict=True):
             pair = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
-            counts += np.bincount(pair, minlength=len(counts))
+            asked = pair if weights is None else pair[weights[1:] > 0]
+            counts += np.bincount(asked, minlength=len(counts))
     return counts.reshape(vocab_size, vocab_size)
 
 

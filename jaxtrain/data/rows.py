@@ -1,17 +1,20 @@
 """All rows of a split, over all sources, in the global order. Every process reads a part of them."""
 
+import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxtrain.data.config import DataConfig
 from jaxtrain.data.examples import NextTokens
 from jaxtrain.data.source_rows import SourceRows
+from jaxtrain.data.sources.base import Source
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 from jaxtrain.data.split import Split, documents_of
 from jaxtrain.data.store import TokenStore, open_store
+from jaxtrain.data.store_files import Progress
 from jaxtrain.models.teacher import Hints
 from jaxtrain.shapes import Batch
 
@@ -34,7 +37,7 @@ class Rows:
         self._hints = hints
         self._interleaving = interleaving
         self._length = length
-        self._labels = labels
+        self.labels = labels
 
     def __len__(self) -> int:
         return self._length
@@ -47,7 +50,16 @@ class Rows:
     def describe(self, index: int) -> str:
         """Return a text that names the source of a row and the parts of documents in it."""
         source, row = self._interleaving.locate(index)
-        return f"{self._labels[source]}: {self.sources[source].describe(row)}"
+        return f"{self.labels[source]}: {self.sources[source].describe(row)}"
+
+    def pieces(self, index: int) -> tuple[str, list[str]]:
+        """Return the source of a row and the names of the parts of documents in it."""
+        source, row = self._interleaving.locate(index)
+        return self.labels[source], self.sources[source].piece_names(row)
+
+    def counts(self, rows: int) -> list[int]:
+        """Return how many of the first `rows` rows each source gives."""
+        return self._interleaving.counts(rows)
 
     def parts(self, rows: int) -> list["Rows"]:
         """Return those of the first `rows` rows that each source gives, without the hints of a teacher."""
@@ -62,22 +74,26 @@ class Rows:
                 name=self.name,
                 hints=None,
             )
-            for source, label, count in zip(self.sources, self._labels, counts, strict=True)
+            for source, label, count in zip(self.sources, self.labels, counts, strict=True)
         ]
 
     def ledger(self, rows: int) -> dict[str, int]:
-        """Return how many tokens with loss each source has in the first `rows` rows, by the label of the source."""
-        counts = self._interleaving.counts(rows)
-        tokens = [source.tokens_in(count) for source, count in zip(self.sources, counts, strict=True)]
-        return dict(zip(self._labels, tokens, strict=True))
+        """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
+        tokens = [source.tokens_in(count) for source, count in zip(self.sources, self.counts(rows), strict=True)]
+        return dict(zip(self.labels, tokens, strict=True))
 
 
-def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
-    """Return the token stores of all sources, and tokenise those that the cache lacks.
+def open_stores(
+    config: DataConfig, *, progress: Callable[[Source], Progress] | None = None, rebuild: bool = False
+) -> tuple[TokenStore, ...]:
+    """Return the token stores of all sources, and tokenise those that the cache lacks, or all with `rebuild`.
 
-    A store does not change when the files of its source change.
+    A store does not change when the files of its source change. `progress` gives what is told how far a source is.
     """
-    return tuple(open_store(source, config.tokenizer) for source in config.sources)
+    return tuple(
+        open_store(source, config.tokenizer, progress=progress and progress(source), rebuild=rebuild)
+        for source in config.sources
+    )
 
 
 def open_rows(
@@ -101,9 +117,10 @@ def open_rows(
         raise ValueError(f"{num_epochs=} must be at least 1, or None for endless rows.")
     if seed < 0:
         raise ValueError(f"{seed=} must not be negative.")
+    pairs = zip(config.sources, open_stores(config) if stores is None else stores, strict=True)
     sources = [
-        _source_rows(config, store, split=split, sequence_length=sequence_length, seed=(seed, number))
-        for number, store in enumerate(open_stores(config) if stores is None else stores)
+        _source_rows(config, source, store, split=split, sequence_length=sequence_length, seed=(seed, number))
+        for number, (source, store) in enumerate(pairs)
     ]
     if num_epochs is None:
         interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
@@ -135,9 +152,15 @@ def text_digest(stores: Sequence[TokenStore]) -> str:
 
 
 def _source_rows(
-    config: DataConfig, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
+    config: DataConfig, source: Source, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
-    documents = documents_of(store, split=split, validation_fraction=config.validation_fraction)
+    if store.weights is not None and not config.examples.keeps_weights:
+        raise ValueError(
+            f"data.examples={config.examples} cannot keep the weights that a source gives its tokens: "
+            "use NextTokens(), or a source without weights"
+        )
+    fraction = config.validation_fraction
+    documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)
     examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
     return SourceRows(
         store, documents, packing=config.packing, examples=examples, sequence_length=sequence_length, seed=seed
@@ -155,6 +178,14 @@ def _row_weights(config: DataConfig, sources: list[SourceRows], sequence_length:
 
 
 def _labels(config: DataConfig) -> list[str]:
-    """Return the `repr` of every source, numbered where two are the same."""
-    texts = [repr(source) for source in config.sources]
+    """Return every source with what is not its default, numbered where two are the same."""
+    texts = [_label(source) for source in config.sources]
     return [text if texts.count(text) == 1 else f"{text} #{number}" for number, text in enumerate(texts)]
+
+
+def _label(source: Source) -> str:
+    if not dataclasses.is_dataclass(source):
+        return repr(source)
+    values = [(field, getattr(source, field.name)) for field in dataclasses.fields(source)]
+    given = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+    return f"{type(source).__name__}({', '.join(given)})"

@@ -1,7 +1,7 @@
 """The packed rows of one source, by index, for any number of epochs."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class SourceRows:
         sequence_length: int,
         seed: tuple[int, ...],
     ):
-        self._store = store
+        self.store = store
         self._documents = documents
         self._packing = packing
         self._examples = examples
@@ -37,6 +37,7 @@ class SourceRows:
         self._seed = seed
         self._plans: dict[int, Plan] = {}
         self._lock = threading.Lock()
+        self.lengths = documents.lengths
         self.tokens_per_epoch = int((documents.lengths - 1).sum())
         self.rows_per_epoch = self._plan(0).rows
 
@@ -47,9 +48,9 @@ class SourceRows:
         position = np.arange(filled) - np.repeat(np.cumsum(length) - length, length)
         at = np.repeat(self._documents.starts[document] + start, length) + position
         row = blank_row(self._sequence_length)
-        row.tokens[:filled] = self._store.tokens[at]
-        row.targets[:filled] = self._store.tokens[at + 1]
-        row.weights[:filled] = 1
+        row.tokens[:filled] = self.store.tokens[at]
+        row.targets[:filled] = self.store.tokens[at + 1]
+        row.weights[:filled] = 1 if self.store.weights is None else self.store.weights.at(at + 1)
         row.segment_ids[:filled] = np.repeat(pieces + 1, length)
         row.positions[:filled] = position
         epoch, number = divmod(index, self.rows_per_epoch)
@@ -57,24 +58,34 @@ class SourceRows:
 
     def describe(self, index: int) -> str:
         """Return a text that names the tokens of a row: 'json/decoder.py[256:512], abc.py[0:90]'."""
+        return ", ".join(self.piece_names(index))
+
+    def piece_names(self, index: int) -> list[str]:
+        """Return a name of each piece of a row."""
         document, start, length = self._pieces(index)
         number = self._documents.numbers[document]
-        begin = self._documents.starts[document] - self._store.starts[number] + start
-        return ", ".join(
-            f"{self._store.key(i)}[{first}:{first + count}]"
+        begin = self._documents.starts[document] - self.store.starts[number] + start
+        return [
+            f"{self.store.key(i)}[{first}:{first + count}]"
             for i, first, count in zip(number.tolist(), begin.tolist(), length.tolist(), strict=True)
-        )
+        ]
 
     def tokens_in(self, rows: int) -> int:
-        """Return how many tokens with loss the first `rows` rows have."""
+        """Return how many tokens the first `rows` rows have, whatever the weights of the loss on them."""
         epochs, rest = divmod(rows, self.rows_per_epoch)
         plan = self._plan(epochs)
         return epochs * self.tokens_per_epoch + int(plan.length[: plan.offsets[rest]].sum())
 
-    def document_tokens(self):
+    def document_tokens(self) -> Iterator[np.ndarray]:
         """Yield the tokens of each document of this split, in the order of the store."""
         for start, length in zip(self._documents.starts.tolist(), self._documents.lengths.tolist(), strict=True):
-            yield self._store.tokens[start : start + length]
+            yield self.store.tokens[start : start + length]
+
+    def document_weights(self) -> Iterator[np.ndarray | None]:
+        """Yield the weight of each token of each document, in the order of the store. None: they are all 1."""
+        weights = self.store.weights
+        for start, length in zip(self._documents.starts.tolist(), self._documents.lengths.tolist(), strict=True):
+            yield None if weights is None else weights.at(np.arange(start, start + length))
 
     def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         epoch, row = divmod(index, self.rows_per_epoch)

@@ -88,6 +88,11 @@ class DecoderConfig:
         return self.repeats * len(self.pattern)
 
     @property
+    def causal(self) -> bool:
+        """Whether a token reads those before it alone. Other models fill in masked tokens, and generate nothing."""
+        return all(block.mixer.causal for block in self.pattern)
+
+    @property
     def vocab_rows(self) -> int:
         """The rows of the tables of the vocabulary."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

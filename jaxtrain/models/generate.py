@@ -7,7 +7,7 @@ document of its own, so no token attends to it.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -80,25 +80,59 @@ def generate(
         ValueError: a prompt is empty, prompt and continuation exceed the model's max_length, or the rotary embeddings
             of a prompt and of its continuation differ.
     """
-    config = merge(graph, model).config
-    max_length = config.max_length
+    padded, lengths = _prepared(merge(graph, model).config, prompts, tokens)
+    drawn = np.asarray(_generate(graph, model, padded, lengths, _keys(key, len(prompts)), tokens, sampling))
+    return [_until(row.tolist(), stop_token) for row in drawn]
+
+
+def stream(
+    graph: nnx.GraphDef,
+    model: ModelState,
+    prompt: Sequence[int],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    key: Key[Array, ""],
+    stop_tokens: Collection[int] = (),
+) -> Iterator[int]:
+    """Yield the tokens that `generate` returns for one prompt, each as soon as it is drawn.
+
+    Raises:
+        ValueError: as `generate` does.
+    """
+    padded, lengths = _prepared(merge(graph, model).config, [prompt], tokens)
+    keys, slots = _keys(key, 1), padded.shape[1] + tokens
+    token, states = _first_alone(graph, model, padded, lengths, keys, slots, sampling)
+    for t in range(1, tokens + 1):
+        drawn = int(token[0])
+        if drawn in stop_tokens:
+            return
+        yield drawn
+        if t < tokens:
+            token, states = _next_alone(graph, model, token, states, lengths, keys, t, padded.shape[1], slots, sampling)
+
+
+def _keys(key: Key[Array, ""], prompts: int) -> Key[Array, " B"]:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(prompts))
+
+
+def _prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prompts as rows of one length, and their lengths. Raise ValueError where one cannot be continued."""
     for prompt in prompts:
         if not prompt:
             raise ValueError("prompt is empty: give at least one token to continue from")
-        room = max_length - len(prompt)
+        room = config.max_length - len(prompt)
         if tokens > room:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens and {tokens} more exceed the model's context of {max_length}: "
-                + _remedy(room, max_length - tokens)
+                f"a prompt of {len(prompt)} tokens and {tokens} more exceed the model's context of "
+                f"{config.max_length}: {_remedy(room, config.max_length - tokens)}"
             )
     lengths = np.array([len(prompt) for prompt in prompts])
-    padded = np.zeros((len(prompts), _padded(int(lengths.max()), max_length)), np.int32)
+    padded = np.zeros((len(prompts), _padded(int(lengths.max()), config.max_length)), np.int32)
     check_decoding(config, shortest=int(lengths.min()), longest=int(lengths.max()), tokens=tokens)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(prompts)))
-    drawn = np.asarray(_generate(graph, model, padded, lengths, keys, tokens, sampling))
-    return [_until(row.tolist(), stop_token) for row in drawn]
+    return padded, lengths
 
 
 def check_decoding(config: DecoderConfig, *, shortest: int, longest: int, tokens: int) -> None:
@@ -127,39 +161,57 @@ def _until(tokens: list[int], stop_token: int | None) -> list[int]:
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sampling: Sampling) -> Int[Array, "B T"]:
-    model: Decoder = merge(graph, arrays)
-    B, L = prompts.shape
-    slots = L + tokens
-    slot = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
-    is_prompt = slot < lengths[:, None]
-    # Slot s < L holds prompt token s (document 1) or padding (document 0); slot L + t holds generated token t.
-    positions = jnp.where(slot < L, slot, slot - L + lengths[:, None])
-    segment_ids = (is_prompt | (slot >= L)).astype(jnp.int32)
-
-    def step(chunk, states, start):
-        length = chunk.shape[1]
-        # A slot not written yet has a later position than any query, so the causal mask hides it.
-        context = TokenContext(
-            positions=jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1),
-            segment_ids=jax.lax.dynamic_slice_in_dim(segment_ids, start, length, axis=1),
-            key_positions=positions,
-            key_segment_ids=segment_ids,
-            cache_index=start,
-        )
-        return model.run_blocks(model.embed(chunk, context), context, states)[:2]
-
-    def draw(x_BD, t):
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
-        return sampling.draw(model.head.logits(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)
-
-    hidden, states = step(prompts, model.initial_states(B, slots), jnp.zeros((), jnp.int32))
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    L = prompts.shape[1]
+    first = _first(graph, arrays, prompts, lengths, keys, L + tokens, sampling)
 
     def advance(carry, t):
-        token, states = carry
-        hidden, states = step(token[:, None], states, L + t)
-        return (draw(hidden[:, 0], t + 1), states), token
+        return _next(graph, arrays, *carry, lengths, keys, t, L, L + tokens, sampling), carry[0]
 
-    (final, _), drawn = jax.lax.scan(advance, (draw(last, 0), states), jnp.arange(tokens - 1))
+    (final, _), drawn = jax.lax.scan(advance, first, jnp.arange(1, tokens))
     # Replicated, because every process reads all rows.
     return constrain(jnp.concatenate([drawn, final[None]]).swapaxes(0, 1), None, None)
+
+
+def _first(graph, arrays: ModelState, prompts, lengths, keys, slots: int, sampling: Sampling):
+    """Return the first token behind each prompt, and the states of a cache of `slots` tokens."""
+    model: Decoder = merge(graph, arrays)
+    states = model.initial_states(len(prompts), slots)
+    hidden, states = _run(model, prompts, states, lengths, jnp.zeros((), jnp.int32), prompts.shape[1], slots)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return _draw(model, last, keys, 0, sampling), states
+
+
+def _next(graph, arrays: ModelState, tokens, states, lengths, keys, t, L: int, slots: int, sampling: Sampling):
+    """Return the token number `t` behind each prompt of up to `L` tokens, from token `t - 1`, and the states."""
+    model: Decoder = merge(graph, arrays)
+    hidden, states = _run(model, tokens[:, None], states, lengths, L + t - 1, L, slots)
+    return _draw(model, hidden[:, 0], keys, t, sampling), states
+
+
+_first_alone = jax.jit(_first, static_argnums=(0, 5, 6))
+_next_alone = jax.jit(_next, static_argnums=(0, 7, 8, 9), donate_argnums=3)
+
+
+def _run(model: Decoder, chunk, states, lengths, start, L: int, slots: int):
+    """Return the hidden states of the tokens in the slots from `start` on, and the states of the cache.
+
+    Slot s < L holds prompt token s (document 1) or padding (document 0); slot L + t holds generated token t. A slot not
+    written yet has a later position than any query, so the causal mask hides it.
+    """
+    B, length = chunk.shape
+    slot = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
+    positions = jnp.where(slot < L, slot, slot - L + lengths[:, None])
+    segment_ids = ((slot < lengths[:, None]) | (slot >= L)).astype(jnp.int32)
+    context = TokenContext(
+        positions=jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1),
+        segment_ids=jax.lax.dynamic_slice_in_dim(segment_ids, start, length, axis=1),
+        key_positions=positions,
+        key_segment_ids=segment_ids,
+        cache_index=start,
+    )
+    return model.run_blocks(model.embed(chunk, context), context, states)[:2]
+
+
+def _draw(model: Decoder, x_BD, keys, t, sampling: Sampling) -> Int[Array, " B"]:
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
+    return sampling.draw(model.head.logits(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)

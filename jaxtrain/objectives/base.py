@@ -119,5 +119,5 @@ def check_terms(objective: Objective, terms: Terms, weights: Sums) -> None:
 
 
 def means(sums: Sums, weights: Sums) -> Sums:
-    """Return each sum divided by its denominator, or by 1 where that is smaller: a term over nothing is 0."""
-    return {name: value / jnp.maximum(weights[name], 1.0) for name, value in sums.items()}
+    """Return each sum divided by its denominator. A term over nothing is 0."""
+    return {name: value / jnp.where(weights[name] > 0, weights[name], 1.0) for name, value in sums.items()}

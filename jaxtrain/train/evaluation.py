@@ -96,6 +96,7 @@ def perplexity(nats: float) -> float:
 class Evaluation(NamedTuple):
     """The mean of the term that an objective is evaluated by, in nats a token, and its denominator.
 
+    For next tokens the denominator is the sum of the weights of the loss: the number of tokens, where all are 1.
     `bytes` are those of the tokens, with their weights, and None where they are not known. `sources` are the parts of a
     mixture.
     """

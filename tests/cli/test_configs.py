@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from beginnings import make_runs
 from messages import refused
+from tiny_tokenizer import write_tokenizer
 
 import jaxtrain
 from jaxtrain.cli.config_file import load
@@ -23,6 +25,7 @@ FOLDER = Path("configs").resolve()
 FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # which the others include
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
+    "chat_tiny": (1_025_152, 5_032_960),
     "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
     "gla_tiny": (947_712, 5_529_600),
@@ -30,7 +33,9 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "llama2_7b": (6_738_415_616, 41_253_863_424),
     "llama31_70b": (70_553_706_496, 433_120_346_112),
     "llama31_8b": (8_030_261_248, 46_639_349_760),
+    "mixture_tiny": (1_049_728, 6_294_528),
     "moe_tiny": (1_463_424, 9_317_376),
+    "parquet_tiny": (869_504, 5_753_856),
     "pipeline_tiny": (1_656_960, 10_475_520),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
@@ -40,9 +45,9 @@ PUBLISHED = {"llama2_7b": llama2_7b, "llama31_8b": llama31_8b, "llama31_70b": ll
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder with the run of the quickstart that other configurations begin with."""
-    RunFolder(tmp_path / "runs/quickstart").path.mkdir(parents=True)
-    RunFiles.of(load(FOLDER / "quickstart.gin").config).write(RunFolder(tmp_path / "runs/quickstart"))
+    """A folder with the runs and the tokenizer that other configurations begin with."""
+    make_runs(tmp_path)
+    write_tokenizer(tmp_path / "tokenizer.json")  # of the mixture
     monkeypatch.chdir(tmp_path)
 
 
@@ -69,7 +74,7 @@ def test_shipped_configurations_are_found_from_any_folder_and_give_way_to_ones_o
         load("configs/quickstrat.gin")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.gin").write_text("include 'configs/base.gin'\nunused = 1\n")
-    with refused(ValueError, "configs/quickstart.gin binds no key", recorded=False):
+    with refused(ValueError, "configs/quickstart.gin:2", recorded=False):
         load("configs/quickstart.gin")
     (tmp_path / "mine.gin").write_text("include 'configs/moe_tiny.gin'\n")
     assert load("mine.gin").config == load(FOLDER / "moe_tiny.gin").config

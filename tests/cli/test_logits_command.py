@@ -12,12 +12,12 @@ from jaxtrain.cli.main import main
 
 def test_a_student_trains_by_the_line_that_is_said_and_is_evaluated_without_the_logits(tiny_run, tmp_path, capsys):
     logits, run = tmp_path / "logits", tmp_path / "run"
-    taught = sets(
-        {
-            "objective": "@Distill(top_k=4)",
-            "model.teacher": f"@jaxtrain.train.teachers.FromRun(path='{tiny_run.folder}')",
-        }
-    )
+    changes = {
+        "objective": "@Distill(top_k=4)",
+        "model.teacher": f"@jaxtrain.train.teachers.FromRun(path='{tiny_run.folder}')",
+        "hooks": f"(@Checkpoint(every_steps={STEPS}),)",
+    }
+    taught = sets(changes)
     assert main(["logits", QUICKSTART, str(logits), *tiny_run.command[2:], *taught]) == 0
     said, following = capsys.readouterr().out.splitlines()
     tokens = STEPS * 8 * 32

@@ -26,7 +26,7 @@ def word_level() -> dict:
 def use(content: bytes | dict, path) -> HuggingFaceTokenizer:
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     tokenizer = HuggingFaceTokenizer(path=str(path), end_of_document="<s>")
-    tokenizer.encode_documents(TEXTS)
+    tokenizer.encode_documents([tuple(TEXTS)])
     tokenizer.decode(range(tokenizer.vocab_size + 3))
     return tokenizer
 
@@ -162,7 +162,7 @@ def test_no_damage_to_a_sentence_piece_model_is_anything_but_a_value_error_that_
         (tmp_path / "pieces.model").write_bytes(content)
         tokenizer = SentencePiece(path=str(tmp_path / "pieces.model"), begin_of_document=True)
         try:
-            tokenizer.encode_documents(TEXTS)
+            tokenizer.encode_documents([tuple(TEXTS)])
             tokenizer.decode(range(tokenizer.vocab_size))
         except ValueError as error:
             assert "pieces.model" in str(error)

@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module
 from messages import refused
 
-from jaxtrain.data import ArrayRecord, JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from jaxtrain.data import ArrayRecord, Document, JsonLines, Parquet, Source, StandardLibrary, TextFiles
 
 TEXTS = ["first", "zweite äöü", "third\nwith a line"]
 
@@ -111,7 +111,7 @@ def test_half_a_surrogate_pair_in_json_becomes_text_that_can_be_encoded(tmp_path
 def test_a_null_is_passed_over_and_a_missing_field_is_not(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"other": "b"}\n')
     documents = JsonLines(glob=f"{tmp_path}/*.jsonl").documents()
-    assert next(documents) == ("a.jsonl:2", "a")
+    assert next(documents) == Document("a.jsonl:2", "a")
     with refused(ValueError, "field='text'", f"{tmp_path}/a.jsonl:3", ["other"]):
         next(documents)
 
@@ -150,9 +150,60 @@ def test_parquet_text_is_read_however_it_is_kept_and_nulls_are_passed_over(kind,
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "b.parquet")
     documents = list(Parquet(glob=f"{tmp_path}/*.parquet").documents())
     assert documents == [
-        *((f"a.parquet:{row}", text) for row, text in enumerate(TEXTS, start=1)),
-        ("a.parquet:5", "first"),
+        *(Document(f"a.parquet:{row}", text) for row, text in enumerate(TEXTS, start=1)),
+        Document("a.parquet:5", "first"),
     ]
+
+
+ROWS = [{"title": "One", "body": "first", "quality": 0.5}, {"title": None, "body": "second", "quality": 2}]
+TEMPLATE = "{{ title or 'Untitled' }}\n{% if note is defined %}{{ note }}{% endif %}{{ body }}\n"
+
+
+def _write_rows(kind: type[Source], folder) -> str:
+    if kind is JsonLines:
+        (folder / "rows").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows")
+    return str(folder / "rows")
+
+
+@pytest.mark.parametrize("kind", [JsonLines, Parquet])
+def test_several_fields_are_joined_by_a_template_and_one_is_the_weight(kind, tmp_path):
+    source = kind(glob=_write_rows(kind, tmp_path), template=TEMPLATE, weight="quality")
+    assert [(d.text, d.weight) for d in source.documents()] == [("One\nfirst\n", 0.5), ("Untitled\nsecond\n", 2.0)]
+    others = [kind(glob=source.glob, template=TEMPLATE), kind(glob=source.glob, weight="quality")]
+    assert len({own.fingerprint() for own in (source, *others)}) == 3
+
+
+@pytest.mark.parametrize("kind", [JsonLines, Parquet])
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"template": "{{ title }}"}, ["null", "{{ name or '' }}"]),
+        ({"template": "{{ tilte }}"}, ["'tilte'", ["body", "quality", "title"]]),
+        ({"template": "{{ body }}", "weight": "title"}, ["weight='title'", "'One'"]),
+    ],
+    ids=["null", "misspelt", "weight"],
+)
+def test_what_a_template_cannot_write_is_refused_with_its_place(kind, options, facts, tmp_path):
+    path = _write_rows(kind, tmp_path)
+    with refused(ValueError, path, *facts) as error:
+        list(kind(glob=path, **options).documents())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"template": "{{ title"}, ["{{ title"]),
+        ({"template": "title"}, ["template='title'", "{{ title }}"]),
+        ({"template": "{{ title }}", "field": "body"}, ["field='body'", "template"]),
+    ],
+    ids=["half", "no field", "field too"],
+)
+def test_a_template_that_is_none_is_refused_before_any_file_is_read(options, facts):
+    with refused(ValueError, *facts):
+        JsonLines(glob="nowhere", **options)
 
 
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path):

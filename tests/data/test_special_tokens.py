@@ -65,7 +65,7 @@ def test_documents_and_prompts_begin_with_what_the_post_processor_puts_before_a_
     tokenizer = words(tmp_path, processor)
     assert tokenizer.beginning == beginning
     assert tokenizer.encode_prompt("a b") == [*beginning, 4, 5]
-    [document] = tokenizer.encode_documents(["a b"])
+    [[document]] = tokenizer.encode_documents([("a b",)])
     assert document.tolist() == [*beginning, 4, 5, 2] and document.dtype == np.int32
     assert tokenizer.encode("a b").tolist() == [4, 5]
     own = tokenizers.Tokenizer.from_file(tokenizer.path).encode("a b").ids
@@ -88,7 +88,7 @@ def test_text_that_spells_the_token_stays_text_so_that_it_never_stands_twice(tmp
     model.save(str(tmp_path / "characters.json"))
     tokenizer = HuggingFaceTokenizer(path=str(tmp_path / "characters.json"), end_of_document="</s>")
     assert tokenizer.encode_prompt("<s>a") == [1, 7, 8, 9, 4]
-    assert tokenizer.encode_documents(["<s>a"])[0].tolist() == [1, 7, 8, 9, 4, 2]
+    assert tokenizer.encode_documents([("<s>a",)])[0][0].tolist() == [1, 7, 8, 9, 4, 2]
 
 
 def test_an_empty_prompt_is_the_beginning_alone(llama):
@@ -169,7 +169,7 @@ def test_a_sentence_piece_model_begins_documents_where_told_to(tmp_path):
     ids = plain.encode("some words").tolist()
     assert plain.encode_prompt("some words") == ids and plain.beginning == ()
     assert begun.encode_prompt("some words") == [1, *ids]
-    assert begun.encode_documents(["some words"])[0].tolist() == [1, *ids, 2]
+    assert begun.encode_documents([("some words",)])[0][0].tolist() == [1, *ids, 2]
     assert begun.identity() != plain.identity()
     assert begun.decode(begun.encode_prompt("some words")) == "some words"
 

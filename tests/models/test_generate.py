@@ -13,7 +13,7 @@ from tiny import DECODER, PRESETS, packed_batch, random_params
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models import generate as generation
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.models.generate import Sampling, generate, stream
 from jaxtrain.shapes import ModelState
 
 GREEDY = Sampling(temperature=0.0)
@@ -72,11 +72,16 @@ def test_every_process_can_read_all_that_is_drawn():
     assert drawn.sharding.is_fully_replicated
 
 
-def test_a_continuation_ends_before_the_stop_token():
-    whole = _generate("llama3", _prompts(), key=jax.random.key(0))[0]
+def test_a_continuation_ends_before_the_stop_token_and_is_what_a_stream_yields_one_by_one():
+    config, prompts, key = PRESETS["llama3"], _prompts(), jax.random.key(0)
+    whole = _generate("llama3", prompts, key=key)[0]
     stop = whole[3]
-    ended = _generate("llama3", _prompts(), key=jax.random.key(0), stop_token=stop)[0]
+    ended = _generate("llama3", prompts, key=key, stop_token=stop)[0]
     assert ended == whole[: whole.index(stop)]
+    graph, params = abstract_model(config).graph, ModelState(random_params(config, SEED))
+    options = {"tokens": TOKENS, "sampling": GREEDY, "key": key}
+    assert list(stream(graph, params, prompts[0], **options)) == whole
+    assert list(stream(graph, params, prompts[0], **options, stop_tokens=[999, stop])) == ended
 
 
 PROBABILITIES = np.array([0.05, 0.4, 0.05, 0.3, 0.2])

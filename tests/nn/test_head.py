@@ -1,14 +1,20 @@
 """The head: cross-entropy against its formula in float64; tiles of the vocabulary change nothing on any mesh."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import matrix
+from tiny import matrix, random_params, variant
 from tolerances import CLOSED_FORM_LAYER, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
+from jaxtrain.nn.heads import TransformedHead
 from jaxtrain.nn.heads.head import Head
+from jaxtrain.nn.param import merge
+from jaxtrain.shapes import ModelState
 
 B, L, D, W = 4, 6, 8, 24
 RNG = np.random.default_rng(0)
@@ -30,6 +36,53 @@ def _logits(softcap: float | None = None) -> np.ndarray:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_logits_are_the_product_with_the_table(softcap):
     assert_close(_head(softcap=softcap).logits(X), _logits(softcap), CLOSED_FORM_LAYER)
+
+
+BIAS = RNG.standard_normal(W).astype(np.float32)
+
+
+@pytest.mark.parametrize("tile", [W, 5])
+def test_a_bias_is_added_before_the_cap_whole_or_in_tiles_and_has_no_part_in_rows_that_are_no_words(tile):
+    words, x64, table64 = W - 3, X.astype(np.float64), TABLE.astype(np.float64)
+    capped = 3.0 * np.tanh((0.3 * x64 @ table64.T + BIAS) / 3.0)[..., :words]
+    targets = np.minimum(TARGETS, words - 1)
+
+    def loss(x, table, bias):
+        head = _head(table, tile=tile, softcap=3.0)._replace(scale=0.3, words=words, bias=bias)
+        return head.cross_entropy(x, targets).nll.mean()
+
+    value, (dx, dtable, dbias) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(X, TABLE, BIAS)
+    at_target = np.take_along_axis(capped, targets[..., None], -1)[..., 0]
+    assert_close(value, np.mean(np.log(np.exp(capped).sum(-1)) - at_target), CLOSED_FORM_LAYER)
+    probability = np.exp(capped - np.log(np.exp(capped).sum(-1, keepdims=True)))
+    dz = np.zeros((B, L, W))
+    dz[..., :words] = (probability - np.eye(words)[targets]) * (1 - (capped / 3.0) ** 2) / (B * L)
+    assert_close(dbias, dz.sum((0, 1)), CLOSED_FORM_LAYER)
+    assert_close(dx, 0.3 * dz @ table64, CLOSED_FORM_LAYER)
+    assert_close(dtable, 0.3 * np.einsum("blw,bld->wd", dz, x64), CLOSED_FORM_LAYER)
+    logits = _head(softcap=3.0)._replace(scale=0.3, words=words, bias=jnp.asarray(BIAS)).logits(X)
+    assert_close(logits[..., :words], capped, CLOSED_FORM_LAYER)
+
+
+def test_a_transform_stands_between_the_final_norm_and_the_table():
+    """gelu(x) = x Phi(x), and a norm of root mean square, in float64."""
+    config = variant(head=TransformedHead(), vocab_multiple=5)
+    graph, _, _ = abstract_model(config)
+    params = random_params(config)
+    x = RNG.standard_normal((1, 3, 32)).astype(np.float32)
+    p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+
+    def normed(x, scale):
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * scale
+
+    h = normed(x.astype(np.float64), p["final_norm"]["scale"])
+    h = h @ p["transform"]["dense"]["kernel"] + p["transform"]["dense"]["bias"]
+    h = h * 0.5 * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+    desired = normed(h, p["transform"]["norm"]["scale"]) @ p["embedding"]["table"].T + p["logit_bias"]
+    assert len(params["logit_bias"]) == 65 and "output" not in params
+    assert_close(
+        merge(graph, ModelState(params, {}, {})).head.logits(x)[..., :64], desired[..., :64], CLOSED_FORM_LAYER
+    )
 
 
 def test_a_scale_multiplies_the_logits_before_the_cap():
@@ -58,22 +111,22 @@ def test_the_gradient_of_the_hidden_states_is_probability_minus_one_at_the_targe
     assert_close(gradient, (probability - np.eye(W)[TARGETS]) @ TABLE.astype(np.float64), CLOSED_FORM_LAYER)
 
 
-def _loss(x, table, tile):
-    nll, log_z = _head(table, tile=tile, softcap=3.0).cross_entropy(x, TARGETS)
+def _loss(x, table, bias, tile):
+    nll, log_z = _head(table, tile=tile, softcap=3.0)._replace(bias=bias).cross_entropy(x, TARGETS)
     return jnp.sum(nll + 0.1 * jnp.square(log_z))
 
 
 @pytest.mark.parametrize("tile", [2, 5])
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=2, tensor=4)])
 def test_tiles_change_neither_loss_nor_gradients_on_any_mesh(mesh, tile):
-    whole = jax.value_and_grad(_loss, argnums=(0, 1))(X, TABLE, W)
+    whole = jax.value_and_grad(_loss, argnums=(0, 1, 2))(X, TABLE, BIAS, W)
     with jax.set_mesh(mesh.build()):
-        tiled = jax.jit(jax.value_and_grad(_loss, argnums=(0, 1)), static_argnums=2)(X, TABLE, tile)
+        tiled = jax.jit(jax.value_and_grad(_loss, argnums=(0, 1, 2)), static_argnums=3)(X, TABLE, BIAS, tile)
     assert_close(tiled, whole, SAME_SUMS)
 
 
 def test_no_logits_of_more_than_a_tile_exist():
-    text = jax.jit(jax.grad(_loss, argnums=(0, 1)), static_argnums=2).lower(X, TABLE, 6).as_text()
+    text = jax.jit(jax.grad(_loss, argnums=(0, 1)), static_argnums=3).lower(X, TABLE, BIAS, 6).as_text()
     assert f"{B}x{L}x6xf32" in text and f"{B}x{L}x{W}xf32" not in text
 
 

@@ -6,17 +6,19 @@ from messages import refused
 from tiny import variant
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.embeddings import NormalisedEmbedding
+from jaxtrain.nn.heads import TransformedHead
 from jaxtrain.nn.trainable import Adapters, Except, Only, OnlyNorms, Trainable
 
 
-def _config(trainable: Trainable) -> DecoderConfig:
-    return variant(trainable=trainable)
+def _config(trainable: Trainable, **changes) -> DecoderConfig:
+    return variant(trainable=trainable, **changes)
 
 
-def _trained(trainable: Trainable) -> set[str]:
+def _trained(trainable: Trainable, **changes) -> set[str]:
     """Return the names of trained parameters, having seen that all others are frozen."""
-    shapes = abstract_model(_config(trainable)).shapes
-    whole = jax.tree.leaves(abstract_model(variant()).shapes.params)
+    shapes = abstract_model(_config(trainable, **changes)).shapes
+    whole = jax.tree.leaves(abstract_model(variant(**changes)).shapes.params)
     assert len(jax.tree.leaves(shapes.params)) + len(jax.tree.leaves(shapes.frozen)) == len(whole)
     return {".".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes.params)}
 
@@ -24,6 +26,9 @@ def _trained(trainable: Trainable) -> set[str]:
 def test_norms_alone():
     of_blocks = {f"stacks.blocks.blocks.0.{name}.scale" for name in ("mixer_norm", "mlp_norm")}
     assert _trained(OnlyNorms()) == of_blocks | {"final_norm.scale"}
+    encoder = {"embedding": NormalisedEmbedding(), "head": TransformedHead()}
+    others = {"final_norm.scale", "embedding_norm.scale", "transform.norm.scale"}
+    assert _trained(OnlyNorms(), **encoder) == of_blocks | others
 
 
 def test_paths_by_patterns_and_all_but_those():

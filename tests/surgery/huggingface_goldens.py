@@ -16,8 +16,10 @@ from jaxtrain.shapes import Batch, ParamTree
 GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
 NAMES = (
     *("llama", "qwen3", "gemma2", "mistral", "gpt2", "qwen2", "gemma", "gemma3_text", "phi3", "olmo2"),
-    *("smollm3", "starcoder2", "gpt_neox", "granite", "cohere2"),
+    *("smollm3", "starcoder2", "gpt_neox", "granite", "cohere2", "bert", "modernbert"),
 )
+TYPES = "bert.embeddings.token_type_embeddings.weight"  # the first row is added to the positions
+POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
 class Bits(NamedTuple):
@@ -36,7 +38,17 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def bits(folder: Path) -> dict[str, Bits]:
-    return {name: Bits(array.dtype.name, array.shape, array.tobytes()) for name, array in tensors(folder).items()}
+    """Return the tensors of a folder as they come back from an import."""
+    arrays = with_types_in_positions(tensors(folder))
+    return {name: Bits(array.dtype.name, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+
+def with_types_in_positions(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors of a family as they come back: those of BERT with the token types in the positions."""
+    if TYPES not in arrays:
+        return arrays
+    types, positions = arrays[TYPES], arrays[POSITIONS]
+    return arrays | {TYPES: np.zeros_like(types), POSITIONS: positions + types[:1]}
 
 
 def copy(family: str, target: Path) -> Path:

@@ -238,7 +238,7 @@ def test_an_imported_run_begins_prompts_and_documents_as_it_was_told(
     assert ("tokenizer.json does not do so: the run does" in capsys.readouterr().out) == disagree
     tokenizer = load(tmp_path / "run").config.data.tokenizer
     assert tokenizer.encode_prompt("def") == prompt
-    assert [ids.tolist() for ids in tokenizer.encode_documents(["def def"])] == [[*prompt, 3, 2]]
+    assert [ids.tolist() for ids in tokenizer.encode_documents([("def def",)])[0]] == [[*prompt, 3, 2]]
 
 
 @pytest.mark.parametrize("options, told, begins", [({}, None, True), ({}, False, False), ({"bos_id": -1}, None, False)])

@@ -29,7 +29,7 @@ K, STEPS, ONE = 8, 4, MeshConfig(fsdp=1)
 
 
 def _config(data, teacher, /, **changes):
-    model = variant(vocab_size=320, teacher=teacher)
+    model = variant(vocab_size=320, repeats=1, teacher=teacher)
     given = {"data": data, "model": model, "objective": Distill(hard=0.3, top_k=K), "steps": STEPS, "save_every": 2}
     return runs.tiny_run(**(given | changes))
 

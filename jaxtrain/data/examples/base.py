@@ -15,13 +15,15 @@ class Examples(Technique):
 
     __slots__ = ()
     asks_for_next: ClassVar[bool] = False  # each token for the one that follows it, as a bigram model can guess
+    keeps_weights: ClassVar[bool] = True  # `row.weights` of the tokens that ask, which a source may have given
 
     @abstractmethod
     def __call__(self, row: Batch, *, vocab_size: int, rng: np.random.Generator) -> Batch:
         """Return the row as the model gets it: its tokens, and targets with weights.
 
-        The leaves have no batch axis. In `row` each token has the next one as its target. `vocab_size` is the
-        tokenizer's. The random numbers are the row's own in its epoch, whatever the mesh.
+        The leaves have no batch axis. In `row` each token has the next one as its target, and the weight of the loss on
+        that target. `vocab_size` is the tokenizer's. The random numbers are the row's own in its epoch, whatever the
+        mesh.
         """
 
     def check(self, model: DecoderConfig) -> None:

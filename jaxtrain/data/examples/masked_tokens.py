@@ -25,6 +25,7 @@ class MaskedTokens(Examples):
     rate: float = 0.3
     random: float = 0.1
     kept: float = 0.1
+    keeps_weights: ClassVar[bool] = False  # those of a row are the next tokens'
     paper: ClassVar[str] = "arXiv:1810.04805"
 
     def __post_init__(self):

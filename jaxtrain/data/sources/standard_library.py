@@ -33,6 +33,9 @@ class StandardLibrary(Source):
             except UnicodeDecodeError:
                 continue
 
+    def expected_documents(self) -> int:
+        return len(_keys(_root()))
+
     def fingerprint(self) -> str:
         root = _root()
         keys = _keys(root)

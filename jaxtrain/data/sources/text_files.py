@@ -29,6 +29,9 @@ class TextFiles(Source):
                 text = self._text(file, stream.read())
             yield Document(file.key, text)
 
+    def expected_documents(self) -> int:
+        return len(files.matched(self.glob))
+
     def fingerprint(self) -> str:
         return files.fingerprint(self.glob)
 

@@ -2,10 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxtrain.technique import Technique
+
+
+class Placed(NamedTuple):
+    """The ids of a text, and the characters of it that each stands for: from `starts` up to `ends`."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 class Tokenizer(Technique):
@@ -52,10 +61,29 @@ class Tokenizer(Technique):
         """Return the int32 ids of one text."""
         return self.encode_batch([text])[0]
 
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the int32 ids of each text as a document: with its beginning and its end."""
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The texts of the special tokens, and their ids: those that `encode_template` reads. None by default."""
+        return {}
+
+    def encode_template(self, texts: Sequence[str]) -> list[Placed]:
+        """Return the ids of each text, in which the text of a special token is that token. No id is added.
+
+        A tokenizer with `special_tokens` has this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no special tokens in a text")
+
+    def encode_documents(self, documents: Sequence[tuple[str, ...]]) -> list[list[np.ndarray]]:
+        """Return the int32 ids of the parts of each document. The first has its beginning, the last its end."""
+        ids = iter(self.encode_batch([part for document in documents for part in document]))
         beginning, end = np.array(self.beginning, np.int32), np.array([self.end_of_document_id], np.int32)
-        return [np.concatenate([beginning, ids, end]) for ids in self.encode_batch(texts)]
+        encoded = []
+        for document in documents:
+            parts = [next(ids) for _ in document]
+            parts[0] = np.concatenate([beginning, parts[0]])
+            parts[-1] = np.concatenate([parts[-1], end])
+            encoded.append(parts)
+        return encoded
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of the first words of a document: with its beginning and without an end."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import tokenizers
 
 from jaxtrain.data.tokenizers import file
-from jaxtrain.data.tokenizers.base import Tokenizer, valid_text
-from jaxtrain.data.tokenizers.hugging_face_file import HuggingFaceFile, byte_counts, load
+from jaxtrain.data.tokenizers.base import Placed, Tokenizer, valid_text
+from jaxtrain.data.tokenizers.hugging_face_file import HuggingFaceFile, byte_counts, load, load_for_templates
 from jaxtrain.paths import FilePath
 
 
@@ -56,6 +57,17 @@ class HuggingFaceTokenizer(Tokenizer):
             encodings = model.encode_batch_fast([valid_text(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        added = self._file.model.get_added_tokens_decoder()
+        return {token.content: id for id, token in added.items() if token.special}
+
+    def encode_template(self, texts: Sequence[str]) -> list[Placed]:
+        model = load_for_templates(self.path, self._version)
+        with file.naming(self.path, "cannot encode a text", remedy="Name a whole one with a token for unknown words."):
+            encodings = model.encode_batch([valid_text(text) for text in texts], add_special_tokens=False)
+        return [_placed(encoding) for encoding in encodings]
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         model, size = self._file.model, self.vocab_size
         with file.naming(self.path, "cannot decode its ids", remedy="It is damaged: name a whole one."):
@@ -81,4 +93,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def _file(self) -> HuggingFaceFile:
-        return load(self.path, file.version(self.path, kind="tokenizer JSON file"))
+        return load(self.path, self._version)
+
+    @property
+    def _version(self) -> tuple[int, ...]:
+        return file.version(self.path, kind="tokenizer JSON file")
+
+
+def _placed(encoding: tokenizers.Encoding) -> Placed:
+    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+    return Placed(np.array(encoding.ids, np.int32), starts, ends)

@@ -60,6 +60,14 @@ def load(path: str, version: tuple[int, ...]) -> HuggingFaceFile:
     return HuggingFaceFile(model, size, beginning)
 
 
+@functools.lru_cache(maxsize=2)
+def load_for_templates(path: str, version: tuple[int, ...]) -> tokenizers.Tokenizer:
+    """Load a file a second time: here the text of a special token is that token."""
+    model = tokenizers.Tokenizer.from_str(load(path, version).model.to_str())
+    model.encode_special_tokens = False
+    return model
+
+
 def _check_ids(vocab: dict[str, int]) -> None:
     if not vocab:
         raise ValueError("it has no tokens")

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import Kind
 from jaxtrain.nn.param import normal
-from jaxtrain.sharding import constrain
+from jaxtrain.sharding import axis_size, constrain
 
 
 class Embedding(nnx.Module):
@@ -27,7 +27,9 @@ class Positions(nnx.Module):
 
 def look_up(table: Float[Array, "W D"], ids: Int[Array, "B L"], dtype: jnp.dtype | str) -> Float[Array, "B L D"]:
     """Return rows of a table, which is stored in shards, in the given dtype."""
-    # Every device looks up all rows in its part of the width. Then the result is resharded from parts of the width to
-    # rows, which moves far less data than a gather of the table.
-    x = jnp.take(table.astype(dtype), ids, axis=0, mode="clip")
-    return constrain(x, "wide_batch", "length", "embed")
+    # Every device looks up all rows, of which the ids are whole, in its part of the width. Then the result is resharded
+    # from parts of the width to rows, which moves far less data than a gather of the table. Rows that the devices do
+    # not divide, such as a prompt, are cut along the length before their width is gathered.
+    length = "residual_length" if len(ids) % axis_size("batch") else "length"
+    x = jnp.take(table.astype(dtype), constrain(ids, "wide_batch", "length"), axis=0, mode="clip")
+    return constrain(x, "wide_batch", length, "embed")

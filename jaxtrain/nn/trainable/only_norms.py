@@ -15,4 +15,4 @@ class OnlyNorms(Trainable):
     paper: ClassVar[str] = "arXiv:2003.00152"
 
     def selects(self, path: str, parameter: nnx.Param) -> bool:
-        return path.split(".")[-2].endswith("norm")
+        return path.rpartition(".")[0].endswith("norm")

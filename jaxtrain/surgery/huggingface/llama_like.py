@@ -234,6 +234,15 @@ def norm_tensors(name: str, norm: NormConfig, width: int, *path: str) -> list[Te
     return [scale, as_is(f"{name}.bias", (width,), *path, "bias")] if has_bias else [scale]
 
 
+def write_two_ropes(attentions: Sequence[AttentionConfig], full: RopeKeys, sliding: RopeKeys) -> dict[str, Any]:
+    """Return the rotary settings of a family whose layers with a window have other ones."""
+    written: dict[str, Any] = {}
+    for keys, slides in ((full, False), (sliding, True)):
+        alike = [attention for attention in attentions if bool(attention.mask.span.window) is slides]
+        written |= write_rope(first_rotary(alike), keys)
+    return written
+
+
 def with_scores(attention: AttentionConfig, scale: float, softcap: float | None = None) -> AttentionConfig:
     """Return the attention with a scale and a soft cap of its scores, which are None where they are the usual ones."""
     usual = scale == attention.head_dim**-0.5

@@ -85,7 +85,7 @@ def _renamed(folder: Path, stored: dict[str, Stored], family: Family) -> dict[st
         for pattern, replacement in family.renamed.items():
             name = re.sub(pattern, replacement, name)
         if name in renamed:
-            raise ValueError(f"{folder}: {old} is a second name of the tensor {name}, which is there as well")
+            raise ValueError(f"{folder}: two tensors are {name}, one of them under an older name: remove one")
         renamed[name] = at
     return renamed
 

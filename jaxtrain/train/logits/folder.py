@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtrain.data.store import checksum
+from jaxtrain.data.store_files import checksum
 from jaxtrain.surgery.whole_folder import whole_folder
 
 META = "meta.json"

@@ -73,8 +73,9 @@ class BERT(LlamaLike):
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         s.pass_over("attention_probs_dropout_prob", "classifier_dropout")  # training only; of another head
         s.pass_over("directionality", *(key for key in s.given_keys if key.startswith("pooler_")))
-        s.require("the table of positions is of one size", type_vocab_size=TYPES, position_embedding_type="absolute")
-        s.require("models of another kind have it", is_decoder=False, tie_word_embeddings=True)
+        s.require("there are two types of tokens, of which the first is read", type_vocab_size=TYPES)
+        other = "models of another kind have it"
+        s.require(other, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
         return replace(
             common,
             embedding=LearnedPositions(normalised=True),

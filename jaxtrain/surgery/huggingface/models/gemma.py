@@ -15,8 +15,8 @@ from jaxtrain.nn.norms.rms_norm import OffsetRMSNormConfig
 from jaxtrain.nn.positions import RotaryEmbedding
 from jaxtrain.nn.qk_norms import PerHead
 from jaxtrain.surgery.huggingface.family import attention_of, head_of
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, first_rotary, score_scale, with_scores
-from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, score_scale, with_scores, write_two_ropes
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import (
     FULL,
@@ -137,8 +137,4 @@ class Gemma3(LaterGemma):
         return replace(super().attention(s, common), qk_norm=PerHead(norm=norm))
 
     def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
-        local, whole = ([a for a in attentions if bool(a.mask.span.window) is slides] for slides in (True, False))
-        return {
-            **write_rope(first_rotary(whole), self.rope_keys),
-            **write_rope(first_rotary(local), self.local_rope_keys),
-        }
+        return write_two_ropes(attentions, self.rope_keys, self.local_rope_keys)

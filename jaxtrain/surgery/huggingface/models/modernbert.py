@@ -15,8 +15,8 @@ from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.positions import Positions
 from jaxtrain.surgery.huggingface.family import shortest_pattern
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, torch_linear, torch_linears
-from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, first_rotary, norm_tensors
-from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope, write_rope
+from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, norm_tensors, write_two_ropes
+from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
 from jaxtrain.surgery.huggingface.settings import Settings
 from jaxtrain.surgery.huggingface.windows import FULL, SLIDING, Windows, listed_windows, write_layer_types
 
@@ -66,8 +66,7 @@ class ModernBERT(LlamaLike):
         return of_sliding if window else of_full
 
     def write_rope(self, attentions: Sequence[AttentionConfig]) -> dict[str, Any]:
-        local, whole = ([a for a in attentions if bool(a.mask.span.window) is slides] for slides in (True, False))
-        return {**write_rope(first_rotary(whole), GLOBAL), **write_rope(first_rotary(local), LOCAL)}
+        return write_two_ropes(attentions, GLOBAL, LOCAL)
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:
         window = common.mask.span.window

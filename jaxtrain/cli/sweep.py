@@ -1,0 +1,140 @@
+"""`jaxtrain sweep CONFIG --grid KEY=A,B ...`: a run for every combination of values, one after another, compared.
+
+Every run has a folder of its own, named by its values, and is what `jaxtrain train` makes of the command that `--print`
+prints. The same command goes on: runs that are over are not run again, and one that was begun goes on from its newest
+checkpoint. All runs of a folder differ in the keys of the grid alone.
+"""
+
+import argparse
+import gc
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxtrain.cli import train
+from jaxtrain.cli.config_file import load
+from jaxtrain.cli.main import is_refusal, parser, refusal_line
+from jaxtrain.cli.sweep_grid import Axis, Point, dotted, points, read_axes
+from jaxtrain.cli.sweep_results import Outcome, outcome, table, write_csv
+from jaxtrain.config import TrainConfig
+from jaxtrain.record.files import RunFiles, differences
+from jaxtrain.train import distributed
+from jaxtrain.train.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A run of the sweep: its point, its folder, the words after `jaxtrain train`, and its configuration."""
+
+    point: Point
+    folder: RunFolder
+    words: tuple[str, ...]
+    config: TrainConfig
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.folder or f"{train.default_folder(arguments.config)}-sweep")
+    axes = read_axes(arguments.grid, arguments.set)
+    runs = plan(arguments, axes, folder)
+    if arguments.print:
+        for planned in runs:
+            print(shlex.join(["jaxtrain", "train", *planned.words]))
+        return 0
+    check_folder(folder, runs, axes, import_from=arguments.import_from)
+    distributed.start(lambda: "The same command goes on with the runs that are not finished.")
+    code, failed = train_all(runs)
+    if jax.process_index() == 0:
+        report(folder, axes, runs, failed)
+    return code
+
+
+def plan(arguments: argparse.Namespace, axes: Sequence[Axis], folder: Path) -> list[Planned]:
+    """Return all runs, in the order of the grid.
+
+    Raises:
+        ValueError: a configuration is refused, or two points make the same one.
+    """
+    runs: list[Planned] = []
+    for point in points(axes):
+        changes = [*arguments.set, *point.overrides]
+        config = load(arguments.config, changes, import_from=arguments.import_from).config
+        for before in runs:
+            if before.config == config:
+                raise ValueError(f"{before.point.name} and {point.name} are the same configuration: leave one out")
+        of_run = RunFolder(folder / point.name)
+        words = [arguments.config, "--run", str(of_run.path)]
+        words += [word for change in changes for word in ("--set", change)]
+        words += [word for trusted in arguments.import_from for word in ("--import-from", trusted)]
+        runs.append(Planned(point, of_run, tuple(words), config))
+    return runs
+
+
+def check_folder(folder: Path, runs: Sequence[Planned], axes: Sequence[Axis], *, import_from: Sequence[str]) -> None:
+    """Raise ValueError where the folder has a run that differs from those of this sweep in more than its grid."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder, --folder FOLDER")
+    by_name = {planned.point.name: planned for planned in runs}
+    for path in sorted(folder.glob("*/config.gin")):
+        own = by_name.get(path.parent.name)
+        before = RunFiles.of(load(path, import_from=import_from).config)
+        changes = differences(before, RunFiles.of((own or runs[0]).config))
+        allowed = () if own else tuple(axis.key for axis in axes)
+        others = [change for change in changes if not f"{dotted(change.path)}.".startswith(_below(allowed))]
+        if others:
+            raise ValueError(
+                f"{path.parent} holds a run with another configuration: {'; '.join(map(str, others))}; "
+                f"name another folder for this sweep, --folder FOLDER"
+            )
+
+
+def _below(keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{key}." for key in keys)
+
+
+def train_all(runs: Sequence[Planned]) -> tuple[int, dict[str, str]]:
+    """Train what is not over, until a signal asks to stop. Return the exit code, and what refused runs, by name.
+
+    The code is the greatest of `jaxtrain train`: 1 where one could not be saved or was not finite, 2 where one was
+    refused. The others are run all the same.
+    """
+    code, failed = 0, {}
+    for number, planned in enumerate(runs, 1):
+        name = planned.point.name
+        over = outcome(planned.folder, planned.config).over
+        if jax.process_index() == 0:
+            print(f"--- {number} of {len(runs)}: {name}{f', {over} before' if over else ''} ---", flush=True)
+        if over:
+            continue
+        try:
+            result = train.train(parser().parse_args(["train", *planned.words]))
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            failed[name] = refusal_line(error)
+            print(f"jaxtrain: error: {name}: {failed[name]}", file=sys.stderr)
+            code = 2
+        else:
+            code = max(code, int(result is None))
+            if result is not None and not result.finished:
+                break
+        gc.collect()  # a run's arrays may lie in reference cycles, and the next run needs the memory
+    return code, failed
+
+
+def report(folder: Path, axes: Sequence[Axis], runs: Sequence[Planned], failed: dict[str, str]) -> None:
+    """Print the table, and write it and the picture into the folder."""
+    from jaxtrain.cli.sweep_picture import write_picture  # matplotlib is imported late, after the runs
+
+    outcomes: list[Outcome] = [outcome(planned.folder, planned.config) for planned in runs]
+    points = [planned.point for planned in runs]
+    print(table(axes, points, outcomes, failed))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "results.csv", axes, points, outcomes)
+    print(f"wrote {folder / 'results.csv'}")
+    if any(len(found.losses) for found in outcomes):
+        write_picture(folder / "results.png", axes, points, outcomes)
+        print(f"wrote {folder / 'results.png'}")
