@@ -53,8 +53,9 @@ def test_every_command_of_a_page_can_be_typed(page, quickstart, monkeypatch):
     for words in commands(text(page)):
         arguments = parsed(words)
         file = arguments.get("config") or arguments.get("file") or ""
-        runs = re.findall(r"runs/\w+", " ".join([file, *arguments.get("set", ())]))
-        if runs + re.findall("^configs/", file) and all(Path(run).exists() for run in runs):
+        shipped = text(file) if file.startswith("configs/") else ""
+        runs = re.findall(r"runs/\w+", " ".join([file, shipped, *arguments.get("set", ())]))
+        if (shipped or runs) and all(Path(run).exists() for run in runs):
             load(file, arguments["set"])
 
 

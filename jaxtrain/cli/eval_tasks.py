@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxtrain.cli.config_types import nearest
+from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.finished import open_run
 from jaxtrain.train.folder import write_whole
 

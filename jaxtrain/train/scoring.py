@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtrain.data.packing import BestFit, Plan
 from jaxtrain.data.source_rows import blank_row
 from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.head import Head
+from jaxtrain.nn.heads import Head
 from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.sharding import constrain

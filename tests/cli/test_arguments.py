@@ -37,7 +37,7 @@ def test_every_help_says_each_default(name):
     text = " ".join(COMMANDS[name].format_help().split())
     for action in COMMANDS[name]._actions:
         optional = action.option_strings and action.nargs != 0 and not action.required
-        if optional and action.default != []:  # what may be repeated begins empty
+        if optional and not isinstance(action, argparse._AppendAction):  # what may be repeated begins empty
             said = "by default" if action.default is None else f"(default: {action.default})"
             assert said in action.help or f"{action.help} {said}" in text, action.option_strings
 

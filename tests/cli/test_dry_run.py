@@ -23,8 +23,10 @@ TINY = {
 
 
 def test_a_step_of_every_phase_is_made_and_nothing_is_read_or_written(tmp_path, monkeypatch, capsys):
-    """On a mesh of its own in the second phase, with an average, for a text that is not there."""
+    """On a mesh of its own in the second phase, with an average, for a text that nobody may open."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("never read")
+    monkeypatch.delattr("jaxtrain.data.rows.open_store")
     phase = "steps=1, batch_size=8, sequence_length=16"
     changes = {
         "phases": f"(@Phase({phase}), @Phase({phase}, mesh=@MeshConfig(fsdp=1, data=8)))",
@@ -36,7 +38,7 @@ def test_a_step_of_every_phase_is_made_and_nothing_is_read_or_written(tmp_path, 
     losses = re.findall(r"phases\[(\d)\]: one step of 8 x 16 tokens on 8 devices.* loss (\d+\.\d+),", printed)
     assert [number for number, _ in losses] == ["0", "1"]
     assert all(abs(float(loss) - np.log(320)) < 1 for _, loss in losses)
-    assert "nothing was written" in printed and not list(tmp_path.iterdir())
+    assert "nothing was written" in printed and [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_made_up_rows_have_two_documents_and_are_shown_as_examples():

@@ -13,6 +13,8 @@ from tolerances import SAME_GRADIENT, SAME_LOGITS, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model, taught
+from jaxtrain.nn.heads import CappedHead
+from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.param import merge
 from jaxtrain.nn.trainable import OnlyNorms
@@ -24,7 +26,7 @@ from jaxtrain.train.teachers import Ensemble
 VOCAB = 256  # so that logits are the largest arrays
 HEADS = AttentionConfig(heads=8, kv_heads=8, head_dim=4)  # as many as the devices of a test
 PATTERN = (dataclasses.replace(variant().pattern[0], mixer=HEADS),)
-MEMBER = variant(vocab_size=VOCAB, d_model=16, repeats=1, pattern=PATTERN, logit_softcap=5.0)
+MEMBER = variant(vocab_size=VOCAB, d_model=16, repeats=1, pattern=PATTERN, head=CappedHead(cap=5.0, linear=Dense()))
 SEEDS = (7, 8, 9)
 TEACHER = Ensemble(teachers=tuple(RandomTeacher(model=MEMBER, seed=seed) for seed in SEEDS))
 ALONE = variant(vocab_size=VOCAB, repeats=1, pattern=PATTERN)

@@ -84,7 +84,7 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("join, formula", FORMULAS.items(), ids=repr)
+@pytest.mark.parametrize("join, formula", FORMULAS.items(), ids=map(repr, FORMULAS))
 def test_a_block_is_the_formula_of_its_join(join, formula):
     config = BlockConfig(**LAYERS, join=join)
     block = config.build(D, norm=RMSNormConfig(), dropout=0.0, rngs=nnx.Rngs(0))

@@ -87,6 +87,6 @@ def test_another_architecture_is_refused(tiny_folder):
 
 def test_a_folder_that_has_changed_since_is_refused(tiny_folder):
     config = open_folder(tiny_folder)[0]
-    before = dataclasses.replace(config, logit_softcap=30.0)
+    before = dataclasses.replace(config, dropout=0.5)
     with refused(ValueError, tiny_folder, "config.json"):
         FromHuggingFace(path=str(tiny_folder), model=before)(config, MeshConfig().build(), jax.random.key(0))

@@ -142,7 +142,7 @@ def test_an_imported_encoder_is_evaluated_and_generates_nothing(run, capsys):
     assert main(["eval", str(run), "--batches", "1"]) == 0
     assert "nats a token" in capsys.readouterr().out
     assert main(["generate", str(run), "--prompt", "a", "--tokens", "3"]) == 2
-    assert "causal=False" in capsys.readouterr().err
+    assert "mask=Bidirectional" in capsys.readouterr().err
 
 
 def test_a_run_begins_with_an_imported_encoder(run, tmp_path):

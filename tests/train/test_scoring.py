@@ -15,6 +15,7 @@ from tolerances import SAME_LOGITS, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.nn.masks import Bidirectional
 from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.surgery.huggingface import import_folder
@@ -107,6 +108,8 @@ def test_no_requests_have_no_scores(model):
 
 def test_model_that_sees_tokens_ahead_is_refused():
     block = CONFIG.pattern[0]
-    config = variant(pattern=(dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, causal=False)),))
+    config = variant(
+        pattern=(dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, mask=Bidirectional())),)
+    )
     with refused(ValueError, "causal"):
         scored(config, random_model(config), [Request([1], [2])])
