@@ -96,12 +96,6 @@ def test_the_two_most_telling_lines_are_these(arguments):
     assert read.startswith("the run's 5 steps read ") and f"epochs {', '.join(epochs)}; " in read
 
 
-def test_training_prints_them(tiny_run):
-    lines = tiny_run.printed.splitlines()
-    assert [line for line in lines if line.startswith("20 documents, ")]
-    assert [line for line in lines if line.startswith("the run's 3 steps read ") and " epochs; " in line]
-
-
 class Answers(Source):
     """Two questions with their answers."""
 

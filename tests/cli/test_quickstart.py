@@ -67,6 +67,12 @@ def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
     ]
 
 
+def test_training_says_how_much_text_there_is_and_how_often_it_is_read(tiny_run):
+    lines = tiny_run.printed.splitlines()
+    assert [line for line in lines if line.startswith("20 documents, ")]
+    assert [line for line in lines if line.startswith(f"the run's {STEPS} steps read ") and " epochs; " in line]
+
+
 def test_the_commands_it_proposes_work(tiny_run, tmp_path, capsys):
     generate, evaluate, plot = next_commands(tiny_run)
     before = content(tiny_run.folder)
