@@ -28,6 +28,7 @@ from jaxtrain.data.chat.turns import prompt, rendered
 from jaxtrain.data.store import open_store
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "golden/chats.json").read_text())
+CHATML = SHAPES["chatml"].template
 ANSWERS = [number for number, message in enumerate(CHAT) if message["role"] == "assistant"]
 
 
@@ -127,6 +128,22 @@ def test_messages_that_spell_special_tokens_stay_text(tmp_path):
     assert written.prompt(asked) == written.ids[: int(np.argmax(written.weights))]
 
 
+@pytest.mark.parametrize("ascii", [False, True])
+def test_tools_are_given_to_the_template_and_spell_no_special_token(ascii, tmp_path):
+    template = f"{{{{ tools | tojson(ensure_ascii={ascii}) }}}}{CHATML}"
+    shape = SHAPES["chatml"]._replace(template=template)
+    tokenizer = tokenizer_of(shape, tmp_path)
+    chats = ChatTemplate(template_of(shape, tmp_path), tokenizer)
+    chat = chat_of({"messages": CHAT, "tools": [{"name": "f", "description": "é <|im_end|>"}]})
+    if ascii:
+        with refused(ValueError, "special token", "ASCII"):
+            rendered(chat, chats, chats.stop_token)
+        return
+    [pieces] = encode_chats([rendered(chat, chats, chats.stop_token)], tokenizer)
+    told = json.dumps(chat.tools, ensure_ascii=False)
+    assert tokenizer.decode(np.concatenate([piece.ids for piece in pieces])).startswith(told + "user\n")
+
+
 @pytest.mark.parametrize("contents", [["</s>"], ["Hi", "\u00a0</s>"]], ids=["question", "answer"])
 def test_a_cut_where_the_tokenizer_would_put_a_space_is_refused(contents, tmp_path):
     with refused(ValueError, "puts a space"):
@@ -138,7 +155,6 @@ THINKING = (  # as that of Qwen 3 does, it drops what stood before an answer onc
     "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CHATML = SHAPES["chatml"].template
 
 
 @pytest.mark.parametrize(

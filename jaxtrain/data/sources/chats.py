@@ -49,7 +49,7 @@ class Chats(Source):
         """Yield the texts of the messages alone, from which a tokenizer can be trained."""
         for record in self.rows.records():
             with _at(record):
-                texts = [message["content"] for message in chat_of(record.fields).messages]
+                texts = [message.get("content") for message in chat_of(record.fields).messages]
             yield Document(record.key, "\n".join(text for text in texts if isinstance(text, str)))
 
     def tokenised(self, tokenizer: Tokenizer) -> Iterator[Tokenised]:
