@@ -78,7 +78,8 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for a batch")
+    help = "text to continue; give it again for a batch; none by default"
+    kind.add_argument("--prompt", action="append", metavar="TEXT", help=help)
     kind.add_argument("--chat", action="store_true", help="answer each line of standard input, as the run's chats do")
     help = "with --chat: the system message that the chat begins with; none by default"
     parser.add_argument("--system", metavar="TEXT", help=help)
