@@ -4,6 +4,7 @@ import json
 
 import chex
 import huggingface_goldens as goldens
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -146,9 +147,8 @@ def test_an_imported_encoder_is_evaluated_and_generates_nothing(run, capsys):
 
 
 def test_a_run_begins_with_an_imported_encoder(run, tmp_path):
-    tuned = tmp_path / "tuned"
-    initial = f"initial=@FromRun(path={str(run)!r})"
-    assert main(["train", str(run / "config.gin"), "--run", str(tuned), "--set", initial]) == 0
-    losses = [record["loss"] for record in read_metrics(tuned / "metrics.jsonl") if "loss" in record]
+    config = load(run, [f"initial=@FromRun(path={str(run)!r})"]).config
+    config.trainer(tmp_path, devices=jax.devices()[:1]).train()
+    losses = [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl") if "loss" in record]
     assert len(losses) == 2
     assert losses[0] > np.log(64) + 0.5, "of the imported weights: new ones guess evenly"
