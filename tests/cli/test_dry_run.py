@@ -23,13 +23,13 @@ TINY = {
 
 
 def test_a_step_of_every_phase_is_made_and_nothing_is_read_or_written(tmp_path, monkeypatch, capsys):
-    """On a mesh of its own in the second phase, with an average, for a text that nobody may open."""
+    """With an average, for a text that nobody may open."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("never read")
     monkeypatch.delattr("jaxtrain.data.rows.open_store")
     phase = "steps=1, batch_size=8, sequence_length=16"
     changes = {
-        "phases": f"(@Phase({phase}), @Phase({phase}, mesh=@MeshConfig(fsdp=1, data=8)))",
+        "phases": f"(@Phase({phase}), @Phase({phase}))",
         "hooks": "(@ExponentialMovingAverage(), @Evaluate(every_steps=1))",
         "data.source": f"@TextFiles(glob='{tmp_path}/*.txt')",
     }
