@@ -16,6 +16,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import functools
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -27,6 +28,8 @@ import pytest
 jaxtyping.install_import_hook(["jaxtrain", "jaxtrain_kernels"], "checked.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MOST_MAPS = 20_000  # after a file of tests; Linux allows 65,530
 
 # A busy machine is no failure, and a suite that passed passes again.
 hypothesis.settings.register_profile(
@@ -58,6 +61,15 @@ def _messages(request, tmp_path_factory):
     yield
     if messages.session.writing:
         messages.write()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_memory_maps():
+    """Forget compiled programs before they are too many: each maps memory, and a process that may map no more dies."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
 
 
 @functools.cache
