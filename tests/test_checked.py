@@ -20,6 +20,7 @@ UNCHECKED = {  # annotated with Protocols that are for type checkers alone
     "jaxtrain_kernels.block_quant.blockwise.decode",
     "jaxtrain_kernels.block_quant.blockwise.encode",
 }
+OF_EXTRAS = {"jaxtrain.cli.harness"}  # without arrays, and what it imports may not be installed
 
 
 def test_a_wrong_shape_is_found_in_both_packages_and_in_traced_functions():
@@ -32,5 +33,6 @@ def test_a_wrong_shape_is_found_in_both_packages_and_in_traced_functions():
 def test_no_more_functions_go_unchecked_than_are_named_here():
     for package in (jaxtrain, jaxtrain_kernels):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            if module.name not in OF_EXTRAS:
+                importlib.import_module(module.name)
     assert checked.unchecked == UNCHECKED

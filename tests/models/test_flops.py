@@ -50,7 +50,7 @@ def test_forward_and_backward_multiply_all_of_it_the_masked_scores_and_the_score
     config = PRESETS[name]
     counted = matmul_flops(jax.grad(_loss(name)), random_params(config))
     mixers = [block.mixer for block in config.pattern]
-    masked = sum(12 * m.heads * m.head_dim * (LENGTH - m.mean_keys(LENGTH)) for m in mixers) * config.repeats
+    masked = sum(12 * m.heads * m.head_dim * (LENGTH - m.mask.mean_keys(LENGTH)) for m in mixers) * config.repeats
     again = sum(2 * m.heads * m.head_dim * LENGTH for m in mixers) * config.repeats  # in place of keeping them
     assert counted == pytest.approx((config.flops_per_token(LENGTH) + masked + again) * ROWS * LENGTH, rel=1e-12)
 

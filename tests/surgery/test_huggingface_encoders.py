@@ -26,8 +26,8 @@ def read(settings):
 
 def test_modernbert_has_windows_and_a_base_of_their_own_in_two_layers_of_three():
     blocks = read(MODERNBERT_BASE).pattern
-    assert [block.mixer.window for block in blocks] == ([None, 65, 65] * 8)[:22]
-    assert {(b.mixer.window, b.mixer.rope.theta) for b in blocks} == {(None, 160_000.0), (65, 10_000.0)}
+    assert [block.mixer.mask.span.window for block in blocks] == ([None, 65, 65] * 8)[:22]
+    assert {(b.mixer.mask.span.window, b.mixer.positions.theta) for b in blocks} == {(None, 160_000.0), (65, 10_000.0)}
     assert [block.join for block in blocks] == [FeedForwardNorm()] + [PreNorm()] * 21
 
 
