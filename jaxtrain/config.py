@@ -268,8 +268,8 @@ class TrainConfig:
         """Train, or resume, in a run folder, and write its config.gin. Raises what `Trainer.train` raises."""
         trainer = self.trainer(folder, devices=devices)
         with trainer.lock:
-            trainer.check_hints()
             start = trainer.find_start()
+            trainer.check_hints(start)
             config = recorded(self, trainer.folder)
             if config is not self:
                 trainer = config.trainer(folder, devices=devices, lock=trainer.lock)

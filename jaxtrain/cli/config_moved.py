@@ -58,6 +58,12 @@ class Removed(NamedTuple):
 
 
 RENAMED_KEYS = {"attention.AttentionConfig.rope": "positions", "pipelined.Pipelined.keep": "residuals"}
+CHANGED_VALUES = {  # keys that took other values, and what to write now
+    "attention.AttentionConfig.positions": "in place of None, write @NoPositions()",
+    "attention.AttentionConfig.qk_norm": (
+        "in place of a norm, write @PerHead(norm=...), or @AllHeads(norm=...) where joint_qk_norm was True"
+    ),
+}
 _REMOVED = {  # they stood in the config.gin of every run
     "attention.AttentionConfig": {
         "alibi": Removed(False, "set positions to @ALiBi()"),

@@ -47,7 +47,7 @@ def check_fits(target: Callable, slot: Slot) -> None:
     if slot.hint is Never:
         raise ValueError(f"{slot.path}=@{label(target)}() is in a tuple, where none can be")
     if not _fits(target, slot):
-        raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}")
+        raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}{slot.remedy}")
 
 
 def _fits(target: Callable, slot: Slot) -> bool:

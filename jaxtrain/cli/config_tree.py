@@ -7,7 +7,7 @@ overrides that are valid only together are checked together. A required field ma
 from dataclasses import MISSING, dataclass, is_dataclass
 from typing import NamedTuple, get_type_hints
 
-from jaxtrain.cli.config_moved import REMOVED_KEYS, RENAMED_KEYS
+from jaxtrain.cli.config_moved import CHANGED_VALUES, REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_names import few, nearest
 from jaxtrain.cli.config_types import convert, describe_hint, item_hint
 from jaxtrain.record.walk import config_fields, describe, join, label
@@ -45,13 +45,14 @@ type Tree = Leaf | Node | Items
 
 
 class Slot(NamedTuple):
-    """Where a value will be put: the path, and the annotation that the value must fit."""
+    """Where a value will be put: the path, the annotation that the value must fit, and what to write in its place."""
 
     path: str
     hint: object
+    remedy: str = ""
 
     def field(self, cls: type, name: str) -> "Slot":
-        return Slot(join(self.path, name), get_type_hints(cls)[name])
+        return Slot(join(self.path, name), get_type_hints(cls)[name], remedy(cls, name))
 
     def item(self, index: int) -> "Slot":
         return Slot(join(self.path, index), item_hint(self.hint))
@@ -68,6 +69,12 @@ def field_name(cls: type, name: str) -> str:
             found = nearest(name, known) or few(known)
         raise ValueError(f"{label(cls)} has no key {name!r}{found}")
     return name
+
+
+def remedy(cls: type, name: str) -> str:
+    """Return the end of an error about a value that does not fit: what is written in place of an earlier version's."""
+    changed = CHANGED_VALUES.get(f"{label(cls)}.{name}")
+    return f"; {changed}" if changed else ""
 
 
 def has_moved(cls: type, name: str) -> bool:
@@ -159,7 +166,7 @@ def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, n
         return convert(value, hint)
     except TypeError:
         kind = "" if is_dataclass(value) or value is None else f", not {type(value).__name__}"
-        wrong = f"must be {describe_hint(hint)}{kind}"
+        wrong = f"must be {describe_hint(hint)}{kind}{remedy(node.cls, name)}"
     except ValueError as error:
         wrong = str(error)
     raise ValueError(f"{_at(node.children[name].origin)}{path}={describe(value)} {wrong}")

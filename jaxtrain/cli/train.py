@@ -80,8 +80,8 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
-    trainer.check_hints()
     start = None if arguments.overwrite else trainer.find_start()
+    trainer.check_hints(start)
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)
     trainer = config.trainer(folder.path, profile_steps=arguments.profile, lock=trainer.lock)

@@ -9,7 +9,8 @@ stream, and begins at its first row.
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxtrain.models.teacher import Teacher
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec
 from jaxtrain.train import distributed
-from jaxtrain.train.phases import Phase
+from jaxtrain.train.phases import Phase, remaining
 
 
 class Layout:
@@ -76,15 +77,23 @@ class Taken(NamedTuple):
     batch_size: int
 
 
-def rows_taken(phases: Sequence[Phase], data: DataConfig, seed: int) -> list[Taken]:
-    """Return what the phases of a run take of each stream."""
+def rows_taken(
+    phases: Sequence[Phase],
+    data: DataConfig,
+    seed: int,
+    *,
+    start: int = 0,
+    before: Mapping[str, int] = MappingProxyType({}),
+) -> list[Taken]:
+    """Return what a run takes of each stream: the rows that it took `before` step `start`, and those of later steps."""
     found: dict[str, Taken] = {}
-    for phase in phases:
+    for span in remaining(tuple(phases), start):
+        phase, steps = span.phase, max(span.end - max(span.first, start), 0)
         own, length = phase.data or data, phase.sequence_length
         stores = open_stores(own)
         stream = stream_of(own, stores, sequence_length=length, seed=seed)
-        before = found.get(stream, Taken(stream, 0, own, stores, length, phase.batch_size))
-        found[stream] = before._replace(rows=before.rows + phase.steps * phase.batch_size)
+        sofar = found.get(stream, Taken(stream, before.get(stream, 0), own, stores, length, phase.batch_size))
+        found[stream] = sofar._replace(rows=sofar.rows + steps * phase.batch_size)
     return list(found.values())
 
 

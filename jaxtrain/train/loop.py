@@ -70,19 +70,29 @@ class Trainer:
             NonFiniteError: `max_skipped_steps` steps in a row had a loss or gradient that is not finite.
         """
         with self.lock:
-            self.check_hints()
-            return self.train_from(self.find_start())
+            start = self.find_start()
+            self.check_hints(start)
+            return self.train_from(start)
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
         last = self.recipe.total_steps  # which every run saves
         return find_start(self.folder, first_save=min([last, *(saving.every_steps for saving in self._saving)]))
 
-    def check_hints(self) -> None:
-        """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes."""
-        if teacher := self.recipe.model.teacher:
-            for taken in rows_taken(self.recipe.phases, self.data, self.seed) if teacher.given else ():
-                teacher.hints(taken.stream, taken.rows)
+    def check_hints(self, start: int | None) -> None:
+        """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes.
+
+        A run that goes on from `start` may have taken other batches before than its phases say now.
+        """
+        teacher = self.recipe.model.teacher
+        if teacher is None or not teacher.given:
+            return
+        before = {}
+        if start is not None:
+            with Checkpoints(self.folder.checkpoints) as checkpoints:
+                before = checkpoints.restore_data(start)
+        for taken in rows_taken(self.recipe.phases, self.data, self.seed, start=start or 0, before=before):
+            teacher.hints(taken.stream, taken.rows)
 
     @property
     def _saving(self) -> list[Saving]:

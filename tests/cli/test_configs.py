@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from beginnings import make_runs
-from messages import refused
+from messages import CLASSES, refused
 from tiny_tokenizer import write_tokenizer
 
 import jaxtrain
@@ -108,6 +108,23 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
         f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
     with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
+        load(recorded)
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        ("rope = None", ["positions=None", "@NoPositions()"]),
+        ("qk_norm = @norm.RMSNormConfig()", ["qk_norm=@rms_norm.RMSNormConfig()", "@PerHead(norm=...)"]),
+    ],
+)
+def test_a_value_that_an_earlier_run_recorded_is_refused_with_what_to_write(line, facts, tmp_path):
+    recorded = tmp_path / "config.gin"
+    recorded.write_text(
+        "from __gin__ import dynamic_registration\nfrom jaxtrain.nn import attention\nfrom jaxtrain.nn import norm\n"
+        f"include '{Path('configs/llama31_8b.gin').resolve()}'\nattention.AttentionConfig.{line}\n"
+    )
+    with refused(ValueError, f"{recorded}:5", *facts, varies=CLASSES):
         load(recorded)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CHAT = [
     {"role": "user", "content": "What is 2 + 3?"},
@@ -30,6 +30,7 @@ class Shape(NamedTuple):
     learned: str = "{}"  # what a model learns to write, without the stop token
     puts_spaces: bool = False  # its tokenizer puts one before a text and takes one away, as that of Llama 2 does
     joins_lines: bool = False  # its tokenizer has words of line ends, as that of Llama 3 does
+    trims_offsets: bool = False  # its tokenizer says that a word begins behind its space, the library's default
 
     @property
     def written(self) -> str:
@@ -44,6 +45,8 @@ class Shape(NamedTuple):
     def save_tokenizer(self, folder: Path) -> str:
         """Make the file of a tokenizer with the special tokens, and return its path."""
         model = _with_spaces() if self.puts_spaces else _of_bytes(self.joins_lines)
+        if self.trims_offsets:
+            model.post_processor = processors.ByteLevel(trim_offsets=True)
         # Phi-3 has tokens that take the space behind them, and others.
         model.add_special_tokens([AddedToken(token, rstrip=token == "<|end|>") for token in self.special])
         model.save(str(folder / "tokenizer.json"))

@@ -52,7 +52,7 @@ class Written:
         self.tokenizer = tokenizer_of(shape, folder)
         self.template = ChatTemplate(template_of(shape, folder), self.tokenizer)
         self.rendered = rendered(chat_of({"messages": messages}), self.template, self.template.stop_token)
-        [pieces] = encode_chats([self.rendered], self.tokenizer)
+        [self.pieces] = [pieces] = encode_chats([self.rendered], self.tokenizer)
         self.ids = np.concatenate([piece.ids for piece in pieces]).tolist()
         self.weights = np.concatenate([np.full(len(piece.ids), piece.weight) for piece in pieces])
         self.learned = [piece.ids.tolist() for piece in pieces if piece.weight]
@@ -116,6 +116,20 @@ def test_a_token_never_joins_a_prompt_and_its_answer(name, answer, tmp_path):
     begin = int(np.argmax(written.weights))
     assert written.ids[:begin] == written.prompt([{"role": "user", "content": "Hi"}])
     assert written.tokenizer.decode(written.learned[0]) == answer
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize(("prompt", "answer"), [("assistant: ", "Five."), ("assistant:", " Five."), (" ", "2 x")])
+def test_a_space_beside_an_answer_belongs_to_where_it_is_written(prompt, answer, trims, tmp_path):
+    """With `trim_offsets`, the token of the prompt's last space seems to begin where the answer does."""
+    template = CHATML.replace("assistant\n", prompt).replace("{{ m['role'] }}\n", "PROMPT")
+    template = template.replace("PROMPT", f"{{{{ '{prompt}' if m.role == 'assistant' else m.role }}}}")
+    shape = SHAPES["chatml"]._replace(template=template, trims_offsets=trims)
+    written = Written(shape, tmp_path, _with("Hi", answer))
+    begin = int(np.argmax(written.weights))
+    assert written.ids[:begin] == written.prompt([{"role": "user", "content": "Hi"}])
+    assert written.tokenizer.decode(written.learned[0]) == answer
+    assert [piece.text for piece in written.pieces if piece.weight][0] == f"{answer}<|im_end|>"
 
 
 def test_messages_that_spell_special_tokens_stay_text(tmp_path):

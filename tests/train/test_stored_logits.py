@@ -21,6 +21,7 @@ from jaxtrain.objectives.distill import Distill
 from jaxtrain.shapes import Batch
 from jaxtrain.train.feed import Feed, rows_taken
 from jaxtrain.train.logits import LogitsFolder, write_logits
+from jaxtrain.train.logits.folder import write_folder
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.teachers import StoredLogits
 
@@ -64,10 +65,24 @@ def test_a_run_without_the_teacher_has_the_same_losses_and_goes_on_exactly(onlin
     crashing = dataclasses.replace(config, hooks=(*config.hooks, runs.CrashAfter(step=2)))
     with pytest.raises(runs.Crash):
         crashing.trainer(tmp_path / "run", devices=jax.devices()[:1]).train()
+    _check_rows_of_other_batches(config, tmp_path / "run", path)
     state = config.trainer(tmp_path / "run", devices=jax.devices()[:1]).train().state
     assert state.model.frozen == {}
     assert_close(runs.losses(tmp_path / "run"), losses, EXACT)
     assert_close(runs.host_copy(state.params), runs.host_copy(params), EXACT)
+
+
+def _check_rows_of_other_batches(config, folder: Path, path: str) -> None:
+    """Two of four steps of 8 rows are made: 16 of the stored 32 rows remain, however many the phases name."""
+
+    def trainer(steps: int, rows: int):
+        phase = Phase(steps=steps, batch_size=rows, sequence_length=16)
+        return dataclasses.replace(config, phases=(phase,)).trainer(folder, devices=jax.devices()[:1])
+
+    trainer(3, 16).check_hints(2)  # as a new run it would take 48
+    trainer(6, 4).check_hints(2)
+    with refused(ValueError, f"path={path!r}", 32, 16 + 5 * 4):
+        trainer(7, 4).train()  # as a new run it would take 28
 
 
 def test_the_step_has_no_teacher(online):
@@ -168,6 +183,19 @@ def test_a_damaged_file_and_a_folder_without_logits_are_refused(online, tmp_path
     (path / "meta.json").write_text("{")
     with refused(ValueError, path / "meta.json"):
         StoredLogits.of(str(path))
+
+
+def test_a_byte_far_from_the_beginning_is_checked(tmp_path):
+    """The checksum of a token store is of the first 64 MiB alone; here that is all but the last word."""
+    words, logits = (np.zeros((1, 2**24 + 1, 1), dtype) for dtype in (np.uint16, np.float32))
+    size = {"top_k": 1, "vocab_size": 320, "command": "jaxtrain logits mine.gin"}
+    folder = write_folder(tmp_path / "logits", [("rows", iter([(words, logits)]))], teacher="", **size)
+    folder.rows("rows", 1)
+    with (folder.path / "0-logits.bin").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    with refused(ValueError, folder.path / "0-logits.bin"):
+        folder.rows("rows", 1)
 
 
 def test_a_teacher_must_be_there_to_be_asked(online):

@@ -18,7 +18,7 @@ from jaxtrain.data.sources.reading import Unusable
 from jaxtrain.data.tokenizers import Tokenizer
 from jaxtrain.paths import FilePath
 
-_FORMAT = 1  # of the tokens that are made of a chat
+_FORMAT = 2  # of the tokens that are made of a chat
 _CHATS_A_READ = 256
 
 

@@ -62,9 +62,13 @@ def load(path: str, version: tuple[int, ...]) -> HuggingFaceFile:
 
 @functools.lru_cache(maxsize=2)
 def load_for_templates(path: str, version: tuple[int, ...]) -> tokenizers.Tokenizer:
-    """Load a file a second time: here the text of a special token is that token."""
+    """Load a file a second time: here the text of a special token is that token, and offsets are where tokens begin.
+
+    A post-processor with `trim_offsets`, the library's default, moves them behind the spaces that tokens begin with.
+    """
     model = tokenizers.Tokenizer.from_str(load(path, version).model.to_str())
     model.encode_special_tokens = False
+    model.post_processor = None  # templates write all special tokens themselves
     return model
 
 

@@ -1,6 +1,6 @@
 """The folder of a teacher's logits: of every row that a run takes, the likeliest words and their logits.
 
-    meta.json       a fingerprint, and of each stream its rows and the size and checksum of its two files
+    meta.json       a fingerprint, and of each stream its rows and the size and CRC-32 of its two files
     0-words.bin     the words of the first stream, uint16 or uint32, [rows, length, k], the likeliest first
     0-logits.bin    their logits, float32
 
@@ -9,19 +9,20 @@ length, the tokenizer, the packing, the seed and a digest of all tokens, so the 
 those of a run. A token takes 6 k bytes, or 8 k where the vocabulary has more than 65,536 words.
 """
 
+import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtrain.data.store_files import checksum
 from jaxtrain.surgery.whole_folder import whole_folder
 
 META = "meta.json"
-_FORMAT = 1
+_FORMAT = 2
 type Answers = tuple[np.ndarray, np.ndarray]  # words and logits of rows, [rows, length, k]
 
 
@@ -88,10 +89,10 @@ class LogitsFolder(NamedTuple):
         if rows > stored.rows:
             raise ValueError(
                 f"path={str(self.path)!r}: it has the logits of {stored.rows} rows of this data, and the run takes "
-                f"{rows}; with as many steps, {anew}"
+                f"{rows} from its first step to its last; with phases of as many (steps times batch_size), {anew}"
             )
         for name, digest in stored.files.items():
-            if not (self.path / name).is_file() or checksum(self.path / name) != digest:
+            if not (self.path / name).is_file() or _checksum(self.path / name) != digest:
                 raise ValueError(f"{self.path / name} is not the file that was written; {anew}")
         shape = stored.rows, stored.length, self.top_k
         files = zip(stored.files, (_words_dtype(self.vocab_size), np.dtype(np.float32)), strict=True)
@@ -122,7 +123,7 @@ def write_folder(
             for number, (stream, answers) in enumerate(streams):
                 names = f"{number}-words.bin", f"{number}-logits.bin"
                 rows, length = _write_rows([whole / name for name in names], answers, _words_dtype(vocab_size))
-                stored[stream] = Stream(rows, length, {name: checksum(whole / name) for name in names})
+                stored[stream] = Stream(rows, length, {name: _checksum(whole / name) for name in names})
             meta: dict[str, Any] = {
                 "fingerprint": _digest([_FORMAT, teacher, top_k, sorted(stored)]),
                 "top_k": top_k,
@@ -147,6 +148,21 @@ def _write_rows(files: list[Path], answers: Iterator[Answers], dtype: np.dtype) 
             of_logits.write(np.ascontiguousarray(logits, np.float32))
             rows, length = rows + len(words), words.shape[1]
     return rows, length
+
+
+def _checksum(path: Path) -> list[int]:
+    """Return the size of a file and the CRC-32 of all of it, which is read once as long as it does not change."""
+    status = path.stat()
+    return [status.st_size, _crc(path.absolute(), (status.st_ino, status.st_mtime_ns, status.st_ctime_ns))]
+
+
+@functools.lru_cache(maxsize=256)
+def _crc(path: Path, version: tuple[int, ...]) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _words_dtype(vocab_size: int) -> np.dtype:
