@@ -79,7 +79,7 @@ class RunFiles:
         """
         origins = read_origins(folder)
         for at, file in self.files.items():
-            old = before.files.get(at)
+            old = before.get(at)
             if old and old != file.name and origins.get(old) == file.origin:
                 raise ValueError(
                     f"{at}: {file.origin} is not the file any more that {folder.path} was made with; put that one "
