@@ -70,7 +70,7 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     before, changes = None, []
     if not arguments.overwrite:
         before = recorded_in(folder, arguments.import_from)
-        files_before = before and RunFiles.of(before)
+        files_before = RunFiles.of(before) if before else None
         changes = check_same(folder, files, allow_change=arguments.allow_config_change, before=files_before)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)

@@ -23,7 +23,8 @@ def written_differences(left: str, right: str) -> list[Difference]:
 
 def written_values(text: str) -> dict[str, str]:
     """Return the values by the paths of their keys, as they are written; without the scopes of classes."""
-    found, path = {}, ""
+    found: dict[str, str] = {}
+    path = ""
     for line in text.splitlines():
         if not line:
             path = ""  # the block of the root names no path
