@@ -17,7 +17,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
-from jaxtrain.record.run import recorded
+from jaxtrain.record.run import check_same, checked_start, files_of, write_record
 from jaxtrain.sharding import RULES, shardings, undivided
 from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, label, validation_names
 from jaxtrain.train.folder import RunFolder
@@ -264,13 +264,22 @@ class TrainConfig:
             profile_steps=profile_steps,
         )
 
-    def train(self, folder: str | Path, *, devices: list[jax.Device] | None = None) -> Result:
-        """Train, or resume, in a run folder, and write its config.gin. Raises what `Trainer.train` raises."""
+    def train(
+        self, folder: str | Path, *, devices: list[jax.Device] | None = None, allow_config_change: bool = False
+    ) -> Result:
+        """Train, or resume, in a run folder, and write its config.gin.
+
+        Raises what `Trainer.train` raises; and ValueError where the folder has a run with another configuration, unless
+        `allow_config_change` and its checkpoints fit this one.
+        """
         trainer = self.trainer(folder, devices=devices)
         with trainer.lock:
-            start = trainer.find_start()
+            files = files_of(self, trainer.folder)
+            changes = check_same(trainer.folder, files, allow_change=allow_config_change) if files else []
+            start = checked_start(trainer, changes)
             trainer.check_hints(start)
-            config = recorded(self, trainer.folder)
-            if config is not self:
+            if files:
+                write_record(trainer.folder, files)
+                config: TrainConfig = files.from_copies(trainer.folder)
                 trainer = config.trainer(folder, devices=devices, lock=trainer.lock)
             return trainer.train_from(start)

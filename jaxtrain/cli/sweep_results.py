@@ -11,10 +11,11 @@ from typing import NamedTuple
 from jaxtrain.cli.sweep_grid import Axis, Point
 from jaxtrain.config import TrainConfig
 from jaxtrain.train.folder import RunFolder, write_whole
-from jaxtrain.train.manifest import is_finished
+from jaxtrain.train.manifest import is_finished, read_manifest
 from jaxtrain.train.metrics import parse_metrics
 
 FINISHED = "finished"
+ENDED = "ended early"  # by a hook
 LAST_SHARE = 10  # the loss is a mean over the last tenth of the steps
 
 
@@ -32,6 +33,11 @@ class Outcome(NamedTuple):
     loss: float | None
     validation: float | None
     tokens_per_second: float | None
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the run has come to its end, its last step or where a hook ended it."""
+        return self.over in (FINISHED, ENDED)
 
     @property
     def progress(self) -> str:
@@ -60,9 +66,15 @@ def outcome(folder: RunFolder, config: TrainConfig) -> Outcome:
 
 
 def _over(folder: RunFolder, step: int, steps: int) -> str:
-    """Return FINISHED where a run has made its steps and the checkpoint of the last one, if it saves any, is whole."""
-    saved = is_finished(folder.checkpoints / str(steps)) or not folder.checkpoints.exists()
-    return FINISHED if step >= steps and saved else ""
+    """Return FINISHED where a run has made its steps and the checkpoint of the last one, if it saves any, is whole.
+
+    Return ENDED where the checkpoint of its last step says that a hook has ended it.
+    """
+    last = folder.checkpoints / str(min(step, steps))
+    saved = is_finished(last)
+    if step >= steps and (saved or not folder.checkpoints.exists()):
+        return FINISHED
+    return ENDED if saved and read_manifest(last).ended else ""
 
 
 def measures(outcomes: Sequence[Outcome]) -> tuple[str, list[float | None]]:
@@ -70,10 +82,10 @@ def measures(outcomes: Sequence[Outcome]) -> tuple[str, list[float | None]]:
 
     It is the validation loss if all that are finished have one, or else the training loss.
     """
-    finished = [found for found in outcomes if found.over == FINISHED]
+    finished = [found for found in outcomes if found.is_compared]
     has_validation = bool(finished) and all(found.validation is not None for found in finished)
     values = [found.validation if has_validation else found.loss for found in outcomes]
-    shown = [value if found.over == FINISHED else None for found, value in zip(outcomes, values, strict=True)]
+    shown = [value if found.is_compared else None for found, value in zip(outcomes, values, strict=True)]
     return "validation loss" if has_validation else "training loss", shown
 
 

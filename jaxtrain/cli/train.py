@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import optax
 from rich.console import Console
 
 from jaxtrain.cli import bigram_record
@@ -23,18 +22,14 @@ from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
-from jaxtrain.models.decoder import abstract_model
-from jaxtrain.optim.base import transformation
-from jaxtrain.record.files import RunFiles, differences, read_origins, remarks
+from jaxtrain.record.files import RunFiles, remarks
+from jaxtrain.record.run import check_same, checked_start, write_record
 from jaxtrain.train import distributed
-from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import SEED, perplexity, validation_sets
-from jaxtrain.train.folder import RunFolder, SaveError, saving
+from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
 from jaxtrain.train.run import NonFiniteError
-from jaxtrain.train.state import state_of
-from jaxtrain.train.stopping import Stop
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,15 +67,16 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
     files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
-    before = None
-    if (folder.is_used or folder.metrics.exists()) and not arguments.overwrite:
-        trusted = arguments.import_from
-        before = check_same(folder, files, allow_change=arguments.allow_config_change, import_from=trusted)
+    before, changes = None, []
+    if not arguments.overwrite:
+        before = recorded_in(folder, arguments.import_from)
+        files_before = RunFiles.of(before) if before else None
+        changes = check_same(folder, files, allow_change=arguments.allow_config_change, before=files_before)
     console = Console(quiet=jax.process_index() != 0)
     bigram = prepare_data(config, console)
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
-    start = None if arguments.overwrite else trainer.find_start()
+    start = None if arguments.overwrite else checked_start(trainer, changes)
     trainer.check_hints(start)
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)
@@ -117,53 +113,9 @@ def default_folder(config: str) -> Path:
     return path if path.is_dir() else Path("runs") / path.stem
 
 
-def check_same(
-    folder: RunFolder, files: RunFiles, *, allow_change: bool, import_from: Sequence[str] = ()
-) -> TrainConfig | None:
-    """Return the configuration of a folder's run, if it has one.
-
-    Raise ValueError where that is another configuration, or where other files are at the same paths. With
-    `allow_change` another configuration is allowed if the checkpoints fit it. Other files at the same paths are never
-    allowed, because the user has not stated that change.
-    """
-    read_origins(folder)  # raises if the file of origins is damaged
-    if not folder.config.exists():
-        if not allow_change:
-            name = folder.config.name
-            raise ValueError(
-                f"{folder.path}: holds a run but no {name}; pass --allow-config-change to go on, or --overwrite"
-            )
-        return None
-    before, config = load(folder.config, import_from=import_from).config, files.config
-    files_before = RunFiles.of(before)
-    files.check_unchanged(files_before, folder)
-    changes = differences(files_before, files)
-    if not changes:
-        return before
-    listed = "\n".join(f"  {change}" for change in changes)
-    if not allow_change:
-        raise ValueError(
-            f"{folder.path} holds a run with another configuration:\n{listed}\n"
-            f"pass --allow-config-change to go on with the new one, --overwrite to begin anew, or "
-            f"--run for another folder"
-        )
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        saved = [checkpoints.has_progress(step) for step in checkpoints.steps()]
-    if saved and state_shapes(before, whole=any(saved)) != state_shapes(config, whole=any(saved)):
-        raise ValueError(
-            f"{folder.path} cannot go on, its checkpoints are of another model or optimizer:\n{listed}\n"
-            f"go back to the one they were made with, pass --overwrite to begin anew, or --run for another folder"
-        )
-    return before
-
-
-def state_shapes(config: TrainConfig, *, whole: bool) -> dict[str, tuple]:
-    """Return the shape and type of every leaf of the model, or of the whole training state."""
-    _, model, axes = abstract_model(config.model)
-    tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=config.clip_norm)
-    state = jax.eval_shape(lambda model: state_of(model, tx), model)
-    leaves = jax.tree_util.tree_leaves_with_path(state if whole else model)
-    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+def recorded_in(folder: RunFolder, import_from: Sequence[str]) -> TrainConfig | None:
+    """Return the configuration of the run in a folder, if its config.gin is there."""
+    return load(folder.config, import_from=import_from).config if folder.config.exists() else None
 
 
 def check_steps(config: TrainConfig) -> None:
@@ -208,14 +160,7 @@ def begin(folder: RunFolder, files: RunFiles, bigram: float | None, *, overwrite
     Raises:
         SaveError: they cannot be written. It is raised on every process.
     """
-    outcome = Stop()
-    if jax.process_index() == 0:
-        with outcome.reporting(), saving(f"{folder.path} cannot be written"):
-            if overwrite:
-                folder.clear()
-            files.write(folder)
-            bigram_record.keep(folder, bigram)
-    outcome.settle()
+    write_record(folder, files, clear=overwrite, then=lambda: bigram_record.keep(folder, bigram))
 
 
 def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:

@@ -8,6 +8,7 @@ was read. A field annotated `Glob` or `Folder` names too many files to copy, so 
 Older versions wrote a config.gin without copies. It is read as it is, and the copies are made when training goes on.
 """
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, TypeAliasType, get_args, get_type_hints
 from jaxtrain.paths import FilePath, Folder, Glob
 from jaxtrain.record.text import Difference, diff, render
 from jaxtrain.record.walk import config_fields, entries, join
+from jaxtrain.record.written import written_values
 from jaxtrain.train.folder import FILES, RunFolder, write_whole
 
 ORIGINS = "origins.json"
@@ -70,17 +72,27 @@ class RunFiles:
         """Return the configuration with the run's copies in place of the files."""
         return _replaced(self.config, {at: str(folder.files / file.name) for at, file in self.files.items()})
 
-    def check_unchanged(self, before: "RunFiles", folder: RunFolder) -> None:
-        """Raise ValueError where a path now has another file than the one that the run read there."""
+    def check_unchanged(self, before: Mapping[str, str], folder: RunFolder) -> None:
+        """Raise ValueError where a path now has another file than the one that the run read there.
+
+        `before` has the names of the run's copies, by the paths of their keys.
+        """
         origins = read_origins(folder)
         for at, file in self.files.items():
-            old = before.files.get(at)
-            if old and old.name != file.name and origins.get(old.name) == file.origin:
+            old = before.get(at)
+            if old and old != file.name and origins.get(old) == file.origin:
                 raise ValueError(
                     f"{at}: {file.origin} is not the file any more that {folder.path} was made with; put that one "
-                    f"back, go on with the run's copy of it, --set {at}={folder.files / old.name}, pass --overwrite to "
+                    f"back, go on with the run's copy of it, --set {at}={folder.files / old}, pass --overwrite to "
                     f"begin anew, or --run for another folder"
                 )
+
+
+def kept_names(text: str) -> dict[str, str]:
+    """Return the names of the copies that the text of a config.gin names, by the paths of their keys."""
+    start = f"{HERE}{FILES}/"
+    texts = {at: ast.literal_eval(value) for at, value in written_values(text).items() if start in value}
+    return {at: value.removeprefix(start) for at, value in texts.items() if value.startswith(start)}
 
 
 def differences(left: RunFiles, right: RunFiles) -> list[Difference]:

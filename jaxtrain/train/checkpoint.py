@@ -8,14 +8,16 @@ describes the folder and the names in it.
 """
 
 import contextlib
+import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxtrain.plain_path import plain_path
 from jaxtrain.shapes import ModelState, ParamTree
@@ -35,6 +37,7 @@ class Snapshot(NamedTuple):
     state: TrainState
     data: dict
     hooks: dict[str, ParamTree]
+    ended: str | None = None  # why a hook ends the run at this step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +109,10 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 raise self._failed(step, error) from error
             shapes = {name: _shapes(tree) for name, tree in trees.items()}
-            arguments = (step, path, shapes, reference, dict(measured), until_finished.pop_all())
+            manifest = functools.partial(
+                write_manifest, frozen=reference, measured=dict(measured), ended=snapshot.ended
+            )
+            arguments = (step, path, shapes, manifest, until_finished.pop_all())
         self._finishing = threading.Thread(target=self._finish, args=arguments, name=f"finish-{step}")
         self._finishing.start()
 
@@ -132,8 +138,7 @@ class Checkpoints:
         step: int,
         path: Path,
         shapes: dict[str, Shapes],
-        reference: str | None,
-        measured: dict[str, float],
+        manifest: Callable[[Path], None],
         until_finished: contextlib.ExitStack,
     ) -> None:
         """Wait in the background until all is written, check it, write its manifest, and give it its final name."""
@@ -142,7 +147,7 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
                 if jax.process_index() == 0:
                     _check_is_whole(path, shapes)
-                    write_manifest(path, frozen=reference, measured=measured)
+                    manifest(path)
                     stored.finish_saving(self.folder, step)
                     stored.prune(self.folder, self._retention.keeps, best_by=self._retention.best_by)
                     frozen.remove_unused(stored.finished_or_aside(self.folder), self.folder / frozen.FOLDER)
@@ -207,6 +212,23 @@ class Checkpoints:
     def has_progress(self, step: int) -> bool:
         """Tell whether a checkpoint has a training state. One that was imported has parameters alone."""
         return (self.folder / str(step) / "progress").is_dir()
+
+    def check_fits(self, step: int, target: TrainState) -> None:
+        """Raise ValueError unless a step has all leaves of `target` and no others. Only their descriptions are read."""
+        path, manifest = self.folder / str(step), read_manifest(self.folder / str(step))
+        params, frozen_tree, buffers = target.model
+        items = {"params": params} | ({"buffers": buffers} if buffers else {})
+        if self.has_progress(step):
+            items["progress"] = _progress(target)
+        self._check_has(step, "buffers", (path / "buffers").is_dir(), buffers)
+        self._check_has(step, "frozen weights", bool(manifest.frozen), frozen_tree)
+        pairs = [(path / item, as_saved(tree, manifest.layout)) for item, tree in items.items()]
+        if manifest.frozen:
+            pairs.append((self.folder / frozen.FOLDER / manifest.frozen / "tree", frozen_tree))
+        for item, tree in pairs:
+            saved = _saved_tree(item)
+            _check_fits(f"{item}:", _shapes(saved), _shapes(tree))
+            _check_fits(f"{item}: the type of", _types(saved), _types(tree))
 
     def restore_model(self, step: int, target: ModelState) -> ModelState:
         """Return the model of a step, laid out as `target` is (ShapeDtypeStructs with shardings)."""
@@ -286,7 +308,11 @@ def _check_is_whole(path: Path, shapes: dict[str, Shapes]) -> None:
 
 
 def _saved_shapes(item: Path) -> Shapes:
-    return _shapes(_ocp().StandardCheckpointHandler().metadata(item).tree)
+    return _shapes(_saved_tree(item))
+
+
+def _saved_tree(item: Path) -> ParamTree:
+    return _ocp().StandardCheckpointHandler().metadata(item).tree
 
 
 def _shapes(tree: ParamTree) -> Shapes:
@@ -294,7 +320,12 @@ def _shapes(tree: ParamTree) -> Shapes:
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _check_fits(what: str, saved: Shapes, wanted: Shapes) -> None:
+def _types(tree: ParamTree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): str(jnp.dtype(leaf.dtype)) for path, leaf in leaves}
+
+
+def _check_fits(what: str, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     for name in [*saved, *wanted]:
         if saved.get(name) != wanted.get(name):
             raise ValueError(

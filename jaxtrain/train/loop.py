@@ -5,10 +5,12 @@ import functools
 from typing import NamedTuple
 
 import jax
+import optax
 
 from jaxtrain.data import DataConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.optim.base import transformation
 from jaxtrain.shapes import ParamTree
 from jaxtrain.train.checkpoint import Checkpoints, Retention
 from jaxtrain.train.evaluation import ValidationSet, validation_sets
@@ -27,7 +29,7 @@ from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
 from jaxtrain.train.run import Run, RunningPhase
 from jaxtrain.train.start import find_start
-from jaxtrain.train.state import TrainState, begin
+from jaxtrain.train.state import TrainState, begin, state_of
 from jaxtrain.train.step import make_evaluation_step
 from jaxtrain.train.stopping import Stop
 from jaxtrain.train.writers.base import Numbers, Writer
@@ -93,6 +95,14 @@ class Trainer:
                 before = checkpoints.restore_data(start)
         for taken in rows_taken(self.recipe.phases, self.data, self.seed, start=start or 0, before=before):
             teacher.hints(taken.stream, taken.rows)
+
+    def check_fits(self, start: int) -> None:
+        """Raise ValueError if the checkpoint that `find_start` returned is of another model or optimizer."""
+        recipe = self.recipe
+        _, model, axes = abstract_model(recipe.model)
+        tx = transformation(recipe.optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=recipe.clip_norm)
+        with Checkpoints(self.folder.checkpoints) as checkpoints:
+            checkpoints.check_fits(start, jax.eval_shape(lambda model: state_of(model, tx), model))
 
     @property
     def _saving(self) -> list[Saving]:

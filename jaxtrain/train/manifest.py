@@ -29,17 +29,23 @@ class Manifest(NamedTuple):
     """What a manifest says.
 
     `frozen` is the name of the frozen tree that the checkpoint refers to, if any. `measured` are the numbers that hooks
-    measured at its step, such as the validation loss; those of earlier versions have none.
+    measured at its step, such as the validation loss; those of earlier versions have none. `ended` is why a hook ended
+    the run at this step; None if none did.
     """
 
     layout: int
     frozen: str | None
     files: dict[str, Digest]
     measured: dict[str, float]
+    ended: str | None
 
 
 def write_manifest(
-    folder: Path, *, frozen: str | None = None, measured: Mapping[str, float] = MappingProxyType({})
+    folder: Path,
+    *,
+    frozen: str | None = None,
+    measured: Mapping[str, float] = MappingProxyType({}),
+    ended: str | None = None,
 ) -> None:
     """Write the manifest of a finished checkpoint. The folders `12` and `12.saving` both have the name 12 in it.
 
@@ -52,7 +58,8 @@ def write_manifest(
         flush_folder(inner)
     finite = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
     name = folder.name.split(".")[0]
-    manifest = {"checkpoint": name, "layout": LAYOUT, "frozen": frozen, "measured": finite, "files": digests}
+    manifest = {"checkpoint": name, "layout": LAYOUT, "frozen": frozen, "measured": finite, "ended": ended}
+    manifest["files"] = digests
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=0))
 
 
@@ -110,9 +117,9 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
             } if _are_digests(files):
                 if name != folder.name and not renamed:
                     raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
-                return Manifest(layout, frozen, files, _numbers(others.get("measured", {})))
+                return Manifest(layout, frozen, files, _numbers(others.get("measured", {})), _text(others.get("ended")))
             case {**files} if _are_digests(files):
-                return Manifest(1, None, files, {})
+                return Manifest(1, None, files, {}, None)
     except FileNotFoundError:
         raise ValueError(f"its file {MANIFEST} is missing") from None
     except OSError as error:
@@ -126,6 +133,12 @@ def _numbers(measured: object) -> dict[str, float]:
     if not isinstance(measured, dict) or not all(type(value) is float for value in measured.values()):
         raise ValueError(f"its file {MANIFEST} is damaged")
     return measured
+
+
+def _text(ended: object) -> str | None:
+    if ended is not None and not isinstance(ended, str):
+        raise ValueError(f"its file {MANIFEST} is damaged")
+    return ended
 
 
 def _are_digests(files: dict) -> TypeGuard[dict[str, Digest]]:

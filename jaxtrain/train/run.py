@@ -122,8 +122,9 @@ class Run:
         self.recorder.flush()
         with self.stop.reporting():
             self.checkpoints.check(wait=True)
+        snapshot = Snapshot(state, dict(self.taken), self.hooks.to_save(), self.hooks.end())
         with self.stop.reporting():  # apart: all processes must save, also where the save before has failed
-            self.checkpoints.save(self.step, Snapshot(state, dict(self.taken), self.hooks.to_save()), measured)
+            self.checkpoints.save(self.step, snapshot, measured)
         self.saved = self.step
         self.recorder.interrupted()
 

@@ -72,7 +72,7 @@ def test_grid_that_cannot_be_run_is_refused_before_the_first_run(tmp_path, capsy
     assert not (tmp_path / "s").exists()
 
 
-def write_run(folder, *, losses=(), validation=None, checkpoint=None, skipped=0):
+def write_run(folder, *, losses=(), validation=None, checkpoint=None, skipped=0, ended=None):
     """Write the metrics of a run of ten steps, and the manifest of a checkpoint."""
     lines = [{"step": step, "loss": loss, "skipped_in_a_row": skipped} for step, loss in enumerate(losses, 1)]
     if lines:
@@ -82,7 +82,7 @@ def write_run(folder, *, losses=(), validation=None, checkpoint=None, skipped=0)
     if checkpoint is not None:
         path = RunFolder(folder).checkpoints / str(checkpoint)
         path.mkdir(parents=True)
-        manifest = {"checkpoint": path.name, "layout": 1, "frozen": None, "files": {"a": [0, 0]}}
+        manifest = {"checkpoint": path.name, "layout": 1, "frozen": None, "ended": ended, "files": {"a": [0, 0]}}
         (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -113,6 +113,18 @@ def test_runs_are_compared_by_validation_loss_and_the_unfinished_are_not(compare
         ["0.1", "$a$", "9.0000", "-", "1,500", "diverged", "at", "step", "2"],
         ["0.1", "_b", "1.0000", "1.0000", "1,500", "refused"],
     ]
+
+
+def test_run_that_a_hook_has_ended_is_over_and_compared(compared, tmp_path):
+    axes, of, outcomes = compared
+    config = load(QUICKSTART, ["phases[0].steps=10", "optimizer.learning_rate.warmup_steps=1"]).config
+    write_run(tmp_path / "0", losses=(4.0,) * 6, validation=1.5, checkpoint=6, ended="no longer falls")
+    write_run(tmp_path / "1", losses=(4.0,) * 7, validation=1.5, checkpoint=6, ended="no longer falls")  # gone on
+    ended, gone_on = (outcome(RunFolder(tmp_path / name), config) for name in ("0", "1"))
+    assert (ended.over, gone_on.over) == ("ended early", "")
+    with_ended = [*outcomes[:3], ended]
+    assert measures(with_ended) == ("validation loss", [3.5, 2.5, None, 1.5]) and best(with_ended) == 3
+    assert table(axes, of, with_ended, {}).splitlines()[4].split()[0] == "*"
 
 
 def test_picture_has_every_finished_run_at_its_value_and_every_curve(compared, tmp_path):

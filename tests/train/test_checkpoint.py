@@ -158,7 +158,7 @@ def test_the_only_checkpoint_is_not_removed_before_the_next_is_finished(tmp_path
     with Checkpoints(tmp_path, Retention(keep_last=1)) as checkpoints:
         checkpoints.save(1, _snapshot(1))
 
-    def fail(folder, frozen, measured):
+    def fail(folder, **facts):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jaxtrain.train.checkpoint.write_manifest", fail)
@@ -196,7 +196,7 @@ def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):
 
 
 def test_a_failed_save_is_heard_of_without_waiting_for_the_next(tmp_path, monkeypatch):
-    def fail(folder, frozen, measured):
+    def fail(folder, **facts):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("jaxtrain.train.checkpoint.write_manifest", fail)
@@ -230,6 +230,7 @@ def test_the_manifest_tells_every_file_of_a_checkpoint(tmp_path):
         "layout": 2,
         "frozen": None,
         "measured": {},
+        "ended": None,
         "files": {"deep/file": [9, 0xCBF43926], "deep/manifest.json": [0, 0]},  # CRC-32's check value
     }
 

@@ -68,6 +68,7 @@ def test_a_run_that_no_longer_improves_is_ended_and_leaves_its_last_and_its_best
     assert runs.losses(folder) == whole[:6]
     assert _names(folder) == ["4", "6"]
     assert read_manifest(folder / "checkpoints" / "4").measured == {"validation_loss": 0.95}
+    assert [read_manifest(folder / "checkpoints" / name).ended for name in ("4", "6")] == [None, result.ended]
 
 
 def test_it_stays_ended_until_its_hook_is_changed(stopped, tmp_path, whole):

@@ -1,22 +1,31 @@
 """A run from Python is a run: its folder says what it is, and opens again in a line."""
 
+import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import runs
 from messages import refused
+from tiny import variant
 from tolerances import SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.lion import Lion
+from jaxtrain.optim.schedules import Constant
 from jaxtrain.pipeline.schedules.from_file import FromFile
-from jaxtrain.record.run import recorded
+from jaxtrain.record.files import RunFiles
+from jaxtrain.record.run import check_same, files_of, write_record
+from jaxtrain.record.text import diff, render
+from jaxtrain.record.written import written_differences
 from jaxtrain.runs import load_run
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients.pipelined import Pipelined
-from jaxtrain.train.hooks import Checkpoint, Evaluate
+from jaxtrain.train.hooks import Checkpoint, EarlyStop, Evaluate
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def test_what_it_is_asked_for_is_checked(trained, tmp_path):
 def test_a_configuration_that_no_file_can_name_is_not_written_and_says_so(data, tmp_path, caplog):
     config = runs.tiny_run(data, hooks=(runs.Watch(look=lambda run, state: None),))
     with caplog.at_level(logging.WARNING):
-        assert recorded(config, RunFolder(tmp_path)) is config
+        assert files_of(config, RunFolder(tmp_path)) is None
     assert "config.gin" in caplog.text and "hooks[0].look" in caplog.text and not list(tmp_path.iterdir())
 
 
@@ -69,7 +78,42 @@ def test_it_keeps_copies_of_the_files_that_it_names_and_goes_by_them(data, tmp_p
     table.write_text("chunks: 0 1\nstage 0: F0.0 BW0.0\nstage 1: F0.1 BW0.1\n")
     schedule = FromFile(path=str(table))
     config = runs.tiny_run(data, gradients=Pipelined(microbatches=1, schedule=schedule), mesh=MeshConfig(stage=2))
-    copied = recorded(config, RunFolder(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
+    files = RunFiles.of(config)
+    write_record(folder, files)
+    copied = files.from_copies(folder)
     assert Path(copied.gradients.schedule.path).parent == tmp_path / "run" / "kept_files"
     assert Path(copied.gradients.schedule.path).read_text() == table.read_text()
     assert load(tmp_path / "run").config == copied
+    for same in (config, copied):
+        assert check_same(folder, RunFiles.of(same), allow_change=False) == []
+    table.write_text("chunks: 0 1\n\nstage 0: F0.0 BW0.0\nstage 1: F0.1 BW0.1\n")
+    with refused(ValueError, "gradients.schedule.path", table):
+        check_same(folder, RunFiles.of(config), allow_change=True)
+
+
+def test_a_folder_with_another_configuration_is_refused_with_the_keys_and_left_as_it_was(trained, tmp_path):
+    config, folder = trained
+    before = runs.content(folder)
+    rate = dataclasses.replace(config, seed=1, optimizer=AdamW(learning_rate=Constant(peak=1e-3, warmup_steps=3)))
+    with refused(ValueError, "seed: 0 -> 1", "optimizer.learning_rate.peak: 0.01 -> 0.001", "allow_config_change=True"):
+        rate.train(folder)
+    wide = dataclasses.replace(config, model=variant(vocab_size=384))
+    with refused(ValueError, "cannot go on", "model.vocab_size: 320 -> 384"):
+        wide.train(folder, allow_config_change=True)
+    assert runs.content(folder) == before
+    again = shutil.copytree(folder, tmp_path / "run")
+    (again / "config.gin").unlink()
+    with refused(ValueError, "no config.gin", "allow_config_change=True"):
+        config.train(again)
+    assert not (again / "config.gin").exists()
+    assert config.train(again, allow_config_change=True).step == config.train(folder).step == 3
+
+
+def test_texts_are_compared_as_configurations_are(trained):
+    config, _ = trained
+    hooks = (Checkpoint(every_steps=2), EarlyStop(), Evaluate(every_steps=2))
+    other = dataclasses.replace(config, seed=2, hooks=hooks, optimizer=Lion(learning_rate=Constant(peak=1.0)))
+    for right in (config, other, dataclasses.replace(config, hooks=())):
+        found = written_differences(render(config), render(right))
+        assert set(found) == set(diff(config, right))
