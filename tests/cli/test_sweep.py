@@ -147,7 +147,7 @@ def trained(monkeypatch):
         names.append(Path(arguments.run).name)
         if isinstance(how := ends.get(names[-1], True), Exception):
             raise how
-        return how if how is None else Result(state=None, step=1, finished=how, numbers={})
+        return how if how is None else Result(state=None, step=1, finished=how, numbers={}, ended=None)
 
     monkeypatch.setattr("jaxtrain.cli.train.train", end)
     return names, ends
