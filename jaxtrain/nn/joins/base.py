@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,12 +15,14 @@ def unchanged(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
     return x
 
 
+@runtime_checkable
 class Then(Protocol):
     """What is done to the output of a layer."""
 
     def __call__(self, x: Float[Array, "B L D"], /) -> Float[Array, "B L D"]: ...
 
 
+@runtime_checkable
 class Branch(Protocol):
     """A layer of a block as a function of what it reads. It returns `then` of the layer's output, with dropout."""
 
