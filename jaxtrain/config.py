@@ -110,6 +110,7 @@ class TrainConfig:
     def _check_judges(self) -> None:
         """Raise ValueError for a hook that goes by a number which no hook measures. A best checkpoint is not a must."""
         averages = [hook.name for hook in self.hooks if hook.order == AVERAGING]
+        shapes = {(phase.data or self.data, phase.sequence_length) for phase in self.phases}
         names = validation_names([phase.data or self.data for phase in self.phases], self.validation)
         measured = [name for hook in self.hooks for name in hook.measures(averages, names)]
         numbers = measured or [label(VALIDATION_LOSS, name) for name in names]
@@ -120,6 +121,12 @@ class TrainConfig:
             )
         for index, hook in enumerate(self.hooks):
             by = hook.judges_by
+            if by in measured and not hook.saving and len(shapes) > 1:
+                raise ValueError(
+                    f"hooks[{index}] ({hook.name}) compares {by!r} over the whole run, and phases have other data or "
+                    "another sequence_length: their losses are of other text; leave the hook out, or give all phases "
+                    "the same"
+                )
             if by in measured or by is None or (hook.saving and by == VALIDATION_LOSS and not measured):
                 continue
             known = f"those that are measured are {', '.join(measured)}" if measured else "add the hook Evaluate"

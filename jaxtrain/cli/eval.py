@@ -21,6 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     finished = open_run(arguments)
     for name, rows in finished.validation_sets.items():
         found = finished.evaluate_on(rows, batches=arguments.batches, track=_with_a_bar)
+        if jax.process_index() != 0:
+            continue
         print(f"step {finished.step}: {_described(name, found)}")
         for source, part in found.sources.items():
             print(f"  {source}: {_described('', part)}")

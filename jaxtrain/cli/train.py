@@ -51,7 +51,8 @@ def train(arguments: argparse.Namespace) -> Result | None:
 def prepared(arguments: argparse.Namespace) -> tuple[TrainConfig, Trainer]:
     """Return the configuration and its trainer, once all processes are there. Nothing is written yet."""
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
-    for source in dict.fromkeys(source for data in config.datasets for source in data.sources):
+    texts = [*(data.source for data in config.datasets), *(own.source for own in config.validation)]
+    for source in dict.fromkeys(source for text in texts for source in text.parts):
         source.check()
     folder = RunFolder(Path(arguments.run) if arguments.run else default_folder(arguments.config))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that this command reports

@@ -150,3 +150,10 @@ def test_early_stopping_out_of_range_is_refused(wrong):
     [(key, value)] = wrong.items()
     with refused(ValueError, f"{key}={value}"):
         EarlyStop(**wrong)
+
+
+def test_losses_of_other_text_are_not_gone_by_in_phases_of_other_lengths(data):
+    first = dataclasses.replace(runs.tiny_run(data).phases[0], steps=2)
+    phases = (first, dataclasses.replace(first, sequence_length=first.sequence_length // 2))
+    with refused(ValueError, "hooks[1]", "early_stop", "sequence_length"):
+        runs.tiny_run(data, phases=phases, hooks=(Evaluate(every_steps=1), EarlyStop()))

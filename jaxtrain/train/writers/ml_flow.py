@@ -38,12 +38,19 @@ class MLflow(Writer):
         entities, client = _connected()
         known = folder / "mlflow_id.txt"  # so that a resumed run goes on in the same place
         if known.exists():
-            client.update_run(known.read_text(), status="RUNNING")
+            _show_as_running(client, known.read_text())
         else:
             found = client.get_experiment_by_name(self.experiment)
             experiment = found.experiment_id if found else client.create_experiment(self.experiment)
             write_whole(known, client.create_run(experiment, run_name=folder.name).info.run_id)
         return _MLflowSink(entities.Metric, client, known.read_text())
+
+
+def _show_as_running(client: Any, run: str) -> None:
+    try:
+        client.update_run(run, status="RUNNING")
+    except Exception as error:
+        raise ValueError(f"MLflow has no run {run}, which mlflow_id.txt names; remove that file: {error}") from error
 
 
 def _connected() -> tuple[Any, Any]:
@@ -86,4 +93,7 @@ class _MLflowSink:
         if self._kept:
             log.warning("MLflow lacks %d numbers, which metrics.jsonl has", len(self._kept))
             return
-        self._client.set_terminated(self._run)
+        try:
+            self._client.set_terminated(self._run)
+        except Exception as error:
+            log.warning("MLflow still shows the run as one that goes on: %s", error)
