@@ -28,7 +28,7 @@ def counts(verdicts) -> collections.Counter:
 def test_damaged_input_is_right_or_refused(fuzz, kind):
     verdicts = fuzz.run(kind, cases=CASES[kind], seed=0, seconds=60)
     assert [verdict for verdict in verdicts if verdict.count in fuzz.WRONG] == []
-    assert counts(verdicts)["refused"] > CASES[kind] / 2 and counts(verdicts)["accepted"]
+    assert counts(verdicts)["refused"] > CASES[kind] / 3 and counts(verdicts)["accepted"]
 
 
 def test_the_same_seed_damages_the_same_and_another_other(fuzz):

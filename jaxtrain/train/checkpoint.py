@@ -215,20 +215,21 @@ class Checkpoints:
 
     def check_fits(self, step: int, target: TrainState) -> None:
         """Raise ValueError unless a step has all leaves of `target` and no others. Only their descriptions are read."""
-        path, manifest = self.folder / str(step), read_manifest(self.folder / str(step))
+        manifest = read_manifest(self.folder / str(step))
         params, frozen_tree, buffers = target.model
         items = {"params": params} | ({"buffers": buffers} if buffers else {})
         if self.has_progress(step):
             items["progress"] = _progress(target)
-        self._check_has(step, "buffers", (path / "buffers").is_dir(), buffers)
+        self._check_has(step, "buffers", (self.folder / str(step) / "buffers").is_dir(), buffers)
         self._check_has(step, "frozen weights", bool(manifest.frozen), frozen_tree)
-        pairs = [(path / item, as_saved(tree, manifest.layout)) for item, tree in items.items()]
-        if manifest.frozen:
-            pairs.append((self.folder / frozen.FOLDER / manifest.frozen / "tree", frozen_tree))
-        for item, tree in pairs:
-            saved = _saved_tree(item)
-            _check_fits(f"{item}:", _shapes(saved), _shapes(tree))
-            _check_fits(f"{item}: the type of", _types(saved), _types(tree))
+        with plain_path(self.folder) as folder:
+            pairs = [(folder / str(step) / item, as_saved(tree, manifest.layout)) for item, tree in items.items()]
+            if manifest.frozen:
+                pairs.append((folder / frozen.FOLDER / manifest.frozen / "tree", frozen_tree))
+            for item, tree in pairs:
+                saved = _saved_tree(item)
+                _check_fits(f"{item}:", _shapes(saved), _shapes(tree))
+                _check_fits(f"{item}: the type of", _types(saved), _types(tree))
 
     def restore_model(self, step: int, target: ModelState) -> ModelState:
         """Return the model of a step, laid out as `target` is (ShapeDtypeStructs with shardings)."""
