@@ -1,7 +1,7 @@
 """The fields of a record that make a document: one text, or several joined by a template, and a weight."""
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from jaxtrain.data.sources.base import Document, Record
@@ -32,6 +32,16 @@ def columns(field: str, template: str | None, weight: str | None) -> list[str]:
     """Return the names of the fields that are read, without those that only parts of a template may need."""
     names = compiled(template).variables if template is not None else {field}
     return sorted(names | ({weight} if weight else set()))
+
+
+def documents(
+    records: Iterable[Record], *, template: str | None, weight: str | None, **field: str
+) -> Iterator[Document]:
+    """Yield the documents of records, without those whose text is null. `field` is the key that names the field."""
+    for record in records:
+        found = document(record, template=template, weight=weight, **field)
+        if found is not None:
+            yield found
 
 
 def document(

@@ -35,10 +35,8 @@ class HuggingFaceFolder(Records):
             raise ValueError(f"path={self.path!r} is no folder. Name one, or use HuggingFaceHub(name=...).")
 
     def documents(self) -> Iterator[Document]:
-        for record in self._records(fields.columns(self.column, self.template, self.weight)):
-            found = fields.document(record, template=self.template, weight=self.weight, column=self.column)
-            if found is not None:
-                yield found
+        records = self._records(fields.columns(self.column, self.template, self.weight))
+        return fields.documents(records, template=self.template, weight=self.weight, column=self.column)
 
     def records(self) -> Iterator[Record]:
         return self._records(None)

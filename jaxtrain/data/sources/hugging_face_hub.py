@@ -48,10 +48,8 @@ class HuggingFaceHub(Records):
             raise ValueError(f"rows={self.rows} must be at least 1, or None for all")
 
     def documents(self) -> Iterator[Document]:
-        for record in self._records(fields.columns(self.column, self.template, self.weight)):
-            found = fields.document(record, template=self.template, weight=self.weight, column=self.column)
-            if found is not None:
-                yield found
+        records = self._records(fields.columns(self.column, self.template, self.weight))
+        return fields.documents(records, template=self.template, weight=self.weight, column=self.column)
 
     def records(self) -> Iterator[Record]:
         return self._records(None)

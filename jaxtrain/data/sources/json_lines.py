@@ -32,10 +32,7 @@ class JsonLines(Records):
         files.matched(self.glob)
 
     def documents(self) -> Iterator[Document]:
-        for record in self.records():
-            found = fields.document(record, template=self.template, weight=self.weight, field=self.field)
-            if found is not None:
-                yield found
+        return fields.documents(self.records(), template=self.template, weight=self.weight, field=self.field)
 
     def records(self) -> Iterator[Record]:
         for file in files.matched(self.glob):
