@@ -127,7 +127,7 @@ def describe_hint(hint: object) -> str:
 
 
 def subclasses(base: type) -> dict[str, type]:
-    """Return the final subclasses of an abstract base class by name.
+    """Return the dataclasses among the final subclasses of an abstract base class, by name.
 
     The modules beside the base are imported first. Other subclasses are found where their module is imported already.
     """
@@ -137,5 +137,8 @@ def subclasses(base: type) -> dict[str, type]:
     found: dict[str, type] = {}
     known: list[type] = base.__subclasses__()
     for cls in known:
-        found |= subclasses(cls) if inspect.isabstract(cls) else {cls.__name__: cls}
+        if inspect.isabstract(cls):
+            found |= subclasses(cls)
+        elif is_dataclass(cls):
+            found[cls.__name__] = cls
     return found

@@ -36,7 +36,7 @@ def run(tmp_path):
     """A run as the script's files make it, without weights."""
     SCRIPT["add_chat_tokenizer"](tmp_path)
     tokenizer = HuggingFaceTokenizer(path=str(tmp_path / "tokenizer.json"))
-    config = configuration(replace(DECODER, vocab_size=320, max_length=128), tokenizer)
+    config = configuration(replace(DECODER, vocab_size=320, max_length=128), tokenizer, None)
     return FinishedRun(config, RunFolder(tmp_path / "run"), None, 0, ModelState({}))
 
 

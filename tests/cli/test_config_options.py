@@ -1,14 +1,16 @@
 """`jaxtrain config options`, and the list of techniques: made from the classes, never kept by hand."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 from messages import check, refusal
 
 from jaxtrain.cli import techniques
-from jaxtrain.cli.config_options import paper, summary
+from jaxtrain.cli.config_options import options, paper, summary
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.cli.main import main
+from jaxtrain.nn.masks.base import Mask
 from jaxtrain.optim.lion import Lion
 from jaxtrain.technique import Technique, lacking
 
@@ -72,3 +74,10 @@ def test_every_technique_says_what_it_does_and_where_it_is_from():
 def test_the_list_of_techniques_is_that_of_the_classes():
     path = ROOT / "docs" / "techniques.md"
     assert path.read_text() == techniques.text(), "python -m jaxtrain.cli.techniques > docs/techniques.md"
+
+
+def test_a_subclass_that_is_no_dataclass_is_no_option():
+    class Plain(Mask):
+        span = None
+
+    assert not inspect.isabstract(Plain) and Plain not in options(Mask)
