@@ -35,14 +35,22 @@ def doors() -> dict[str, Door]:
 
 DOORS = doors()
 OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries and keys")
+OF_MIXTURES = ("Router of a mixture", "Selection of experts", "Balance of experts", "Dispatch to experts")
 ALONE = (
     "Wrapper of an optimizer",
     *OF_ATTENTION,
+    *OF_MIXTURES,
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
     "Pipeline schedule",
 )  # another has the key
+MIXTURE = {  # the parts of all four pages
+    "router": "cosine_router.CosineRouter",
+    "selection": "confident.Confident",
+    "balances": "running_load.RunningLoad",
+    "dispatch": "in_float32.InFloat32",
+}
 AT_ONCE = [name for name in DOORS if name not in ALONE]
 
 
@@ -71,7 +79,7 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
+    layers = ["Feed-forward", "Router", "Selection", "Balance", "Dispatch", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
     layers += ["Linear", "Trained"]
     others = [
         "Objective",
@@ -119,6 +127,15 @@ def test_attention_a_linear_and_a_wrapper_of_others_train(folder):
     up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
     assert up["length"].shape == (2, 1) and result.step == 2
     assert "embedding" not in result.state.params
+
+
+def test_a_mixture_of_parts_of_others_trains(folder):
+    write(folder, "mixture", ["Source", *OF_MIXTURES])
+    parts = [f"{key}=@{part}()" for key, part in MIXTURE.items()]
+    config = load("mixture.gin", [f"model.pattern[0].mlp.{part}" for part in parts], import_from=["."]).config
+    result = config.train(folder / "mixed")
+    mlp = result.state.buffers["stacks"]["blocks"]["blocks"][0]["mlp"]
+    assert result.step == 2 and (mlp["running"] != 1).any()
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):
