@@ -79,7 +79,20 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Router", "Selection", "Balance", "Dispatch", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
+    mixtures = ["Router", "Selection", "Balance", "Dispatch"]
+    layers = [
+        "Feed-forward",
+        *mixtures,
+        "Mixer",
+        "Norm",
+        "Positions",
+        "Mask",
+        "Norm",
+        "Join",
+        "Embedding",
+        "Head",
+        "Scaling",
+    ]
     layers += ["Linear", "Trained"]
     others = [
         "Objective",
