@@ -45,12 +45,6 @@ ALONE = (
     "Trained parameters",
     "Pipeline schedule",
 )  # another has the key
-MIXTURE = {  # the parts of all four pages
-    "router": "cosine_router.CosineRouter",
-    "selection": "confident.Confident",
-    "balances": "running_load.RunningLoad",
-    "dispatch": "in_float32.InFloat32",
-}
 AT_ONCE = [name for name in DOORS if name not in ALONE]
 
 
@@ -143,11 +137,14 @@ def test_attention_a_linear_and_a_wrapper_of_others_train(folder):
 
 
 def test_a_mixture_of_parts_of_others_trains(folder):
-    write(folder, "mixture", ["Source", *OF_MIXTURES])
-    parts = [f"{key}=@{part}()" for key, part in MIXTURE.items()]
-    config = load("mixture.gin", [f"model.pattern[0].mlp.{part}" for part in parts], import_from=["."]).config
+    lines = "".join(DOORS[name].gin for name in ("Source", *OF_MIXTURES)).splitlines(keepends=True)
+    (folder / "mixture.gin").write_text((folder / "head.gin").read_text() + "".join(dict.fromkeys(lines)))
+    config = load("mixture.gin", import_from=["."]).config
+    parts = config.model.pattern[0].mlp
+    found = [type(part).__name__ for part in (parts.router, parts.selection, *parts.balances, parts.dispatch)]
+    assert found == ["CosineRouter", "Confident", "RunningLoad", "InFloat32"]
     result = config.train(folder / "mixed")
-    mlp = result.state.buffers["stacks"]["blocks"]["blocks"][0]["mlp"]
+    mlp = result.state.model.buffers["stacks"]["blocks"]["blocks"][0]["mlp"]
     assert result.step == 2 and (mlp["running"] != 1).any()
 
 
