@@ -105,10 +105,10 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
         "from __gin__ import dynamic_registration\n"
         "from jaxtrain.models import decoder\nfrom jaxtrain.nn import block\n"
         "from jaxtrain.nn.mixers import attention\nfrom jaxtrain.nn.positions import rotary\n"
-        "from jaxtrain.nn.remat import full_remat\n"
+        "from jaxtrain.nn.remat import full_remat\nfrom jaxtrain.nn.feed_forward import mixture\n"
         f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
+    with refused(ValueError, f"{recorded}:9", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
 
 
