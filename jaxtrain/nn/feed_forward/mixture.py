@@ -78,7 +78,8 @@ class Mixture(Layer):
             raise ValueError(f"selection={c.selection!r}: it chooses by later tokens, so the model cannot generate")
         scores = c.router(x, context, attached(self, self.of_router))
         routing = self._routing(scores, context)
-        computed = Routing(*(part[..., : c.experts] for part in routing[:2]), *routing[2:])
+        chosen_BLE, weights_BLE = (part[..., : c.experts] for part in (routing.chosen, routing.weights))
+        computed = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
         y = c.dispatch(x, computed, Experts(self.experts))
         if c.zero_experts:
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)

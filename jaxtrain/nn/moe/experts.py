@@ -3,6 +3,8 @@
 Experts are split as wholes, over the mesh axes `tensor` and `expert`: no expert is computed in parts.
 """
 
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import jax
@@ -60,21 +62,22 @@ class Experts:
         layer = merge(self.graph, arrays)
         linears = {path: module for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)}
         for path, _ in nnx.to_flat_state(nnx.state(layer)):
-            if not any(path[: len(linear)] == linear for linear in linears):
-                name = ".".join(map(str, path))
-                remedy = "take dispatch=@EveryExpert() or @Capacity()"
-                raise ValueError(
-                    f"expert: {name} is in none of its linears, which alone multiply sorted rows; {remedy}"
+            if not _within(linears, path):
+                where = (
+                    f"expert: {'.'.join(map(str, path))} is in none of its linears, which alone multiply sorted rows"
                 )
-        for (*above, name), linear in linears.items():
-            if any(tuple(above[:end]) in linears for end in range(len(above) + 1)):
-                continue  # a linear within a linear
-            owner = layer
-            for part in above:
-                owner = getattr(owner, part)
-            setattr(owner, name, _Grouped(linear, sizes))
+                raise ValueError(f"{where}; take dispatch=@EveryExpert() or @Capacity()")
+        for path, linear in linears.items():
+            if not _within(linears, path):
+                *above, name = map(str, path)
+                setattr(functools.reduce(getattr, above, layer), name, _Grouped(linear, sizes))
         y = _plain(layer(x[None], _context(x[None])))[0]
         return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], y, 0)
+
+
+def _within(linears: Collection[tuple[nnx.graph.Key, ...]], path: Sequence[nnx.graph.Key]) -> bool:
+    """Tell whether a path leads into one of the linears."""
+    return any(tuple(path[:end]) in linears for end in range(len(path)))
 
 
 class _Grouped(nnx.Module):
