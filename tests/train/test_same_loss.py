@@ -37,6 +37,7 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mixers.latent_attention import LatentAttentionConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.moe.balances import RowLoss
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
@@ -106,6 +107,9 @@ TECHNIQUES = {  # a new one is a line here
     MixerConfig: {
         "AttentionConfig": AttentionConfig(**HEADS, mask=SlidingWindow(window=9)),
         "DeltaRuleConfig": DeltaRuleConfig(**RECURRENT, decay=StepDecay()),
+        "LatentAttentionConfig": LatentAttentionConfig(
+            heads=4, latent=12, head_dim=8, rotated_dim=4, value_dim=8, query_latent=12
+        ),
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
     FeedForwardConfig: {
