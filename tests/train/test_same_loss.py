@@ -26,6 +26,7 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dora import DoRA
 from jaxtrain.nn.linear.int8 import Int8
@@ -115,6 +116,7 @@ TECHNIQUES = {  # a new one is a line here
     FeedForwardConfig: {
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
+        "SigmoidGatedConfig": SigmoidGatedConfig(layer=MLPConfig(hidden=64)),
         "MixtureConfig": MixtureConfig(
             experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balances=(RowLoss(coefficient=0.1),)
         ),

@@ -5,7 +5,7 @@ keeps these two alone.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,16 +114,20 @@ class LatentAttention(Mixer):
             state = LatentCache(*map(_written, state, (latent_BLC, rotated_k), (context.cache_index,) * 2))
             latent_BLC, rotated_k = (part.astype(x.dtype) for part in state)
         k_BSHK, v_BSHV = self._keys_and_values(latent_BLC, rotated_k)
-        options = {"scale": c.scale}
+        q_BLHK = constrain(q_BLHK, "batch", "length", "heads", None)
         if state is None:
-            options |= {"segment_ids": context.segment_ids, "key_segment_ids": context.key_segment_ids}
-            options |= {"blocks": Blocks(rows=x.shape[0]) if axis_size("batch") > 1 else None}
+            blocks = Blocks(rows=x.shape[0]) if axis_size("batch") > 1 else None
+            documents = {"segment_ids": context.segment_ids, "key_segment_ids": context.key_segment_ids}
+            y_BLHV = self._attend(q_BLHK, k_BSHK, v_BSHV, **documents, blocks=blocks)
         else:
             ahead_BLS = context.positions[:, :, None] < context.key_positions[:, None, :]
             other_BLS = context.segment_ids[:, :, None] != context.key_segment_ids[:, None, :]
-            options |= {"causal": False, "bias": jnp.where(ahead_BLS | other_BLS, -jnp.inf, 0.0)[:, None]}
-        y_BLHV = flash_attention(constrain(q_BLHK, "batch", "length", "heads", None), k_BSHK, v_BSHV, **options)
+            bias_BHLS = jnp.where(ahead_BLS | other_BLS, -jnp.inf, 0.0)[:, None]
+            y_BLHV = self._attend(q_BLHK, k_BSHK, v_BSHV, causal=False, bias=bias_BHLS)
         return Out(self.output(constrain(y_BLHV, "batch", "length", "heads", None)), state)
+
+    def _attend(self, *inputs: jax.Array, **options: Any) -> jax.Array:
+        return flash_attention(*inputs, scale=self.config.scale, **options)  # type: ignore[return-value]  # without lse
 
     def _keys_and_values(self, latent: Float[Array, "B S C"], rotated: Float[Array, "B S 1 K"]) -> tuple:
         k_BSHK, v_BSHV = self.key(latent), self.value(latent)
