@@ -146,6 +146,8 @@ def test_a_mixture_of_parts_of_others_trains(folder):
     result = config.train(folder / "mixed")
     mlp = result.state.model.buffers["stacks"]["blocks"]["blocks"][0]["mlp"]
     assert result.step == 2 and (mlp["running"] != 1).any()
+    records = read_metrics(folder / "mixed" / "metrics.jsonl")
+    assert all(1 <= r["fullest_expert"] <= 4 and r["dropped"] == 0 for r in records if "loss" in r)
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):

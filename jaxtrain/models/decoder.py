@@ -26,7 +26,7 @@ from jaxtrain.nn.embeddings import EmbeddingConfig, TokenEmbedding
 from jaxtrain.nn.embeddings.tables import Embedding, look_up
 from jaxtrain.nn.heads import Head, HeadConfig, LinearHead
 from jaxtrain.nn.joins.base import unchanged
-from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, joined
+from jaxtrain.nn.layer import Keys, Layer, Out, Sums, TokenContext, dropout, fold_in, greatest, joined
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import attach, attached, axes_of, merge, split
@@ -162,6 +162,9 @@ class Pattern(Layer):
         for i, block in enumerate(self.blocks):
             block.update_buffers(counts.get(str(i), {}))
 
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        return greatest(self.blocks[int(i)].report(own) for i, own in counts.items())
+
 
 class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
@@ -256,6 +259,12 @@ class Decoder(nnx.Module):
 
         blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
         return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers
+
+    def reported(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        """Return what a step shows of the counts of all layers."""
+        pattern = merge(*split(self.stacks["blocks"]))
+        of_repeats = jax.vmap(pattern.report)(counts["blocks"]) if counts else {}
+        return {name: jnp.max(numbers) for name, numbers in of_repeats.items()}
 
     @property
     def head(self) -> Head:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.joins import Join, PreNorm
 from jaxtrain.nn.joins.base import Then, unchanged
-from jaxtrain.nn.layer import Layer, Out, TokenContext, dropout, joined
+from jaxtrain.nn.layer import Layer, Out, TokenContext, dropout, greatest, joined
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import attach, attached
@@ -60,6 +60,10 @@ class Block(Layer):
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         self.mixer.update_buffers(counts.get("mixer", {}))
         self.mlp.update_buffers(counts.get("mlp", {}))
+
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        layers = {"mixer": self.mixer, "mlp": self.mlp}
+        return greatest(layers[name].report(own) for name, own in counts.items())
 
 
 class _Run:

@@ -92,6 +92,10 @@ class Layer(nnx.Module):
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         """Replace the layer's buffers by what the counts of a whole step give. Called after the optimizer's update."""
 
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        """Return what a step shows of the counts, by name. Of several layers it shows the greatest."""
+        return {}
+
 
 def joined(**parts: Sums) -> Sums:
     """Return the sums of different layers: terms of one name are added, counts are nested under the layer's name."""
@@ -106,6 +110,14 @@ def added(*runs: Sums) -> Sums:
         return Sums()
     counts = functools.reduce(functools.partial(jax.tree.map, jnp.add), (run.counts for run in runs))
     return Sums(_added_terms(run.terms for run in runs), counts)
+
+
+def greatest(reports: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return the greatest number of each name."""
+    found: dict[str, Array] = {}
+    for report in reports:
+        found |= {name: jnp.maximum(found[name], x) if name in found else x for name, x in report.items()}
+    return found
 
 
 def _added_terms(parts: Iterable[Mapping[str, Array]]) -> dict[str, Array]:

@@ -73,7 +73,8 @@ def make_train_step(
             "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
         }
         of_objective = means(terms.minimised | terms.reported, mean.weights)
-        metrics = _merged(of_step, of_objective, mean.layer_means(terms.layers))
+        of_layers = merge(graph, state.model).reported(terms.layers.counts)
+        metrics = _merged(of_step, of_objective, mean.layer_means(terms.layers), of_layers)
         skipped = state.skipped + jnp.where(finite, 0, 1)
         model = ModelState(params, state.model.frozen, buffers)
         return TrainState(model, opt_state, state.step + 1, skipped, metrics["skipped_in_a_row"]), metrics

@@ -10,9 +10,11 @@ from messages import refused
 from tiny import training_batch
 from tolerances import CLOSED_FORM, EXACT, SAME_SUMS, assert_close
 
-from jaxtrain.models.decoder import context_of
+from jaxtrain.models.decoder import DecoderConfig, context_of
+from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, ZLoss
 from jaxtrain.nn.moe.routers import Sigmoid, Softmax
 from jaxtrain.nn.moe.selections import ExpertChoice, GroupLimited
@@ -24,9 +26,12 @@ CONTEXT = context_of(BATCH, None)
 X = np.random.default_rng(0).standard_normal((3, 12, WIDTH)).astype(np.float32)
 
 
+def _config(**changes) -> MixtureConfig:
+    return MixtureConfig(**{"experts": EXPERTS, "top_k": 2, "expert": EXPERT} | changes)
+
+
 def _built(**changes) -> nnx.Module:
-    config = MixtureConfig(**{"experts": EXPERTS, "top_k": 2, "expert": EXPERT} | changes)
-    return config.build(WIDTH, rngs=nnx.Rngs(0))
+    return _config(**changes).build(WIDTH, rngs=nnx.Rngs(0))
 
 
 def _probabilities(module) -> np.ndarray:
@@ -89,6 +94,18 @@ def test_a_step_moves_the_bias_towards_the_experts_that_had_less_than_the_mean()
     module = _built(balances=(RouterBias(rate=0.1),))
     module.update_buffers({"load": jnp.array([3.0, 9.0, 6.0, 6.0])})
     assert_close(module.bias[...], np.array([0.1, -0.1, 0.0, 0.0], np.float32), CLOSED_FORM)
+
+
+def test_a_step_shows_the_fullest_expert_of_all_layers_and_the_greatest_share_that_was_dropped():
+    block = BlockConfig(mixer=AttentionConfig(heads=2, kv_heads=2, head_dim=8), mlp=_config())
+    model = DecoderConfig(vocab_size=64, d_model=WIDTH, repeats=2, pattern=(block,) * 2, max_length=12)
+    load = jnp.array(
+        [[[4.0, 4, 4, 4], [1, 2, 3, 10]], [[0, 0, 8, 8], [4, 4, 4, 4]]]
+    )  # by layer of a pattern, by repeat
+    dropped = load * jnp.array([[0.0, 0.0], [0.25, 0.5]])[..., None]
+    counts = {str(i): {"mlp": {"load": load[i], "dropped": dropped[i]}} for i in range(2)}
+    found = nnx.eval_shape(lambda: model.build(jax.random.key(0))).reported({"blocks": counts})
+    assert found == {"fullest_expert": 2.5, "dropped": 0.5}
 
 
 def test_more_experts_a_token_than_there_are_is_refused():

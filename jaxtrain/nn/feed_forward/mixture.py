@@ -122,5 +122,13 @@ class Mixture(Layer):
         for balance, own in self._balances():
             balance.update(counts["load"], own)
 
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        """Return how many times the mean load the fullest expert has, and the share of choices that were dropped."""
+        load, dropped = counts["load"], jnp.sum(counts["dropped"])
+        return {
+            "fullest_expert": jnp.max(load) / jnp.maximum(jnp.mean(load), TINY),
+            "dropped": dropped / jnp.maximum(jnp.sum(load), TINY),
+        }
+
     def _balances(self) -> list[tuple[Balance, dict[str, Any]]]:
         return [(b, attached(self, names)) for b, names in zip(self.config.balances, self.of_balances, strict=True)]
