@@ -30,7 +30,7 @@ BATCH = training_batch(ROWS, LENGTH, vocab_size=64)
 CONTEXT = context_of(BATCH, None)
 X = np.random.default_rng(0).standard_normal((ROWS, LENGTH, WIDTH)).astype(np.float32)
 MIXTURE = MixtureConfig(experts=EXPERTS, top_k=2, expert=GatedMLPConfig(hidden=24))
-DISPATCHES = {"Capacity": Capacity(factor=4.0), "Dropless": Dropless(), "EveryExpert": EveryExpert()}
+DISPATCHES = {"Capacity": Capacity(factor=4.0), "Dropless": Dropless(pieces=4), "EveryExpert": EveryExpert()}
 MESHES = {
     "one device": None,
     "expert 8": MeshConfig(expert=8, fsdp=1),

@@ -4,6 +4,8 @@ No token is dropped, and no row is computed that no token asked for. Where exper
 gathers the tokens of its group, computes what its own experts make of them, and scatters the sums back.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,34 +17,60 @@ from jaxtrain.nn.moe.dispatch.base import Dispatch
 from jaxtrain.nn.moe.dispatch.region import Split, in_region
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
+from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import ModelState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dropless(Dispatch):
-    """Rows are sorted by expert, and one grouped product computes all experts of a device."""
+    """Rows are sorted by expert, and one grouped product computes all experts of a device.
 
+    The tokens of a device go through in `pieces`, as many as divide them. One at a time is in memory, in the backward
+    pass too.
+    """
+
+    pieces: int = 1
     paper: ClassVar[str] = "arXiv:2211.15841"
+
+    def __post_init__(self):
+        check_at_least_one(self, "pieces")
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
         numbers_BLK, weights_BLK, there_BLK = routing.listed()
         numbers_BLK = jnp.where(there_BLK > 0, numbers_BLK, routing.chosen.shape[-1])  # none has this number
 
-        def of_device(arrays: ModelState, split: Split, x_BLD, numbers_BLK, weights_BLK):
-            gathered = tuple(axis for axis in split.experts if axis in split.rows)
-            summed = tuple(axis for axis in split.experts if axis not in split.rows)
-            tokens, numbers, weights = (
-                _gather(part.reshape(-1, part.shape[-1]), gathered) for part in (x_BLD, numbers_BLK, weights_BLK)
-            )
-            count = len(jax.tree.leaves(arrays)[0])
-            first = jax.lax.axis_index(split.experts) * count if split.experts else 0
-            y_TD = _sum_of_own(experts, arrays, tokens, numbers - first, weights, count)
-            y_TD = jax.lax.psum(y_TD, summed) if summed else y_TD
-            y_TD = jax.lax.psum_scatter(y_TD, gathered, scatter_dimension=0, tiled=True) if gathered else y_TD
-            return y_TD.reshape(x_BLD.shape)
+        def of_device(arrays: ModelState, split: Split, x_BLD, *chosen):
+            tokens = x_BLD.shape[0] * x_BLD.shape[1]
+            pieces = math.gcd(self.pieces, tokens)
+            parts = [part.reshape(pieces, tokens // pieces, -1) for part in (x_BLD, *chosen)]
+            of_piece = functools.partial(_of_piece, experts, arrays, split)
+            if pieces == 1:
+                y = of_piece(*(part[0] for part in parts))
+            else:
+                y = jax.lax.map(lambda part: jax.checkpoint(of_piece, prevent_cse=False)(*part), parts)
+            return y.reshape(x_BLD.shape)
 
         names = ("batch", "residual_length", None)
         return in_region(of_device, experts, *((part, names) for part in (x, numbers_BLK, weights_BLK.astype(x.dtype))))
+
+
+def _of_piece(
+    experts: Experts,
+    arrays: ModelState,
+    split: Split,
+    x: Float[Array, "T D"],
+    numbers: Int[Array, "T K"],
+    weights: Float[Array, "T K"],
+) -> Float[Array, "T D"]:
+    """Return the sums of a device's tokens over all devices that have experts."""
+    gathered = tuple(axis for axis in split.experts if axis in split.rows)
+    summed = tuple(axis for axis in split.experts if axis not in split.rows)
+    count = len(jax.tree.leaves(arrays)[0])
+    first = jax.lax.axis_index(split.experts) * count if split.experts else 0
+    tokens, numbers, weights = (_gather(part, gathered) for part in (x, numbers, weights))
+    y_TD = _sum_of_own(experts, arrays, tokens, numbers - first, weights, count)
+    y_TD = jax.lax.psum(y_TD, summed) if summed else y_TD
+    return jax.lax.psum_scatter(y_TD, gathered, scatter_dimension=0, tiled=True) if gathered else y_TD
 
 
 def _gather(rows: Shaped[Array, "T *S"], over: tuple[str, ...]) -> Shaped[Array, "U *S"]:
