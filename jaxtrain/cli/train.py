@@ -25,7 +25,7 @@ from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.record.files import RunFiles, remarks
 from jaxtrain.record.run import check_same, checked_start, write_record
 from jaxtrain.train import distributed
-from jaxtrain.train.evaluation import SEED, perplexity, validation_sets
+from jaxtrain.train.evaluation import SEED, Evaluation, described, validation_sets
 from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
@@ -195,8 +195,8 @@ def conclude(
         return
     loss = result.numbers.get("validation_loss")
     if loss is not None:
-        tokens = result.numbers["validation_tokens"]
-        say(f"validation loss {loss:.4f} nats a token (perplexity {perplexity(loss):.2f}) over {tokens:,.0f} tokens")
+        found = Evaluation(loss, result.numbers["validation_weight"])
+        say(f"validation loss {described(found)}")
     if loss is not None and bigram is not None:
         say(f"a bigram model counted on the same training split: {bigram:.4f}")
     path = shlex.quote(str(folder.path))
