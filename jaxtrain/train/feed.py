@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, reading, text_digest
+from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, stream_of
 from jaxtrain.data.store import TokenStore
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.shapes import Batch
@@ -59,11 +59,6 @@ def _check_same_everywhere(stream: str) -> None:
         raise ValueError(
             f"the processes of this run do not read the same data, here {stream!r}: give all hosts the same files"
         )
-
-
-def stream_of(data: DataConfig, stores: Sequence[TokenStore], *, sequence_length: int, seed: int) -> str:
-    """Return the name of a stream. Streams that differ in their text alone have names that differ at the end alone."""
-    return f"{reading(data, sequence_length=sequence_length, seed=seed)}, text {text_digest(stores)}"
 
 
 class Taken(NamedTuple):
