@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxtrain.axes import EXPERTS, Axes, Kind
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
-from jaxtrain.nn.param import Buffer, merge, normal, split
+from jaxtrain.nn.param import Buffer, is_variable, merge, normal, split
 from jaxtrain.ranges import check_at_least_one, check_not_negative
 
 
@@ -55,7 +55,7 @@ class Mixture(Layer):
         router = normal(rngs.params(), (d_model, c.experts), ("embed", None), fan_in=d_model)
         self.router = nnx.Param(router[...], axes=Axes(("embed", None), Kind.MATRIX, cast=False))
         self.experts = nnx.vmap(lambda r: c.expert.build(d_model, rngs=r))(rngs.split(c.experts))
-        for variable in jax.tree.leaves(nnx.state(self.experts), is_leaf=_is_variable):
+        for variable in jax.tree.leaves(nnx.state(self.experts), is_leaf=is_variable):
             variable.set_metadata(axes=variable.axes.stacked(EXPERTS))
         if buffers := split(self.experts)[1].buffers:
             raise ValueError(f"expert={c.expert!r}: an expert has no buffers of its own, and this has {min(buffers)}")
@@ -104,7 +104,3 @@ class Mixture(Layer):
         if self.config.bias_rate:
             load = counts["load"]
             self.bias[...] += self.config.bias_rate * jnp.sign(jnp.mean(load) - load)
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
