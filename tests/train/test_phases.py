@@ -21,7 +21,7 @@ from jaxtrain.train.phases import Phase, Span, learning_rate, remaining
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Losses(Hook):
-    """Measures what it was told, after some steps: the letters are the easier text."""
+    """Measures losses that it was told, after some steps; those of letters are lower than those of digits."""
 
     @property
     def name(self) -> str:
