@@ -85,5 +85,4 @@ def axes_of(module: nnx.Module) -> ModelState:
 
 
 def is_variable(x) -> bool:
-    """Return whether a leaf is a variable, where a state is walked with `is_leaf`."""
     return isinstance(x, nnx.Variable)

@@ -38,6 +38,7 @@ from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
+from jaxtrain.nn.moe.balances import RowLoss
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.trainable import Adapters, Everything
 from jaxtrain.objectives.base import Objective
@@ -110,7 +111,9 @@ TECHNIQUES = {  # a new one is a line here
     FeedForwardConfig: {
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
-        "MixtureConfig": MixtureConfig(experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balance=0.1),
+        "MixtureConfig": MixtureConfig(
+            experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balances=(RowLoss(coefficient=0.1),)
+        ),
     },
     LinearConfig: {
         "DoRA": DoRA(rank=4),
