@@ -283,9 +283,8 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
     """Add `--step` and `--best`, which choose a checkpoint."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="of a run, the checkpoint of this step; the latest by default")
-    which.add_argument(
-        "--best", action="store_true", help="of a run, the checkpoint with the lowest validation loss at its step"
-    )
+    help = "of a run, the checkpoint with the lowest validation loss at its step, in the last phase that measured it"
+    which.add_argument("--best", action="store_true", help=help)
 
 
 def _add_size_and_costs(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -27,7 +27,7 @@ from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
 from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
-from jaxtrain.cli.finished import mesh_at_hand, print_remarks
+from jaxtrain.cli.finished import print_remarks, restored
 from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.config import TrainConfig
@@ -51,7 +51,7 @@ from jaxtrain.train.hooks import Checkpoint
 from jaxtrain.train.manifest import read_manifest, write_manifest
 from jaxtrain.train.phases import Phase
 from jaxtrain.train.state import initial_model
-from jaxtrain.train.trained import chosen_step, trained_model
+from jaxtrain.train.trained import chosen_step
 
 NO_TOKENIZER = f"no {' or '.join(TOKENIZER_FILES.values())}"
 MODEL_ONLY = "model.gin"  # in place of config.gin where no known tokenizer fits the model
@@ -264,16 +264,7 @@ def weights_of(
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
-        at, trained = trained_model(
-            folder,
-            model=model,
-            optimizer=config.optimizer,
-            hooks=config.hooks,
-            mesh=mesh_at_hand(config.mesh, model),
-            weights=weights,
-            step=step,
-            best=best,
-        )
+        _, at, trained = restored(folder, config, weights=weights, step=step, best=best)
         yield at, _with_plain_linears(model, trained).params
         return
     at = chosen_step(Checkpoints(folder.checkpoints), folder, config.hooks if config else (), step=step, best=best)

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.finished import mesh_at_hand
+from jaxtrain.cli.finished import mesh_at_hand, restored
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.optim.base import transformation
@@ -23,7 +23,6 @@ from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.initial import FromRun
 from jaxtrain.train.state import abstract_state, begin
-from jaxtrain.train.trained import trained_model
 
 
 def export_run_adapter(
@@ -37,16 +36,7 @@ def export_run_adapter(
     best: bool,
 ) -> None:
     """Write the adapters of a run. Raises ValueError where it has none, or more than them is trained."""
-    at, model = trained_model(
-        folder,
-        model=config.model,
-        optimizer=config.optimizer,
-        hooks=config.hooks,
-        mesh=mesh_at_hand(config.mesh, config.model),
-        weights=weights,
-        step=step,
-        best=best,
-    )
+    _, at, model = restored(folder, config, weights=weights, step=step, best=best)
     base = config.initial.path if isinstance(config.initial, FromRun) else None
     with whole_folder(target) as path:
         export_adapter(config.model, model.params, path, family=family, base=base)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxtrain.config import TrainConfig
-from jaxtrain.data import DataConfig, Rows, Source, open_rows, open_stores, reading, text_digest
+from jaxtrain.data import DataConfig, Rows, Source, open_rows, open_stores, stream_of
 from jaxtrain.data.store import TokenStore
 from jaxtrain.data.summary import SourceSummary, summaries
 
@@ -46,7 +46,7 @@ def streams(config: TrainConfig, console: Console, *, rebuild: bool = False) -> 
                 stores = open_stores(data, progress=progress.of_source, rebuild=rebuild)
             opened.append((data, stores))
         length, seed = phase.sequence_length, config.seed
-        name = f"{reading(data, sequence_length=length, seed=seed)} {text_digest(stores)}"
+        name = stream_of(data, stores, sequence_length=length, seed=seed)
         before = found.get(name)
         found[name] = Stream(
             [*(before.phases if before else []), number],

@@ -9,7 +9,7 @@ from rich.progress import track
 
 from jaxtrain.cli.eval_tasks import check_task_arguments, run_tasks
 from jaxtrain.cli.finished import open_run
-from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, Named, label, perplexity
+from jaxtrain.train.evaluation import VALIDATION_LOSS, Named, described, label
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,19 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
         found = finished.evaluate_on(rows, batches=arguments.batches, track=_with_a_bar)
         if jax.process_index() != 0:
             continue
-        print(f"step {finished.step}: {_described(name, found)}")
+        print(f"step {finished.step}: {label(VALIDATION_LOSS, name).replace('_', ' ')} {described(found)}")
         for source, part in found.sources.items():
-            print(f"  {source}: {_described('', part)}")
+            print(f"  {source}: {described(part)}")
     return 0
-
-
-def _described(name: str, found: Evaluation) -> str:
-    what = label(VALIDATION_LOSS, name).replace("_", " ")
-    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
-    return (
-        f"{what} {found.loss:.4f} nats a token, perplexity {perplexity(found.loss):.2f}{bits}, "
-        f"over {found.weight:,.0f} tokens"
-    )
 
 
 def _with_a_bar(batches: Iterable[Named], total: int) -> Iterable[Named]:

@@ -160,9 +160,17 @@ def load_run(
         raise ValueError(f"{folder}: not the folder of a run, there is no {run_folder.config.name} in it")
     config = load(run_folder.config, overrides, import_from=import_from).config
     print_remarks(run_folder, config)
+    mesh, step, model = restored(run_folder, config, weights=weights, step=step, best=best)
+    return FinishedRun(config, run_folder, mesh, step, model)
+
+
+def restored(
+    folder: RunFolder, config: TrainConfig, *, weights: str | None, step: int | None, best: bool
+) -> tuple[Mesh, int, ModelState]:
+    """Return the devices at hand as a mesh, and a step of a run with its model, laid out over them."""
     mesh = mesh_at_hand(config.mesh, config.model)
-    step, model = trained_model(
-        run_folder,
+    found = trained_model(
+        folder,
         model=config.model,
         optimizer=config.optimizer,
         hooks=config.hooks,
@@ -171,7 +179,7 @@ def load_run(
         step=step,
         best=best,
     )
-    return FinishedRun(config, run_folder, mesh, step, model)
+    return mesh, *found
 
 
 def open_run(arguments: argparse.Namespace) -> FinishedRun:

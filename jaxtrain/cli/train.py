@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -13,19 +12,18 @@ from rich.console import Console
 
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
-from jaxtrain.cli.chat_template import has_chats
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.data_streams import streams, telling_lines
 from jaxtrain.cli.dry_run import dry_run
-from jaxtrain.cli.example_prompt import example_prompt
-from jaxtrain.cli.moved_rate import another_phase, longer_phase, moved_rate
+from jaxtrain.cli.moved_rate import moved_rate
+from jaxtrain.cli.train_report import conclude, describe
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import bigram_loss
 from jaxtrain.data.bigram import LARGEST_VOCABULARY
-from jaxtrain.record.files import RunFiles, remarks
+from jaxtrain.record.files import RunFiles
 from jaxtrain.record.run import check_same, checked_start, write_record
 from jaxtrain.train import distributed
-from jaxtrain.train.evaluation import SEED, perplexity, validation_sets
+from jaxtrain.train.evaluation import SEED, validation_sets
 from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
@@ -162,59 +160,3 @@ def begin(folder: RunFolder, files: RunFiles, bigram: float | None, *, overwrite
         SaveError: they cannot be written. It is raised on every process.
     """
     write_record(folder, files, clear=overwrite, then=lambda: bigram_record.keep(folder, bigram))
-
-
-def describe(config: TrainConfig, folder: RunFolder, console: Console) -> None:
-    phase = config.phases[0]
-    console.print(
-        f"{config.model.parameter_count:,} parameters, {sum(p.steps for p in config.phases):,} steps of "
-        f"{phase.batch_size} x {phase.sequence_length} tokens on {jax.device_count()} {jax.devices()[0].device_kind}, "
-        f"into {folder.path}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    for remark in [*config.remarks(jax.device_count()), *remarks(folder, config)]:
-        console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
-
-
-def conclude(
-    result: Result,
-    config: TrainConfig,
-    folder: RunFolder,
-    bigram: float | None,
-    seconds: float,
-    console: Console,
-    import_from: Sequence[str],
-) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    if not result.finished:
-        say(f"stopped by a signal after step {result.step}, saved. The same command goes on from there.")
-        return
-    loss = result.numbers.get("validation_loss")
-    if loss is not None:
-        tokens = result.numbers["validation_tokens"]
-        say(f"validation loss {loss:.4f} nats a token (perplexity {perplexity(loss):.2f}) over {tokens:,.0f} tokens")
-    if loss is not None and bigram is not None:
-        say(f"a bigram model counted on the same training split: {bigram:.4f}")
-    path = shlex.quote(str(folder.path))
-    trusted = "".join(f" --import-from {shlex.quote(name)}" for name in import_from)
-    if result.numbers:
-        say(f"trained to step {result.step} in {seconds:.0f} s; the run is in {folder.path}")
-    elif result.ended:
-        change = "change the hook that ended it, and pass --allow-config-change"
-        say(f"to train longer, {change}; its keys: jaxtrain config show {path}")
-    else:
-        command = f"jaxtrain train {path}{trusted} --allow-config-change"
-        say(f"to train longer, with the schedule spread over all steps: {command} {longer_phase(config)}")
-        if at_its_rate := another_phase(config, config.phases[-1].steps):
-            say(f"or at the learning rate that it ended with: {command} {at_its_rate}")
-    if config.model.causal:
-        asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
-        say(f"next: jaxtrain generate {path}{trusted} {asked}")
-        say(f"      jaxtrain eval {path}{trusted}")
-    else:
-        say(f"next: jaxtrain eval {path}{trusted}")
-    say(f"      jaxtrain plot {path}")

@@ -4,7 +4,7 @@ from jaxtrain.data.bigram import bigram_loss
 from jaxtrain.data.config import DataConfig
 from jaxtrain.data.loader import batches_of, describe_batch, loader
 from jaxtrain.data.packing import BestFit, ConcatenateAndSplit, Packing
-from jaxtrain.data.rows import Rows, open_rows, open_stores, reading, text_digest
+from jaxtrain.data.rows import Rows, open_rows, open_stores, stream_of
 from jaxtrain.data.sources import (
     ArrayRecord,
     Chats,
@@ -50,6 +50,5 @@ __all__ = [
     "loader",
     "open_rows",
     "open_stores",
-    "reading",
-    "text_digest",
+    "stream_of",
 ]

@@ -77,11 +77,6 @@ class Rows:
             for source, label, count in zip(self.sources, self.labels, counts, strict=True)
         ]
 
-    def ledger(self, rows: int) -> dict[str, int]:
-        """Return how many tokens each source has in the first `rows` rows, by the label of the source."""
-        tokens = [source.tokens_in(count) for source, count in zip(self.sources, self.counts(rows), strict=True)]
-        return dict(zip(self.labels, tokens, strict=True))
-
 
 def open_stores(
     config: DataConfig, *, progress: Callable[[Source], Progress] | None = None, rebuild: bool = False
@@ -138,17 +133,17 @@ def open_rows(
     )
 
 
-def reading(config: DataConfig, *, sequence_length: int, seed: int) -> str:
-    """Return a text that determines the rows of a split, together with the documents, whatever their paths."""
+def stream_of(config: DataConfig, stores: Sequence[TokenStore], *, sequence_length: int, seed: int) -> str:
+    """Return the name of a stream: all that decides its rows, whatever the paths of its text.
+
+    Streams that differ in their text alone have names that differ at the end alone.
+    """
+    text = "-".join(store.digest for store in stores)
+    examples = "" if config.examples == NextTokens() else f", {config.examples}"
     return (
         f"{sequence_length} tokens by {config.tokenizer.identity()}, {config.packing}, {seed=}, "
-        f"{config.source.describe_shares()}, validation_fraction={config.validation_fraction}"
-    ) + ("" if config.examples == NextTokens() else f", {config.examples}")
-
-
-def text_digest(stores: Sequence[TokenStore]) -> str:
-    """Return the digests of the stores (`TokenStore.digest`) as one text."""
-    return "-".join(store.digest for store in stores)
+        f"{config.source.describe_shares()}, validation_fraction={config.validation_fraction}{examples}, text {text}"
+    )
 
 
 def _source_rows(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from jaxtrain.axes import Axes, Kind
@@ -21,6 +21,7 @@ from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.members import Members
 from jaxtrain.models.teacher import Teacher
+from jaxtrain.models.trees import in_stacks, taught, whole
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embeddings import EmbeddingConfig, TokenEmbedding
 from jaxtrain.nn.embeddings.tables import Embedding, look_up
@@ -276,28 +277,6 @@ class Decoder(nnx.Module):
         return c.head(Head(norm, table, HEAD, c.compute_dtype, words=words), attached(self, self.of_head))
 
 
-def whole(sums: Sums) -> Sums:
-    """Return the sums of a stack from those of its repeats: terms are added, counts stay `[repeats, ...]`."""
-    return Sums(
-        {name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts and {"blocks": sums.counts}
-    )
-
-
-def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
-    """Return a model's trees with its stacks replaced. A collection for which the new stacks are empty is unchanged."""
-
-    def replaced(tree: ParamTree, *of_stacks: ParamTree) -> ParamTree:
-        filled = {name: stack for name, stack in zip(stacks, of_stacks, strict=True) if stack}
-        return tree | {"stacks": filled} if filled else tree
-
-    return ModelState(*map(replaced, model, *stacks.values()))
-
-
-def of_stack(model: ModelState, name: str) -> ModelState:
-    """Return the trees of one stack."""
-    return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
-
-
 def frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder | Members:
     """Return the model of a teacher, all of it frozen, or its models."""
 
@@ -309,19 +288,6 @@ def frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder | Members:
         return model
 
     return one(rngs) if teacher.members == 1 else Members(one, teacher.members, rngs=rngs)
-
-
-def frozen(model: ModelState) -> ParamTree:
-    """Return all trees of a model as the one of its frozen form."""
-    whole: dict = {}
-    for tree in model:
-        whole |= flatten_dict(tree)
-    return unflatten_dict(whole)
-
-
-def taught(model: ModelState, teacher: ModelState) -> ModelState:
-    """Return the trees of a model with those of a teacher among what is frozen."""
-    return model._replace(frozen={**model.frozen, "teacher": frozen(teacher)})
 
 
 class AbstractModel(NamedTuple):

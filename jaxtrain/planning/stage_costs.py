@@ -1,7 +1,8 @@
 """The costs of F, B and W of a model's repeats, by their FLOPs, for the simulator and for packing ticks."""
 
 from jaxtrain.models.counts import counts
-from jaxtrain.models.decoder import DecoderConfig, abstract_model, of_stack
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import of_stack
 from jaxtrain.pipeline.simulator import Costs
 
 LEAST = 1e-3  # of a repeat's forward: what W takes where it has no matrix to do

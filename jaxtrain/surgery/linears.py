@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from jaxtrain.axes import EXPERTS
-from jaxtrain.models.decoder import DecoderConfig, abstract_model, in_stacks
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import in_stacks
 from jaxtrain.nn.linear.base import Linear, LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.param import merge, split

@@ -38,12 +38,13 @@ class Snapshot(NamedTuple):
     data: dict
     hooks: dict[str, ParamTree]
     ended: str | None = None  # why a hook ends the run at this step
+    stream: str | None = None  # what the phase reads; numbers that hooks measured of another one are of other text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
     """Keep the last `keep_last` checkpoints, all at a multiple of `keep_every_steps`, and the one with the least
-    `best_by`, a number that a hook measured at its step."""
+    `best_by`, a number that a hook measured at its step (`stored.best`)."""
 
     keep_last: int = 2
     keep_every_steps: int | None = None
@@ -110,7 +111,11 @@ class Checkpoints:
                 raise self._failed(step, error) from error
             shapes = {name: _shapes(tree) for name, tree in trees.items()}
             manifest = functools.partial(
-                write_manifest, frozen=reference, measured=dict(measured), ended=snapshot.ended
+                write_manifest,
+                frozen=reference,
+                measured=dict(measured),
+                ended=snapshot.ended,
+                stream=snapshot.stream,
             )
             arguments = (step, path, shapes, manifest, until_finished.pop_all())
         self._finishing = threading.Thread(target=self._finish, args=arguments, name=f"finish-{step}")

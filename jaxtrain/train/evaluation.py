@@ -112,6 +112,13 @@ class Evaluation(NamedTuple):
         return self.loss * self.weight / math.log(2) / self.bytes if self.bytes else None
 
 
+def described(found: Evaluation) -> str:
+    """Return the numbers of an evaluation as text, but for those of its sources."""
+    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
+    tokens = f"tokens of total weight {round(found.weight, 2):,.12g}"
+    return f"{found.loss:.4f} nats a token, perplexity {perplexity(found.loss):.2f}{bits}, over {tokens}"
+
+
 Measured = tuple[Terms, Sums, Float[Array, ""] | None]  # of a batch: sums of terms, their denominators, bytes
 type Named = tuple[str, Batch]
 type Track = Callable[[Iterable[Named], int], Iterable[Named]]  # batches and their number to the same batches

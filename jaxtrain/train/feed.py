@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, reading, text_digest
+from jaxtrain.data import DataConfig, batches_of, describe_batch, open_rows, open_stores, stream_of
 from jaxtrain.data.store import TokenStore
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.shapes import Batch
@@ -61,11 +61,6 @@ def _check_same_everywhere(stream: str) -> None:
         )
 
 
-def stream_of(data: DataConfig, stores: Sequence[TokenStore], *, sequence_length: int, seed: int) -> str:
-    """Return the name of a stream. Streams that differ in their text alone have names that differ at the end alone."""
-    return f"{reading(data, sequence_length=sequence_length, seed=seed)}, text {text_digest(stores)}"
-
-
 class Taken(NamedTuple):
     """A stream, and the number of its rows that a run takes."""
 
@@ -100,8 +95,8 @@ def rows_taken(
 class Feed:
     """The endless batches of a phase, built ahead in the background. `taken` counts rows by stream, and is updated.
 
-    `is_new`: other streams have been read before, but not this one. `text_changed`: one of them differs from this one
-    in its text alone. A `teacher` may have hints of the rows.
+    `stream` is the name of what is read. `is_new`: other streams have been read before, but not this one.
+    `text_changed`: one of them differs from this one in its text alone. A `teacher` may have hints of the rows.
 
     Raises:
         ValueError: on every process, if they do not read the same text in the same way.
@@ -121,13 +116,13 @@ class Feed:
         self.stores = open_stores(data)
         length, stores = phase.sequence_length, self.stores
         configured = stream_of(data, (), sequence_length=length, seed=seed)
-        self._stream, self._taken = stream_of(data, stores, sequence_length=length, seed=seed), taken
-        _check_same_everywhere(self._stream)
-        self.is_new = bool(taken) and self._stream not in taken
+        self.stream, self._taken = stream_of(data, stores, sequence_length=length, seed=seed), taken
+        _check_same_everywhere(self.stream)
+        self.is_new = bool(taken) and self.stream not in taken
         self.text_changed = self.is_new and any(stream.startswith(configured) for stream in taken)
-        hints = teacher.hints(self._stream, 0) if teacher else None
+        hints = teacher.hints(self.stream, 0) if teacher else None
         rows = open_rows(data, split="train", sequence_length=length, seed=seed, stores=stores, hints=hints)
-        where = {"batch_size": phase.batch_size, "rows_consumed": taken.setdefault(self._stream, 0)}
+        where = {"batch_size": phase.batch_size, "rows_consumed": taken.setdefault(self.stream, 0)}
         self._iterator = batches_of(rows, rows=self._layout.rows, **where)
         self._describe = functools.partial(describe_batch, rows, **where)
         self._rows, self._batches = phase.batch_size, 0
@@ -135,7 +130,7 @@ class Feed:
     def __next__(self) -> Batch:
         batch = next(self._iterator)
         self._batches += 1
-        self._taken[self._stream] += self._rows
+        self._taken[self.stream] += self._rows
         return self._layout.globalise(batch)
 
     def describe(self, *, ago: int) -> str:

@@ -30,7 +30,7 @@ class Manifest(NamedTuple):
 
     `frozen` is the name of the frozen tree that the checkpoint refers to, if any. `measured` are the numbers that hooks
     measured at its step, such as the validation loss; those of earlier versions have none. `ended` is why a hook ended
-    the run at this step; None if none did.
+    the run at this step; None if none did. `stream` names what the phase read; None in those of earlier versions.
     """
 
     layout: int
@@ -38,6 +38,7 @@ class Manifest(NamedTuple):
     files: dict[str, Digest]
     measured: dict[str, float]
     ended: str | None
+    stream: str | None
 
 
 def write_manifest(
@@ -46,6 +47,7 @@ def write_manifest(
     frozen: str | None = None,
     measured: Mapping[str, float] = MappingProxyType({}),
     ended: str | None = None,
+    stream: str | None = None,
 ) -> None:
     """Write the manifest of a finished checkpoint. The folders `12` and `12.saving` both have the name 12 in it.
 
@@ -59,7 +61,7 @@ def write_manifest(
     finite = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
     name = folder.name.split(".")[0]
     manifest = {"checkpoint": name, "layout": LAYOUT, "frozen": frozen, "measured": finite, "ended": ended}
-    manifest["files"] = digests
+    manifest |= {"stream": stream, "files": digests}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=0))
 
 
@@ -117,9 +119,10 @@ def read_manifest(folder: Path, *, renamed: bool = False) -> Manifest:
             } if _are_digests(files):
                 if name != folder.name and not renamed:
                     raise ValueError(f"its {MANIFEST} is that of checkpoint {name}")
-                return Manifest(layout, frozen, files, _numbers(others.get("measured", {})), _text(others.get("ended")))
+                measured, texts = _numbers(others.get("measured", {})), map(others.get, ("ended", "stream"))
+                return Manifest(layout, frozen, files, measured, *map(_text, texts))
             case {**files} if _are_digests(files):
-                return Manifest(1, None, files, {}, None)
+                return Manifest(1, None, files, {}, None, None)
     except FileNotFoundError:
         raise ValueError(f"its file {MANIFEST} is missing") from None
     except OSError as error:
@@ -135,10 +138,10 @@ def _numbers(measured: object) -> dict[str, float]:
     return measured
 
 
-def _text(ended: object) -> str | None:
-    if ended is not None and not isinstance(ended, str):
+def _text(text: object) -> str | None:
+    if text is not None and not isinstance(text, str):
         raise ValueError(f"its file {MANIFEST} is damaged")
-    return ended
+    return text
 
 
 def _are_digests(files: dict) -> TypeGuard[dict[str, Digest]]:

@@ -122,7 +122,7 @@ class Run:
         self.recorder.flush()
         with self.stop.reporting():
             self.checkpoints.check(wait=True)
-        snapshot = Snapshot(state, dict(self.taken), self.hooks.to_save(), self.hooks.end())
+        snapshot = Snapshot(state, dict(self.taken), self.hooks.to_save(), self.hooks.end(), self.phase.feed.stream)
         with self.stop.reporting():  # apart: all processes must save, also where the save before has failed
             self.checkpoints.save(self.step, snapshot, measured)
         self.saved = self.step

@@ -106,11 +106,17 @@ def require_best(folder: Path, best_by: str | None) -> int:
 
 
 def best(folder: Path, best_by: str) -> int | None:
-    """Return the step of the finished checkpoint with the least of a number, the earliest of several; None for none."""
-    finished = [step for step in steps(folder) if is_finished(folder / str(step))]
-    numbers = {step: read_manifest(folder / str(step)).measured.get(best_by) for step in finished}
-    judged = [(number, step) for step, number in numbers.items() if number is not None]
-    return min(judged)[1] if judged else None
+    """Return the step of the finished checkpoint with the least of a number, the earliest of several; None for none.
+
+    It is one of those that read the stream of the newest with that number: phases with other data, or another length,
+    measure other text. Checkpoints of earlier versions do not say what they read, and are judged with all.
+    """
+    manifests = {step: read_manifest(path) for step in steps(folder) if is_finished(path := folder / str(step))}
+    judged = {step: manifest for step, manifest in manifests.items() if best_by in manifest.measured}
+    if not judged:
+        return None
+    alike = (None, judged[max(judged)].stream)
+    return min((found.measured[best_by], step) for step, found in judged.items() if found.stream in alike)[1]
 
 
 def _fault(path: Path) -> str | None:

@@ -55,10 +55,10 @@ def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
     printed = tiny_run.printed
     assert f"{load(tiny_run.folder).config.model.parameter_count:,} parameters, {STEPS} steps" in printed
     loss, bigram = measured(tiny_run.folder, "validation_loss")[STEPS], measured(tiny_run.folder, "bigram_loss")[0]
-    tokens = measured(tiny_run.folder, "validation_tokens")[STEPS]
-    over = f"over {tokens:.0f} tokens"
-    assert f"validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}) {over}" in printed
-    assert f"step {STEPS}: validation loss {loss:.4f} {over}" in printed
+    weight = measured(tiny_run.folder, "validation_weight")[STEPS]
+    text = f"validation loss {loss:.4f} nats a token, perplexity {math.exp(loss):.2f}"
+    assert f"\n{text}, over tokens of total weight {weight:,.0f}\n" in printed
+    assert f"step {STEPS}: {text}, " in printed
     assert [line for line in printed.splitlines() if line.startswith(f"step 1 of {STEPS}  loss ")]
     assert f"a bigram model counted on the same training split: {bigram:.4f}" in printed
     assert f"the run is in {tiny_run.folder}" in printed

@@ -48,11 +48,12 @@ class Shape(NamedTuple):
         if self.trims_offsets:
             model.post_processor = processors.ByteLevel(trim_offsets=True)
         # Phi-3 has tokens that take the space behind them, and others.
-        model.add_special_tokens([AddedToken(token, rstrip=token == "<|end|>") for token in self.special])
+        model.add_special_tokens([AddedToken(token, rstrip=token in TAKES_SPACE) for token in self.special])
         model.save(str(folder / "tokenizer.json"))
         return str(folder / "tokenizer.json")
 
 
+TAKES_SPACE = ("<|assistant|>", "<|end|>")
 _TEXT = ["What is 2 + 3?\n\nFive. And doubled?\nIn words.", "assistant\nTen,\n\nof course.\n\n  x = 1\n" * 3]
 
 

@@ -106,6 +106,7 @@ JOINED = {
     "spaces": ("chatml", "  x = 1"),
     "a line end alone": ("chatml", "\n"),
     "nothing": ("chatml", ""),
+    "what the token before takes": ("phi3", "\nYes."),  # the line ends behind <|assistant|>, also the answer's
     "a last line end": ("llama3", "Yes."),  # without joins_lines, the two line ends of the prompt are two tokens here
 }
 

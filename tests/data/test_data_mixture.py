@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import refused
 
-from jaxtrain.data import DataConfig, Mixture, TextFiles, Weighted, open_rows
+from jaxtrain.data import DataConfig, Mixture, Rows, TextFiles, Weighted, open_rows
 from jaxtrain.data.sources.mixture import Interleaving, by_weight
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
@@ -52,21 +52,26 @@ def large_and_small(tmp_path) -> tuple[TextFiles, TextFiles]:
     return large, _source(tmp_path, "small", documents=32, characters=40)
 
 
-def _ledger(mixture: Mixture, rows: int) -> np.ndarray:
+def _tokens_of(rows: Rows, first: int) -> np.ndarray:
+    """Return how many tokens each source has in the first rows."""
+    return np.array([source.tokens_in(n) for source, n in zip(rows.sources, rows.counts(first), strict=True)])
+
+
+def _tokens(mixture: Mixture, rows: int) -> np.ndarray:
     config = DataConfig(source=mixture, validation_fraction=0)
-    return np.array(list(open_rows(config, split="train", sequence_length=64, seed=0).ledger(rows).values()))
+    return _tokens_of(open_rows(config, split="train", sequence_length=64, seed=0), rows)
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (1.0, 7.0)])
 def test_given_weights_are_shares_of_tokens_even_where_rows_carry_padding(large_and_small, shares):
     mixture = Mixture(sources=tuple(Weighted(source=s, weight=w) for s, w in zip(large_and_small, shares, strict=True)))
-    tokens = _ledger(mixture, 20_000)
+    tokens = _tokens(mixture, 20_000)
     np.testing.assert_allclose(tokens / tokens.sum(), np.array(shares) / sum(shares), atol=2e-4)
 
 
 @pytest.mark.parametrize(("temperature", "ratio"), [(1.0, 16), (2.0, 4), (4.0, 2), (float("inf"), 1)])
 def test_temperature_takes_the_root_of_the_ratio_of_token_counts(large_and_small, temperature, ratio):
-    large, small = _ledger(Mixture(sources=_unweighted(large_and_small), temperature=temperature), 50_000)
+    large, small = _tokens(Mixture(sources=_unweighted(large_and_small), temperature=temperature), 50_000)
     assert large / small == pytest.approx(ratio, rel=2e-3)
 
 
@@ -74,7 +79,7 @@ def _unweighted(sources) -> tuple[Weighted, ...]:
     return tuple(Weighted(source=source) for source in sources)
 
 
-def test_the_ledger_is_the_sum_of_the_weights_of_the_rows(large_and_small):
+def test_the_tokens_of_each_source_are_the_sum_of_the_weights_of_the_rows(large_and_small):
     config = DataConfig(source=Mixture(sources=_unweighted(large_and_small), temperature=3.0), validation_fraction=0)
     rows = open_rows(config, split="train", sequence_length=64, seed=5)
     large_id = ord("l")
@@ -82,21 +87,21 @@ def test_the_ledger_is_the_sum_of_the_weights_of_the_rows(large_and_small):
     for index in range(300):  # beyond an epoch of either source
         row = rows[index]
         expected += row.weights.sum() * np.array([large_id in row.tokens, large_id not in row.tokens])
-    assert list(rows.ledger(300)) == [repr(source) for source in large_and_small]
-    np.testing.assert_array_equal(list(rows.ledger(300).values()), expected)
+    assert rows.labels == [repr(source) for source in large_and_small]
+    np.testing.assert_array_equal(_tokens_of(rows, 300), expected)
 
 
 def test_a_finite_pass_over_a_mixture_holds_every_row_of_every_source(large_and_small):
     mixture = Mixture(sources=tuple(Weighted(source=source, weight=1.0) for source in large_and_small))
     config = DataConfig(source=mixture, validation_fraction=0)
     rows = open_rows(config, split="train", sequence_length=64, seed=0, num_epochs=2)
-    assert list(rows.ledger(len(rows)).values()) == [2 * 32 * 640, 2 * 32 * 40]
+    assert _tokens_of(rows, len(rows)).tolist() == [2 * 32 * 640, 2 * 32 * 40]
 
 
-def test_the_same_source_twice_is_told_apart_in_the_ledger(large_and_small):
+def test_the_same_source_twice_is_told_apart_by_labels(large_and_small):
     twice = Mixture(sources=_unweighted((large_and_small[0],) * 2))
     rows = open_rows(DataConfig(source=twice), split="train", sequence_length=64, seed=0)
-    assert len(rows.ledger(10)) == 2
+    assert len(set(rows.labels)) == len(rows.labels) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from tiny import RandomTeacher, packed_batch, random_model, random_params, varia
 from tolerances import SAME_GRADIENT, SAME_LOGITS, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import abstract_model, taught
+from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.trees import taught
 from jaxtrain.nn.heads import CappedHead
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.mixers.attention import AttentionConfig

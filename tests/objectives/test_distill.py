@@ -11,7 +11,8 @@ from tiny import RandomTeacher, packed_batch, random_model, random_params, varia
 from tolerances import SAME_GRADIENT, SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import abstract_model, taught
+from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.trees import taught
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.objectives.distill import Distill, divergence
 from jaxtrain.objectives.next_token import NextToken

@@ -45,8 +45,8 @@ def test_sets_and_sources_are_measured_by_name_and_of_averages(mixed):
     parts = {f"{kind}{on}{of}" for kind in kinds for on in ("", "_other") for of in ("", "_ema")}
     parts |= {f"validation_loss_{source}{of}" for source in ("letters", "source1") for of in ("", "_ema")}
     assert {name for name in record if name.startswith("validation")} == parts | {
-        "validation_tokens",
-        "validation_tokens_other",
+        "validation_weight",
+        "validation_weight_other",
     }
     assert record["validation_loss_other"] > record["validation_loss_letters"], "letters that it never saw"
 

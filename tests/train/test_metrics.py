@@ -12,7 +12,7 @@ from messages import refused
 from runs import record_of_the_disk
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxtrain.train.evaluation import perplexity
+from jaxtrain.train.evaluation import Evaluation, described, perplexity
 from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.metrics import Metrics, read_metrics
 from jaxtrain.train.writers import TensorBoard, WeightsAndBiases
@@ -35,6 +35,11 @@ def test_a_resumed_run_has_one_line_a_step(tmp_path):
 @pytest.mark.parametrize("nats, shown", [(0.0, "1.00"), (709.0, "8.22e+307"), (710.0, "inf"), (math.nan, "nan")])
 def test_perplexity_of_a_diverged_run_is_infinite(nats, shown):
     assert f"{perplexity(nats):{'.2e' if len(shown) > 4 else '.2f'}}" == shown
+
+
+def test_an_evaluation_is_told_with_the_weight_of_its_tokens():
+    text = described(Evaluation(0.0, 1234.5, bytes=10))
+    assert text == "0.0000 nats a token, perplexity 1.00, 0.0000 bits a byte, over tokens of total weight 1,234.5"
 
 
 def test_a_last_line_cut_off_in_the_middle_is_left_out(tmp_path):

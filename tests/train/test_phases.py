@@ -1,5 +1,6 @@
 """A run of two phases that differ in everything a phase can change, and one that goes on inside and between them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,9 +11,29 @@ import runs
 from jaxtrain.data import loader
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.optim.schedules import Linear
+from jaxtrain.train import stored
+from jaxtrain.train.checkpoint import Retention
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.hooks import Checkpoint, ExponentialMovingAverage
+from jaxtrain.train.hooks.base import Hook
 from jaxtrain.train.phases import Phase, Span, learning_rate, remaining
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Losses(Hook):
+    """Measures losses that it was told, after some steps; those of letters are lower than those of digits."""
+
+    @property
+    def name(self) -> str:
+        return "losses"
+
+    def measures(self, averages, validation):
+        return ("validation_loss",)
+
+    def after_step(self, run, state, hook_state):
+        if run.step in (told := {2: 0.7, 3: 0.5, 4: 0.6, 7: 3.0, 8: 2.0, 9: 2.5}):
+            run.write({"validation_loss": told[run.step]})
+        return state, hook_state
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +49,7 @@ def two_phases(data, tmp_path_factory):
         mesh=MeshConfig(data=2, fsdp=2, tensor=2),
     )
     first = Phase(steps=5, batch_size=8, sequence_length=runs.LENGTH)
-    hooks = (Checkpoint(every_steps=1, keep_last=10), ExponentialMovingAverage())
+    hooks = (Losses(), Checkpoint(every_steps=1, keep_last=10), ExponentialMovingAverage())
     config, folder = runs.tiny_run(data, phases=(first, second), hooks=hooks), tmp_path_factory.mktemp("phases") / "run"
     assert runs.train(config, folder).finished
     return config, folder
@@ -45,6 +66,17 @@ def test_a_phase_brings_its_own_batch_data_and_learning_rate(two_phases, whole):
         [r["learning_rate"] for r in second], np.array([0, 1 / 2, 1, 2 / 3, 1 / 3]) * 2e-2, rtol=1e-6
     )
     assert second[0]["loss"] > first[-1]["loss"] + 1  # letters learnt, then digits
+
+
+def test_the_best_checkpoint_is_one_of_the_last_phase_that_has_measured(two_phases, tmp_path):
+    """The losses of the phase before are lower, and of other text."""
+    checkpoints = shutil.copytree(two_phases[1] / "checkpoints", tmp_path / "checkpoints")
+    assert stored.best(checkpoints, "validation_loss") == 8
+    stored.prune(checkpoints, Retention(keep_last=1).keeps, best_by="validation_loss")
+    assert stored.steps(checkpoints) == [8, 10]
+    shutil.copytree(two_phases[1] / "checkpoints" / "3", checkpoints / "3")
+    shutil.rmtree(checkpoints / "8")
+    assert stored.best(checkpoints, "validation_loss") == 3
 
 
 @pytest.mark.parametrize("step", [7, 5, 3], ids=["inside the second phase", "at the boundary", "before it"])

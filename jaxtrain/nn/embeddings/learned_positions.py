@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.nn.embeddings.base import EmbeddingConfig
-from jaxtrain.nn.embeddings.tables import Positions, look_up
+from jaxtrain.nn.embeddings.tables import PositionTable, look_up
 from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.sharding import constrain
@@ -25,7 +25,7 @@ class LearnedPositions(EmbeddingConfig):
     paper: ClassVar[str] = "arXiv:1810.04805"
 
     def build(self, d_model: int, max_length: int, *, norm: NormConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-        positions = {"positions": Positions(max_length, d_model, rngs=rngs)}
+        positions = {"positions": PositionTable(max_length, d_model, rngs=rngs)}
         return positions | ({"embedding_norm": norm.build(d_model)} if self.normalised else {})
 
     def __call__(

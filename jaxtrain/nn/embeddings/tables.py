@@ -17,7 +17,7 @@ class Embedding(nnx.Module):
         self.table = normal(rngs.params(), shape, names, fan_in=d_model, kind=Kind.TABLE)
 
 
-class Positions(nnx.Module):
+class PositionTable(nnx.Module):
     """A learned vector for each position (GPT-2)."""
 
     def __init__(self, max_length: int, d_model: int, *, rngs: nnx.Rngs):

@@ -6,8 +6,9 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float
 
-from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model, context_of, of_stack, whole
+from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model, context_of
 from jaxtrain.models.members import Members
+from jaxtrain.models.trees import of_stack, whole
 from jaxtrain.nn.heads.head import Head
 from jaxtrain.nn.layer import Keys, Out, TokenContext
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad

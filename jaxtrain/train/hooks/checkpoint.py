@@ -14,8 +14,8 @@ from jaxtrain.train.state import TrainState
 class Checkpoint(Hook):
     """Save every `every_steps` steps; keep the last few, all at multiples of `keep_every_steps`, and the best.
 
-    The best has the least `best_by`, a number that another hook measured at its step. None keeps no best one. It is
-    the least of the whole run: phases with other data, or another length, measure other text, and have no common best.
+    The best has the least `best_by`, a number that another hook measured at its step. None keeps no best one. Phases
+    with other data, or another length, measure other text: where one begins to measure, the best is one of its own.
     """
 
     every_steps: int

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtrain.shapes import ParamTree
-from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, label
+from jaxtrain.train.evaluation import VALIDATION_LOSS, Evaluation, described, label
 from jaxtrain.train.hooks.base import Hook, RunView, check_interval, due
 from jaxtrain.train.state import TrainState
 
@@ -43,22 +43,16 @@ class Evaluate(Hook):
                 for on, found in run.evaluate(model, batches=self.batches).items():
                     run.write(numbers(found, on, of))
                     name = label(VALIDATION_LOSS, on, of).replace("_", " ")
-                    run.say(f"step {run.step}: {name} {described(found)}")
+                    sources = "".join(f"; {source} {part.loss:.4f}" for source, part in found.sources.items())
+                    run.say(f"step {run.step}: {name} {described(found)}{sources}")
         return state, hook_state
 
 
 def numbers(found: Evaluation, on: str, of: str) -> dict[str, float]:
     """Return the numbers of an evaluation `on` a validation set, `of` an average of the weights ("" for no average)."""
-    named = {label(VALIDATION_LOSS, on, of): found.loss, label("validation_tokens", on): found.weight}
+    named = {label(VALIDATION_LOSS, on, of): found.loss, label("validation_weight", on): found.weight}
     if found.bits_per_byte is not None:
         named[label("validation_bits_per_byte", on, of)] = found.bits_per_byte
     for name, part in found.sources.items():
         named[label(VALIDATION_LOSS, on, name, of)] = part.loss
     return named
-
-
-def described(found: Evaluation) -> str:
-    """Return the numbers of an evaluation as text."""
-    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
-    sources = "".join(f", {name} {part.loss:.4f}" for name, part in found.sources.items())
-    return f"{found.loss:.4f} over {found.weight:,.0f} tokens{bits}{sources}"

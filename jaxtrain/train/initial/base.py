@@ -6,7 +6,8 @@ from dataclasses import replace
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from jaxtrain.models.decoder import DecoderConfig, taught
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.trees import taught
 from jaxtrain.shapes import ModelState
 from jaxtrain.technique import Technique
 

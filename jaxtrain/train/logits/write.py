@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxtrain.data import DataConfig, batches_of, open_rows
-from jaxtrain.models.decoder import Decoder, DecoderConfig, frozen, frozen_teacher
+from jaxtrain.models.decoder import Decoder, DecoderConfig, frozen_teacher
 from jaxtrain.models.members import Members
+from jaxtrain.models.trees import frozen
 from jaxtrain.nn.param import merge, split
 from jaxtrain.objectives.base import Objective
 from jaxtrain.shapes import Batch, ModelState

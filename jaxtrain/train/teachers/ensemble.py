@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxtrain.models.decoder import DecoderConfig, abstract_model, frozen
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.members import stacked_axes
 from jaxtrain.models.teacher import Teacher
+from jaxtrain.models.trees import frozen
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.nn.trainable import Everything
 from jaxtrain.shapes import ModelState, ParamTree

@@ -1,0 +1,42 @@
+"""The trees of a model: its stacks among them, and a teacher among what is frozen."""
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxtrain.nn.layer import Sums
+from jaxtrain.shapes import ModelState, ParamTree
+
+
+def whole(sums: Sums) -> Sums:
+    """Return the sums of a stack from those of its repeats: terms are added, counts stay `[repeats, ...]`."""
+    return Sums(
+        {name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts and {"blocks": sums.counts}
+    )
+
+
+def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
+    """Return a model's trees with its stacks replaced. A collection for which the new stacks are empty is unchanged."""
+
+    def replaced(tree: ParamTree, *of_stacks: ParamTree) -> ParamTree:
+        filled = {name: stack for name, stack in zip(stacks, of_stacks, strict=True) if stack}
+        return tree | {"stacks": filled} if filled else tree
+
+    return ModelState(*map(replaced, model, *stacks.values()))
+
+
+def of_stack(model: ModelState, name: str) -> ModelState:
+    """Return the trees of one stack."""
+    return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
+
+
+def frozen(model: ModelState) -> ParamTree:
+    """Return all trees of a model as the one of its frozen form."""
+    whole: dict = {}
+    for tree in model:
+        whole |= flatten_dict(tree)
+    return unflatten_dict(whole)
+
+
+def taught(model: ModelState, teacher: ModelState) -> ModelState:
+    """Return the trees of a model with those of a teacher among what is frozen."""
+    return model._replace(frozen={**model.frozen, "teacher": frozen(teacher)})
