@@ -68,7 +68,7 @@ def laid_out(of: Bounds, rows: int) -> Layout:
     return Layout(*(x.astype(jnp.int32) for x in (group, at, place, first, count)))
 
 
-def product(x: Float[Array, "T D"], weights: Float[Array, "G D F"], sizes: Int[Array, " G"], *, transposed: bool):
+def product(x: Float[Array, "T K"], weights: Float[Array, "G D F"], sizes: Int[Array, " G"], *, transposed: bool):
     """Return the products [T, F]; with `transposed`, of [T, F] with the transposed matrices."""
     of = bounds(sizes, len(x))
     layout, N = laid_out(of, len(x)), weights.shape[1 if transposed else 2]

@@ -75,7 +75,7 @@ def visits(of: Bounds, *, rows: int, tiles: int, empty: bool) -> Visits:
     return Visits(*(x.astype(jnp.int32) for x in (group, tile, first, jnp.where(real, last, first))))
 
 
-def product(x: Float[Array, "T D"], weights: Weights, sizes: Int[Array, " G"], *, transposed: bool):
+def product(x: Float[Array, "T K"], weights: Weights, sizes: Int[Array, " G"], *, transposed: bool):
     """Return the products [T, F]; with `transposed`, of [T, F] with the transposed matrices."""
     _, D, F = weights.shape
     tall, wide = _tile(weights)

@@ -18,7 +18,7 @@ from jaxtrain_kernels.varying import vary, varying
 LEAST, MOST = 16, 512  # rows of a block
 
 
-def product(x: Float[Array, "T D"], weights: Weights, sizes: Int[Array, " G"], *, transposed: bool):
+def product(x: Float[Array, "T K"], weights: Weights, sizes: Int[Array, " G"], *, transposed: bool):
     """Return the products [T, F]; with `transposed`, of [T, F] with the transposed matrices."""
     (T, _), (_, D, F) = x.shape, weights.shape
     block = _block(T, len(sizes))
