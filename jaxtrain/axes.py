@@ -18,7 +18,9 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Logical names of the axes, the kind, and whether a gather may cast to the compute dtype.
+    """Logical names of the axes, the kind, whether a gather may cast to the compute dtype, and the share of tokens.
+
+    `used` is the share of tokens that the parameter has a part in: less than 1 for the experts of a mixture.
 
     Not a tuple: JAX takes a tuple for a subtree, and this is a leaf in trees of facts, which are nested like the
     parameters.
@@ -27,6 +29,7 @@ class Axes:
     names: tuple[str | None, ...]
     kind: Kind
     cast: bool
+    used: float = 1.0
 
     @property
     def in_stack(self) -> bool:

@@ -6,7 +6,6 @@ The axes are Auto: the compiler partitions over them. The rules of what is split
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -31,7 +30,7 @@ class MeshConfig:
     stage: int = 1
     data: int = 1
     fsdp: int = -1
-    expert: ClassVar[int] = 1  # reserved for mixtures of experts
+    expert: int = 1
     context: int = 1
     tensor: int = 1
 

@@ -6,6 +6,7 @@ One letter an axis, the same in annotations, einsums and suffixes (`q_BLHK`):
     F feed-forward     H query heads        J key-value heads        K head dim
     G query heads per key-value head        W vocabulary             R repeats of the block pattern
     A microbatches accumulated in a step
+    E experts          T tokens of a device N rows of experts    C places of an expert
 """
 
 from collections.abc import Mapping

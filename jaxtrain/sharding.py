@@ -23,7 +23,7 @@ from jaxtrain.shapes import ModelState, ParamTree
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "repeats": ("stage",),
-    "experts": ("expert",),
+    "experts": ("tensor", "expert"),
     "embed": ("fsdp", OUTER),
     "embed_blocks": ("fsdp", OUTER),  # the scales of weights that are quantized in blocks along `embed`
     "heads": ("tensor",),
@@ -31,17 +31,21 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "rank": (),  # the inner axis of a low-rank product
     "mlp": ("tensor",),
+    "expert_mlp": (),  # the hidden axis of an expert: experts are split over `tensor` as wholes
     "vocab": ("stage", "tensor"),  # every stage has a part of the embedding and of the head
     "width": (),  # vectors of model width: norm scales, output biases
     "positions": (),  # rows of a learned table
     # activations
     "batch": ("replica", "data", "fsdp", OUTER, "expert"),
     "wide_batch": ("replica", "data", "expert"),  # rows whose width is split over fsdp instead
+    "expert_batch": ("replica", "data", "fsdp", OUTER),  # rows whose experts are split instead
+    "places": ("context",),  # of an expert, for the tokens of a row
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # between layers: sequence-sharded over tensor too
 }
-# Where not all mesh axes divide them, these are split over the last ones that do, or replicated.
-MAY_REPLICATE = ("repeats", "kv_heads", "vocab", "embed_blocks")
+# Where not all mesh axes divide them, these are split over the last ones that do, and replicated over these others.
+MAY_REPLICATE = {name: RULES[name] for name in ("repeats", "kv_heads", "vocab", "embed_blocks")}
+MAY_REPLICATE |= {"experts": ("tensor",)}
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -70,7 +74,7 @@ def _axes(name: str | None, mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]
 
 def _dividing(name: str | None, size: int, axes: tuple[str, ...], mesh) -> tuple[str, ...]:
     """Return the axes over which a dimension is split: all, or the last ones that divide it if it may be replicated."""
-    while name in MAY_REPLICATE and size % _product(axes, mesh):
+    while axes and axes[0] in MAY_REPLICATE.get(name or "", ()) and size % _product(axes, mesh):
         axes = axes[1:]
     return axes
 
@@ -139,9 +143,9 @@ def splits_alike(part: tuple[int, ...], shape: tuple[int, ...], sharding: NamedS
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Return an activation constrained to the layout of its logical axes; unchanged outside a mesh."""
+    """Return an activation constrained to the layout of its logical axes; unchanged where no axis of a mesh is auto."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if set(mesh.axis_names) == set(mesh.manual_axes):
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, mesh))
 

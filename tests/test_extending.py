@@ -35,9 +35,11 @@ def doors() -> dict[str, Door]:
 
 DOORS = doors()
 OF_ATTENTION = ("Positions of attention", "Mask of attention", "Norm of queries and keys")
+OF_MIXTURES = ("Router of a mixture", "Selection of experts", "Balance of experts", "Dispatch to experts")
 ALONE = (
     "Wrapper of an optimizer",
     *OF_ATTENTION,
+    *OF_MIXTURES,
     "Scaling of rotary embeddings",
     "Linear",
     "Trained parameters",
@@ -71,7 +73,20 @@ def write(folder: Path, name: str, names: list[str]) -> None:
 
 
 def test_the_page_shows_every_door():
-    layers = ["Feed-forward", "Mixer", "Norm", "Positions", "Mask", "Norm", "Join", "Embedding", "Head", "Scaling"]
+    mixtures = ["Router", "Selection", "Balance", "Dispatch"]
+    layers = [
+        "Feed-forward",
+        *mixtures,
+        "Mixer",
+        "Norm",
+        "Positions",
+        "Mask",
+        "Norm",
+        "Join",
+        "Embedding",
+        "Head",
+        "Scaling",
+    ]
     layers += ["Linear", "Trained"]
     others = [
         "Objective",
@@ -119,6 +134,18 @@ def test_attention_a_linear_and_a_wrapper_of_others_train(folder):
     up = result.state.params["stacks"]["blocks"]["blocks"][0]["mlp"]["up"]
     assert up["length"].shape == (2, 1) and result.step == 2
     assert "embedding" not in result.state.params
+
+
+def test_a_mixture_of_parts_of_others_trains(folder):
+    lines = "".join(DOORS[name].gin for name in ("Source", *OF_MIXTURES)).splitlines(keepends=True)
+    (folder / "mixture.gin").write_text((folder / "head.gin").read_text() + "".join(dict.fromkeys(lines)))
+    config = load("mixture.gin", import_from=["."]).config
+    parts = config.model.pattern[0].mlp
+    found = [type(part).__name__ for part in (parts.router, parts.selection, *parts.balances, parts.dispatch)]
+    assert found == ["CosineRouter", "Confident", "RunningLoad", "InFloat32"]
+    result = config.train(folder / "mixed")
+    mlp = result.state.model.buffers["stacks"]["blocks"]["blocks"][0]["mlp"]
+    assert result.step == 2 and (mlp["running"] != 1).any()
 
 
 def test_a_schedule_of_others_is_drawn_and_trains(folder, capsys):

@@ -92,6 +92,10 @@ _REMOVED = {  # they stood in the config.gin of every run
         "embedding_scale": Removed(1.0, "set embedding to @ScaledEmbedding(scale=...)"),
     },
     "full_remat.FullRemat": {"vocab_tile": Removed(None, "take the line out, the loss has tiles of its own")},
+    "mixture.MixtureConfig": {
+        "balance": Removed(0.0, "put @RowLoss(coefficient=...) into balances"),
+        "bias_rate": Removed(0.0, "put @RouterBias(rate=...) into balances"),
+    },
     "rotary.Rotary": {
         "fraction": Removed(1.0, "set positions to @PartialRotary(fraction=...)"),
         "interleaved": Removed(False, "set positions to @InterleavedRotary()"),

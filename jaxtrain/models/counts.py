@@ -12,15 +12,17 @@ MULTIPLYING = (Kind.MATRIX, Kind.CODES)
 
 
 class Counts(NamedTuple):
-    """Numbers of elements. `multiplying` counts those of matrices.
+    """Numbers of elements. A token uses the `active` ones, in the mean, and of these the matrices are `multiplying`.
 
-    For each of them a token takes 6 FLOPs, forward and backward. Frozen matrices have no gradient of their own, so a
-    token takes 4 FLOPs for each of their elements.
+    For each of the latter a token takes 6 FLOPs, forward and backward. Frozen matrices have no gradient of their own,
+    so a token takes 4 FLOPs for each of their elements.
     """
 
     parameters: int
+    active: int
     multiplying: int
     frozen: int
+    frozen_active: int
     frozen_multiplying: int
 
 
@@ -29,8 +31,10 @@ def counts(shapes: ModelState, axes: ModelState) -> Counts:
     return Counts(*_of_tree(shapes.params, axes.params), *_of_tree(shapes.frozen, axes.frozen))
 
 
-def _of_tree(tree: ParamTree, axes: ParamTree) -> tuple[int, int]:
-    """Return the number of elements of all arrays, and of matrices alone."""
+def _of_tree(tree: ParamTree, axes: ParamTree) -> tuple[int, int, int]:
+    """Return the number of elements of all arrays, of those that a token uses, and of its matrices alone."""
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
-    kinds = [facts.kind for facts in jax.tree.leaves(axes)]
-    return sum(sizes), sum(size for kind, size in zip(kinds, sizes, strict=True) if kind in MULTIPLYING)
+    facts = jax.tree.leaves(axes)
+    active = [round(size * fact.used) for size, fact in zip(sizes, facts, strict=True)]
+    multiplying = [size for size, fact in zip(active, facts, strict=True) if fact.kind in MULTIPLYING]
+    return sum(sizes), sum(active), sum(multiplying)

@@ -103,12 +103,19 @@ class DecoderConfig:
         numbers = _counts(self)
         return numbers.parameters + numbers.frozen
 
+    @property
+    def active_parameter_count(self) -> int:
+        """The number of parameters that a token uses, in the mean: of a mixture, its own experts alone."""
+        numbers = _counts(self)
+        return numbers.active + numbers.frozen_active
+
     def flops_per_token(self, length: int) -> float:
         """Return the FLOPs of a token, forward and backward, without recomputation.
 
-        They are 6 for each parameter that multiplies (the head included, look-ups not; 4 for a frozen one), and those
-        of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in Kaplan et
-        al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen, half of all.
+        They are 6 for each active parameter that multiplies (the head included, look-ups not; 4 for a frozen one), and
+        those of mixing along the length: for attention 12 a head dimension for every key that a query sees. As in
+        Kaplan et al. (2020), arXiv:2001.08361, section 2.1, but causal attention counts only the keys that are seen,
+        half of all.
         A teacher runs forward alone, a third.
         """
         tied_head = self.head.tied * self.vocab_rows * self.d_model

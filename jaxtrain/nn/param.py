@@ -79,10 +79,10 @@ def axes_of(module: nnx.Module) -> ModelState:
 
     def facts(collection: type[nnx.Variable]) -> ParamTree:
         state = nnx.state(module, collection)
-        return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(v.axes), state, is_leaf=_is_variable))
+        return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(v.axes), state, is_leaf=is_variable))
 
     return ModelState(*map(facts, (nnx.Param, Frozen, Buffer)))
 
 
-def _is_variable(x) -> bool:
+def is_variable(x) -> bool:
     return isinstance(x, nnx.Variable)

@@ -34,7 +34,8 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "llama31_70b": (70_553_706_496, 433_120_346_112),
     "llama31_8b": (8_030_261_248, 46_639_349_760),
     "mixture_tiny": (1_049_728, 6_294_528),
-    "moe_tiny": (1_463_424, 9_317_376),
+    "mixtral_8x7b": (46_702_792_704, 79_713_533_952),  # of its 12.9B active parameters
+    "moe_tiny": (1_463_424, 4_008_960),
     "parquet_tiny": (869_504, 5_753_856),
     "pipeline_tiny": (1_656_960, 10_475_520),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
@@ -104,10 +105,10 @@ def test_a_key_that_an_earlier_run_recorded_is_refused_with_what_to_do(key, tmp_
         "from __gin__ import dynamic_registration\n"
         "from jaxtrain.models import decoder\nfrom jaxtrain.nn import block\n"
         "from jaxtrain.nn.mixers import attention\nfrom jaxtrain.nn.positions import rotary\n"
-        "from jaxtrain.nn.remat import full_remat\n"
+        "from jaxtrain.nn.remat import full_remat\nfrom jaxtrain.nn.feed_forward import mixture\n"
         f"include '{Path('configs/llama31_8b.gin').resolve()}'\n{key} = 2\n"
     )
-    with refused(ValueError, f"{recorded}:8", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
+    with refused(ValueError, f"{recorded}:9", f"'{key.rsplit('.')[-1]}'", REMOVED_KEYS[key].remedy):
         load(recorded)
 
 

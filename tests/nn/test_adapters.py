@@ -24,6 +24,7 @@ from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.linear.some import Some
+from jaxtrain.nn.moe.balances import RouterBias
 from jaxtrain.nn.param import merge, split
 from jaxtrain.nn.trainable import Adapters
 from jaxtrain.surgery.linears import converted, plain
@@ -125,7 +126,7 @@ def test_each_expert_of_a_mixture_takes_over_its_own_matrices(linear):
     def mixture(own: LinearConfig) -> DecoderConfig:
         expert = GatedMLPConfig(hidden=16, linear=own)
         block = dataclasses.replace(
-            variant().pattern[0], mlp=MixtureConfig(experts=3, top_k=2, expert=expert, bias_rate=0.1)
+            variant().pattern[0], mlp=MixtureConfig(experts=3, top_k=2, expert=expert, balances=(RouterBias(rate=0.1),))
         )
         return variant(pattern=(block,), repeats=1)
 

@@ -1,5 +1,6 @@
-"""A plain mixture is the sum that it is said to be, balances by its loss and its bias, and is the same on any mesh."""
+"""A mixture is the weighed sum that it is said to be, and balances by its losses and its bias."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from tolerances import CLOSED_FORM, EXACT, SAME_SUMS, assert_close
 from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, ZLoss
+from jaxtrain.nn.moe.routers import Sigmoid, Softmax
+from jaxtrain.nn.moe.selections import ExpertChoice, GroupLimited
+from jaxtrain.nn.param import is_variable
 
 EXPERT, WIDTH, EXPERTS = GatedMLPConfig(hidden=24), 16, 4
 BATCH = training_batch(3, 12, vocab_size=64)
@@ -42,7 +47,7 @@ def test_it_is_the_weighed_sum_of_the_experts_with_the_greatest_probabilities(to
     module = _built(top_k=top_k, renormalise=renormalise)
     probabilities = _probabilities(module)
     desired = np.zeros(X.shape)
-    for place in np.ndindex(X.shape[:2]):
+    for place in zip(*np.nonzero(BATCH.segment_ids), strict=True):
         best = np.argsort(-probabilities[place])[:top_k]
         total = probabilities[place][best].sum() if renormalise else 1.0
         desired[place] = sum(probabilities[place][e] / total * _expert(module, e, X[place]) for e in best)
@@ -50,7 +55,7 @@ def test_it_is_the_weighed_sum_of_the_experts_with_the_greatest_probabilities(to
 
 
 def test_the_balance_loss_is_that_of_each_row_over_real_tokens():
-    module = _built(balance=0.5)
+    module = _built(balances=(RowLoss(coefficient=0.5),))
     probabilities, desired = _probabilities(module), 0.0
     for row in range(3):
         own = probabilities[row][BATCH.segment_ids[row] > 0]
@@ -61,7 +66,7 @@ def test_the_balance_loss_is_that_of_each_row_over_real_tokens():
 
 
 def test_a_balanced_mixture_has_a_balance_loss_of_its_coefficient():
-    module = _built(experts=2, top_k=1, balance=0.5)
+    module = _built(experts=2, top_k=1, balances=(RowLoss(coefficient=0.5),))
     module.router[...] = jnp.zeros_like(module.router[...]).at[0].set(jnp.array([1e-6, -1e-6]))
     x = np.array(X)
     x[:, :, 0] = np.where(np.arange(12) % 2, 1.0, -1.0)
@@ -70,18 +75,18 @@ def test_a_balanced_mixture_has_a_balance_loss_of_its_coefficient():
 
 
 def test_the_bias_changes_the_choice_and_not_the_weights():
-    module = _built(bias_rate=0.1, top_k=EXPERTS)
+    module = _built(balances=(RouterBias(rate=0.1),), top_k=EXPERTS)
     before = module(X, CONTEXT).y
     module.bias[...] = jnp.array([5.0, -5.0, 0.0, 0.0])
     assert_close(module(X, CONTEXT).y, before, SAME_SUMS)
-    module = _built(bias_rate=0.1, top_k=1)
+    module = _built(balances=(RouterBias(rate=0.1),), top_k=1)
     module.bias[...] = jnp.array([5.0, -5.0, 0.0, 0.0])
     load = module(X, CONTEXT).sums.counts["load"]
     assert_close(load, np.array([(BATCH.segment_ids > 0).sum(), 0, 0, 0], np.float32), EXACT)
 
 
 def test_a_step_moves_the_bias_towards_the_experts_that_had_less_than_the_mean():
-    module = _built(bias_rate=0.1)
+    module = _built(balances=(RouterBias(rate=0.1),))
     module.update_buffers({"load": jnp.array([3.0, 9.0, 6.0, 6.0])})
     assert_close(module.bias[...], np.array([0.1, -0.1, 0.0, 0.0], np.float32), CLOSED_FORM)
 
@@ -94,3 +99,94 @@ def test_more_experts_a_token_than_there_are_is_refused():
 def test_an_expert_with_a_buffer_is_refused():
     with refused(ValueError, "expert=CountedConfig(hidden=8", "threshold"):
         _built(expert=CountedConfig(hidden=8))
+
+
+def test_the_loss_by_loads_is_a_sum_over_tokens_with_the_shares_of_the_step_before():
+    module = _built(balances=(LoadLoss(coefficient=0.5),))
+    module.update_buffers({"load": jnp.array([3.0, 9.0, 6.0, 6.0])})
+    own = _probabilities(module)[BATCH.segment_ids > 0]
+    desired = 0.5 * (own @ np.array([0.5, 1.5, 1.0, 1.0])).sum()
+    assert float(module(X, CONTEXT).sums.terms["balance"]) == pytest.approx(desired, rel=1e-5)
+
+
+def test_the_z_loss_is_the_square_of_the_logarithm_of_the_partition_function():
+    module = _built(balances=(ZLoss(coefficient=0.5), RowLoss(coefficient=0.1)))
+    logits = (X.astype(np.float64) @ np.asarray(module.router[...], np.float64))[BATCH.segment_ids > 0]
+    terms = module(X, CONTEXT).sums.terms
+    assert float(terms["router_z"]) == pytest.approx(0.5 * (np.log(np.exp(logits).sum(-1)) ** 2).sum(), rel=1e-5)
+    assert sorted(terms) == ["balance", "router_z"]
+
+
+def test_the_losses_of_two_balances_of_one_name_are_added():
+    def loss(*balances) -> float:
+        return float(_built(balances=balances)(X, CONTEXT).sums.terms["balance"])
+
+    row, load = RowLoss(coefficient=0.5), LoadLoss(coefficient=1.0)
+    assert loss(row, load) == pytest.approx(loss(row) + loss(load), rel=1e-6)
+
+
+def test_groups_limit_the_experts_to_those_of_the_best_groups():
+    """Of eight experts in four groups, against loops over the sums of two scores, with a bias and sigmoid weights."""
+    selection = GroupLimited(groups=4, kept=2)
+    changes = {"experts": 8, "top_k": 3, "selection": selection, "router": Sigmoid(), "scale": 2.5}
+    module = _built(**changes, balances=(RouterBias(rate=0.1),))
+    module.bias[...] = bias = np.linspace(-0.3, 0.3, 8).astype(np.float32)
+    weights = 1 / (1 + np.exp(-X.astype(np.float64) @ np.asarray(module.router[...], np.float64)))
+    desired = np.zeros(X.shape)
+    for place in zip(*np.nonzero(BATCH.segment_ids), strict=True):
+        judged = (weights[place] + bias).reshape(4, 2)
+        kept = np.argsort(-judged.sum(-1))[:2]
+        allowed = np.full((4, 2), -np.inf)
+        allowed[kept] = judged[kept]
+        best = np.argsort(-allowed.reshape(-1))[:3]
+        assert set(best // 2) == set(kept)
+        total = weights[place][best].sum() / 2.5
+        desired[place] = sum(weights[place][e] / total * _expert(module, e, X[place]) for e in best)
+    assert_close(module(X, CONTEXT).y, desired.astype(np.float32), CLOSED_FORM)
+
+
+def test_experts_that_choose_have_the_same_load_and_refuse_to_generate():
+    """64 tokens, 8 experts, 2 experts a token: 16 tokens an expert (arXiv:2202.09368, section 3.1)."""
+    x = np.random.default_rng(1).standard_normal((1, 64, WIDTH)).astype(np.float32)
+    context = context_of(training_batch(1, 64, vocab_size=64), None)
+    context = context._replace(segment_ids=np.ones((1, 64), np.int32))
+    module = _built(experts=8, selection=ExpertChoice())
+    assert_close(module(x, context).sums.counts["load"], np.full(8, 16, np.float32), EXACT)
+    with refused(ValueError, "ExpertChoice()", "generate"):
+        module(x, context._replace(cache_index=jnp.int32(0)))
+
+
+def test_a_zero_expert_gives_the_token_back_and_a_shared_layer_has_every_token():
+    module = _built(zero_experts=1, top_k=1, balances=(RouterBias(rate=0.1),))
+    module.bias[...] = jnp.array([0.0, 0.0, 0.0, 0.0, 5.0])
+    real = BATCH.segment_ids[..., None] > 0
+    assert_close(module(X, CONTEXT).y, X * real, CLOSED_FORM)
+    shared = _built(zero_experts=1, top_k=1, balances=(RouterBias(rate=0.1),), shared=EXPERT)
+    shared.bias[...] = module.bias[...]
+    alone = shared.shared(X, CONTEXT).y
+    assert_close(shared(X, CONTEXT).y, np.asarray(alone) + X * real, CLOSED_FORM)
+
+
+@pytest.mark.parametrize("router", [Softmax(), Sigmoid()], ids=repr)
+def test_identical_experts_are_one_layer(router):
+    module = _built(router=router)
+    for leaf in jax.tree.leaves(nnx.state(module.experts), is_leaf=is_variable):
+        leaf[...] = jnp.broadcast_to(leaf[...][:1], leaf[...].shape)
+    one = np.stack([_expert(module, 0, X[b]) for b in range(3)]) * (BATCH.segment_ids[..., None] > 0)
+    assert_close(module(X, CONTEXT).y, one.astype(np.float32), CLOSED_FORM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"selection": GroupLimited(groups=3, kept=1)}, ("groups=3", "experts=4")),
+        ({"selection": GroupLimited(groups=4, kept=1)}, ("judged_by=2", "experts=4")),
+        ({"selection": GroupLimited(groups=2, kept=1), "top_k": 3}, ("top_k=3", "kept=1")),
+        ({"zero_experts": -1}, ("zero_experts=-1",)),
+        ({"scale": 0.0}, ("scale=0.0",)),
+    ],
+    ids=str,
+)
+def test_numbers_that_do_not_fit_are_refused(changes, facts):
+    with refused(ValueError, *facts):
+        _built(**changes)

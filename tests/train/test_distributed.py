@@ -143,12 +143,13 @@ def test_all_but_the_first_reach_it_through_a_relay_and_are_watched(monkeypatch)
     assert calls[1] == (("host:1234",), options | {"process_id": 0})
 
 
-# A process of two that meets the other again and again.
+# A process of two that meets the other again and again. The collectives' library prints lines in parts, so "met" begins
+# a line of its own.
 MEETING = """\
 from jaxtrain.train import distributed
 distributed.start(lambda: "The same command goes on from step 7.")
 distributed.anywhere(False)
-print("met", flush=True)
+print("\\nmet", flush=True)
 while True:
     distributed.anywhere(False)
 """

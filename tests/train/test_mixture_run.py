@@ -13,6 +13,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.moe.balances import RouterBias, RowLoss
 from jaxtrain.nn.remat import FullRemat
 from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
@@ -21,7 +22,8 @@ from jaxtrain.train.gradients import Accumulate
 from jaxtrain.train.gradients.pipelined import Pipelined
 
 EXPERT = GatedMLPConfig(hidden=24)
-MIXTURE = MixtureConfig(experts=4, top_k=2, expert=EXPERT, balance=0.1, bias_rate=0.05)
+BALANCES = (RowLoss(coefficient=0.1), RouterBias(rate=0.05))
+MIXTURE = MixtureConfig(experts=4, top_k=2, expert=EXPERT, balances=BALANCES)
 
 
 def _decoder(**changes) -> DecoderConfig:
@@ -35,6 +37,7 @@ def alone():
 
 
 WAYS = {
+    "experts": {"mesh_config": MeshConfig(fsdp=2, expert=2, tensor=2)},
     "context": {"mesh_config": MeshConfig(context=2, fsdp=4)},
     "microbatches and remat": {
         "mesh_config": MeshConfig(fsdp=2),
@@ -43,7 +46,7 @@ WAYS = {
         "config": _decoder(remat=FullRemat()),
     },
     "zero bubble": {
-        "mesh_config": MeshConfig(stage=2, data=2, fsdp=2),
+        "mesh_config": MeshConfig(stage=2, fsdp=1, expert=4),
         "gradients": Pipelined(microbatches=4, schedule=ZBH1()),
     },
     "two copies": {

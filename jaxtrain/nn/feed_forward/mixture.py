@@ -1,9 +1,8 @@
-"""A mixture of experts in its plain form: every expert computes every token, and a router weighs what they say.
+"""A mixture of experts: Shazeer et al. (2017), arXiv:1701.06538.
 
-Shazeer et al. (2017), arXiv:1701.06538; the balance loss of each row and the bias of the router, which balances without
-a loss, DeepSeek-V3 (2024), arXiv:2412.19437, section 2.1.2, and Wang et al. (2024), arXiv:2408.15664. Nothing is
-dropped, and no token competes with one of another row, so the result does not depend on mesh, microbatches or schedule.
-It takes the time of all experts: it is the reference for dispatched forms.
+A router scores the experts for each token, a selection chooses some of them, and a dispatch adds up what they make of
+the token. Each is a class of its own, in `nn/moe/`. Tokens compete with those of their own row alone, and losses are
+sums over tokens, so the result depends neither on mesh nor on microbatches nor on the pipeline schedule.
 """
 
 from collections.abc import Mapping
@@ -15,35 +14,51 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.axes import EXPERTS, Axes, Kind
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
-from jaxtrain.nn.param import Buffer, merge, normal, split
-from jaxtrain.ranges import check_at_least_one, check_not_negative
+from jaxtrain.nn.moe.balances import Balance
+from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
+from jaxtrain.nn.moe.experts import Experts, build_experts
+from jaxtrain.nn.moe.routers import Router, Softmax
+from jaxtrain.nn.moe.routing import TINY, Routing, Scores
+from jaxtrain.nn.moe.selections import Selection, TopK
+from jaxtrain.nn.param import attach, attached
+from jaxtrain.ranges import check_at_least_one, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureConfig(FeedForwardConfig):
-    """The sum of the `top_k` experts with the greatest probabilities, weighed by them.
+    """The sum of a token's experts, weighed by the router, and of a shared layer that every token has.
 
-    The weights are divided by their sum with `renormalise`. `balance` is the coefficient of the loss, which is 1 times
-    it where all experts get the same. `bias_rate` is how far a step moves the bias that an expert has in the choice;
-    0 leaves the bias out.
+    Of `experts` a token has `top_k`. Weights are divided by their sum with `renormalise`, and multiplied by `scale`.
+    Numbers of the router above `experts` stand for `zero_experts`: for them the token is its own result.
     """
 
     experts: int
     top_k: int
     expert: FeedForwardConfig
+    router: Router = Softmax()
+    selection: Selection = TopK()
     renormalise: bool = True
-    balance: float = 0.0
-    bias_rate: float = 0.0
+    scale: float = 1.0
+    balances: tuple[Balance, ...] = ()
+    dispatch: Dispatch = Dropless()
+    shared: FeedForwardConfig | None = None
+    zero_experts: int = 0
     paper: ClassVar[str] = "arXiv:1701.06538"
 
     def __post_init__(self):
         check_at_least_one(self, "experts", "top_k")
-        check_not_negative(self, "balance", "bias_rate")
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k={self.top_k}: there are only experts={self.experts}")
+        check_not_negative(self, "zero_experts")
+        check_positive(self, "scale")
+        if self.top_k > self.routed:
+            raise ValueError(f"top_k={self.top_k}: there are only experts={self.routed}")
+        self.selection.check(self.routed, self.top_k)
+
+    @property
+    def routed(self) -> int:
+        """The number of experts that the router scores, those that compute nothing included."""
+        return self.experts + self.zero_experts
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Mixture":
         return Mixture(self, d_model, rngs=rngs)
@@ -52,59 +67,60 @@ class MixtureConfig(FeedForwardConfig):
 class Mixture(Layer):
     def __init__(self, config: MixtureConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        router = normal(rngs.params(), (d_model, c.experts), ("embed", None), fan_in=d_model)
-        self.router = nnx.Param(router[...], axes=Axes(("embed", None), Kind.MATRIX, cast=False))
-        self.experts = nnx.vmap(lambda r: c.expert.build(d_model, rngs=r))(rngs.split(c.experts))
-        for variable in jax.tree.leaves(nnx.state(self.experts), is_leaf=_is_variable):
-            variable.set_metadata(axes=variable.axes.stacked(EXPERTS))
-        if buffers := split(self.experts)[1].buffers:
-            raise ValueError(f"expert={c.expert!r}: an expert has no buffers of its own, and this has {min(buffers)}")
-        if c.bias_rate:
-            self.bias = Buffer(jnp.zeros(c.experts), axes=Axes((None,), Kind.VECTOR, cast=False))
+        self.of_router = attach(self, c.router.build(d_model, c.routed, rngs=rngs))
+        self.experts = build_experts(c.expert, c.experts, d_model, used=c.top_k / c.routed, rngs=rngs)
+        self.of_balances = tuple(attach(self, balance.build(c.routed)) for balance in c.balances)
+        self.shared = c.shared.build(d_model, rngs=rngs) if c.shared else None
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
-        probabilities_BLE = jax.nn.softmax(x.astype(jnp.float32) @ self.router[...], axis=-1)
-        chosen_BLE = self._chosen(probabilities_BLE)
-        weights_BLE = probabilities_BLE * chosen_BLE
-        if self.config.renormalise:
-            weights_BLE = weights_BLE / jnp.sum(weights_BLE, axis=-1, keepdims=True)
-        graph, experts = split(self.experts)
-        outs = jax.vmap(lambda expert: merge(graph, expert)(x, context))(experts)
-        y_BLD = jnp.einsum("EBLD,BLE->BLD", outs.y, weights_BLE.astype(x.dtype))
-        of_experts = {name: jnp.sum(term) for name, term in outs.sums.terms.items()}
-        sums = self._sums(probabilities_BLE, chosen_BLE, context.real)
-        return Out(y_BLD, sums=sums._replace(terms={**of_experts, **sums.terms}))
+        c = self.config
+        if context.cache_index is not None and not c.selection.causal:
+            raise ValueError(f"selection={c.selection!r}: it chooses by later tokens, so the model cannot generate")
+        scores = c.router(x, context, attached(self, self.of_router))
+        routing = self._routing(scores, context)
+        chosen_BLE, weights_BLE = (part[..., : c.experts] for part in (routing.chosen, routing.weights))
+        computed = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
+        y = c.dispatch(x, computed, Experts(self.experts))
+        if c.zero_experts:
+            y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
+        sums = self._sums(scores, routing.chosen, c.dispatch.kept(computed), context.real)
+        if self.shared is not None:
+            out = self.shared(x, context)
+            y, sums = y + out.y, sums._replace(terms={**out.sums.terms, **sums.terms})
+        return Out(y, sums=sums)
 
-    def _chosen(self, probabilities: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
-        """Return 1 for the experts of a token and 0 for the others. The bias has a part in the choice alone."""
-        scores = probabilities + self.bias[...][None, None] if self.config.bias_rate else probabilities
-        _, best = jax.lax.top_k(jax.lax.stop_gradient(scores), self.config.top_k)
-        return jnp.sum(jax.nn.one_hot(best, self.config.experts), axis=-2)
+    def _routing(self, scores: Scores, context: TokenContext) -> Routing:
+        """Return the experts of each token. The biases of balances have a part in the choice alone."""
+        c = self.config
+        judged_BLE = jax.lax.stop_gradient(scores.weights)
+        for balance, own in self._balances():
+            bias = balance.bias(own)
+            judged_BLE = judged_BLE if bias is None else judged_BLE + bias[None, None]
+        chosen_BLE = c.selection(judged_BLE, c.top_k, context) * context.real[..., None]
+        weights_BLE = scores.weights * chosen_BLE
+        if c.renormalise:
+            weights_BLE = weights_BLE / jnp.maximum(jnp.sum(weights_BLE, axis=-1, keepdims=True), TINY)
+        return Routing(chosen_BLE, weights_BLE * c.scale, c.top_k, c.selection.most(c.routed, c.top_k))
 
     def _sums(
-        self, probabilities: Float[Array, "B L E"], chosen: Float[Array, "B L E"], real: Float[Array, "B L"]
+        self,
+        scores: Scores,
+        chosen: Float[Array, "B L E"],
+        kept: Float[Array, "B L C"],
+        real: Float[Array, "B L"],
     ) -> Sums:
-        """Return the balance loss, summed over tokens, and the tokens of each expert.
-
-        The loss of a row is sum_e f_e P_e: f_e is the share of its tokens that chose e, times experts / top_k, and P_e
-        the mean probability of e. A row counts with its number of tokens.
-        """
-        c, real_BL1 = self.config, real[..., None]
-        load_BE = jnp.sum(chosen * real_BL1, axis=1)
-        counts = {"load": jnp.sum(load_BE, axis=0)}
-        if not c.balance:
-            return Sums(counts=counts)
-        tokens_B1 = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
-        share_BE = load_BE * (c.experts / c.top_k) / tokens_B1
-        loss = c.balance * jnp.sum(share_BE * jnp.sum(probabilities * real_BL1, axis=1))
-        return Sums({"balance": loss}, counts)
+        """Return the losses of the balances, the tokens of each expert, and how many of them it dropped."""
+        terms: dict[str, Array] = {}
+        for balance, own in self._balances():
+            for name, loss in balance.loss(scores, chosen, real, own).items():
+                terms[name] = terms[name] + loss if name in terms else loss
+        load_E = jnp.sum(chosen, axis=(0, 1))
+        dropped_E = load_E[: self.config.experts] - jnp.sum(kept, axis=(0, 1))
+        return Sums(terms, {"load": load_E, "dropped": dropped_E})
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
-        """Raise the bias of experts that had less than the mean of a step, and lower that of those that had more."""
-        if self.config.bias_rate:
-            load = counts["load"]
-            self.bias[...] += self.config.bias_rate * jnp.sign(jnp.mean(load) - load)
+        for balance, own in self._balances():
+            balance.update(counts["load"], own)
 
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
+    def _balances(self) -> list[tuple[Balance, dict[str, Any]]]:
+        return [(b, attached(self, names)) for b, names in zip(self.config.balances, self.of_balances, strict=True)]

@@ -1,13 +1,18 @@
 """The base class of linears: linear maps of every token, whose weights may be stored in any form."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxtrain.nn.param import constant
+from jaxtrain.nn.param import constant, merge, split
 from jaxtrain.technique import Technique
+
+grouped_matmul = jax.lax.ragged_dot
 
 Side = tuple[tuple[int, str], ...]  # (size, logical name) of each axis of one side of a linear
 
@@ -52,6 +57,21 @@ class Linear(nnx.Module):
     @abstractmethod
     def dense(self) -> Float[Array, "..."]:
         """Return the matrix of the map: `[*inputs, *outputs]`, or `[*outputs, *inputs]` with `outputs_first`."""
+
+    def grouped(self, x: Float[Array, "N ..."], sizes: Int[Array, " E"]) -> Float[Array, "N ..."]:
+        """Return what a stack of linears makes of rows, each linear of its group of consecutive ones.
+
+        The variables of `self` have a leading axis: they are those of all linears. `sizes` are those of the groups.
+        """
+        graph, stacked = split(self)
+        matrices = jax.vmap(lambda own: merge(graph, own).dense())(stacked)
+        inputs = x.ndim - 1
+        flat_EIO = matrices.reshape(len(matrices), math.prod(x.shape[1:]), -1)
+        y = grouped_matmul(x.reshape(len(x), -1), flat_EIO.astype(x.dtype), sizes)
+        y = y.reshape(len(x), *matrices.shape[1 + inputs :])
+        if self.bias is None:
+            return y
+        return y + jnp.repeat(self.bias[...].astype(x.dtype), sizes, axis=0, total_repeat_length=len(x))
 
     @abstractmethod
     def set_dense(self, matrix: Float[Array, "..."]) -> None:

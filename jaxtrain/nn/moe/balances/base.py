@@ -1,0 +1,43 @@
+"""The base class of balances: what keeps the loads of experts alike, and routers well-behaved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtrain.nn.moe.routing import Scores
+from jaxtrain.technique import Technique
+
+Own = Mapping[str, Any]  # the buffers that a balance built, by their names
+
+
+class Balance(Technique):
+    """A frozen dataclass with a loss, a bias in the choice of experts, or both.
+
+    A loss is a sum over tokens, so it is exact on any mesh, with microbatches and in a pipeline.
+    """
+
+    __slots__ = ()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it has a bias, so that a trained model computes something else without it."""
+        return type(self).bias is not Balance.bias
+
+    def build(self, experts: int) -> dict[str, nnx.Variable]:
+        """Return the balance's buffers by their names in the mixture."""
+        return {}
+
+    def bias(self, own: Own) -> Float[Array, " E"] | None:
+        """Return what is added to the scores where experts are chosen; it has no part in the weights."""
+        return None
+
+    def loss(
+        self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
+    ) -> dict[str, Float[Array, ""]]:
+        """Return the losses by name, each summed over the real tokens. `chosen` is 0 in padding."""
+        return {}
+
+    def update(self, load: Float[Array, " E"], own: Own) -> None:
+        """Replace the buffers. `load` is the number of tokens of each expert in a whole step."""

@@ -1,0 +1,8 @@
+"""How tokens come to their experts, one way in each file. All compute the same sum."""
+
+from jaxtrain.nn.moe.dispatch.base import Dispatch
+from jaxtrain.nn.moe.dispatch.capacity import Capacity
+from jaxtrain.nn.moe.dispatch.dropless import Dropless
+from jaxtrain.nn.moe.dispatch.every_expert import EveryExpert
+
+__all__ = ["Capacity", "Dispatch", "Dropless", "EveryExpert"]

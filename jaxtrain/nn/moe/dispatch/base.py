@@ -1,0 +1,26 @@
+"""The base class of dispatches: they bring tokens to their experts, and add up what those return."""
+
+from abc import abstractmethod
+
+from jaxtyping import Array, Float
+
+from jaxtrain.nn.moe.experts import Experts
+from jaxtrain.nn.moe.routing import Routing
+from jaxtrain.technique import Technique
+
+
+class Dispatch(Technique):
+    """A frozen dataclass that computes the weighed sum of each token's experts.
+
+    All ways read the same arrays, so one may be changed for another at any step.
+    """
+
+    __slots__ = ()
+
+    def kept(self, routing: Routing) -> Float[Array, "B L E"]:
+        """Return 1 for the chosen experts that do compute the token: all of them, where none is dropped."""
+        return routing.chosen
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
+        """Return the sum over the experts of each token, weighed, in the dtype of `x`."""

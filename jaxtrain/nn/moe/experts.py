@@ -1,0 +1,103 @@
+"""Experts: feed-forward layers of one form, whose variables are stacked over an axis `experts`.
+
+Experts are split as wholes, over the mesh axes `tensor` and `expert`: no expert is computed in parts.
+"""
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtrain.axes import EXPERTS, Axes
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.layer import Layer, Out, TokenContext
+from jaxtrain.nn.linear.base import Linear
+from jaxtrain.nn.param import axes_of, is_variable, merge, split
+from jaxtrain.shapes import ModelState
+
+
+def build_experts(config: FeedForwardConfig, experts: int, d_model: int, *, used: float, rngs: nnx.Rngs) -> Layer:
+    """Return the layers as one module, with the variables of all of them. A token has the share `used` of them."""
+    built = nnx.vmap(lambda r: config.build(d_model, rngs=r))(rngs.split(experts))
+    for variable in jax.tree.leaves(nnx.state(built), is_leaf=is_variable):
+        variable.set_metadata(axes=_of_experts(variable.axes, used))
+    if buffers := split(built)[1].buffers:
+        raise ValueError(f"expert={config!r}: an expert has no buffers of its own, and this has {min(buffers)}")
+    return built
+
+
+def _of_experts(axes: Axes, used: float) -> Axes:
+    names = tuple("expert_mlp" if name == "mlp" else name for name in axes.names)
+    return replace(axes, names=names, used=axes.used * used).stacked(EXPERTS)
+
+
+class Experts:
+    """Stacked feed-forward layers, and the ways to call them. They have no noise, no sums and no taps.
+
+    `arrays` of the methods are those of all experts, or of the ones that a device has.
+    """
+
+    def __init__(self, stacked: Layer):
+        self.graph, self.arrays = split(stacked)
+        self.axes = axes_of(stacked)
+
+    def each(self, arrays: ModelState, x: Float[Array, "E B L D"]) -> Float[Array, "E B L D"]:
+        """Return what each expert makes of its own rows."""
+        return jax.vmap(lambda own, x: _plain(merge(self.graph, own)(x, _context(x))))(arrays, x)
+
+    def all_of(self, arrays: ModelState, x: Float[Array, "B L D"]) -> Float[Array, "E B L D"]:
+        """Return what each expert makes of the same rows."""
+        return jax.vmap(lambda own: _plain(merge(self.graph, own)(x, _context(x))))(arrays)
+
+    def grouped(self, arrays: ModelState, x: Float[Array, "N D"], sizes: Int[Array, " E"]) -> Float[Array, "N D"]:
+        """Return what each expert makes of its group of consecutive rows; 0 in rows behind the last group.
+
+        Raises:
+            ValueError: the layer has variables outside of its linears, which grouped products do not serve.
+        """
+        layer = merge(self.graph, arrays)
+        linears = {path: module for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)}
+        for path, _ in nnx.to_flat_state(nnx.state(layer)):
+            if not _within(linears, path):
+                where = (
+                    f"expert: {'.'.join(map(str, path))} is in none of its linears, which alone multiply sorted rows"
+                )
+                raise ValueError(f"{where}; take dispatch=@EveryExpert() or @Capacity()")
+        for path, linear in linears.items():
+            if not _within(linears, path):
+                *above, name = map(str, path)
+                setattr(functools.reduce(getattr, above, layer), name, _Grouped(linear, sizes))
+        y = _plain(layer(x[None], _context(x[None])))[0]
+        return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], y, 0)
+
+
+def _within(linears: Collection[tuple[nnx.graph.Key, ...]], path: Sequence[nnx.graph.Key]) -> bool:
+    """Tell whether a path leads into one of the linears."""
+    return any(tuple(path[:end]) in linears for end in range(len(path)))
+
+
+class _Grouped(nnx.Module):
+    """A linear of all experts, called with the rows of all experts one after another."""
+
+    def __init__(self, stacked: Linear, sizes: Int[Array, " E"]):
+        self.stacked, self.sizes = stacked, nnx.data(sizes)
+
+    def __call__(self, x: Float[Array, "1 N ..."]) -> Float[Array, "1 N ..."]:
+        return self.stacked.grouped(x[0], self.sizes)[None]
+
+
+def _plain(out: Out) -> Float[Array, "B L D"]:
+    if out.sums.terms or out.sums.counts:
+        names = ", ".join(sorted({*out.sums.terms, *out.sums.counts}))
+        raise ValueError(f"expert: an expert has no sums of its own, and this has {names}")
+    return out.y
+
+
+def _context(x: Float[Array, "B L D"]) -> TokenContext:
+    """Return the context of rows that come from anywhere."""
+    nowhere = jnp.zeros(x.shape[:2], jnp.int32)
+    return TokenContext(nowhere, nowhere + 1, nowhere, nowhere + 1)

@@ -1,0 +1,52 @@
+"""What a router says of tokens, and what is chosen by it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Scores(NamedTuple):
+    """What a router says of each token and each expert, in float32.
+
+    `weights` are what the outputs of experts are weighed by, and by what they are chosen. `logits` are what they were
+    computed from.
+    """
+
+    logits: Float[Array, "B L E"]
+    weights: Float[Array, "B L E"]
+
+    @property
+    def probabilities(self) -> Float[Array, "B L E"]:
+        """The weights of each token over their sum: those of a softmax are unchanged."""
+        return self.weights / jnp.maximum(jnp.sum(self.weights, axis=-1, keepdims=True), TINY)
+
+
+class Routing(NamedTuple):
+    """The experts of each token. `chosen` is 1 for them and 0 for others, `weights` is 0 where `chosen` is.
+
+    A token has `top_k` experts in the mean and `most` at most, which are static numbers. Padding has none.
+    """
+
+    chosen: Float[Array, "B L E"]
+    weights: Float[Array, "B L E"]
+    top_k: int
+    most: int
+
+    def listed(self) -> tuple[Int[Array, "B L K"], Float[Array, "B L K"], Float[Array, "B L K"]]:
+        """Return the numbers of the experts of each token, their weights, and 1 where there is one of that rank.
+
+        Experts of a token come in the order of their numbers.
+        """
+        there, experts = jax.lax.top_k(self.chosen, self.most)
+        return experts, jnp.take_along_axis(self.weights, experts, axis=-1), there
+
+
+TINY = 2.0**-60  # what a sum of weights is at least, where it divides
+
+
+def best(scores: Float[Array, "*B E"], count: int) -> Float[Array, "*B E"]:
+    """Return 1 for the greatest scores along the last axis and 0 for others. Of equal ones the first are taken."""
+    _, indices = jax.lax.top_k(scores, count)
+    return jnp.sum(jax.nn.one_hot(indices, scores.shape[-1]), axis=-2)
