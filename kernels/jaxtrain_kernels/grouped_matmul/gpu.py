@@ -50,7 +50,7 @@ class Layout(NamedTuple):
     row: Int[Array, " places"]
     place: Int[Array, " T"]
     first: Int[Array, " G"]
-    count: Int[Array, " G"]
+    blocks: Int[Array, " G"]
 
 
 def laid_out(of: Bounds, rows: int) -> Layout:
@@ -130,7 +130,7 @@ def outer(x: Float[Array, "T D"], dy: Float[Array, "T F"], sizes: Int[Array, " G
         grid={"column": F // wide, "row": D // tall, "group": len(sizes)},
         output=jax.ShapeDtypeStruct((len(sizes), D, F), x.dtype),
         tile=(tall, wide),
-    )(layout.first, layout.count, _in_places(x, layout), _in_places(dy, layout))
+    )(layout.first, layout.blocks, _in_places(x, layout), _in_places(dy, layout))
 
 
 def _in_places(x: Float[Array, "T D"], layout: Layout) -> Float[Array, "places D"]:

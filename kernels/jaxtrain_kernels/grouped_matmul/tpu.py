@@ -228,7 +228,6 @@ class _Plan:
             kernel(_Visit(scalars, pl.program_id(visit_axis), self.visits), *others)
 
         shape, block, index = output
-        parallel = ["parallel" if axis < visit_axis else "arbitrary" for axis in range(len(grid))]
         kind = jax.typeof(self.x).manual_axis_type  # of all, see varying.alike
         return pl.pallas_call(
             body,
@@ -241,7 +240,11 @@ class _Plan:
                 out_specs=pl.BlockSpec(block, indexed(index)),
                 scratch_shapes=[pltpu.VMEM(total, jnp.float32)],
             ),
-            compiler_params=pltpu.CompilerParams(dimension_semantics=tuple(parallel)),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=tuple(
+                    pltpu.PARALLEL if axis < visit_axis else pltpu.ARBITRARY for axis in range(len(grid))
+                )
+            ),
         )(*self.scalars, *(x for x, _, _ in inputs))
 
 
