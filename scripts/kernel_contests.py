@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtrain_kernels import adamw_8bit, block_quant, cross_entropy, delta_rule, flash_attention, linear_attention
+from jaxtrain_kernels import (
+    adamw_8bit,
+    block_quant,
+    cross_entropy,
+    delta_rule,
+    flash_attention,
+    grouped_matmul,
+    linear_attention,
+)
 from jaxtrain_kernels.block_quant.dynamic_map import published
 from jaxtrain_kernels.chunks import per_step
 
@@ -77,7 +85,9 @@ def contests(size: Size) -> list[Contest]:
     attention += [_attention(size, causal=causal, backward=True) for causal in (True, False)]
     linear = [_linear(size, kind) for kind in ("none", "head", "step", "channel")]
     delta = [_delta(size, gated) for gated in (False, True)]
-    return [*attention, *linear, *delta, _quantize(size), _dequantize(size), _adamw(size), _cross_entropy(size)]
+    grouped = [_grouped(size, backward=backward) for backward in (False, True)]
+    others = _quantize(size), _dequantize(size), _adamw(size), _cross_entropy(size)
+    return [*attention, *linear, *delta, *others, *grouped]
 
 
 def _on(platform: str, run: Callable) -> Callable | NotHere:
@@ -335,5 +345,35 @@ def _cross_entropy(size: Size) -> Contest:
             name: jax.value_and_grad(implementation, argnums=(0, 1)) for name, implementation in implementations.items()
         },
         work=Work(flops=3 * 2 * tokens * size.width * size.vocabulary),
+        other_work={},
+    )
+
+
+def _grouped(size: Size, *, backward: bool) -> Contest:
+    """Two of 64 experts a token, the feed-forward width twice the width; experts differ in their load."""
+    rows, hidden, experts = 2 * size.batch * size.length, 2 * size.width, 64
+    of_tensors = functools.partial(_with_gradients if backward else _forward, tensors=2)
+
+    def inputs():
+        x, weights, dy = _normal((rows, size.width), (experts, size.width, hidden), (rows, hidden))
+        random = np.random.default_rng(0)
+        sizes = random.multinomial(rows, random.dirichlet(np.full(experts, 4.0))).astype(np.int32)
+        return x, weights, jnp.asarray(sizes), dy
+
+    def of_sizes(product: Callable) -> Callable:
+        def run(x, weights, sizes, dy):
+            return of_tensors(lambda x, weights: product(x, weights, sizes))(x, weights, dy)
+
+        return run
+
+    def ours(name):
+        return of_sizes(functools.partial(grouped_matmul.grouped_matmul, implementation=name))
+
+    return Contest(
+        name=f"grouped_matmul, {experts} experts, {'forward+backward' if backward else 'forward'}",
+        shape=f"{rows} x {size.width} x {hidden} bf16",
+        inputs=inputs,
+        implementations=_ours("tpu gpu", ours) | {"lax.ragged_dot": of_sizes(jax.lax.ragged_dot)},
+        work=Work(flops=2 * rows * size.width * hidden * (3 if backward else 1)),
         other_work={},
     )

@@ -15,6 +15,7 @@ from jaxtrain_kernels.block_quant import DynamicMap, dequantize, quantize
 from jaxtrain_kernels.cross_entropy import cross_entropy
 from jaxtrain_kernels.delta_rule import delta_rule
 from jaxtrain_kernels.flash_attention import flash_attention
+from jaxtrain_kernels.grouped_matmul import grouped_matmul
 from jaxtrain_kernels.linear_attention import linear_attention
 from tolerances import SAME_GRADIENT, assert_close
 
@@ -94,13 +95,32 @@ def test_cross_entropy_split_by_the_compiler_is_that_of_one_device():
     assert_close(_gradient(loss, _laid_out([x, head], [P("rows"), P("heads")])), desired, SAME_GRADIENT)
 
 
+def test_grouped_products_split_by_rows_and_columns_are_those_of_one_device():
+    random, sizes = np.random.default_rng(0), np.array([[3, 0, 9], [0, 0, 0], [5, 11, 0], [1, 2, 3]], np.int32)
+    x, weights = (random.standard_normal(shape).astype(np.float32) for shape in ((64, 8), (3, 8, 6)))
+
+    def products(x, weights, sizes):
+        return grouped_matmul(x, weights, sizes[0])
+
+    def of_one(x, weights):
+        return jnp.concatenate([grouped_matmul(x[16 * n : 16 * (n + 1)], weights, own) for n, own in enumerate(sizes)])
+
+    specs = P("rows"), P(None, None, "heads"), P("rows")
+    by_hand = jax.shard_map(products, mesh=_mesh(), in_specs=specs, out_specs=P("rows", "heads"))
+    split = _laid_out([x, weights, sizes], specs)
+    found = _gradient(lambda x, weights: by_hand(x, weights, split[2]), split[:2])
+    assert_close(found, _gradient(of_one, [x, weights]), SAME_GRADIENT)
+
+
 def _all_kernels(implementation: str, q, k, v, of_heads, of_steps, w):
     """Return results of every operation that has kernels, and gradients of those that have them."""
 
     def differentiable(*arrays):
         attended = flash_attention(*arrays[:3], implementation=implementation)
         by_channel = linear_attention(*arrays[:3], -jnp.exp(arrays[2]), implementation=implementation)
-        results = attended, by_channel, _recurrent(*arrays, implementation=implementation)
+        rows, matrices = (x.reshape(-1, 128) for x in arrays[:2])
+        products = grouped_matmul(rows, matrices[None], jnp.int32([100]), implementation=implementation)
+        results = attended, by_channel, products, _recurrent(*arrays, implementation=implementation)
         return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(results))
 
     gradients = jax.grad(differentiable, argnums=(0, 1, 2, 3, 4))(q, k, v, of_heads, of_steps)
@@ -125,7 +145,9 @@ def test_tpu_kernels_split_by_hand_compile_and_each_is_in_the_program():
     recurrent = [f"{name}_{part}" for name in ("linear_attention", "delta_rule") for part in ("states", "backward")]
     attention = [f"flash_attention_{part}" for part in ("forward", "dq", "dkv")]
     of_moments = ["block_quantize", "adamw_8bit", "block_dequantize"]
-    assert found == {name: 2 if "linear" in name else 1 for name in (*recurrent, *attention, *of_moments)}
+    products = ["grouped_matmul_transposed", "transposed_grouped_matmul"]
+    expected = *recurrent, *attention, *of_moments, *products
+    assert found == {name: 2 if "linear" in name else 1 for name in expected}
 
 
 def test_gpu_kernels_have_the_types_of_a_shard_map():

@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, Int
 from jaxtrain.nn.param import constant, merge, split
 from jaxtrain.technique import Technique
 
-grouped_matmul = jax.lax.ragged_dot
-
 Side = tuple[tuple[int, str], ...]  # (size, logical name) of each axis of one side of a linear
 
 
@@ -63,6 +61,9 @@ class Linear(nnx.Module):
 
         The variables of `self` have a leading axis: they are those of all linears. `sizes` are those of the groups.
         """
+        # Not at the top: this imports Pallas, which takes a second or more.
+        from jaxtrain_kernels.grouped_matmul import grouped_matmul
+
         graph, stacked = split(self)
         matrices = jax.vmap(lambda own: merge(graph, own).dense())(stacked)
         inputs = x.ndim - 1
