@@ -74,7 +74,7 @@ def backward(
 def _on_platform(function: Callable, options: Options, *arguments):
     def run(default: Sizes, *arguments):
         blocks = default.replaced_by(options.blocks)
-        rows = _rows_at_once(blocks, arguments[0]) if blocks.rows is None else blocks.rows
+        rows = rows_at_once(blocks, arguments[0].q, arguments[0].k) if blocks.rows is None else blocks.rows
         return _in_rows(functools.partial(function, options, blocks), rows, *arguments)
 
     if None not in (options.blocks.rows, options.blocks.queries):
@@ -83,10 +83,10 @@ def _on_platform(function: Callable, options: Options, *arguments):
     return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
 
 
-def _rows_at_once(blocks: Sizes, x: Inputs) -> int:
+def rows_at_once(blocks: Sizes, q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Return the most rows that divide the batch and have SCORES_AT_ONCE bytes of scores in a block, or 1."""
-    (B, L, H, _), S = x.q.shape, x.k.shape[1]
-    of_a_row = H * min(blocks.queries, L) * S * accumulator(x.q.dtype).itemsize
+    (B, L, H, _), S = q.shape, k.shape[1]
+    of_a_row = H * min(blocks.queries, L) * S * accumulator(q.dtype).itemsize
     return max((rows for rows in range(1, B + 1) if B % rows == 0 and rows * of_a_row <= SCORES_AT_ONCE), default=1)
 
 
