@@ -12,6 +12,9 @@ Processes alternate (jaxtrain with its layers unrolled, jaxtrain with its scan, 
 again), since machines drift; each prints its best repetition of a round, and the ratio of the medians is what counts.
 All of them keep freed memory, as `jaxtrain train` does. scripts/peers/setup.sh makes the environment of PyTorch;
 without one, jaxtrain alone is timed.
+
+On a busy machine wall time says little. `taskset -c 0 ... --processor-time` runs all on one core, and counts the time
+in which it works for them. What keeps several cores busy at once does not show in it.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +58,9 @@ CASES = {
 STEPS = {"bytes": 4, "characters": 40}  # of a repetition, some two seconds on two cores
 
 
-def measure_ours(sizes: Sizes, *, scan: bool, warmup: int, steps: int, repeats: int) -> float:
+def measure_ours(
+    sizes: Sizes, *, scan: bool, clock: Callable[[], float], warmup: int, steps: int, repeats: int
+) -> float:
     """Return the tokens a second of the best repetition."""
     import jax
     import numpy as np
@@ -95,12 +101,12 @@ def measure_ours(sizes: Sizes, *, scan: bool, warmup: int, steps: int, repeats: 
     key, best = jax.random.key(2), 0.0
     with jax.set_mesh(mesh):
         for count in [warmup] + [steps] * repeats:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(count):
                 state, metrics = step(state, batch, key)
             metrics["loss"].block_until_ready()
             if count == steps:
-                best = max(best, steps * sizes.tokens / (time.perf_counter() - start))
+                best = max(best, steps * sizes.tokens / (clock() - start))
     return best
 
 
@@ -110,13 +116,17 @@ def tokens_per_second(command: list[str]) -> float:
     return max(json.loads(line)["tokens_per_second"] for line in lines if line.startswith("{"))
 
 
-def commands(case: str, *, torch_python: str | None, steps: int | None, repeats: int) -> dict[str, list[str]]:
+def commands(
+    case: str, *, torch_python: str | None, steps: int | None, repeats: int, processor_time: bool
+) -> dict[str, list[str]]:
     """Return the command that times each contestant once."""
     flags = ["--steps", str(steps or STEPS[case]), "--repeats", str(repeats)]
+    flags += ["--processor-time"] if processor_time else []
     ours = [sys.executable, __file__, "--case", case, *flags]
     found = {f"jaxtrain, {form}": [*ours, "--ours", form] for form in ("unrolled", "scan")}
     if torch_python:
-        theirs = [torch_python, str(PEER), "--sizes", json.dumps(CASES[case]._asdict()), *flags]
+        sizes, threads = json.dumps(CASES[case]._asdict()), str(len(os.sched_getaffinity(0)))
+        theirs = [torch_python, str(PEER), "--sizes", sizes, "--threads", threads, *flags]
         found |= {f"PyTorch, {mode}": [*theirs, "--mode", mode] for mode in ("eager", "compile")}
     return found
 
@@ -145,17 +155,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help=f"of a repetition; default {STEPS}")
     parser.add_argument("--repeats", type=int, default=2, help="repetitions in a process; the best counts")
+    parser.add_argument("--processor-time", action="store_true", help="for one core of a busy machine; see above")
     parser.add_argument("--ours", choices=("unrolled", "scan"), help="time jaxtrain once, in this process")
     arguments = parser.parse_args()
     cases = arguments.case or list(CASES)
     if arguments.ours:
         for case in cases:
             counts = {"warmup": 3, "steps": arguments.steps or STEPS[case], "repeats": arguments.repeats}
-            found = measure_ours(CASES[case], scan=arguments.ours == "scan", **counts)
+            clock = time.process_time if arguments.processor_time else time.perf_counter
+            found = measure_ours(CASES[case], scan=arguments.ours == "scan", clock=clock, **counts)
             print(json.dumps({"peer": "jaxtrain", "case": case, "tokens_per_second": round(found, 1)}))
         return
     for case in cases:
-        found = commands(case, torch_python=arguments.torch_python, steps=arguments.steps, repeats=arguments.repeats)
+        found = commands(
+            case,
+            torch_python=arguments.torch_python,
+            steps=arguments.steps,
+            repeats=arguments.repeats,
+            processor_time=arguments.processor_time,
+        )
         contest(case, found, arguments.rounds)
 
 
