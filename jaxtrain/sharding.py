@@ -62,6 +62,12 @@ def axis_size(name: str, size: int = 0) -> int:
     return 1 if mesh.empty else _product(_dividing(name, size, _axes(name, mesh), mesh), mesh)
 
 
+def on_one_device() -> bool:
+    """Return whether the current mesh has one device, or there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def _product(axes: tuple[str, ...], mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 

@@ -1,12 +1,20 @@
-"""Training throughput of a 6.5M-parameter decoder on CPU cores, against the same model in PyTorch.
+"""Training throughput of two small decoders on CPU cores, against the same models in PyTorch.
 
-    uv run python scripts/bench_train.py [--torch-python ENVIRONMENT/bin/python] [--rounds 3]
+    uv run python scripts/bench_train.py [--torch-python ENVIRONMENT/bin/python] [--case characters] [--rounds 3]
 
-Both train d_model 256, 8 layers, 8 heads, gated feed-forward 704, 256 bytes, sequence 256, batch 16, float32, AdamW,
-on one fixed batch. Processes alternate (jaxtrain, PyTorch eager, PyTorch compiled, and again), since machines drift;
-each prints its best repetition of a round, and the ratio of the medians is what counts. All of them keep
-freed memory, as `jaxtrain train` does, and layers are unrolled, as PyTorch's are. scripts/peers/setup.sh makes the
-environment of PyTorch; without one, jaxtrain alone is timed.
+Two cases, both Llama decoders in float32 with AdamW, on one fixed batch:
+
+* `bytes`, 6.5M parameters: d_model 256, 8 layers, 8 heads, gated feed-forward 704, 256 bytes, sequence 256, batch 16;
+* `characters`, 0.8M, what people begin with: d_model 128, 4 layers, 4 heads, gated feed-forward 352, 65 characters,
+  sequence 64, batch 12, gradients clipped to a norm of 1.
+
+Processes alternate (jaxtrain with its layers unrolled, jaxtrain with its scan, PyTorch eager, PyTorch compiled, and
+again), since machines drift; each prints its best repetition of a round, and the ratio of the medians is what counts.
+All of them keep freed memory, as `jaxtrain train` does. scripts/peers/setup.sh makes the environment of PyTorch;
+without one, jaxtrain alone is timed.
+
+On a busy machine wall time says little. `taskset -c 0 ... --processor-time` runs all on one core, and counts the time
+in which it works for them. What keeps several cores busy at once does not show in it.
 """
 
 import argparse
@@ -17,15 +25,42 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxtrain.cli.main import KEEP_MEMORY
 
 PEER = Path(__file__).parent / "peers" / "torch_decoder.py"
-BATCH, LENGTH = 16, 256
 
 
-def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
+class Sizes(NamedTuple):
+    """The sizes of the model and of its batch, as scripts/peers/torch_decoder.py takes them."""
+
+    d_model: int
+    layers: int
+    heads: int
+    hidden: int
+    vocabulary: int
+    length: int
+    batch: int
+    clip_norm: float | None
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+
+CASES = {
+    "bytes": Sizes(256, 8, 8, 704, vocabulary=256, length=256, batch=16, clip_norm=None),
+    "characters": Sizes(128, 4, 4, 352, vocabulary=65, length=64, batch=12, clip_norm=1.0),
+}
+STEPS = {"bytes": 4, "characters": 40}  # of a repetition, some two seconds on two cores
+
+
+def measure_ours(
+    sizes: Sizes, *, scan: bool, clock: Callable[[], float], warmup: int, steps: int, repeats: int
+) -> float:
     """Return the tokens a second of the best repetition."""
     import jax
     import numpy as np
@@ -42,28 +77,36 @@ def measure_ours(*, warmup: int, steps: int, repeats: int) -> float:
     from jaxtrain.train.state import create_state
     from jaxtrain.train.step import make_train_step
 
-    model = llama(vocab_size=256, d_model=256, layers=8, heads=8, kv_heads=8, hidden=704, max_length=LENGTH)
-    model = dataclasses.replace(model, scan=False)
+    model = llama(
+        vocab_size=sizes.vocabulary,
+        d_model=sizes.d_model,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.heads,
+        hidden=sizes.hidden,
+        max_length=sizes.length,
+    )
+    model = dataclasses.replace(model, scan=scan)
     mesh = MeshConfig().build(jax.devices()[:1])
     graph, _, axes = abstract_model(model)
     optimizer = AdamW(learning_rate=Constant(peak=3e-4), weight_decay=0.01)
     rate = optimizer.learning_rate.build(1)
-    tx = transformation(optimizer, rate, axes.params, clip_norm=None)
+    tx = transformation(optimizer, rate, axes.params, clip_norm=sizes.clip_norm)
     state = create_state(model, tx, axes, mesh, jax.random.key(0))
     step = jax.jit(make_train_step(graph, NextToken(), Accumulate(), tx, used_rate(optimizer, rate)), donate_argnums=0)
-    rows = np.random.default_rng(1).integers(0, 256, (BATCH, LENGTH + 1), dtype=np.int32)
-    ones = np.ones((BATCH, LENGTH), np.int32)
-    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH))
+    rows = np.random.default_rng(1).integers(0, sizes.vocabulary, (sizes.batch, sizes.length + 1), dtype=np.int32)
+    ones = np.ones((sizes.batch, sizes.length), np.int32)
+    positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), ones.shape)
     batch = jax.device_put(Batch(rows[:, :-1], rows[:, 1:], ones.astype(np.float32), ones, positions))
     key, best = jax.random.key(2), 0.0
     with jax.set_mesh(mesh):
         for count in [warmup] + [steps] * repeats:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(count):
                 state, metrics = step(state, batch, key)
             metrics["loss"].block_until_ready()
             if count == steps:
-                best = max(best, steps * BATCH * LENGTH / (time.perf_counter() - start))
+                best = max(best, steps * sizes.tokens / (clock() - start))
     return best
 
 
@@ -73,33 +116,65 @@ def tokens_per_second(command: list[str]) -> float:
     return max(json.loads(line)["tokens_per_second"] for line in lines if line.startswith("{"))
 
 
+def commands(
+    case: str, *, torch_python: str | None, steps: int | None, repeats: int, processor_time: bool
+) -> dict[str, list[str]]:
+    """Return the command that times each contestant once."""
+    flags = ["--steps", str(steps or STEPS[case]), "--repeats", str(repeats)]
+    flags += ["--processor-time"] if processor_time else []
+    ours = [sys.executable, __file__, "--case", case, *flags]
+    found = {f"jaxtrain, {form}": [*ours, "--ours", form] for form in ("unrolled", "scan")}
+    if torch_python:
+        sizes, threads = json.dumps(CASES[case]._asdict()), str(len(os.sched_getaffinity(0)))
+        theirs = [torch_python, str(PEER), "--sizes", sizes, "--threads", threads, *flags]
+        found |= {f"PyTorch, {mode}": [*theirs, "--mode", mode] for mode in ("eager", "compile")}
+    return found
+
+
+def contest(case: str, contestants: dict[str, list[str]], rounds: int) -> None:
+    """Time all contestants in turn, and print the medians and their ratios."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, command in contestants.items():
+            found[name].append(tokens_per_second(command))
+            print(f"{case}  round {number + 1}  {name:18s} {found[name][-1]:9,.0f} tokens/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    for name, median in medians.items():
+        shares = [
+            f"{ours} {medians[ours] / median:.2f} of it"
+            for ours in medians
+            if ours.startswith("jaxtrain") and ours != name
+        ]
+        print(f"{case}  median   {name:18s} {median:9,.0f} tokens/s  {'; '.join(shares)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--torch-python", help="the python of an environment that has PyTorch 2.13")
+    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; default all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, help=f"of a repetition; default {STEPS}")
     parser.add_argument("--repeats", type=int, default=2, help="repetitions in a process; the best counts")
-    parser.add_argument("--ours", action="store_true", help="time jaxtrain once, in this process")
+    parser.add_argument("--processor-time", action="store_true", help="for one core of a busy machine; see above")
+    parser.add_argument("--ours", choices=("unrolled", "scan"), help="time jaxtrain once, in this process")
     arguments = parser.parse_args()
-    counts = {"steps": arguments.steps, "repeats": arguments.repeats}
+    cases = arguments.case or list(CASES)
     if arguments.ours:
-        print(json.dumps({"peer": "jaxtrain", "tokens_per_second": round(measure_ours(warmup=3, **counts), 1)}))
+        for case in cases:
+            counts = {"warmup": 3, "steps": arguments.steps or STEPS[case], "repeats": arguments.repeats}
+            clock = time.process_time if arguments.processor_time else time.perf_counter
+            found = measure_ours(CASES[case], scan=arguments.ours == "scan", clock=clock, **counts)
+            print(json.dumps({"peer": "jaxtrain", "case": case, "tokens_per_second": round(found, 1)}))
         return
-    flags = [flag for name, value in counts.items() for flag in (f"--{name}", str(value))]
-    commands = {"jaxtrain": [sys.executable, __file__, "--ours", *flags]}
-    if arguments.torch_python:
-        commands |= {
-            f"PyTorch {mode}": [arguments.torch_python, str(PEER), "--mode", mode, *flags]
-            for mode in ("eager", "compile")
-        }
-    found: dict[str, list[float]] = {name: [] for name in commands}
-    for number in range(arguments.rounds):
-        for name, command in commands.items():
-            found[name].append(tokens_per_second(command))
-            print(f"round {number + 1}  {name:16s} {found[name][-1]:9,.0f} tokens/s", flush=True)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    for name, value in medians.items():
-        print(f"median {name:16s} {value:9,.0f} tokens/s  jaxtrain/{name}: {medians['jaxtrain'] / value:.2f}")
+    for case in cases:
+        found = commands(
+            case,
+            torch_python=arguments.torch_python,
+            steps=arguments.steps,
+            repeats=arguments.repeats,
+            processor_time=arguments.processor_time,
+        )
+        contest(case, found, arguments.rounds)
 
 
 if __name__ == "__main__":

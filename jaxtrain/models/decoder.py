@@ -35,7 +35,7 @@ from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.nn.trainable import Everything, Trainable, freeze_all, freeze_others
 from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import Batch, ModelState, ParamTree
-from jaxtrain.sharding import axis_size, constrain
+from jaxtrain.sharding import axis_size, constrain, on_one_device
 
 HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
 
@@ -237,7 +237,9 @@ class Decoder(nnx.Module):
         stacked = stacked._replace(params=narrow_gradients(stacked.params, axes.params, c.compute_dtype))
         in_stages = axis_size("repeats") > 1
         xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
-        y, (states, sums, taps) = jax.lax.scan(c.remat.wrap(repeat), x, xs, unroll=1 if c.scan else c.repeats)
+        # Over several devices, what is recomputed might be exchanged again.
+        body = c.remat.in_scan(repeat) if c.scan and on_one_device() else c.remat.wrap(repeat)
+        y, (states, sums, taps) = jax.lax.scan(body, x, xs, unroll=1 if c.scan else c.repeats)
         return Out(y, states, whole(sums), taps and {"blocks": taps})
 
     def pattern(self) -> Callable[..., Out]:

@@ -27,6 +27,7 @@ from jaxtrain_kernels.flash_attention import (
     flash_attention_backward,
     gpu,
     reference,
+    xla,
 )
 from tolerances import SAME_GRADIENT, assert_close
 
@@ -287,6 +288,15 @@ def test_the_size_of_blocks_changes_nothing():
 
     whole = run(Blocks(rows=B, queries=40, keys=40))
     assert_close(run(Blocks(rows=1, queries=1, keys=7)), whole, SAME_GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "rows"),
+    [(12, 64, 4, 12), (64, 64, 4, 16), (16, 256, 8, 2), (13, 256, 4, 1), (4, 4096, 8, 1)],
+)
+def test_on_cpu_so_many_rows_are_computed_at_a_time_that_their_scores_fit_the_cache(batch, length, heads, rows):
+    row = jax.ShapeDtypeStruct((batch, length, heads, 32), jnp.float32)
+    assert xla.rows_at_once(xla.CPU, row, row) == rows
 
 
 def test_two_halves_of_the_keys_combined_are_the_whole():

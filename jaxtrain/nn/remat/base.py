@@ -32,6 +32,10 @@ class RematPolicy(Technique):
     def wrap(self, body: Callable) -> Callable:
         """Return the body of a block, with the residuals that the policy saves."""
 
+    def in_scan(self, body: Callable) -> Callable:
+        """Return the body of a scan over blocks on one device. A scan copies each residual into a stack, and back."""
+        return self.wrap(body)
+
 
 def checkpointed(body: Callable, policy: Callable) -> Callable:
     """Return the body under jax.checkpoint. The scan around blocks already keeps XLA from undoing the remat."""

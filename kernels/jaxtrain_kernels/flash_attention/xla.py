@@ -6,7 +6,7 @@ not with its square. Blocks that the mask hides by position alone are not comput
 
 A short sequence is a few blocks of queries. Each is written out (unrolled), with only the keys it can see: one matrix
 product each if the keys are few. A long sequence is a loop. On CPU, scores larger than the cache cost more than the
-products around them, so there rows of the batch are computed one by one, in smaller blocks.
+products around them, so there a few rows of the batch are computed at a time, in smaller blocks.
 
 Inside, the G query heads of a key head are rows of one product: M = G x (queries of a block).
 """
@@ -32,9 +32,13 @@ from jaxtrain_kernels.flash_attention.problem import (
 
 
 class Sizes(NamedTuple):
-    """The sizes of blocks, as in `Blocks`. With `keys` None a block that is written out takes all keys at once."""
+    """The sizes of blocks, as in `Blocks`.
 
-    rows: int
+    With `rows` None as many rows of the batch are taken as have SCORES_AT_ONCE bytes of scores. With `keys` None a
+    block that is written out takes all keys at once.
+    """
+
+    rows: int | None
     queries: int
     written_out: int
     keys: int | None = None
@@ -49,9 +53,10 @@ class Sizes(NamedTuple):
         )
 
 
-CPU = Sizes(rows=1, queries=64, written_out=16)
+CPU = Sizes(rows=None, queries=64, written_out=16)
 ACCELERATOR = Sizes(rows=1 << 30, queries=128, written_out=4)  # more queries: gigabytes of scores at 64 heads
 KEYS_OF_A_LOOP = 1024
+SCORES_AT_ONCE = 1 << 20  # half of it and twice as much are as fast; fewer do not keep the cores busy (docs/log.md)
 
 
 def forward(x: Inputs, options: Options) -> tuple[Float[Array, "B L H V"], Float[Array, "B H L"]]:
@@ -69,12 +74,20 @@ def backward(
 def _on_platform(function: Callable, options: Options, *arguments):
     def run(default: Sizes, *arguments):
         blocks = default.replaced_by(options.blocks)
-        return _in_rows(functools.partial(function, options, blocks), blocks.rows, *arguments)
+        rows = rows_at_once(blocks, arguments[0].q, arguments[0].k) if blocks.rows is None else blocks.rows
+        return _in_rows(functools.partial(function, options, blocks), rows, *arguments)
 
     if None not in (options.blocks.rows, options.blocks.queries):
         return run(CPU, *arguments)
     on_cpu, elsewhere = (functools.partial(run, blocks) for blocks in (CPU, ACCELERATOR))
     return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
+
+
+def rows_at_once(blocks: Sizes, q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Return the most rows that divide the batch and have SCORES_AT_ONCE bytes of scores in a block, or 1."""
+    (B, L, H, _), S = q.shape, k.shape[1]
+    of_a_row = H * min(blocks.queries, L) * S * accumulator(q.dtype).itemsize
+    return max((rows for rows in range(1, B + 1) if B % rows == 0 and rows * of_a_row <= SCORES_AT_ONCE), default=1)
 
 
 def _in_rows(function: Callable, rows: int, x: Inputs, *others):
