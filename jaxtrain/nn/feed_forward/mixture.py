@@ -38,6 +38,7 @@ class MixtureConfig(FeedForwardConfig):
     balance: float = 0.0
     bias_rate: float = 0.0
     paper: ClassVar[str] = "arXiv:1701.06538"
+    neutral: ClassVar[tuple[str, ...]] = ("balance",)
 
     def __post_init__(self):
         check_at_least_one(self, "experts", "top_k")
