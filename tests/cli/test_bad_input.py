@@ -252,6 +252,13 @@ def test_run_that_is_a_file_is_refused(tiny_run, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_run_at_an_address_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check(refusal(capsys, *tiny_run.command, "--run", "gs://bucket/run"), "gs://bucket/run")
+    check(refusal(capsys, "eval", "s3://bucket/run"), "s3://bucket/run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_below_a_file_is_refused(tiny_run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     line = refusal(capsys, *tiny_run.command, "--run", tmp_path / "file" / "run")
