@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 
 class Technique(ABC):  # noqa: B024  # each kind has its own abstract methods
-    """A frozen dataclass that a configuration key takes by its base class. `paper` names its source."""
+    """A frozen dataclass that a configuration key takes by its base class. `paper` names its source.
+
+    `neutral` names the fields of a layer that change how it is computed or trained, and not what it computes from the
+    same weights. Weights of another run may come with other values of these.
+    """
 
     __slots__ = ()
     paper: ClassVar[str] = ""
+    neutral: ClassVar[tuple[str, ...]] = ()
     if TYPE_CHECKING:  # all subclasses are dataclasses, so `dataclasses.replace` takes them
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 

@@ -1,10 +1,13 @@
-"""The runs that the configurations of the repository begin with, as far as configurations can tell."""
+"""What the configurations of the repository begin with: runs, as far as configurations can tell, and weights."""
 
 import runpy
 from pathlib import Path
 
+from tiny import random_params
+
 from jaxtrain.cli.config_file import load
 from jaxtrain.record.files import RunFiles
+from jaxtrain.surgery.huggingface import export_folder
 from jaxtrain.train.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -20,3 +23,9 @@ def make_runs(folder: Path) -> None:
         RunFiles.of(config).write(run)
     (run.path / "huggingface").mkdir()
     ADD_CHAT_TOKENIZER(run.path / "huggingface")
+
+
+def make_published(folder: Path) -> None:
+    """Make the Hugging Face folder of the quickstart's model, with random weights."""
+    model = load(ROOT / "configs/quickstart.gin").config.model
+    export_folder(model, random_params(model), folder)

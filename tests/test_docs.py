@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from beginnings import make_published
 from documents import ROOT, blocks, commands, files, text
 from tiny_tokenizer import write_tokenizer
 
@@ -35,6 +36,7 @@ def quickstart(tmp_path_factory):
         RunFolder(folder / "runs" / run).path.mkdir(parents=True)
         files.write(RunFolder(folder / "runs" / run))
     write_tokenizer(folder / "tokenizer.json")
+    make_published(folder / "published")
     return folder
 
 

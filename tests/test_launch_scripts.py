@@ -1,6 +1,8 @@
-"""The scripts that start runs: on this machine for real, on SLURM and on TPU pods up to the commands they call."""
+"""The scripts that start runs, as docs/cluster.md calls them: here for real, on clusters up to their own commands."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,25 +10,16 @@ from pathlib import Path
 
 import pytest
 from devices import xla_flags
+from documents import blocks, files, text
 from patience import PATIENCE_SECONDS
 
 from jaxtrain.cli.config_file import load
+from jaxtrain.cli.main import main, parser
 from jaxtrain.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 LOCAL = (sys.executable, SCRIPTS / "launch_local.py")
-TINY = {
-    "model.d_model": 8,
-    "model.repeats": 1,
-    "model.pattern[0].mixer.head_dim": 2,
-    "model.pattern[0].mlp.hidden": 8,
-    "optimizer.learning_rate.warmup_steps": 1,
-    "phases[0].steps": 2,
-    "phases[0].batch_size": 2,
-    "phases[0].sequence_length": 8,
-    "hooks": "(@Checkpoint(every_steps=2),)",
-}
 # A process that says who it is, then waits to be told to stop; or the second of two fails, once the first one waits.
 PROCESS = """\
 import os, signal, sys, time
@@ -92,20 +85,60 @@ def test_script_is_valid_shell(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
 
 
-def test_local_processes_train_one_run(tmp_path):
-    (tmp_path / "a.txt").write_text("some text to learn from\n" * 40)
-    run = tmp_path / "run"
-    changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
-    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    jaxtrain = [sys.executable, "-m", "jaxtrain.cli.main"]
-    process = launch(*LOCAL, 2, *jaxtrain, "train", ROOT / "configs" / "quickstart.gin", "--run", run, *sets)
-    code, out, errors = finish(process)
-    assert code == 0, errors
-    assert any("on 2 cpu" in line for line in out)
-    assert sum("the run is in" in line for line in out) == 1, "the first process speaks for all"
-    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
-    assert load(run).config.phases[0].steps == 2
-    assert (run / "checkpoints" / "2" / "manifest.json").is_file()
+SBATCH = """\
+while [[ $1 == --* ]]; do shift; done
+script=$1; shift
+SLURM_SUBMIT_DIR=$PWD exec bash "$script" "$@"
+"""
+
+
+def test_the_commands_of_the_page_are_run_as_printed(tmp_path, monkeypatch, capfd):
+    """Two processes train, and one goes on. Worth two starts: they are what the page and launch_local.py promise."""
+    page, project = text("docs/cluster.md"), Path(sys.executable).parents[1]
+    for name, target in (("scripts", SCRIPTS), (".venv", project)):
+        (tmp_path / name).symlink_to(target)
+    for name, content in files(page).items():
+        (tmp_path / name).write_text(content)
+    for name, body in (("sbatch", SBATCH), ("srun", 'echo srun "$@" >> calls'), ("gcloud", 'echo "$@" >> calls')):
+        path = fake_command(tmp_path, name, body)["PATH"]
+    settings = environment(PATH=f"{project}/bin:{path}", JAXTRAIN_CACHE=str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXTRAIN_CACHE", settings["JAXTRAIN_CACHE"])
+    said = []
+    for block in blocks(page):
+        for line in block.lines if not block.mark else ():
+            words = shlex.split(line, comments=True)
+            if words[0] == "jaxtrain":
+                assert main(words[1:]) == 0, capfd.readouterr().err
+            else:
+                code, out, errors = finish(launch("bash", "-ec", line, env=settings))
+                assert code == 0, errors
+                said += out
+
+    assert any("on 2 cpu" in line for line in said)
+    assert sum("the run is in" in line for line in said) == 1, "the first process speaks for all"
+    assert [record["step"] for record in read_metrics(Path("runs/rehearsal/metrics.jsonl"))] == [*range(1, 9)]
+    assert load(Path("runs/rehearsal")).config.phases[0].steps == 8
+    assert Path("runs/rehearsal/checkpoints/8/manifest.json").is_file()
+    [_] = Path("runs/profiled/profile").rglob("*.trace.json.gz")
+
+    srun, *gcloud = Path("calls").read_text().splitlines()
+    called = shlex.split(srun[srun.index(" train ") :])
+    assert parser().parse_args(called).config == "configs/quickstart.gin"
+    assert [call.split()[3] for call in gcloud if call.startswith("compute")] == ["scp", "ssh", "ssh", "ssh"]
+    assert "jaxtrain train configs/quickstart.gin --run /mnt/shared/run" in "".join(gcloud)
+    assert "kill -TERM" in gcloud[-1]
+
+
+def test_the_page_names_every_variable_of_the_environment_that_is_read():
+    page = text("docs/cluster.md").partition("## Variables of the environment")[2]
+    read = [path.read_text() for path in (ROOT / "jaxtrain").rglob("*.py")]
+    names = set(
+        re.findall(r'"((?:JAX|JAXTRAIN|SLURM|TPU|XLA|GLIBC|WANDB|MLFLOW|HF|TQDM|ALLOW)_[A-Z_]+)"', "".join(read))
+    )
+    names |= set(re.findall(r"\$\{([A-Z]+)\b", "".join(path.read_text() for path in SCRIPTS.glob("launch_*"))))
+    assert "JAXTRAIN_CACHE" in names and "ZONE" in names
+    assert names - set(re.findall(r"`([A-Z_]+)`", page)) == set()
 
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):

@@ -1,4 +1,7 @@
-"""The data of a run, prepared with a progress bar: every text that it reads, cut to rows of one length."""
+"""The data of a run, prepared with a progress bar: every text that it reads, cut to rows of one length.
+
+Validation sets are texts of their own, cut to the rows of the phases that they are evaluated in.
+"""
 
 import datetime
 import time
@@ -12,6 +15,7 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, Rows, Source, open_rows, open_stores, stream_of
 from jaxtrain.data.store import TokenStore
 from jaxtrain.data.summary import SourceSummary, summaries
+from jaxtrain.train.evaluation import ValidationRows, validation_sets
 
 SECONDS = 10  # between the lines that a file or the log of a job gets in place of a bar
 
@@ -24,6 +28,7 @@ class Stream(NamedTuple):
     rows: Rows
     rows_read: int
     steps: int
+    batch_sizes: tuple[int, ...]
 
     @property
     def stores(self) -> list[TokenStore]:
@@ -34,17 +39,28 @@ class Stream(NamedTuple):
         return summaries(self.data, self.rows, rows_read=self.rows_read)
 
 
-def streams(config: TrainConfig, console: Console, *, rebuild: bool = False) -> list[Stream]:
-    """Return the streams of a run in the order in which they begin. Tokenise what the cache lacks, or all of it."""
-    opened: list[tuple[DataConfig, tuple[TokenStore, ...]]] = []
+class Stores:
+    """Opens the token stores of data, each once. Tokenises what the cache lacks, or all of it with `rebuild`."""
+
+    def __init__(self, console: Console, *, rebuild: bool = False):
+        self._console, self._rebuild = console, rebuild
+        self._opened: list[tuple[DataConfig, tuple[TokenStore, ...]]] = []
+
+    def __call__(self, data: DataConfig) -> tuple[TokenStore, ...]:
+        found = next((stores for known, stores in self._opened if known == data), None)
+        if found is None:
+            with Tokenising(self._console) as progress:
+                found = open_stores(data, progress=progress.of_source, rebuild=self._rebuild)
+            self._opened.append((data, found))
+        return found
+
+
+def streams(config: TrainConfig, open_all: Stores) -> list[Stream]:
+    """Return the streams of a run in the order in which they begin."""
     found: dict[str, Stream] = {}
     for number, phase in enumerate(config.phases):
         data = phase.data or config.data
-        stores = next((stores for known, stores in opened if known == data), None)
-        if stores is None:
-            with Tokenising(console) as progress:
-                stores = open_stores(data, progress=progress.of_source, rebuild=rebuild)
-            opened.append((data, stores))
+        stores = open_all(data)
         length, seed = phase.sequence_length, config.seed
         name = stream_of(data, stores, sequence_length=length, seed=seed)
         before = found.get(name)
@@ -54,8 +70,22 @@ def streams(config: TrainConfig, console: Console, *, rebuild: bool = False) -> 
             before.rows if before else open_rows(data, split="train", stores=stores, sequence_length=length, seed=seed),
             (before.rows_read if before else 0) + phase.steps * phase.batch_size,
             (before.steps if before else 0) + phase.steps,
+            (*(before.batch_sizes if before else ()), phase.batch_size),
         )
     return list(found.values())
+
+
+def evaluated(config: TrainConfig, stream: Stream, open_all: Stores) -> dict[str, ValidationRows]:
+    """Return what evaluations read in the phases of a stream, as `validation_sets` does."""
+    data, sets = stream.data, config.validation
+    of_sets = {own.name: open_all(own.read_as(data)) for own in sets}
+    length = stream.rows.sequence_length
+    return validation_sets(data, sets, sequence_length=length, stores=stream.stores, of_sets=of_sets)
+
+
+def batches_of_an_evaluation(config: TrainConfig) -> int:
+    """Return how many batches the hooks of a run evaluate on at most, 0 where none evaluates."""
+    return max((hook.validation_batches for hook in config.hooks), default=0)
 
 
 def telling_lines(stream: Stream) -> Iterator[str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxtrain.cli import bigram_record
 from jaxtrain.cli.cache import keep_compilations
 from jaxtrain.cli.config_file import load
-from jaxtrain.cli.data_streams import streams, telling_lines
+from jaxtrain.cli.data_streams import Stores, batches_of_an_evaluation, evaluated, streams, telling_lines
 from jaxtrain.cli.dry_run import dry_run
 from jaxtrain.cli.moved_rate import moved_rate
 from jaxtrain.cli.train_report import conclude, describe
@@ -23,7 +23,7 @@ from jaxtrain.data.bigram import LARGEST_VOCABULARY
 from jaxtrain.record.files import RunFiles
 from jaxtrain.record.run import check_same, checked_start, write_record
 from jaxtrain.train import distributed
-from jaxtrain.train.evaluation import SEED, validation_sets
+from jaxtrain.train.evaluation import SEED
 from jaxtrain.train.folder import RunFolder, SaveError
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.manifest import is_finished
@@ -130,12 +130,11 @@ def prepare_data(config: TrainConfig, console: Console) -> float | None:
     It is None for a large vocabulary, for other examples than next tokens, and for a run without validation.
     """
     console.print("preparing data ...", style="dim")
-    validation = max((hook.validation_batches for hook in config.hooks), default=0)
-    prepared = streams(config, console)
+    validation, stores = batches_of_an_evaluation(config), Stores(console)
+    prepared = streams(config, stores)
     if validation:
         for stream in prepared:
-            length = stream.rows.sequence_length
-            validation_sets(stream.data, config.validation, sequence_length=length, stores=stream.stores)
+            evaluated(config, stream, stores)
     for line in (line for stream in prepared for line in telling_lines(stream)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     phase = config.phases[-1]  # the last validation loss of the run is measured on its data

@@ -8,7 +8,7 @@ unrolled. Nothing here depends on devices: `gather` and `constrain` take logical
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter.
+    """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter (`neutral`).
 
     Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
     at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
@@ -64,6 +64,16 @@ class DecoderConfig:
     scan: bool = True
     trainable: Trainable = Everything()
     teacher: Teacher | None = None
+    neutral: ClassVar[tuple[str, ...]] = (  # as in a Technique
+        "max_length",
+        "vocab_multiple",
+        "dropout",
+        "compute_dtype",
+        "remat",
+        "scan",
+        "trainable",
+        "teacher",
+    )
 
     def __post_init__(self):
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):

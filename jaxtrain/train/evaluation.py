@@ -38,6 +38,10 @@ class ValidationSet:
     def __post_init__(self):
         check_name("name", self.name)
 
+    def read_as(self, data: DataConfig) -> DataConfig:
+        """Return the data of this text, all of it, with the tokenizer, packing and examples of `data`."""
+        return dataclasses.replace(data, source=self.source, validation_fraction=0.0)
+
 
 class ValidationRows(NamedTuple):
     """The rows of a validation set, what its sources are called, and the bytes that each id stands for, if known."""
@@ -53,11 +57,12 @@ def validation_sets(
     *,
     sequence_length: int,
     stores: Sequence[TokenStore] | None = None,
+    of_sets: Mapping[str, Sequence[TokenStore]] = MappingProxyType({}),
 ) -> dict[str, ValidationRows]:
     """Return one pass over each validation set by its name, and over the held-out part of the text as HELD_OUT.
 
-    The held-out part is of `stores`, opened before, or else of the text as it is now. It is left out where nothing is
-    held out and there are other sets.
+    The held-out part is of `stores`, opened before, or else of the text as it is now; a set is of those in `of_sets`.
+    The held-out part is left out where nothing is held out and there are other sets.
     """
     counts = data.tokenizer.byte_counts() if data.examples.asks_for_next else None
     once = functools.partial(open_rows, sequence_length=sequence_length, seed=SEED, num_epochs=1)
@@ -66,8 +71,8 @@ def validation_sets(
         held_out = once(data, split="validation", stores=stores)
         found[HELD_OUT] = ValidationRows(held_out, data.source.names, counts)
     for own in sets:
-        whole = dataclasses.replace(data, source=own.source, validation_fraction=0.0)
-        found[own.name] = ValidationRows(once(whole, split="train"), own.source.names, counts)
+        whole = once(own.read_as(data), split="train", stores=of_sets.get(own.name))
+        found[own.name] = ValidationRows(whole, own.source.names, counts)
     return found
 
 

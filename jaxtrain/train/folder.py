@@ -113,7 +113,16 @@ def free_name(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
+    """The folder of a run. Raises ValueError for an address: `Path` takes gs://bucket/run for a folder named `gs:`."""
+
     path: Path
+
+    def __post_init__(self):
+        if found := re.match(r"([a-z][a-z0-9]+):/(.*)", str(self.path)):
+            address = f"{found[1]}://{found[2]}"
+            raise ValueError(
+                f"{address}: a run is written to a folder and not to an address; mount the bucket and name its path"
+            )
 
     @property
     def config(self) -> Path:

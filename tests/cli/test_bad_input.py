@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from messages import CLASSES, check, refusal
-from tiny_run import command, content, sets
+from tiny_run import QUICKSTART, command, content, sets
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
@@ -250,6 +250,13 @@ def test_run_that_is_a_file_is_refused(tiny_run, tmp_path, capsys):
     line = refusal(capsys, *tiny_run.command, "--run", tmp_path / "file", "--overwrite")
     check(line, tmp_path / "file", "--run")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_run_at_an_address_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check(refusal(capsys, "train", QUICKSTART, "--run", "gs://bucket/run"), "gs://bucket/run")
+    check(refusal(capsys, "eval", "s3://bucket/run"), "s3://bucket/run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_below_a_file_is_refused(tiny_run, tmp_path, capsys):

@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from beginnings import make_runs
-from messages import CLASSES, refused
+from beginnings import make_published, make_runs
+from messages import CLASSES, check, refusal, refused
 from tiny_tokenizer import write_tokenizer
 
 import jaxtrain
@@ -28,6 +28,7 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "chat_tiny": (1_025_152, 5_032_960),
     "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
+    "finetune_tiny": (869_504, 5_753_856),
     "gla_tiny": (947_712, 5_529_600),
     "hybrid_tiny": (1_330_448, 8_292_864),
     "llama2_7b": (6_738_415_616, 41_253_863_424),
@@ -37,17 +38,27 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "mixtral_8x7b": (46_702_792_704, 79_713_533_952),  # of its 12.9B active parameters
     "moe_tiny": (1_463_424, 4_008_960),
     "parquet_tiny": (869_504, 5_753_856),
+    "phases_tiny": (869_504, 5_753_856),
     "pipeline_tiny": (1_656_960, 10_475_520),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
+    "wandb_tiny": (869_504, 5_753_856),
 }
 PUBLISHED = {"llama2_7b": llama2_7b, "llama31_8b": llama31_8b, "llama31_70b": llama31_70b}
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "llama"
+    make_published(folder)
+    return folder
+
+
 @pytest.fixture
-def quickstart(tmp_path, monkeypatch):
-    """A folder with the runs and the tokenizer that other configurations begin with."""
+def quickstart(tmp_path, published, monkeypatch):
+    """A folder with the runs, the Hugging Face folder and the tokenizer that other configurations begin with."""
     make_runs(tmp_path)
+    (tmp_path / "published").symlink_to(published)
     write_tokenizer(tmp_path / "tokenizer.json")  # of the mixture
     monkeypatch.chdir(tmp_path)
 
@@ -62,6 +73,13 @@ def test_configuration_makes_a_model(file, quickstart):
         published = PUBLISHED[file.stem]()
         as_published = {"compute_dtype": "float32", "remat": NoRemat()}
         assert dataclasses.replace(model, **as_published) == published
+
+
+def test_every_configuration_says_what_it_shows_and_is_listed():
+    page = (FOLDER.parent / "docs/configuration.md").read_text()
+    listed = dict(re.findall(r"^\| \[`(\w+)`\]\(\.\./configs/\1\.gin\) \| (\S.*) \|$", page, re.MULTILINE))
+    assert [*listed] == [file.stem for file in FILES]
+    assert all(file.read_text().startswith("# ") for file in FILES)
 
 
 def test_no_published_configuration_is_passed_over():
@@ -174,3 +192,12 @@ def test_the_encoder_trains_by_the_command(tmp_path, capsys):
     assert main(["train", str(FOLDER / "encoder_tiny.gin"), "--run", str(tmp_path / "run"), *sets]) == 0
     printed = capsys.readouterr().out
     assert "next: jaxtrain eval" in printed and "bigram" not in printed and "generate" not in printed
+
+
+def test_another_base_of_rotary_embeddings_than_that_of_the_weights_is_refused_with_what_to_write(quickstart, capsys):
+    theta = "model.pattern[0].mixer.positions.theta"
+    command = ["train", FOLDER / "qlora_tiny.gin", "--dry-run", "--set", f"{theta}=500000.0"]
+    text = refusal(capsys, *command)
+    check(text, "runs/quickstart", f"{theta}=500000.0", 10000.0)
+    meant = re.search(r"initial\.changed=\('model\..*\)", text)[0]
+    check(refusal(capsys, *command, "--set", meant), "no finished checkpoint")  # the weights are read next

@@ -15,7 +15,7 @@ from tiny_run import CONFIGS, QUICKSTART, sets
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.data import shown_row
-from jaxtrain.cli.data_streams import Tokenising, streams, telling_lines
+from jaxtrain.cli.data_streams import Stores, Tokenising, streams, telling_lines
 from jaxtrain.cli.main import main
 from jaxtrain.data import ByteTokenizer, DataConfig, Document, Part, Source, batches_of, open_rows
 from jaxtrain.data.examples import MaskedTokens
@@ -49,7 +49,7 @@ def arguments(tmp_path) -> list[str]:
 
 def test_its_figures_are_those_of_the_rows_that_training_reads(arguments):
     config = load(QUICKSTART, arguments[2::2]).config
-    (stream,) = streams(config, Console(quiet=True))
+    (stream,) = streams(config, Stores(Console(quiet=True)))
     assert (stream.phases, stream.steps, stream.rows_read) == ([0, 1], 5, 28)
     found = stream.summaries
     read = next(batches_of(stream.rows, batch_size=28))
@@ -79,17 +79,46 @@ def test_it_says_what_there_is_and_prints_rows_whose_text_can_be_read_on(argumen
         assert re.fullmatch(r"\S|\\n| ", given[0]) and re.search(r"(large|small) \d", asked[0][0])
 
 
-def test_the_second_time_it_comes_from_the_cache_unless_it_is_asked_to_rebuild(arguments, capsys):
+@pytest.fixture
+def validation(tmp_path) -> list[str]:
+    """What adds a validation set to the command line, and an evaluation of two batches."""
+    (tmp_path / "other").mkdir()
+    for number in range(9):
+        (tmp_path / "other" / f"{number}.txt").write_text("some text " * (1 + 4 * number))
+    text = f"@TextFiles(glob='{tmp_path}/other/*')"
+    changes = {
+        "validation": f"(@ValidationSet(name='other',source={text}),)",
+        "hooks": "(@Evaluate(every_steps=1,batches=2),)",
+    }
+    return sets(changes)
+
+
+def test_it_shows_validation_sets_and_the_rows_that_an_evaluation_reads(arguments, validation, tmp_path, capsys):
+    assert main(["data", *arguments, *validation, "--rows", "0"]) == 0
+    held_out, other = re.split("validation set other: ", capsys.readouterr().out.split("held-out text: ")[1])
+    assert re.fullmatch(r"\d+ rows; an evaluation of the run reads (8 or 16|8 or all|all)\s*", held_out)
+    lengths = [len(file.read_text()) + 1 for file in (tmp_path / "other").iterdir()]  # with the end of the document
+    assert f"  text        {len(lengths)} documents, {sum(lengths):,} tokens\n" in other
+    assert f"median {sorted(lengths)[4]:,} tokens, longest {max(lengths):,}" in other
+    rows, read = re.match(r"(\d+) rows; an evaluation of the run reads (.*)\n", other).groups()
+    assert int(rows) > 16 and read == "8 or 16"
+    [(again, padding)] = re.findall(r"^  rows +(\d+) in all, ([\d.]+)% padding$", other, re.MULTILINE)
+    assert again == rows
+    filled = (sum(lengths) - len(lengths)) / (int(rows) * 64)  # the last token of a document only is a target
+    assert float(padding) == pytest.approx(100 * (1 - filled), abs=0.05)
+
+
+def test_the_second_time_it_comes_from_the_cache_unless_it_is_asked_to_rebuild(arguments, validation, capsys):
     said = []
     for more in ([], [], ["--rebuild"]):
-        assert main(["data", *arguments, "--rows", "0", *more]) == 0
+        assert main(["data", *arguments, *validation, "--rows", "0", *more]) == 0
         said.append(re.findall(r"^  tokens +(.*)$", capsys.readouterr().out, re.MULTILINE))
-    assert said[0] == said[2] == ["tokenised now"] * 2
+    assert said[0] == said[2] == ["tokenised now"] * 3
     assert all(re.fullmatch(r"from the cache, tokenised \d{4}-\d\d-\d\d \d\d:\d\d", line) for line in said[1])
 
 
 def test_the_two_most_telling_lines_are_these(arguments):
-    (stream,) = streams(load(QUICKSTART, arguments[2::2]).config, Console(quiet=True))
+    (stream,) = streams(load(QUICKSTART, arguments[2::2]).config, Stores(Console(quiet=True)))
     text, read = telling_lines(stream)
     assert re.fullmatch(r"\d+ documents, [\d,]+ tokens to train on, [\d,]+ to validate on \(tokenised now\)", text)
     epochs = [f"{each.epochs:.3g} of {each.label}" for each in stream.summaries]
@@ -158,7 +187,7 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(monke
 def test_parquet_with_a_column_of_weights_is_a_configuration(tmp_path, capsys):
     rows = {"text": [f"Text {n}. " * 5 for n in range(20)], "quality": [n % 3 / 2 for n in range(20)]}
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
-    changes = {"data.source.glob": str(tmp_path / "*.parquet"), "data.source.weight": "quality"}
+    changes = {"data.source.glob": str(tmp_path / "*.parquet"), "data.source.weight": "quality", "hooks": "()"}
     assert main(["data", str(CONFIGS / "parquet_tiny.gin"), *sets(changes), "--rows", "8"]) == 0
     printed = capsys.readouterr().out
     assert {weight for weight in re.findall(r"^    weight (\S+)", printed, re.MULTILINE)} == {"0", "0.5", "1"}

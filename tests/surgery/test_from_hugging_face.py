@@ -85,6 +85,15 @@ def test_another_architecture_is_refused(tiny_folder):
         _arrays(config, tiny_folder)
 
 
+def test_another_function_of_the_same_weights_is_refused_unless_it_is_meant(tiny_folder):
+    plain = open_folder(tiny_folder)[0]
+    config = dataclasses.replace(plain, norm=dataclasses.replace(plain.norm, epsilon=0.1))
+    with refused(ValueError, tiny_folder, "model.norm.epsilon=0.1", plain.norm.epsilon):
+        _arrays(config, tiny_folder)
+    meant = FromHuggingFace(path=str(tiny_folder), changed=("model.norm.epsilon",))
+    assert_close(meant(config, MeshConfig().build(), jax.random.key(0)).params, import_folder(tiny_folder)[1], EXACT)
+
+
 def test_a_folder_that_has_changed_since_is_refused(tiny_folder):
     config = open_folder(tiny_folder)[0]
     before = dataclasses.replace(config, dropout=0.5)

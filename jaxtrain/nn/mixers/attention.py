@@ -54,6 +54,7 @@ class AttentionConfig(MixerConfig):
     implementation: str | None = None
     linear: LinearConfig = Dense()
     paper: ClassVar[str] = "arXiv:1706.03762"
+    neutral: ClassVar[tuple[str, ...]] = ("implementation",)
 
     def __post_init__(self):
         check_at_least_one(self, "heads", "kv_heads", "head_dim")

@@ -58,6 +58,7 @@ class RecurrentConfig(MixerConfig):
     chunk_size: int = 64
     implementation: str | None = None
     linear: LinearConfig = Dense()
+    neutral: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
     operation: ClassVar[str]
     implementations: ClassVar[tuple[Implementation, ...]]
 

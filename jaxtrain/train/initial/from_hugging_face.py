@@ -13,7 +13,8 @@ from jaxtrain.shapes import ModelState
 from jaxtrain.surgery.huggingface import import_folder
 from jaxtrain.surgery.linears import has_plain_linears, plain
 from jaxtrain.train.initial.base import Initial
-from jaxtrain.train.initial.taken_over import check_same_architecture, taken_over
+from jaxtrain.train.initial.same_model import check_same_architecture, check_same_function
+from jaxtrain.train.initial.taken_over import taken_over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +23,13 @@ class FromHuggingFace(Initial):
 
     Linears may be of other kinds, and only some parameters trained, as with `FromRun`. `model` is the folder's model.
     It is read from there where a configuration file leaves it out, and so is the model of the run. The tokenizer is
-    not: `data.tokenizer` names its file. Every device gets its own part of the weights; host memory holds one tensor.
+    not: `data.tokenizer` names its file. Keys that change what the weights compute must be those of the folder, but for
+    those that `changed` names. Every device gets its own part of the weights; host memory holds one tensor.
     """
 
     path: Folder
     model: DecoderConfig | None = None
+    changed: tuple[str, ...] = ()
     paper: ClassVar[str] = "common practice"
 
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
@@ -34,6 +37,7 @@ class FromHuggingFace(Initial):
         if self.model is not None and plain(self.model) != source:
             raise ValueError(f"path={self.path!r}: its config.json is not the one any more that `model` was read from")
         check_same_architecture(source, config, path=self.path, what="a model")
+        check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)
         shapes = abstract_model(source).shapes.params
         model = ModelState(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes))
         return model if has_plain_linears(config) else taken_over(model, source, config, mesh, key)
