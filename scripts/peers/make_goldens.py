@@ -29,12 +29,16 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     ModernBertConfig,
     Olmo2Config,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     Starcoder2Config,
 )
@@ -58,6 +62,7 @@ SMALLER = COMMON | {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 WITHOUT_GROUPS = {key: value for key, value in SMALLER.items() if key != "num_key_value_heads"}
 MASKED = ("bert", "modernbert")  # trained to fill in masked tokens; the others predict the next one
 YARN = {  # pairs that are kept, blended and divided
@@ -169,6 +174,16 @@ def configs() -> dict[str, PreTrainedConfig]:
                 "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
             },
         ),
+        "mixtral": MixtralConfig(
+            **SMALLER | {"intermediate_size": 12}, num_local_experts=4, router_aux_loss_coef=0.02, sliding_window=6
+        ),
+        "qwen2_moe": Qwen2MoeConfig(
+            **SMALLER, **EXPERTS, moe_intermediate_size=12, shared_expert_intermediate_size=20, norm_topk_prob=False
+        ),
+        "qwen3_moe": Qwen3MoeConfig(
+            **SMALLER, **EXPERTS, moe_intermediate_size=12, head_dim=12, norm_topk_prob=True, decoder_sparse_step=1
+        ),
+        "olmoe": OlmoeConfig(**SMALLER | {"intermediate_size": 12, "num_key_value_heads": 2}, **EXPERTS),
     }
 
 

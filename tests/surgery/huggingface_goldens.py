@@ -17,6 +17,7 @@ GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
 NAMES = (
     *("llama", "qwen3", "gemma2", "mistral", "gpt2", "qwen2", "gemma", "gemma3_text", "phi3", "olmo2"),
     *("smollm3", "starcoder2", "gpt_neox", "granite", "cohere2", "bert", "modernbert"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
 )
 TYPES = "bert.embeddings.token_type_embeddings.weight"  # the first row is added to the positions
 POSITIONS = "bert.embeddings.position_embeddings.weight"

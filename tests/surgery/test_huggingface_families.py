@@ -7,21 +7,27 @@ from messages import refused
 from published_settings import (
     COMMAND_R7B,
     GEMMA3_1B,
+    MIXTRAL_8X7B,
     OLMO2_7B,
+    OLMOE_1B_7B,
     PHI3_MINI,
     PUBLISHED,
     PYTHIA_160M,
+    QWEN3_30B_A3B,
     QWEN25_7B,
     SMOLLM3_3B,
 )
 
 from jaxtrain.models.presets import llama3_tiny
 from jaxtrain.nn.mixers.scores import Scores
+from jaxtrain.nn.moe.balances import RouterBias
+from jaxtrain.nn.moe.routers import Sigmoid
 from jaxtrain.nn.positions import InterleavedRotary, NoPositions, Rotary
 from jaxtrain.nn.rope import DynamicScaling, LinearScaling, LongRopeScaling, YarnScaling
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
 
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 OF_FAMILY = {settings["model_type"]: settings for settings, _ in PUBLISHED.values()}
 
 
@@ -48,9 +54,43 @@ def test_a_decoder_comes_back_from_its_config_json(settings, _):
     assert family.read(family.write(config)) == config
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma", "gemma3_text", "olmo2", "smollm3", "starcoder2", "granite"])
+@pytest.mark.parametrize(
+    "family", ["qwen2", "gemma", "gemma3_text", "olmo2", "smollm3", "starcoder2", "granite", *MIXTURES]
+)
 def test_the_family_is_found_from_the_decoder(family):
     assert family_of(read(OF_FAMILY[family])).model_type == family
+
+
+def test_the_balance_loss_of_a_mixture_is_that_of_transformers_where_loads_are_alike():
+    """Their loss of 32 layers is 0.02 * 2 there, over means of all layers; ours is the sum of 32 losses."""
+    (block,), layers = read(MIXTRAL_8X7B).pattern, 32
+    assert sum(balance.coefficient for balance in block.mlp.balances) * layers == pytest.approx(0.02 * 2)
+    assert FAMILIES["mixtral"].write(read(MIXTRAL_8X7B))["router_aux_loss_coef"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"balances": (RouterBias(rate=0.1),)}, {"scale": 2.5}, {"router": Sigmoid()}], ids=str
+)
+def test_what_a_family_of_mixtures_does_not_have_is_not_exported(changes):
+    config = read(MIXTRAL_8X7B)
+    block = dataclasses.replace(config.pattern[0], mlp=dataclasses.replace(config.pattern[0].mlp, **changes))
+    with refused(ValueError, "no family", next(iter(changes))):
+        family_of(dataclasses.replace(config, pattern=(block,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        (QWEN3_30B_A3B | {"mlp_only_layers": [0]}, ("mlp_only_layers",)),
+        (QWEN3_30B_A3B | {"decoder_sparse_step": 2}, ("decoder_sparse_step",)),
+        (QWEN3_30B_A3B | {"num_local_experts": 64}, ("num_local_experts", "128", "64")),
+        (OLMOE_1B_7B | {"clip_qkv": 8.0}, ("clip_qkv",)),
+    ],
+    ids=["some layers", "every other layer", "two numbers", "clipping"],
+)
+def test_mixtures_that_are_not_understood_are_refused(settings, facts):
+    with refused(ValueError, *facts):
+        read(settings)
 
 
 def test_gemma3_has_two_bases_and_a_window_in_five_layers_of_six():

@@ -26,6 +26,7 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dora import DoRA
 from jaxtrain.nn.linear.int8 import Int8
@@ -37,6 +38,7 @@ from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.mixers.latent_attention import LatentAttentionConfig
 from jaxtrain.nn.mixers.linear_attention import LinearAttentionConfig
 from jaxtrain.nn.moe.balances import RowLoss
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
@@ -106,11 +108,15 @@ TECHNIQUES = {  # a new one is a line here
     MixerConfig: {
         "AttentionConfig": AttentionConfig(**HEADS, mask=SlidingWindow(window=9)),
         "DeltaRuleConfig": DeltaRuleConfig(**RECURRENT, decay=StepDecay()),
+        "LatentAttentionConfig": LatentAttentionConfig(
+            heads=4, latent=12, head_dim=8, rotated_dim=4, value_dim=8, query_latent=12
+        ),
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
     FeedForwardConfig: {
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
+        "SigmoidGatedConfig": SigmoidGatedConfig(layer=MLPConfig(hidden=64)),
         "MixtureConfig": MixtureConfig(
             experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balances=(RowLoss(coefficient=0.1),)
         ),

@@ -87,14 +87,18 @@ def _filled(
     for _, group in groupby(sorted(tensors, key=paths), key=paths):
         repeats = list(group)
         read = {part.path: _rows(leaves[part.path]) for part in repeats[0].parts}
-        for tensor in repeats:
-            array = np.empty(tensor.shape, planned[tensor.name].dtype)
-            for part in tensor.parts:
-                if part.added:
-                    array[...] = 0
-                else:
-                    part.view(array)[...] = read[part.path](tensor.repeat)
-            yield tensor, array
+        for _, of_repeat in groupby(repeats, key=lambda tensor: tensor.repeat):
+            experts = list(of_repeat)
+            rows = {path: of_path(experts[0].repeat) for path, of_path in read.items()}
+            for tensor in experts:
+                array = np.empty(tensor.shape, planned[tensor.name].dtype)
+                for part in tensor.parts:
+                    own = rows[part.path]
+                    if part.added:
+                        array[...] = 0
+                    else:
+                        part.view(array)[...] = own if part.expert is None else own[part.expert]
+                yield tensor, array
 
 
 def _rows(leaf: Any) -> Rows:

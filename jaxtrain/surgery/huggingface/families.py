@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.moe.dispatch import EveryExpert
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
 from jaxtrain.surgery.huggingface.models.bert import BERT
@@ -16,16 +19,20 @@ from jaxtrain.surgery.huggingface.models.gpt_neox import GPTNeoX
 from jaxtrain.surgery.huggingface.models.granite import Granite
 from jaxtrain.surgery.huggingface.models.llama import Llama
 from jaxtrain.surgery.huggingface.models.mistral import Mistral
+from jaxtrain.surgery.huggingface.models.mixtral import Mixtral
 from jaxtrain.surgery.huggingface.models.modernbert import ModernBERT
 from jaxtrain.surgery.huggingface.models.olmo2 import Olmo2
+from jaxtrain.surgery.huggingface.models.olmoe import OLMoE
 from jaxtrain.surgery.huggingface.models.phi3 import Phi3
 from jaxtrain.surgery.huggingface.models.qwen import Qwen2, Qwen3
+from jaxtrain.surgery.huggingface.models.qwen_moe import Qwen2MoE, Qwen3MoE
 from jaxtrain.surgery.huggingface.models.smollm3 import SmolLM3
 from jaxtrain.surgery.huggingface.models.starcoder2 import StarCoder2
 
 CLASSES: tuple[type[Family], ...] = (  # in the order of preference where several express a decoder
     *(Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, GPT2, Phi3, Olmo2),
     *(SmolLM3, StarCoder2, GPTNeoX, Granite, Cohere2, BERT, ModernBERT),
+    *(Mixtral, Qwen2MoE, Qwen3MoE, OLMoE),
 )
 SHOWN = 3  # most families in an error
 FAMILIES: dict[str, Family] = {family.model_type: family() for family in CLASSES}
@@ -86,13 +93,21 @@ def _essence(config: DecoderConfig) -> DecoderConfig:
     pattern, repeats = shortest_pattern(config.pattern * config.repeats)
     return dataclasses.replace(
         config,
-        pattern=pattern,
+        pattern=tuple(dataclasses.replace(block, mlp=_without_training(block.mlp)) for block in pattern),
         repeats=repeats,
         dropout=0.0,
         compute_dtype="float32",
         remat=NoRemat(),
         scan=True,
     )
+
+
+def _without_training(layer: FeedForwardConfig) -> FeedForwardConfig:
+    """Return a layer without what a mixture has for its training alone."""
+    if not isinstance(layer, MixtureConfig):
+        return layer
+    choosing = tuple(balance for balance in layer.balances if balance.chooses)
+    return dataclasses.replace(layer, balances=choosing, dispatch=EveryExpert())
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:

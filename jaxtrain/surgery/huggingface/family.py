@@ -7,6 +7,7 @@ from typing import Any
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embeddings import EmbeddingConfig, ScaledEmbedding
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.heads import CappedHead, HeadConfig, LinearHead, ScaledHead, TiedHead
@@ -74,11 +75,11 @@ def attention_of(block: BlockConfig) -> AttentionConfig:
     return block.mixer
 
 
-def mlp_of(block: BlockConfig) -> MLPConfig | GatedMLPConfig:
-    """Return the MLP of a block. Raises ValueError for another feed-forward layer."""
-    if not isinstance(block.mlp, MLPConfig | GatedMLPConfig):
-        raise ValueError(f"it has the feed-forward layer {type(block.mlp).__name__}, which no family has")
-    return block.mlp
+def mlp_of(layer: FeedForwardConfig) -> MLPConfig | GatedMLPConfig:
+    """Return a feed-forward layer that is an MLP. Raises ValueError for another."""
+    if not isinstance(layer, MLPConfig | GatedMLPConfig):
+        raise ValueError(f"it has the feed-forward layer {type(layer).__name__}, which the family does not have")
+    return layer
 
 
 def head_of(*, tied: bool, scale: float = 1.0, cap: float | None = None) -> HeadConfig:

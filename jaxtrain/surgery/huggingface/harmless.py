@@ -17,7 +17,7 @@ _HARMLESS = (
     # how the same numbers are computed, and which of them are returned
     "use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset "
     "_flash_attn_2_enabled chunk_size_feed_forward reorder_and_upcast_attn torchscript use_bfloat16 "
-    "tf_legacy_loss output_attentions output_hidden_states output_past return_dict is_decoder "
+    "tf_legacy_loss output_router_logits output_attentions output_hidden_states output_past return_dict is_decoder "
     # sampling, from before generation_config.json
     "do_sample max_length min_length temperature top_k top_p typical_p num_beams num_beam_groups "
     "diversity_penalty repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
@@ -37,6 +37,7 @@ NEUTRAL: dict[str, Any] = {  # settings that change the numbers, except at this 
     "pretraining_tp": 1,
     "pruned_heads": {},
     "rope_interleaved": False,
+    "router_jitter_noise": 0.0,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_encoder_decoder": False,
     "use_bidirectional_attention": False,

@@ -25,12 +25,14 @@ Axes = tuple[int, ...]
 class Part(NamedTuple):
     """A part of a tensor that is a parameter, or with `added` a term of a parameter that other tensors give, too.
 
-    On reading a term is added to the parameter. On writing the parameter has all of it, and the tensor is zero.
+    On reading a term is added to the parameter. On writing the parameter has all of it, and the tensor is zero. The
+    part of an `expert` is that index of a parameter that is stacked over experts.
     """
 
     path: Path
     view: View
     added: bool = False
+    expert: int | None = None
 
 
 class Tensor(NamedTuple):
@@ -93,6 +95,11 @@ def conv1d(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> list[Ten
     return [weight, _bias(name, outputs, *path)]
 
 
+def of_expert(expert: int, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the tensors of one of the experts whose parameters are stacked."""
+    return [t._replace(parts=tuple(part._replace(expert=expert) for part in t.parts)) for t in tensors]
+
+
 def _bias(name: str, outputs: Axes, *path: str | int) -> Tensor:
     """Return the tensor of a bias, whose one axis may be several axes of our parameter."""
     return Tensor(f"{name}.bias", (math.prod(outputs),), (Part((*path, "bias"), lambda w: w.reshape(outputs)),))
@@ -126,6 +133,6 @@ def in_layers(
         repeat, position = divmod(layer, len(config.pattern))
         for tensor in block_tensors(config, config.pattern[position]):
             parts = tuple(
-                Part(("stacks", "blocks", "blocks", position, *part.path), part.view) for part in tensor.parts
+                part._replace(path=("stacks", "blocks", "blocks", position, *part.path)) for part in tensor.parts
             )
             yield Tensor(f"{prefix}{layer}.{tensor.name}", tensor.shape, parts, repeat)

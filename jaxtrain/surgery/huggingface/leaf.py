@@ -1,5 +1,6 @@
 """Parameters in Hugging Face files, read when they are needed."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,30 +16,38 @@ class Source(NamedTuple):
 
 
 class Leaf(LazyLeaf):
-    """A parameter: the sum of views of tensors, mostly of one. A stacked one has a view for each repeat."""
+    """A parameter: the sum of views of tensors, mostly of one.
 
-    def __init__(self, sources: list[Source], *, stacked: bool):
+    A stacked one has a view for each repeat, or for each expert of each repeat.
+    """
+
+    def __init__(self, sources: list[Source], *, stacked: bool, experts: int | None = None):
         self._sources = sources
-        self._stacked = stacked
+        repeats = len(sources) // (experts or 1)
+        self._stack = (*((repeats,) if stacked else ()), *(() if experts is None else (experts,)))
         one = self._map(0)
         self.dtype: np.dtype = one.dtype
-        self.shape: tuple[int, ...] = (len(sources), *one.shape) if stacked else one.shape
+        self.shape: tuple[int, ...] = (*self._stack, *one.shape)
 
     def read(self, box: Box = ()) -> np.ndarray:
         """Return the parameter, or a box of it, as a new array. Memory has this array and one mapped tensor."""
-        if not self._stacked:
+        depth = len(self._stack)
+        if not depth:
             return np.array(self._map(0)[box])
-        repeats = range(len(self._sources))[box[0] if box else slice(None)]
-        whole = np.empty((len(repeats), *self._map(0)[box[1:]].shape), self.dtype)
-        for i, repeat in enumerate(repeats):
-            whole[i] = self._map(repeat)[box[1:]]
+        asked = (*box[:depth], *(slice(None),) * (depth - len(box)))
+        numbers = np.arange(math.prod(self._stack)).reshape(self._stack)[asked]
+        whole = np.empty((*numbers.shape, *self._map(0)[box[depth:]].shape), self.dtype)
+        for place, number in np.ndenumerate(numbers):
+            whole[place] = self._map(number)[box[depth:]]
         return whole
 
     def rows(self) -> Rows:
+        if len(self._stack) == 2:
+            return lambda repeat: self.read((slice(repeat or 0, (repeat or 0) + 1),))[0]
         return lambda repeat: self._map(repeat or 0)
 
-    def _map(self, repeat: int) -> np.ndarray:
-        first, *others = [self._sources[repeat]] if self._stacked else self._sources
+    def _map(self, number: int) -> np.ndarray:
+        first, *others = [self._sources[number]] if self._stack else self._sources
         array = first.view(first.stored.map())
         for other in others:
             array = array + other.view(other.stored.map())

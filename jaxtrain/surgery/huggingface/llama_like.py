@@ -12,6 +12,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
 from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.base import NormConfig
@@ -102,6 +103,10 @@ class LlamaLike(Family):
     def whole(self, s: Settings, common: DecoderConfig) -> DecoderConfig:
         return common
 
+    def dense(self, block: BlockConfig) -> MLPConfig | GatedMLPConfig:
+        """Return the MLP of a block. Raises ValueError for another feed-forward layer."""
+        return mlp_of(block.mlp)
+
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
         """Return what the family writes beside, or in place of, the common settings."""
         return {}
@@ -148,7 +153,7 @@ class LlamaLike(Family):
         return usual
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0])
+        mixer, mlp = attention_of(config.pattern[0]), self.dense(config.pattern[0])
         attentions = [attention_of(block) for block in config.pattern * config.repeats]
         attention_bias, mlp_bias = self.biases
         written = {
@@ -185,10 +190,9 @@ class LlamaLike(Family):
             yield as_is(self.head, table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
-        mixer, mlp = attention_of(block), mlp_of(block)
-        D, F = (config.d_model,), (mlp.hidden,)
+        mixer, D = attention_of(block), (config.d_model,)
         H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
-        tensors = [*self.attention_tensors(mixer, D, H, J), *self.mlp_tensors(mlp.bias, D, F)]
+        tensors = [*self.attention_tensors(mixer, D, H, J), *self.feed_forward_tensors(block, D)]
         for ours in block.join.norms:
             theirs = self.norms[ours]
             tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
@@ -213,6 +217,10 @@ class LlamaLike(Family):
             *torch_linear("self_attn.v_proj", D, J, "mixer", "value", bias="value" in mixer.biases),
             *torch_linear("self_attn.o_proj", H, D, "mixer", "output", bias="output" in mixer.biases),
         ]
+
+    def feed_forward_tensors(self, block: BlockConfig, D: Axes) -> list[Tensor]:
+        mlp = self.dense(block)
+        return self.mlp_tensors(mlp.bias, D, (mlp.hidden,))
 
     def mlp_tensors(self, bias: bool, D: Axes, F: Axes) -> list[Tensor]:
         return [

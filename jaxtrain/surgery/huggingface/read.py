@@ -149,12 +149,13 @@ def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> N
 
 
 def _tree(expected: list[Tensor], stored: dict[str, Stored]) -> ParamTree:
-    sources: dict[LeafPath, list[Source]] = defaultdict(list)  # in the order of the repeats
-    stacked = {}
+    sources: dict[LeafPath, list[Source]] = defaultdict(list)  # by repeat, and by expert within it
+    stacked, experts = {}, {}
     for tensor in expected:
         for part in tensor.parts:
             sources[part.path].append(Source(stored[tensor.name], part.view))
             stacked[part.path] = tensor.repeat is not None
+            experts[part.path] = None if part.expert is None else part.expert + 1  # the last of a layer counts them
     tree: ParamTree = {}
     for path, of_path in sources.items():
         kinds = {source.stored.dtype for source in of_path}
@@ -167,5 +168,5 @@ def _tree(expected: list[Tensor], stored: dict[str, Stored]) -> ParamTree:
         node = tree
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = Leaf(of_path, stacked=stacked[path])
+        node[last] = Leaf(of_path, stacked=stacked[path], experts=experts[path])
     return tree

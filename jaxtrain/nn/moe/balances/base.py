@@ -20,6 +20,11 @@ class Balance(Technique):
 
     __slots__ = ()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it has a bias, so that a trained model computes something else without it."""
+        return type(self).bias is not Balance.bias
+
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         """Return the balance's buffers by their names in the mixture."""
         return {}

@@ -63,7 +63,7 @@ class GPT2(Family):
         )
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0])
+        mixer, mlp = attention_of(config.pattern[0]), mlp_of(config.pattern[0].mlp)
         return {
             "vocab_size": config.vocab_size,
             "n_embd": config.d_model,
@@ -92,7 +92,7 @@ class GPT2(Family):
 
 def _block_tensors(config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
     attention = attention_of(block)
-    D, F, H = (config.d_model,), (mlp_of(block).hidden,), (attention.heads, attention.head_dim)
+    D, F, H = (config.d_model,), (mlp_of(block.mlp).hidden,), (attention.heads, attention.head_dim)
     return [
         *_norm("ln_1", config.d_model, "mixer_norm"),
         *conv1d_of("attn.c_attn", D, H, ("mixer", "query"), ("mixer", "key"), ("mixer", "value")),
