@@ -18,14 +18,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import functools
 from pathlib import Path
 
+import checked
 import hypothesis
 import jax
-import jaxtyping
 import messages
 import numpy as np
 import pytest
 
-jaxtyping.install_import_hook(["jaxtrain", "jaxtrain_kernels"], "checked.checked")
+checked.install("jaxtrain", "jaxtrain_kernels")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -109,21 +109,27 @@ def _by_its_matrix(module, x: jax.Array, shape: tuple) -> jax.Array:
 
 
 @every_case
-@every_shape
-def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(case, shape):
-    graph, model = split(_adapted(_built(case.config, shape, bias=True)))
-    weight = _noise((ROWS, LENGTH, *_sizes(shape[1])), 3)
+def test_it_is_the_product_with_its_matrix_and_so_is_its_gradient(case):
+    """In every shape, which have one program together."""
+    graphs, models = {}, {}
+    for name, shape in SHAPES.items():
+        graphs[name], models[name] = split(_adapted(_built(case.config, shape, bias=True)))
 
-    def loss(params, x, product):
-        y = product(merge(graph, model._replace(params=params)), x)
-        return jnp.sum(weight * y), y
+    def one(name, params, x, product):
+        shape = SHAPES[name]
+        y = product(merge(graphs[name], models[name]._replace(params=params)), x, shape)
+        return jnp.sum(_noise((ROWS, LENGTH, *_sizes(shape[1])), 3) * y), y
+
+    def loss(params, xs, product):
+        found = {name: one(name, params[name], x, product) for name, x in xs.items()}
+        return sum(total for total, _ in found.values()), {name: y for name, (_, y) in found.items()}
 
     def value_and_gradient(product):
-        both = jax.value_and_grad(lambda params, x: loss(params, x, product), argnums=(0, 1), has_aux=True)
-        return jax.jit(both)(model.params, _x(shape))
+        both = jax.value_and_grad(lambda params, xs: loss(params, xs, product), argnums=(0, 1), has_aux=True)
+        return jax.jit(both)(_params(models), {name: _x(shape) for name, shape in SHAPES.items()})
 
-    (_, y), gradient = value_and_gradient(lambda module, x: module(x))
-    (_, desired), desired_gradient = value_and_gradient(lambda module, x: _by_its_matrix(module, x, shape))
+    (_, y), gradient = value_and_gradient(lambda module, x, _: module(x))
+    (_, desired), desired_gradient = value_and_gradient(_by_its_matrix)
     assert_close(y, desired, case.product)
     assert_close(gradient, desired_gradient, case.product)
 

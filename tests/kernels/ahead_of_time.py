@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from compiled_kernels import QUICKLY
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,8 +14,6 @@ from jaxtrain.planning.topology import compile_ahead_of_time, devices_of
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 H100 = "h100:1x1"
-# What surrounds a kernel need not be fast; kernels go through ptxas as ever.
-QUICKLY = {"xla_gpu_autotune_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def mesh_of(topology: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:

@@ -111,19 +111,25 @@ def test_a_kernel_is_the_definition_code_for_code(implementation, format, shape,
 
 @pytest.mark.parametrize("topology", [*TPUS, H100])
 def test_the_kernels_compile(topology):
-    """Every format and kind of block for one chip, a few for the others."""
+    """Every format and kind of block for one chip, a few for the others, all of a chip in one program."""
     implementation = "gpu" if topology == H100 else "tpu"
-    for format, shape, block, axis, stochastic in KERNEL_CASES + [(Int4(), (8, 256), 256, -1, False)]:
-        if topology != TPUS[0] and not isinstance(format, DynamicMap | Float8E4M3):
-            continue
-        key = jax.random.key(0) if stochastic else None
-        blocks = {"format": format, "block": block, "axis": axis}
-        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-        q = jax.eval_shape(functools.partial(quantize, **blocks), x)
-        there = functools.partial(quantize, **blocks, key=key, implementation=implementation)
-        assert kernels_in(compile_for(topology, there, x)) == {"block_quantize": 1}
-        back = functools.partial(dequantize, implementation=implementation)
-        assert kernels_in(compile_for(topology, back, q)) == {"block_dequantize": 1}
+    cases = KERNEL_CASES + [(Int4(), (8, 256), 256, -1, False)]
+    if topology != TPUS[0]:
+        cases = [case for case in cases if isinstance(case[0], DynamicMap | Float8E4M3)]
+    blocks = [{"format": format, "block": block, "axis": axis} for format, _, block, axis, _ in cases]
+    keys = [jax.random.key(0) if stochastic else None for *_, stochastic in cases]
+    xs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for _, shape, *_ in cases]
+    qs = [jax.eval_shape(functools.partial(quantize, **own), x) for own, x in zip(blocks, xs, strict=True)]
+
+    def there_and_back(xs, qs):
+        there = [
+            quantize(x, **own, key=key, implementation=implementation)
+            for own, key, x in zip(blocks, keys, xs, strict=True)
+        ]
+        return there, [dequantize(q, implementation=implementation) for q in qs]
+
+    found = kernels_in(compile_for(topology, there_and_back, xs, qs))
+    assert found == dict.fromkeys(("block_quantize", "block_dequantize"), len(cases))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import jax
 import pytest
-from ahead_of_time import QUICKLY
-from compiled_kernels import kernels_in
+from compiled_kernels import QUICKLY, kernels_in
 from jaxtrain_kernels.block_quant import QuantizedArray
 from tiny import program_of
 

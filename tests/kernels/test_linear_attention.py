@@ -51,11 +51,15 @@ def test_tpu_kernels_conform_in_an_interpretation_with_races_and_poisoned_memory
         (TPUS[3], 64, "bfloat16"),
     ],
 )
-@pytest.mark.parametrize("gate", ["step", "channel"])
-def test_tpu_kernels_compile_and_each_is_in_the_program_once(gate, topology, chunk, dtype):
-    case = Case(lengths=(256,), gate=gate, rows=1, chunk=chunk)
-    compiled = compile_for(topology, results_and_gradients(case, "tpu"), shapes_of(case, dtype=dtype))
-    assert kernels_in(compiled) == {f"linear_attention_{part}": 1 for part in ("forward", "states", "backward")}
+def test_tpu_kernels_compile_and_each_is_in_the_program_once_for_each_kind_of_gate(topology, chunk, dtype):
+    cases = [Case(lengths=(256,), gate=gate, rows=1, chunk=chunk) for gate in ("step", "channel")]
+    functions = [results_and_gradients(case, "tpu") for case in cases]
+
+    def of_both(inputs):
+        return [function(own) for function, own in zip(functions, inputs, strict=True)]
+
+    compiled = compile_for(topology, of_both, [shapes_of(case, dtype=dtype) for case in cases])
+    assert kernels_in(compiled) == {f"linear_attention_{part}": 2 for part in ("forward", "states", "backward")}
 
 
 @pytest.mark.parametrize(("gate", "dtype"), [("step", "bfloat16"), ("channel", "float16")])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from messages import refused
-from tiny import packed_batch, random_params, variant
+from tiny import packed_batch, random_model, variant
 from tolerances import CLOSED_FORM, EIGHT_BITS, EXACT, SAME_LOGITS, SAME_SUMS, assert_close
 
 from jaxtrain.cli.config_file import load
@@ -92,15 +92,17 @@ def test_the_trained_parameters_are_the_ranks_times_the_sides_of_all_linears():
 
 
 def test_a_model_merged_has_the_logits_of_the_adapted_one_and_adapters_around_it_change_none():
-    graph, _, _ = abstract_model(ADAPTED)
-    adapted = initial_model(ADAPTED, jax.random.key(0))._replace(params=random_params(ADAPTED))
+    graphs = {config: abstract_model(config).graph for config in (ADAPTED, plain(ADAPTED))}
+    initial = jax.jit(initial_model, static_argnums=0)
+    adapted = random_model(ADAPTED)
     convert = jax.jit(converted, static_argnums=(1, 2))
-    merged = convert(adapted, ADAPTED, plain(ADAPTED), initial_model(plain(ADAPTED), jax.random.key(1)))
-    around = convert(merged, plain(ADAPTED), ADAPTED, initial_model(ADAPTED, jax.random.key(2)))
+    merged = convert(adapted, ADAPTED, plain(ADAPTED), random_model(plain(ADAPTED), seed=1))
+    around = convert(merged, plain(ADAPTED), ADAPTED, initial(ADAPTED, jax.random.key(2)))
     batch = packed_batch([[20], [9, 11]], 20, vocab_size=64)
-    logits = merge(graph, adapted)(batch)
-    assert_close(merge(abstract_model(plain(ADAPTED)).graph, merged)(batch), logits, SAME_LOGITS)
-    assert_close(merge(graph, around)(batch), logits, SAME_LOGITS)
+    of = jax.jit(lambda config, model: merge(graphs[config], model)(batch), static_argnums=0)
+    logits = of(ADAPTED, adapted)
+    assert_close(of(plain(ADAPTED), merged), logits, SAME_LOGITS)
+    assert_close(of(ADAPTED, around), logits, SAME_LOGITS)
     assert not any(leaf.any() for leaf in jax.tree.leaves(around.params) if leaf.ndim < 3 and leaf.shape[0] == 2)
 
 

@@ -67,10 +67,10 @@ def test_leaves_of_a_checkpoint_are_read_one_at_a_time(step):
         np.testing.assert_array_equal(query(4), TREE["blocks"]["blocks"][0]["query"].read()[4])
 
 
-@pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b", "a?b", "a%20b", "two words", "веса"])
-def test_a_folder_of_any_name_is_written_and_read(name, tmp_path):
-    write_params(tmp_path / name / "0", TREE)
-    with open_params(tmp_path / name / "0", TARGET, layout=LAYOUT) as leaves:
+def test_a_folder_in_folders_of_any_name_is_written_and_read(tmp_path):
+    folder = tmp_path.joinpath("lr[3e-4]", "back\\slash", "a#b", "a?b", "a%20b", "two words", "веса", "0")
+    write_params(folder, TREE)
+    with open_params(folder, TARGET, layout=LAYOUT) as leaves:
         jax.tree.map(lambda leaf, made: equal(leaf.read(), made), leaves, TREE)
 
 

@@ -132,9 +132,9 @@ def test_what_belongs_to_another_tokenizer_is_left_out(tiny_folder, tmp_path, ca
     assert (written["bos_token"], written["eos_token"]) == ("c", "<end>")
 
 
-@pytest.mark.parametrize("name", ["lr[3e-4]", "back\\slash", "a#b?c%20d", "two words", "веса", "star*"])
-def test_folders_of_any_name_are_converted(tiny_folder, tmp_path, name):
-    places = [tmp_path / name / name / kind for kind in ("source", "run", "back")]
+def test_folders_in_folders_of_any_name_are_converted(tiny_folder, tmp_path):
+    parent = tmp_path.joinpath("lr[3e-4]", "back\\slash", "a#b?c%20d", "two words", "веса", "star*")
+    places = [parent / kind for kind in ("source", "run", "back")]
     source, run, back = places
     goldens.shutil.copytree(tiny_folder, source)
     add_tokenizer(source)
@@ -142,7 +142,7 @@ def test_folders_of_any_name_are_converted(tiny_folder, tmp_path, name):
     assert load(run).config.data.tokenizer.end_of_document_id == 1
     assert main(["convert", str(run), str(back)]) == 0
     assert goldens.bits(back) == goldens.bits(source)
-    assert sorted(source.parent.iterdir()) == sorted(places)
+    assert sorted(parent.iterdir()) == sorted(places)
 
 
 def test_weights_are_rounded_on_request(tiny_folder, tmp_path):
