@@ -1,5 +1,6 @@
 """The scripts that start runs, as docs/cluster.md calls them: here for real, on clusters up to their own commands."""
 
+import csv
 import os
 import re
 import shlex
@@ -139,6 +140,26 @@ def test_the_page_names_every_variable_of_the_environment_that_is_read():
     names |= set(re.findall(r"\$\{([A-Z]+)\b", "".join(path.read_text() for path in SCRIPTS.glob("launch_*"))))
     assert "JAXTRAIN_CACHE" in names and "ZONE" in names
     assert names - set(re.findall(r"`([A-Z_]+)`", page)) == set()
+
+
+def test_local_processes_train_each_run_of_a_sweep(tmp_path):
+    """A run that they cannot share out is refused to all of them, and the next one is trained all the same."""
+    (tmp_path / "a.txt").write_text("some text to learn from\n" * 40)
+    changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    sweep = [sys.executable, "-m", "jaxtrain.cli.main", "sweep", ROOT / "configs" / "quickstart.gin"]
+    grid = ["--folder", tmp_path, "--grid", "phases[0].batch_size=2,3,4"]
+    code, out, errors = finish(launch(*LOCAL, 2, *sweep, *sets, *grid))
+    assert code == 2, errors
+    assert sum("phases[0].batch_size=3 is not divisible by 2" in line for line in errors) == 2
+    assert sum("on 2 cpu" in line for line in out) == 2, "the first process speaks for all"
+    for size in (2, 4):
+        run = tmp_path / f"batch_size={size}"
+        assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
+        assert load(run).config.phases[0].batch_size == size
+        assert (run / "checkpoints" / "2" / "manifest.json").is_file()
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["progress"] for row in csv.DictReader(file)] == ["finished", "not begun", "finished"]
 
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):

@@ -10,6 +10,7 @@ describes the folder and the names in it.
 import contextlib
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
         self._finishing: threading.Thread | None = None
         self._failure: SaveError | None = None
+        self._saved_at = time.monotonic()  # or opened, before the first save
         self._valid_frozen: str | None = None  # the frozen tree of the last save, which is valid; others may be removed
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -120,6 +122,12 @@ class Checkpoints:
             arguments = (step, path, shapes, manifest, until_finished.pop_all())
         self._finishing = threading.Thread(target=self._finish, args=arguments, name=f"finish-{step}")
         self._finishing.start()
+        self._saved_at = time.monotonic()
+
+    @property
+    def seconds_since_save(self) -> float:
+        """The time since the last save, or since the folder was opened."""
+        return time.monotonic() - self._saved_at
 
     def _write_frozen(self, tree: ParamTree) -> str | None:
         """Write a frozen tree, unless a valid copy is there. Return its name in the folder, None for no tree."""

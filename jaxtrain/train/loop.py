@@ -27,11 +27,11 @@ from jaxtrain.train.profiling import Profiler
 from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.progress import display
 from jaxtrain.train.recorder import Recorder
-from jaxtrain.train.run import Run, RunningPhase
+from jaxtrain.train.run import MOST_UNSAVED_SECONDS, Run, RunningPhase
 from jaxtrain.train.start import find_start
 from jaxtrain.train.state import TrainState, begin, state_of
 from jaxtrain.train.step import make_evaluation_step
-from jaxtrain.train.stopping import Stop
+from jaxtrain.train.stopping import Decision, Stop
 from jaxtrain.train.writers.base import Numbers, Writer
 
 
@@ -78,8 +78,7 @@ class Trainer:
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
-        last = self.recipe.total_steps  # which every run saves
-        return find_start(self.folder, first_save=min([last, *(saving.every_steps for saving in self._saving)]))
+        return find_start(self.folder, first_save=self._first_save)
 
     def check_hints(self, start: int | None) -> None:
         """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes.
@@ -107,6 +106,16 @@ class Trainer:
     @property
     def _saving(self) -> list[Saving]:
         return [hook.saving for hook in self.hooks if hook.saving]
+
+    @property
+    def _first_save(self) -> int:
+        """The first step that is saved whatever the clock says: the last one is always."""
+        return min([self.recipe.total_steps, *(saving.every_steps for saving in self._saving)])
+
+    @property
+    def _saves_by_time(self) -> bool:
+        """Whether hooks save nothing before the last step: a run that is killed would begin anew."""
+        return self._first_save >= self.recipe.total_steps
 
     def train_from(self, start: int | None) -> Result:
         """Run the phases from `start`, which `find_start` returned, with the lock held since then."""
@@ -136,6 +145,7 @@ class Trainer:
                         taken=taken,
                         key=jax.random.key(self.seed),
                         max_skipped_steps=self.max_skipped_steps,
+                        saves_by_time=self._saves_by_time,
                         step=int(state.step),
                         saved=saved,
                     )
@@ -164,6 +174,9 @@ class Trainer:
             recorder.say(f"the run has made its {total_steps} steps: nothing is left to do")
         elif start:
             recorder.say(f"going on from the checkpoint of step {start}")
+        if self._saves_by_time and (start or 0) < total_steps:
+            minutes = f"{MOST_UNSAVED_SECONDS / 60:g} minutes"
+            recorder.say(f"no hook saves before the last step: a checkpoint is saved every {minutes}")
         return recorder
 
     def _phase(self, span: Span, taken: dict, recorder: Recorder) -> RunningPhase:
@@ -215,7 +228,12 @@ def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:
     program, feed, end = run.phase.program, run.phase.feed, run.phase.span.end
     key = jax.random.fold_in(run.key, 1)  # the run's key itself has initialised the parameters
     with jax.set_mesh(program.mesh):
-        while run.step < end and not run.hooks.end() and not run.stop.decided():
+        while run.step < end and not run.hooks.end():
+            decision = run.stop.decided(save=run.save_is_due)
+            if decision is Decision.STOP:
+                break
+            if decision is Decision.SAVE:
+                run.save(state)
             with jax.profiler.StepTraceAnnotation("train", step_num=run.step):
                 state, measured = program.step(state, next(feed), key)
             run.step += 1

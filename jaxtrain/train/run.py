@@ -24,6 +24,8 @@ from jaxtrain.train.state import TrainState
 from jaxtrain.train.stopping import Stop
 from jaxtrain.train.writers.base import Numbers
 
+MOST_UNSAVED_SECONDS = 600.0  # of a run whose hooks save nothing before its last step
+
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
@@ -55,6 +57,7 @@ class Run:
     taken: dict  # rows of the data, by stream
     key: Key[Array, ""]
     max_skipped_steps: int
+    saves_by_time: bool
     step: int
     saved: int | None
 
@@ -65,6 +68,12 @@ class Run:
     @property
     def measured(self) -> Numbers:
         return self.recorder.added
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a kill would lose too much by now, on the clock of this process."""
+        is_late = self.checkpoints.seconds_since_save >= MOST_UNSAVED_SECONDS
+        return self.saves_by_time and is_late and self.step > (self.saved or 0)
 
     def finish_step(self) -> None:
         """Wait for the step that is being recorded, if one is; write what it measured and check it."""

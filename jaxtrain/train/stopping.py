@@ -1,6 +1,11 @@
-"""Stopping on all processes after the same step: on request (SIGTERM, SIGHUP, Ctrl-C), or because one cannot write."""
+"""Stopping, or saving, on all processes after the same step.
+
+A run stops on request (SIGTERM, SIGHUP, Ctrl-C), or because one process cannot write. It saves when the clock of one
+process says so.
+"""
 
 import contextlib
+import enum
 import functools
 import signal
 import threading
@@ -17,7 +22,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.train import distributed
 from jaxtrain.train.folder import SaveError
 
-_GO_ON, _ASKED, _FAILED = range(3)
+
+class Decision(enum.IntEnum):
+    """What all processes do next. Of different wishes the greatest is done; FAIL raises."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+    FAIL = 3
+
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None  # what signal.signal returns
 
@@ -62,22 +76,27 @@ class Stop:
         except SaveError as failure:
             self.report(failure)
 
-    def decided(self) -> bool:
-        """Tell whether the run is to stop now. All processes must call this at the same points.
+    def decided(self, *, save: bool = False) -> Decision:
+        """Return what to do now, if this process would `save`. All processes must call this at the same points.
 
-        With several processes the answer is that of the previous call. The devices have computed it by now, so that
-        no process waits for the current step.
+        With several processes the answer is to the wishes of the previous call. The devices have computed it by now, so
+        that no process waits for the current step.
 
         Raises:
             SaveError: on every process, if one of them reported it.
         """
         if jax.process_count() == 1:
-            return self._asked
-        answer = _GO_ON if self._answer is None else int(self._answer)
-        if answer == _FAILED:
+            return self._wish(save)
+        answer = Decision.GO_ON if self._answer is None else Decision(int(self._answer))
+        if answer is Decision.FAIL:
             self._fail()
-        self._answer = _greatest(_FAILED if self._failure else _ASKED if self._asked else _GO_ON)
-        return answer == _ASKED
+        self._answer = _greatest(self._wish(save and answer is not Decision.SAVE))  # it is done, once
+        return answer
+
+    def _wish(self, save: bool) -> Decision:
+        if self._failure:
+            return Decision.FAIL
+        return Decision.STOP if self._asked else Decision.SAVE if save else Decision.GO_ON
 
     def settle(self) -> None:
         """Raise SaveError on every process if one reported it since they last agreed. Call it at the end of a run."""

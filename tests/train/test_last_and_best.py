@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import runs
 from messages import refused
 from tolerances import EXACT, assert_close
 
+from jaxtrain.train import checkpoint
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks import Checkpoint, EarlyStop, Evaluate, ExponentialMovingAverage
 from jaxtrain.train.hooks.base import Hook
@@ -110,15 +112,26 @@ def test_what_is_not_there_is_not_replaced_by_another(stopped, data, tmp_path):
         )
 
 
-def test_a_run_without_hooks_leaves_its_last_step_and_goes_on_from_it(data, tmp_path, whole):
-    runs.train(runs.tiny_run(data, steps=3, hooks=()), tmp_path / "run")
+def test_a_run_without_hooks_saves_every_ten_minutes_and_its_last_step(data, tmp_path, whole, monkeypatch, capsys):
+    seconds = [0.0]
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+
+    def look(run, state):
+        seconds[0] += 200  # a step
+        if run.step == 5:
+            raise runs.Crash
+
+    with pytest.raises(runs.Crash):
+        runs.train(runs.tiny_run(data, steps=6, hooks=(runs.Watch(look=look),)), tmp_path / "run")
     assert _names(tmp_path / "run") == ["3"]
-    runs.train(runs.tiny_run(data, steps=5, hooks=()), tmp_path / "run")
-    assert runs.losses(tmp_path / "run") == whole[:5] and _names(tmp_path / "run") == ["3", "5"]
+    assert "a checkpoint is saved every 10 minutes" in capsys.readouterr().out
+    runs.train(runs.tiny_run(data, steps=6, hooks=()), tmp_path / "run")
+    assert "going on from the checkpoint of step 3" in capsys.readouterr().out
+    assert runs.losses(tmp_path / "run") == whole[:6] and _names(tmp_path / "run") == ["3", "6"]
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:4]))
-    assert runs.tiny_run(data, steps=5, hooks=()).trainer(tmp_path / "run").find_start() is None, (
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:5]))
+    assert runs.tiny_run(data, steps=6, hooks=()).trainer(tmp_path / "run").find_start() is None, (
         "killed before its end"
     )
 

@@ -13,7 +13,7 @@ from messages import refused
 
 from jaxtrain.train import distributed, stopping
 from jaxtrain.train.folder import SaveError
-from jaxtrain.train.stopping import SIGNALS, Stop
+from jaxtrain.train.stopping import SIGNALS, Decision, Stop
 
 
 @pytest.fixture
@@ -86,18 +86,19 @@ def test_one_of_several_processes_that_cannot_write_goes_on_until_all_know(sever
 
 def test_a_process_that_could_write_ends_with_the_one_that_could_not(several, monkeypatch):
     stop = Stop()
-    monkeypatch.setattr(stopping, "_greatest", lambda number: np.int32(max(number, stopping._FAILED)))
+    monkeypatch.setattr(stopping, "_greatest", lambda number: np.int32(max(number, Decision.FAIL)))
     assert not stop.decided()
     with refused(SaveError, "another process"):
         stop.decided()
 
 
-def test_several_processes_stop_when_one_is_asked_to(several, monkeypatch):
+def test_several_processes_save_and_stop_when_one_is_asked_to(several, monkeypatch):
     stop = Stop()
     stop.settle()
-    assert [stop.decided(), stop.decided()] == [False, False]
+    assert [stop.decided(save=True), stop.decided(save=True)] == [Decision.GO_ON, Decision.SAVE]
+    assert stop.decided() is Decision.GO_ON, "a save that was asked for twice while it was decided is made once"
     stop._ask(signal.SIGTERM, None)
-    assert [stop.decided(), stop.decided()] == [False, True]
+    assert [stop.decided(), stop.decided(save=True)] == [Decision.GO_ON, Decision.STOP]
 
 
 def test_a_single_process_that_cannot_write_ends_at_once():
