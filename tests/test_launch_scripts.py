@@ -1,4 +1,7 @@
-"""The scripts that start runs: on this machine for real, on SLURM and on TPU pods up to the commands they call."""
+"""The scripts that start runs: on this machine for real, on SLURM and on TPU pods up to the commands they call.
+
+train/test_same_loss.py starts two processes of JAX by the one for this machine.
+"""
 
 import os
 import signal
@@ -10,23 +13,9 @@ import pytest
 from devices import xla_flags
 from patience import PATIENCE_SECONDS
 
-from jaxtrain.cli.config_file import load
-from jaxtrain.train.metrics import read_metrics
-
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 LOCAL = (sys.executable, SCRIPTS / "launch_local.py")
-TINY = {
-    "model.d_model": 8,
-    "model.repeats": 1,
-    "model.pattern[0].mixer.head_dim": 2,
-    "model.pattern[0].mlp.hidden": 8,
-    "optimizer.learning_rate.warmup_steps": 1,
-    "phases[0].steps": 2,
-    "phases[0].batch_size": 2,
-    "phases[0].sequence_length": 8,
-    "hooks": "(@Checkpoint(every_steps=2),)",
-}
 # A process that says who it is, then waits to be told to stop; or the second of two fails, once the first one waits.
 PROCESS = """\
 import os, signal, sys, time
@@ -90,22 +79,6 @@ def fake_command(folder, name, text):
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("launch_*") if path.suffix != ".py"))
 def test_script_is_valid_shell(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
-
-
-def test_local_processes_train_one_run(tmp_path):
-    (tmp_path / "a.txt").write_text("some text to learn from\n" * 40)
-    run = tmp_path / "run"
-    changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
-    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    jaxtrain = [sys.executable, "-m", "jaxtrain.cli.main"]
-    process = launch(*LOCAL, 2, *jaxtrain, "train", ROOT / "configs" / "quickstart.gin", "--run", run, *sets)
-    code, out, errors = finish(process)
-    assert code == 0, errors
-    assert any("on 2 cpu" in line for line in out)
-    assert sum("the run is in" in line for line in out) == 1, "the first process speaks for all"
-    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
-    assert load(run).config.phases[0].steps == 2
-    assert (run / "checkpoints" / "2" / "manifest.json").is_file()
 
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):
