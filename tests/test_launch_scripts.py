@@ -21,6 +21,17 @@ from jaxtrain.train.metrics import read_metrics
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 LOCAL = (sys.executable, SCRIPTS / "launch_local.py")
+TINY = {
+    "model.d_model": 8,
+    "model.repeats": 1,
+    "model.pattern[0].mixer.head_dim": 2,
+    "model.pattern[0].mlp.hidden": 8,
+    "optimizer.learning_rate.warmup_steps": 1,
+    "phases[0].steps": 2,
+    "phases[0].batch_size": 2,
+    "phases[0].sequence_length": 8,
+    "hooks": "(@Checkpoint(every_steps=2),)",
+}
 # A process that says who it is, then waits to be told to stop; or the second of two fails, once the first one waits.
 PROCESS = """\
 import os, signal, sys, time

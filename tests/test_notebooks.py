@@ -45,7 +45,8 @@ def execute(notebook, tmp_path_factory, flags):
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(folder / ".jupyter"))
         patch.setenv("XLA_FLAGS", flags)
-        NotebookClient(notebook, timeout=PATIENCE_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
+        options = {"timeout": PATIENCE_SECONDS, "startup_timeout": PATIENCE_SECONDS}
+        NotebookClient(notebook, **options, resources={"metadata": {"path": str(folder)}}).execute()
     return folder
 
 

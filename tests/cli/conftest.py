@@ -4,7 +4,14 @@ import contextlib
 import io
 
 import pytest
+from built_once import built_once
 from tiny_run import TinyRun, command, content, write_text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_built_once():
+    with built_once():
+        yield
 
 
 @pytest.fixture(scope="session")

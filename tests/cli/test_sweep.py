@@ -152,18 +152,19 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("jaxtrain.cli.train.prepared", lambda arguments: (None, None))
     monkeypatch.setattr("jaxtrain.cli.train.train", end)
+    monkeypatch.setattr("jaxtrain.cli.sweep.gc.collect", lambda: 0)  # of runs that were made
     return names, ends
 
 
 def test_run_that_fails_does_not_end_the_sweep_and_a_signal_does(tmp_path, trained, capsys):
-    words = ["sweep", QUICKSTART, "--folder", str(tmp_path), "--grid", "seed=1,2,3,4"]
+    words = ["sweep", QUICKSTART, "--folder", str(tmp_path), "--grid", "seed=1,2,3"]
     names, ends = trained
-    assert main(words) == 0 and names == ["seed=1", "seed=2", "seed=3", "seed=4"]
-    ends |= {"seed=2": None, "seed=4": False}
-    assert main(words) == 1 and len(names) == 8
-    ends |= {"seed=1": ValueError("no\nroom"), "seed=3": False}
+    assert main(words) == 0 and names == ["seed=1", "seed=2", "seed=3"]
+    ends |= {"seed=2": None, "seed=3": False}
+    assert main(words) == 1 and len(names) == 6
+    ends |= {"seed=1": ValueError("no\nroom"), "seed=2": False}
     capsys.readouterr()
-    assert main(words) == 2 and names[8:] == ["seed=1", "seed=2", "seed=3"]
+    assert main(words) == 2 and names[6:] == ["seed=1", "seed=2"]
     assert capsys.readouterr().err == "jaxtrain: error: seed=1: no; room\n"
     ends["seed=1"] = TypeError("a fault of the program")
     with pytest.raises(TypeError):

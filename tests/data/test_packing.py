@@ -37,7 +37,7 @@ def test_every_pair_is_in_exactly_one_piece_and_no_row_overflows(packing, length
 @pytest.mark.parametrize("packing", PACKINGS)
 @given(lengths=LENGTHS, row_length=ROW_LENGTHS)
 def test_the_number_of_rows_does_not_depend_on_the_shuffle(packing, lengths, row_length):
-    assert len({_plan(packing, lengths, row_length, seed=seed).rows for seed in range(5)}) == 1
+    assert len({_plan(packing, lengths, row_length, seed=seed).rows for seed in range(2)}) == 1
 
 
 @given(lengths=LENGTHS, row_length=ROW_LENGTHS)

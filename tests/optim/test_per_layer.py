@@ -15,7 +15,7 @@ from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.per_layer import per_layer
 
-# Matrices large enough to be factored and quantized, and vectors; two stacks of different length, and one table.
+# Matrices large enough to be factored and quantized, vectors, and experts; two stacks of different length, and a table.
 FACTS = {
     "encoder": {
         "query": matrix("repeats", "embed", "heads", "head_dim"),
@@ -26,41 +26,45 @@ FACTS = {
         "up": matrix("repeats", "embed", "mlp"),
         "small": matrix("repeats", "mlp", "embed"),
         "bias": vector("repeats", "mlp"),
+        "experts": matrix("repeats", "experts", "embed", "mlp"),
     },
     "embedding": {"table": matrix("vocab", "embed")},
 }
 SHAPES = {
     "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
-    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160)},
+    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160), "experts": (2, 3, 32, 128)},
     "embedding": {"table": (9, 128)},
 }
 VARIANTS = [AdamW8bit(learning_rate=ALL[0].learning_rate, moments=Float8Moments())]
+SIZES = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}  # of the layers
+EXPERT_SIZES = np.float32([1e-2, 1.0, 30.0])[:, None, None]
 
 
 def _trees(seed: int) -> dict:
-    """Return a tree whose layers differ by far in size, as norms over a stack would show."""
-    sizes = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}
+    """Return a tree whose layers and experts differ by far in size, as norms over a stack would show."""
 
-    def scaled(stack: str, x: np.ndarray) -> np.ndarray:
-        return x if stack not in sizes else x * sizes[stack].reshape(-1, *(1,) * (x.ndim - 1))
+    def scaled(stack: str, name: str, x: np.ndarray) -> np.ndarray:
+        x = x * EXPERT_SIZES if name == "experts" else x
+        return x if stack not in SIZES else x * SIZES[stack].reshape(-1, *(1,) * (x.ndim - 1))
 
     return {
-        stack: {name: scaled(stack, x) for name, x in draw_tree(seed, shapes).items()}
+        stack: {name: scaled(stack, name, x) for name, x in draw_tree(seed, shapes).items()}
         for stack, shapes in SHAPES.items()
     }
 
 
-def _layer(tree: dict, index: int) -> dict:
-    """Return stacks of one layer, that of the index or the last."""
+def _alone(tree: dict, index: int) -> dict:
+    """Return stacks of one layer, that of the index or the last, which has one expert, that of the index."""
 
     def one(axes: Axes, x: jax.Array) -> jax.Array:
-        return x[min(index, len(x) - 1)][None] if axes.in_stack else x
+        x = x[min(index, len(x) - 1)][None] if axes.in_stack else x
+        return x[:, index : index + 1] if "experts" in axes.names else x
 
     return jax.tree.map(one, FACTS, tree)
 
 
 @every(ALL + VARIANTS)
-def test_every_optimizer_moves_the_layers_of_a_stack_as_each_alone(optimizer):
+def test_every_optimizer_moves_the_layers_of_a_stack_and_their_experts_as_each_alone(optimizer):
     tx, params, gradients = build(optimizer, axes=FACTS), _trees(0), [_trees(seed) for seed in (1, 2, 3)]
 
     def averages(state, params):
@@ -69,33 +73,9 @@ def test_every_optimizer_moves_the_layers_of_a_stack_as_each_alone(optimizer):
     stacked = follow(tx, params, gradients, averages)
     tolerance = SAME_UPDATE if isinstance(optimizer, Muon) else EXACT  # Muon's products are batched over the stack
     for index in range(3):
-        alone = follow(tx, _layer(params, index), [_layer(gradient, index) for gradient in gradients], averages)
+        alone = follow(tx, _alone(params, index), [_alone(gradient, index) for gradient in gradients], averages)
         for step in range(3):
-            assert_close(_layer(stacked[step], index), alone[step], tolerance, f"layer {index}, step {step}")
-
-
-@every(ALL + VARIANTS)
-def test_every_optimizer_moves_the_experts_of_a_layer_as_each_alone(optimizer):
-    facts = {"up": matrix("repeats", "experts", "embed", "mlp")}
-    sizes = np.float32([[1e-2, 1.0, 30.0], [10.0, 0.1, 1.0]])[..., None, None]
-
-    def tree(seed: int) -> dict:
-        return {name: x * sizes for name, x in draw_tree(seed, {"up": (2, 3, 32, 128)}).items()}
-
-    def expert(tree: dict, layer: int, index: int) -> dict:
-        return {"up": tree["up"][layer : layer + 1, index : index + 1]}
-
-    def averages(state, params):
-        return optimizer.evaluation_params(state, params)
-
-    tx, params, gradients = build(optimizer, axes=facts), tree(0), [tree(1), tree(2)]
-    together = follow(tx, params, gradients, averages)
-    tolerance = SAME_UPDATE if isinstance(optimizer, Muon) else EXACT
-    for layer, index in ((0, 0), (0, 2), (1, 1)):
-        own = [expert(gradient, layer, index) for gradient in gradients]
-        alone = follow(tx, expert(params, layer, index), own, averages)
-        for step in range(2):
-            assert_close(expert(together[step], layer, index), alone[step], tolerance, f"expert {index}, step {step}")
+            assert_close(_alone(stacked[step], index), alone[step], tolerance, f"layer {index}, step {step}")
 
 
 def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
@@ -104,10 +84,10 @@ def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
     [plain] = follow(tx, params, gradients, lambda state, params: params)
     [layered] = follow(per_layer(tx, FACTS), params, gradients, lambda state, params: params)
     for index in range(3):
-        flat = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(params, index))
-        gradient = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(gradients[0], index))
+        flat = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _alone(params, index))
+        gradient = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _alone(gradients[0], index))
         [alone] = follow(tx, flat, [gradient], lambda state, params: params)
-        seen = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _layer(layered, index))
+        seen = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _alone(layered, index))
         assert_close(seen, alone, EXACT, f"layer {index}")
     assert not np.allclose(plain["decoder"]["up"], layered["decoder"]["up"])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import pytest
 import runs
+from built_once import built_once
 
 from jaxtrain.data import DataConfig
 
@@ -13,6 +14,12 @@ from jaxtrain.data import DataConfig
 def _kept_compilations(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "cache" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_built_once():
+    with built_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -155,9 +155,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("gone", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
-def test_a_process_says_which_other_is_gone_and_ends(gone, number):
-    """Real processes: worth two starts of JAX each, for what its own client does when the other is lost."""
+def test_a_process_says_which_other_is_gone_and_ends():
+    """Real processes, worth two starts of JAX for what its own client does; test_two_processes.py loses the first."""
     address = f"localhost:{runs.free_port()}"
     processes = [
         subprocess.Popen(
@@ -171,12 +170,12 @@ def test_a_process_says_which_other_is_gone_and_ends(gone, number):
     ]
     try:
         for process in processes:
-            assert any(line == "met\n" for line in process.stdout)
-        processes[gone].send_signal(number)
-        assert processes[gone].wait(timeout=60) == -number
-        assert processes[1 - gone].wait(timeout=60) == 1  # JAX would take 100 s
+            assert any(line.endswith("met\n") for line in process.stdout)  # behind pieces of what Gloo prints
+        processes[1].terminate()
+        assert processes[1].wait(timeout=60) == -signal.SIGTERM
+        assert processes[0].wait(timeout=60) == 1  # JAX would take 100 s
     finally:
         for process in processes:
             process.kill()
         said = [process.communicate()[1] for process in processes]
-    assert said[1 - gone] == f"jaxtrain: stopped: process {gone} is gone. The same command goes on from step 7.\n"
+    assert said[0] == "jaxtrain: stopped: process 1 is gone. The same command goes on from step 7.\n"

@@ -37,6 +37,7 @@ OPTIMIZER = AdamW(learning_rate=Constant(peak=1e-2))
 ALONE = MeshConfig(fsdp=1)
 
 
+@functools.cache
 def _one_device():
     return ALONE.build(jax.devices()[:1])
 
@@ -64,6 +65,11 @@ def _step(microbatches: int = 1):
 RATE = OPTIMIZER.learning_rate.build(1)
 
 
+def _after_step(state, batch=BATCH, *, mesh=None, microbatches: int = 1):
+    with jax.set_mesh(mesh or _one_device()):
+        return _step(microbatches)(state, batch, jax.random.key(1))
+
+
 def _threshold(model: ModelState):
     return model.buffers["stacks"]["blocks"]["blocks"][1]["mlp"]["threshold"]
 
@@ -75,23 +81,19 @@ def _base(model: ModelState):
 @pytest.fixture(scope="module")
 def stepped():
     state = _state(_one_device())
-    return state, *_step()(state, BATCH, jax.random.key(1))
+    return state, *_after_step(state)
 
 
-def test_frozen_weights_are_sharded_as_parameters_and_have_no_moments():
-    state = _state(MeshConfig(fsdp=4, tensor=2).build())
-    assert _base(state.model).sharding.shard_shape((2, 32, 32)) == (2, 8, 32)
-    assert _threshold(state.model).sharding.shard_shape((2, 48)) == (2, 24)
-    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
-    assert moments == 2 * trained
+@pytest.fixture(scope="module")
+def sums(stepped):
+    model = merge(abstract_model(MODEL).graph, stepped[0].model)
+    return jax.jit(lambda: model.hidden(BATCH).sums)()
 
 
-def test_a_step_leaves_frozen_weights_and_makes_buffers_of_its_counts(stepped):
+def test_a_step_leaves_frozen_weights_and_makes_buffers_of_its_counts(stepped, sums):
     before, after, _ = stepped
     assert_close(after.model.frozen, before.model.frozen, EXACT)
-    model = merge(abstract_model(MODEL).graph, before.model)
-    counts = jax.jit(lambda: model.hidden(BATCH).sums.counts)()["blocks"]["1"]["mlp"]
+    counts = sums.counts["blocks"]["1"]["mlp"]
     real = (BATCH.segment_ids > 0).sum()
     np.testing.assert_array_equal(counts["tokens"], [real, real])
     assert counts["alive"].min() > 0 and counts["alive"].max() < real
@@ -99,11 +101,10 @@ def test_a_step_leaves_frozen_weights_and_makes_buffers_of_its_counts(stepped):
     assert_close(_threshold(after.model), desired.astype(np.float32), SAME_SUMS)
 
 
-def test_a_term_of_layers_is_added_to_the_loss_over_real_tokens_and_shown(stepped):
-    before, _, metrics = stepped
-    model = merge(abstract_model(MODEL).graph, before.model)
-    term = jax.jit(lambda: model.hidden(BATCH).sums.terms["hidden_z"])()
-    assert float(metrics["hidden_z"]) == pytest.approx(float(term) / (BATCH.segment_ids > 0).sum(), rel=1e-5)
+def test_a_term_of_layers_is_added_to_the_loss_over_real_tokens_and_shown(stepped, sums):
+    _, _, metrics = stepped
+    term = float(sums.terms["hidden_z"])
+    assert float(metrics["hidden_z"]) == pytest.approx(term / (BATCH.segment_ids > 0).sum(), rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(float(metrics["nll"] + metrics["hidden_z"]), rel=1e-6)
     assert metrics["hidden_z"] > 1e-3
 
@@ -111,7 +112,7 @@ def test_a_term_of_layers_is_added_to_the_loss_over_real_tokens_and_shown(steppe
 def test_a_loss_mask_does_not_change_what_a_term_of_layers_weighs(stepped):
     before, _, metrics = stepped
     masked = BATCH._replace(weights=BATCH.weights * (np.arange(LENGTH) % 2))
-    assert float(_step()(before, masked, jax.random.key(1))[1]["hidden_z"]) == float(metrics["hidden_z"])
+    assert float(_after_step(before, masked)[1]["hidden_z"]) == float(metrics["hidden_z"])
 
 
 def test_sums_are_float32_whatever_the_model_computes_in(stepped):
@@ -138,32 +139,36 @@ def test_a_buffer_that_nothing_would_replace_is_refused(monkeypatch):
         abstract_model(MODEL)
 
 
-def test_a_skipped_step_leaves_buffers():
-    state = _state(_one_device())
+def test_a_skipped_step_leaves_buffers(stepped):
+    before, *_ = stepped
     weights = BATCH.weights.copy()
     weights[0, 0] = np.inf
-    after, metrics = _step()(state, BATCH._replace(weights=weights), jax.random.key(1))
+    after, metrics = _after_step(before, BATCH._replace(weights=weights))
     assert metrics["skipped_in_a_row"] == 1
-    assert_close(after.model, state.model, EXACT)
+    assert_close(after.model, before.model, EXACT)
 
 
 def test_microbatches_add_terms_and_counts_up(stepped):
     before, whole, metrics = stepped
-    parts, of_parts = _step(microbatches=4)(before, BATCH, jax.random.key(1))
+    parts, of_parts = _after_step(before, microbatches=4)
     assert_close(parts.model.buffers, whole.model.buffers, EXACT)
     assert float(of_parts["loss"]) == pytest.approx(float(metrics["loss"]), abs=1e-6)
 
 
-def test_any_mesh_has_the_loss_and_the_buffers_of_one_device():
-    found = []
-    for config in (ALONE, MeshConfig(data=2, fsdp=2, tensor=2)):
-        mesh = config.build(jax.devices()[: 1 if config is ALONE else 8])
-        with jax.set_mesh(mesh):
-            state, losses = _state(mesh), []
-            for seed in range(4):
-                batch = training_batch(ROWS, LENGTH, vocab_size=MODEL.vocab_size, seed=seed)
-                state, metrics = _step()(state, batch, jax.random.key(1))
-                losses.append(metrics["loss"])
+def test_any_mesh_has_the_loss_and_the_buffers_of_one_device_and_shards_frozen_weights_as_parameters(stepped):
+    """Frozen weights have no moments."""
+    mesh, found = MeshConfig(data=2, fsdp=2, tensor=2).build(), []
+    sharded = _state(mesh)
+    assert _base(sharded.model).sharding.shard_shape((2, 32, 32)) == (2, 16, 32)
+    assert _threshold(sharded.model).sharding.shard_shape((2, 48)) == (2, 24)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(sharded.opt_state) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(sharded.params))
+    for state, where in ((stepped[0], _one_device()), (sharded, mesh)):
+        losses = []
+        for seed in range(4):
+            batch = training_batch(ROWS, LENGTH, vocab_size=MODEL.vocab_size, seed=seed)
+            state, metrics = _after_step(state, batch, mesh=where)
+            losses.append(metrics["loss"])
         found.append((jax.device_get(losses), runs.host_copy(state.model.buffers)))
     assert_close(found[1], found[0], SAME_LOSS_ON_ANY_MESH)
 

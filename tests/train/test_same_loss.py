@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +20,6 @@ from tolerances import SAME_LOSS_IN_CODES, SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import DecoderConfig
-from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
@@ -65,8 +63,8 @@ from jaxtrain.train.gradients.pipelined import Pipelined
 
 
 @functools.cache
-def _one_device(dropout: float) -> list[float]:
-    return same_loss.losses(MeshConfig(), dropout=dropout, devices=jax.devices()[:1])
+def _one_device() -> list[float]:
+    return same_loss.losses(MeshConfig(), dropout=DROPOUT, devices=jax.devices()[:1])
 
 
 MESHES = {
@@ -78,14 +76,14 @@ MESHES = {
 }
 
 
-def _close(found: list[float], dropout: float = DROPOUT) -> None:
+def _close(found: list[float]) -> None:
     assert len(found) == same_loss.STEPS
-    assert_close(np.array(found), np.array(_one_device(dropout)), SAME_LOSS_ON_ANY_MESH)
+    assert_close(np.array(found), np.array(_one_device()), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_the_loss_of_every_step_is_that_of_one_device(name):
-    """With dropout; two processes run without it too."""
+    """With dropout."""
     _close(same_loss.losses(MESHES[name], dropout=DROPOUT))
 
 
@@ -146,43 +144,49 @@ ELSEWHERE = {  # and where
     "NF4": "under LoRA",
     "Some": "the linears that it chooses",
 }
-ALL = [pytest.param(kind, own, id=name) for kind, cases in TECHNIQUES.items() for name, own in cases.items()]
-
-
-def _run_with(kind: type, own, mesh: MeshConfig, devices=None) -> list[float]:
-    block = same_loss.DECODER.pattern[0]
-    changed = {
-        MixerConfig: lambda: {"config": _of_block(dataclasses.replace(block, mixer=own))},
-        LinearConfig: lambda: {"config": _with_linear(own)},
-        FeedForwardConfig: lambda: {"config": _of_block(dataclasses.replace(block, mlp=own))},
-        Objective: lambda: {"objective": own},
-        Optimizer: lambda: {"optimizer": own},
-    }
-    return same_loss.losses(mesh, dropout=DROPOUT, devices=devices, steps=4, **changed[kind]())
-
-
-def _with_linear(linear: LinearConfig) -> DecoderConfig:
-    """Return the decoder with these linears, of which adapters alone are trained where there are some."""
-    block = same_loss.DECODER.pattern[0]
-    mixer, mlp = (dataclasses.replace(layer, linear=linear) for layer in (block.mixer, block.mlp))
-    config = _of_block(dataclasses.replace(block, mixer=mixer, mlp=mlp))
-    adapted = isinstance(linear, DoRA | LoRA)
-    return dataclasses.replace(config, trainable=Adapters() if adapted else Everything())
+OWN = {name: own for cases in TECHNIQUES.values() for name, own in cases.items()}
+TOGETHER = [  # of different keys, in one run
+    ("AttentionConfig", "GatedMLPConfig", "NextToken", "AdamW"),
+    ("DeltaRuleConfig", "MLPConfig"),
+    ("LinearAttentionConfig", "MixtureConfig"),
+    ("LoRA", "DoRA"),  # in the mixer, and in the feed-forward layer
+]
+RUNS = [*TOGETHER, *((name,) for name in OWN if not any(name in names for names in TOGETHER))]
 
 
 @functools.cache
-def _alone(kind: type, own) -> list[float]:
-    return _run_with(kind, own, MeshConfig(fsdp=1), jax.devices()[:1])
+def _run_with(names: tuple[str, ...], mesh: MeshConfig, devices: int = 8) -> list[float]:
+    def of(kind: type, otherwise):
+        return next((OWN[name] for name in names if isinstance(OWN[name], kind)), otherwise)
+
+    block = same_loss.DECODER.pattern[0]
+    mixer, mlp = of(MixerConfig, block.mixer), of(FeedForwardConfig, block.mlp)
+    if linears := [OWN[name] for name in names if isinstance(OWN[name], LinearConfig)]:
+        mixer, mlp = dataclasses.replace(mixer, linear=linears[0]), dataclasses.replace(mlp, linear=linears[-1])
+    adapted = any(isinstance(linear, DoRA | LoRA) for linear in linears)
+    return same_loss.losses(
+        mesh,
+        dropout=DROPOUT,
+        devices=jax.devices()[:devices],
+        config=dataclasses.replace(
+            same_loss.DECODER,
+            pattern=(dataclasses.replace(block, mixer=mixer, mlp=mlp),),
+            trainable=Adapters() if adapted else Everything(),
+        ),
+        objective=of(Objective, same_loss.OBJECTIVE),
+        optimizer=of(Optimizer, same_loss.OPTIMIZER),
+        steps=4,
+    )
 
 
-def _of_block(block: BlockConfig) -> DecoderConfig:
-    return dataclasses.replace(same_loss.DECODER, pattern=(block,))
+def _alone(names: tuple[str, ...]) -> list[float]:
+    return _run_with(names, MeshConfig(fsdp=1), devices=1)
 
 
-@pytest.mark.parametrize(("kind", "own"), ALL)
-def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
-    tolerance = SAME_LOSS_IN_CODES if own == Int8() else SAME_LOSS_ON_ANY_MESH
-    assert_close(np.array(_run_with(kind, own, TWO_PROCESSES)), np.array(_alone(kind, own)), tolerance)
+@pytest.mark.parametrize("names", RUNS, ids=" ".join)
+def test_the_loss_with_every_technique_is_that_of_one_device(names):
+    tolerance = SAME_LOSS_IN_CODES if "Int8" in names else SAME_LOSS_ON_ANY_MESH
+    assert_close(np.array(_run_with(names, TWO_PROCESSES)), np.array(_alone(names)), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +198,8 @@ def test_the_loss_with_every_technique_is_that_of_one_device(kind, own):
     ids=["accumulated", "pipelined"],
 )
 def test_both_gradients_of_sam_go_through_the_strategy(mesh, gradients):
-    sam = TECHNIQUES[Optimizer]["SAM"]
-    found = same_loss.losses(mesh, dropout=DROPOUT, gradients=gradients, optimizer=sam, steps=4)
-    assert_close(np.array(found), np.array(_alone(Optimizer, sam)), SAME_LOSS_ON_ANY_MESH)
+    found = same_loss.losses(mesh, dropout=DROPOUT, gradients=gradients, optimizer=OWN["SAM"], steps=4)
+    assert_close(np.array(found), np.array(_alone(("SAM",))), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize("kind", TECHNIQUES, ids=lambda kind: kind.__name__)
@@ -206,41 +209,25 @@ def test_no_technique_is_left_out(kind):
 
 
 def test_the_run_learns_and_dropout_shows():
-    with_dropout, without = _one_device(DROPOUT), _one_device(0.0)
-    assert np.mean(without[-4:]) < np.mean(without[:4]) - 0.1
-    assert np.max(np.abs(np.subtract(with_dropout, without))) > 100 * SAME_LOSS_ON_ANY_MESH.absolute
+    with_dropout = _one_device()
+    without = same_loss.losses(MeshConfig(), dropout=0.0, devices=jax.devices()[:1], steps=4)
+    assert np.mean(with_dropout[-4:]) < np.mean(with_dropout[:4]) - 0.1
+    assert np.max(np.abs(np.subtract(with_dropout[:4], without))) > 100 * SAME_LOSS_ON_ANY_MESH.absolute
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def _start(process: int, port: int) -> subprocess.Popen:
+def test_two_processes_of_four_devices_have_the_loss_of_one_device():
+    """As scripts/launch_local.py starts them, at the default optimization level; one device runs as all tests do."""
     tests = Path(same_loss.__file__).parents[1]
+    launcher = tests.parent / "scripts" / "launch_local.py"
     environment = {
         **os.environ,
         "XLA_FLAGS": xla_flags(devices=4, optimized=True),
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(process),
     }
-    command = [sys.executable, same_loss.__file__]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_two_processes_of_four_devices_have_the_loss_of_one_device():
-    """They run at the default optimization level, one device as all tests do."""
-    port = _free_port()
-    processes = [_start(process, port) for process in range(2)]
-    try:
-        printed = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text
-        for dropout, found in zip((DROPOUT, 0.0), json.loads(text.splitlines()[-1]), strict=True):
-            _close(found, dropout)
+    command = [sys.executable, launcher, "2", sys.executable, same_loss.__file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"^(?:\[process 1\] )?(\[[\d.e, -]+\])$", done.stdout, re.MULTILINE)
+    assert len(printed) == 2, done.stdout
+    for found in printed:
+        _close(json.loads(found))

@@ -28,7 +28,7 @@ def attached():
 def test_a_run_asked_to_stop_saves_and_goes_on_exactly(number, data, whole, attached, tmp_path):
     def look(run, state):
         if run.step == 4:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     handlers = [signal.getsignal(one) for one in SIGNALS]
     result = runs.train(runs.tiny_run(data, hooks=(runs.Watch(look=look),)), tmp_path / "run")
@@ -42,8 +42,8 @@ def test_a_run_asked_to_stop_saves_and_goes_on_exactly(number, data, whole, atta
 def test_a_second_interrupt_does_not_wait(data, tmp_path):
     def look(run, state):
         if run.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         runs.train(runs.tiny_run(data, hooks=(runs.Watch(look=look),)), tmp_path / "run")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -153,26 +154,23 @@ def test_other_rows_are_refused(name, online, tmp_path):
 
 
 def test_the_logits_of_another_teacher_are_refused(online, tmp_path):
-    data, *_ = online
+    data, _, _, path = online
     other = dataclasses.replace(TEACHER, seed=3)
-    begun = _write(_config(data, TEACHER), tmp_path / "logits")
-    teacher = StoredLogits.of(str(tmp_path / "logits"))
-    for file in (tmp_path / "logits").iterdir():
-        file.unlink()
-    (tmp_path / "logits").rmdir()
+    teacher = StoredLogits.of(shutil.copytree(path, str(tmp_path / "logits")))
+    shutil.rmtree(teacher.path)
     later = _write(_config(data, other), tmp_path / "logits")
-    assert begun.fingerprint != later.fingerprint
+    assert teacher.fingerprint != later.fingerprint
     varies = {"<fingerprint>": r"'[0-9a-f]{32}'"}
-    with refused(ValueError, begun.fingerprint, later.fingerprint, varies=varies):
+    with refused(ValueError, teacher.fingerprint, later.fingerprint, varies=varies):
         _config(data, teacher).train(tmp_path / "run")
 
 
 def test_a_damaged_file_and_a_folder_without_logits_are_refused(online, tmp_path):
-    data, *_ = online
+    data, _, _, written = online
     path = tmp_path / "logits"
     with refused(ValueError, f"path={str(path)!r}", f"jaxtrain logits CONFIG {path}"):
         StoredLogits.of(str(path))
-    _write(_config(data, TEACHER), path)
+    shutil.copytree(written, path)
     config = _config(data, StoredLogits.of(str(path)))
     with refused(ValueError, "exists"):
         _write(_config(data, TEACHER), path)
