@@ -115,6 +115,8 @@ def test_the_template_that_was_imported_with_a_run_is_taken(run, tmp_path):
     assert template_of(run.config, run.folder, None).render(said) == "<|im_start|>!"
 
 
+SMALL = {"model.d_model": 32, "model.repeats": 1, "model.max_length": 256}  # as the tiny run has them
+SMALL |= {"model.pattern[0].mixer.head_dim": 8, "model.pattern[0].mlp.hidden": 64}
 SHORT = {"data.source.rows.glob": "chats.jsonl", "data.validation_fraction": 0.0, "phases[0].steps": 40}
 SHORT |= {"phases[0].sequence_length": 128, "optimizer.learning_rate.warmup_steps": 1}
 SHORT |= {"hooks": "(@Checkpoint(every_steps=40),)"}
@@ -137,7 +139,7 @@ def test_the_way_of_a_stranger_leads_from_own_text_to_a_chat_and_out_again(tiny_
     typed = [[program, *shlex.split(words)] for program, words in lines]
     assert typed[0] == ["jaxtrain", "train", "configs/quickstart.gin"]
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello!\n"))
-    more = {"train": sets(SHORT), "generate": ["--tokens", "30", "--temperature", "0"], "convert": []}
+    more = {"train": sets(SMALL | SHORT), "generate": ["--tokens", "30", "--temperature", "0"], "convert": []}
     printed = {}
     for program, command, *words in typed[1:]:
         if program == "python":
