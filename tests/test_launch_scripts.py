@@ -1,5 +1,6 @@
 """The scripts that start runs: on this machine for real, on SLURM and on TPU pods up to the commands they call."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -23,7 +24,6 @@ TINY = {
     "model.pattern[0].mlp.hidden": 8,
     "optimizer.learning_rate.warmup_steps": 1,
     "phases[0].steps": 2,
-    "phases[0].batch_size": 2,
     "phases[0].sequence_length": 8,
     "hooks": "(@Checkpoint(every_steps=2),)",
 }
@@ -92,20 +92,24 @@ def test_script_is_valid_shell(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
 
 
-def test_local_processes_train_one_run(tmp_path):
+def test_local_processes_train_each_run_of_a_sweep(tmp_path):
+    """A run that they cannot share out is refused to all of them, and the next one is trained all the same."""
     (tmp_path / "a.txt").write_text("some text to learn from\n" * 40)
-    run = tmp_path / "run"
     changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    jaxtrain = [sys.executable, "-m", "jaxtrain.cli.main"]
-    process = launch(*LOCAL, 2, *jaxtrain, "train", ROOT / "configs" / "quickstart.gin", "--run", run, *sets)
-    code, out, errors = finish(process)
-    assert code == 0, errors
-    assert any("on 2 cpu" in line for line in out)
-    assert sum("the run is in" in line for line in out) == 1, "the first process speaks for all"
-    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
-    assert load(run).config.phases[0].steps == 2
-    assert (run / "checkpoints" / "2" / "manifest.json").is_file()
+    sweep = [sys.executable, "-m", "jaxtrain.cli.main", "sweep", ROOT / "configs" / "quickstart.gin"]
+    grid = ["--folder", tmp_path, "--grid", "phases[0].batch_size=3,2", "--grid", "seed=0,1"]  # one program for both
+    code, out, errors = finish(launch(*LOCAL, 2, *sweep, *sets, *grid))
+    assert code == 2, errors
+    assert sum("phases[0].batch_size=3 is not divisible by 2" in line for line in errors) == 2 * 2
+    assert sum("on 2 cpu" in line for line in out) == 2, "the first process speaks for all"
+    for seed in (0, 1):
+        run = tmp_path / f"batch_size=2,seed={seed}"
+        assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
+        assert load(run).config.seed == seed
+        assert (run / "checkpoints" / "2" / "manifest.json").is_file()
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["progress"] for row in csv.DictReader(file)] == ["not begun"] * 2 + ["finished"] * 2
 
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):

@@ -2,10 +2,12 @@
 
 The EleutherAI Language Model Evaluation Harness, Gao et al. (2021), doi:10.5281/zenodo.5371628. lm-eval makes the
 requests and the metrics; prompts are encoded as documents of training are. Left out: chat templates, and the sampling
-options of `transformers` that `Sampling` lacks. Every process of a run makes all requests and gets all answers.
+options of `transformers` that `Sampling` lacks. Every process of a run makes all requests and gets all answers;
+requests that differ are refused.
 """
 
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from rich.progress import track
 from jaxtrain.cli.finished import FinishedRun
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling
+from jaxtrain.train import distributed
 from jaxtrain.train.scoring import Request, Scored, make_scoring_step, score, truncated
 from jaxtrain.train.until import generate_until
 
@@ -53,6 +56,7 @@ class RunModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of every text, of which each token is predicted once, in windows of the context."""
+        _check_same([request.args for request in requests])
         windows = [self._windows(request.args[0]) for request in requests]
         flat = iter(self._score([window for of_text in windows for window in of_text]))
         sums = [sum(next(flat).log_likelihood for _ in of_text) for of_text in windows]
@@ -72,6 +76,7 @@ class RunModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_
     ) -> list[tuple[float, bool]]:
+        _check_same(requests)
         asked = [Request(context, continuation) for _, context, continuation in requests]
         if cut := truncated(asked, self._run.config.model):
             self._note(f"{cut} of {len(asked)} requests exceed the context of {self.max_length} and lose its beginning")
@@ -94,6 +99,7 @@ class RunModel(TemplateLM):
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
         """Return a text for every request. Those with the same options share batches."""
+        _check_same([request.args for request in requests])
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(repr(request.args[1]), []).append(index)
@@ -144,3 +150,12 @@ class RunModel(TemplateLM):
         console = Console(stderr=True)
         hidden = jax.process_index() != 0 or not console.is_terminal
         return lambda batches: track(batches, what, console=console, transient=True, disable=hidden)
+
+
+def _check_same(requests: Sequence) -> None:
+    """Raise ValueError where processes have other requests than each other: they would put them into one batch."""
+    if not distributed.same(zlib.crc32(repr(requests).encode()) >> 1):
+        raise ValueError(
+            "the tasks ask the processes of this run different questions: give all machines the same data sets and the "
+            "same lm-eval"
+        )

@@ -6,6 +6,7 @@ checkpoint. All runs of a folder differ in the keys of the grid alone.
 """
 
 import argparse
+import functools
 import gc
 import shlex
 import sys
@@ -47,8 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(folder, runs, axes, import_from=arguments.import_from)
     distributed.start(lambda: "The same command goes on with the runs that are not finished.")
     code, failed = train_all(runs)
-    if jax.process_index() == 0:
-        report(folder, axes, runs, failed)
+    distributed.by_first(lambda: report(folder, axes, runs, failed))  # one that left with code 2 would end the first
     return code
 
 
@@ -99,7 +99,11 @@ def train_all(runs: Sequence[Planned]) -> tuple[int, dict[str, str]]:
     """Train what is not over, until a signal asks to stop. Return the exit code, and what refused runs, by name.
 
     The code is the greatest of `jaxtrain train`: 1 where one could not be saved or was not finite, 2 where one was
-    refused. The others are run all the same.
+    refused. The others are run all the same, unless one of several processes is refused when the run has begun: it
+    would train the next run while the others are in this one.
+
+    Raises:
+        ValueError: a run was refused to one of several processes after it had begun.
     """
     code, failed = 0, {}
     for number, planned in enumerate(runs, 1):
@@ -107,12 +111,15 @@ def train_all(runs: Sequence[Planned]) -> tuple[int, dict[str, str]]:
         over = outcome(planned.folder, planned.config).over
         if jax.process_index() == 0:
             print(f"--- {number} of {len(runs)}: {name}{f', {over} before' if over else ''} ---", flush=True)
-        if over:
+        if distributed.of_first(bool(over)):  # the others may not see yet what it wrote
             continue
+        arguments, begun = parser().parse_args(["train", *planned.words]), False
         try:
-            result = train.train(parser().parse_args(["train", *planned.words]))
+            config, trainer = distributed.together(functools.partial(train.prepared, arguments))
+            begun = True
+            result = train.train(arguments, config, trainer)
         except Exception as error:
-            if not is_refusal(error):
+            if not is_refusal(error) or (begun and jax.process_count() > 1):
                 raise
             failed[name] = refusal_line(error)
             print(f"jaxtrain: error: {name}: {failed[name]}", file=sys.stderr)

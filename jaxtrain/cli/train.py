@@ -33,17 +33,16 @@ from jaxtrain.train.run import NonFiniteError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.dry_run:
-        return 1 if train(arguments) is None else 0
     config, trainer = prepared(arguments)
+    if not arguments.dry_run:
+        return 1 if train(arguments, config, trainer) is None else 0
     describe(config, trainer.folder, Console(quiet=jax.process_index() != 0))
     dry_run(config, lambda text: print(text, flush=True) if jax.process_index() == 0 else None)
     return 0
 
 
-def train(arguments: argparse.Namespace) -> Result | None:
+def train(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Result | None:
     """Train, or go on. Return how the run ended, None where it could not be written or was not finite."""
-    config, trainer = prepared(arguments)
     with trainer.lock:
         return run_locked(arguments, config, trainer)
 

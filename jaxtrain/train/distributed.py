@@ -145,17 +145,29 @@ def of_first(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.array(number)))
 
 
-def by_first(action: Callable[[], None]) -> None:
-    """Run `action` on the first process. If it fails there, all processes raise. All must call this at the same point.
+def same(number: int) -> bool:
+    """Tell whether all processes have the same `number`, below 2^31. All of them must call this at the same point."""
+    return not anywhere(of_first(number) != number)
+
+
+def together[T](action: Callable[[], T]) -> T:
+    """Return the result of `action`, which waits for no other process. If it fails on one process, all raise.
+
+    All must call this at the same point.
 
     Raises:
-        Exception: the error of `action` on the first process; a ValueError on the others.
+        Exception: the error of `action` on this process; a ValueError where it failed on others alone.
     """
-    failure = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except Exception as error:
-            failure = error
+    failure, result = None, None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
     if anywhere(failure is not None):
-        raise failure or ValueError("the first process of this run cannot go on, and says why")
+        raise failure or ValueError("another process of this run cannot go on, and says why")
+    return cast(T, result)
+
+
+def by_first(action: Callable[[], None]) -> None:
+    """Run `action` on the first process, `together`."""
+    together(lambda: action() if jax.process_index() == 0 else None)

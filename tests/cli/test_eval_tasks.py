@@ -4,18 +4,24 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from messages import check, refusal
+from devices import xla_flags
+from messages import check, refusal, refused
 from tolerances import SAME_LOGITS
 
 from jaxtrain.cli.main import main
+from jaxtrain.train import distributed
 
-GOLDENS = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "golden"
 HARNESS = GOLDENS / "harness"
+TASKS = ("choices", "prose", "answers")
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
 
@@ -62,18 +68,43 @@ def at_tasks(tmp_path, monkeypatch):
 @needs_lm_eval
 def test_results_are_those_of_lm_eval_with_transformers(imported, at_tasks, tmp_path, capsys):
     """Recorded by scripts/peers/harness.py: choices, texts longer than the context, and answers until a stop."""
-    tasks = ["choices", "prose", "answers"]
-    words = ["--tasks", ",".join(tasks), "--task-folder", ".", "--out", str(tmp_path / "results.json")]
+    words = ["--tasks", ",".join(TASKS), "--task-folder", ".", "--out", str(tmp_path / "results.json")]
     assert main(["eval", str(imported), *words]) == 0
     printed = capsys.readouterr()
+    _check_results(tmp_path / "results.json")
+    assert "exact_match" in printed.out and "word_perplexity" in printed.out
+    assert "exceed the context of 64" in printed.err
+
+
+@needs_lm_eval
+def test_two_processes_have_the_results_of_one(imported, at_tasks, tmp_path):
+    launch = [sys.executable, ROOT / "scripts/launch_local.py", "2", sys.executable, "-m", "jaxtrain.cli.main"]
+    words = ["--tasks", ",".join(TASKS), "--task-folder", ".", "--out", tmp_path / "results.json"]
+    environment = os.environ | {"XLA_FLAGS": xla_flags(devices=2)}
+    done = subprocess.run([*launch, "eval", imported, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _check_results(tmp_path / "results.json")
+    assert done.stdout.count("word_perplexity") == 1, "the first process speaks for all"
+
+
+def _check_results(file: Path) -> None:
     golden = json.loads((HARNESS / "golden.json").read_text())["results"]
-    found = json.loads((tmp_path / "results.json").read_text())["results"]
-    for task in tasks:
+    found = json.loads(file.read_text())["results"]
+    for task in TASKS:
         for name, value in golden[task].items():
             close = math.isclose(found[task][name], value, rel_tol=SAME_LOGITS.relative)
             assert close, f"{task} {name}: {found[task][name]}, theirs {value}"
-    assert "exact_match" in printed.out and "word_perplexity" in printed.out
-    assert "exceed the context of 64" in printed.err
+
+
+def test_processes_that_ask_for_different_things_are_refused(monkeypatch):
+    """Otherwise rows of different questions would be one batch."""
+    pytest.importorskip("lm_eval")
+    from jaxtrain.cli.harness import _check_same
+
+    _check_same([("a", "b")])
+    monkeypatch.setattr(distributed, "of_first", lambda number: number ^ 1)
+    with refused(ValueError, "different questions", recorded=False):
+        _check_same([("a", "b")])
 
 
 @needs_lm_eval

@@ -18,6 +18,7 @@ from jaxtrain.cli.main import main
 from jaxtrain.cli.sweep_grid import points, read_axes
 from jaxtrain.cli.sweep_picture import draw
 from jaxtrain.cli.sweep_results import best, measures, outcome, table
+from jaxtrain.train import distributed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.loop import Result
 
@@ -143,12 +144,13 @@ def trained(monkeypatch):
     """Return the names of the runs made, and how each ends, in place of training: `finished`, None, or an error."""
     names, ends = [], {}
 
-    def end(arguments):
+    def end(arguments, config, trainer):
         names.append(Path(arguments.run).name)
         if isinstance(how := ends.get(names[-1], True), Exception):
             raise how
         return how if how is None else Result(state=None, step=1, finished=how, numbers={}, ended=None)
 
+    monkeypatch.setattr("jaxtrain.cli.train.prepared", lambda arguments: (None, None))
     monkeypatch.setattr("jaxtrain.cli.train.train", end)
     return names, ends
 
@@ -166,6 +168,21 @@ def test_run_that_fails_does_not_end_the_sweep_and_a_signal_does(tmp_path, train
     ends["seed=1"] = TypeError("a fault of the program")
     with pytest.raises(TypeError):
         main(words)
+
+
+def test_several_processes_are_refused_a_run_together_or_the_sweep_ends(tmp_path, trained, monkeypatch, capsys):
+    """One that went on alone would train the next run while the others train this one."""
+    names, ends = trained
+    failed_elsewhere = iter([True, False, False])
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "of_first", lambda number: number)
+    monkeypatch.setattr(distributed, "anywhere", lambda failed: failed or next(failed_elsewhere))
+    ends |= {"seed=3": ValueError("no such file")}
+    words = ["sweep", QUICKSTART, "--folder", str(tmp_path), "--grid", "seed=1,2,3,4"]
+    assert main(words) == 2 and names == ["seed=2", "seed=3"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("jaxtrain: error: seed=1: another process")
+    assert said[1:] == ["jaxtrain: error: no such file"]
 
 
 @pytest.fixture(scope="module")

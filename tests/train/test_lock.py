@@ -158,6 +158,6 @@ def test_a_file_removed_by_its_holder_is_not_taken_for_the_lock(tmp_path, monkey
 def test_where_the_first_process_is_refused_all_are(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     monkeypatch.setattr("jaxtrain.train.distributed.anywhere", lambda refused: True)
-    with refused(ValueError, "first process"), RunLock(tmp_path):
+    with refused(ValueError, "another process"), RunLock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
