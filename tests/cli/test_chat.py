@@ -1,17 +1,21 @@
 """Talking to a model, and the way from a folder of Hugging Face to a chat and out again, by the page's commands."""
 
+import contextlib
+import importlib.util
 import io
 import json
 import re
 import runpy
 import shlex
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from messages import check, refusal, refused
-from tiny import DECODER, random_params
-from tiny_run import CONFIGS, QUICKSTART, sets
+from tiny import DECODER
+from tiny_run import CONFIGS, sets
 
 from jaxtrain.cli import chat
 from jaxtrain.cli.chat_template import template_of
@@ -23,12 +27,12 @@ from jaxtrain.data import HuggingFaceTokenizer
 from jaxtrain.data.chat.template import ChatTemplate
 from jaxtrain.models.generate import Sampling
 from jaxtrain.shapes import ModelState
-from jaxtrain.surgery.huggingface import export_folder
 from jaxtrain.train.folder import RunFolder
 
 ROOT = CONFIGS.parent
 SCRIPT = runpy.run_path(str(ROOT / "scripts/add_chat_tokenizer.py"))
 END, END_MESSAGE = 256, 258  # as the script has them
+exported = runpy.run_path(str(ROOT / "scripts/peers/exported.py"))["exported"]
 
 
 @pytest.fixture
@@ -111,39 +115,56 @@ def test_the_template_that_was_imported_with_a_run_is_taken(run, tmp_path):
     assert template_of(run.config, run.folder, None).render(said) == "<|im_start|>!"
 
 
-SMALL = {"model.d_model": 32, "model.repeats": 1, "model.max_length": 256}
+SMALL = {"model.d_model": 32, "model.repeats": 1, "model.max_length": 256}  # as the tiny run has them
 SMALL |= {"model.pattern[0].mixer.head_dim": 8, "model.pattern[0].mlp.hidden": 64}
-SHORT = {"phases[0].steps": 1, "phases[0].sequence_length": 128, "optimizer.learning_rate.warmup_steps": 1}
-SHORT |= {"hooks": "(@Checkpoint(every_steps=1),)"}
+SHORT = {"data.source.rows.glob": "chats.jsonl", "data.validation_fraction": 0.0, "phases[0].steps": 40}
+SHORT |= {"phases[0].sequence_length": 128, "optimizer.learning_rate.warmup_steps": 1}
+SHORT |= {"hooks": "(@Checkpoint(every_steps=40),)"}
+GOLDEN = ROOT / "tests/golden/chat_export.json"
+TASKS = ROOT / "tests/golden/harness/tasks"
 
 
-def test_the_commands_of_the_page_lead_to_a_chat_and_out_again(tmp_path, monkeypatch, capsys):
-    """The model is a smaller one with random weights, and one step is trained."""
+def test_the_way_of_a_stranger_leads_from_own_text_to_a_chat_and_out_again(tiny_run, tmp_path, monkeypatch, capsys):
+    """By the page's commands, on own files: what transformers says of the exported model, the run says, too.
+
+    The quickstart is the tiny run that all tests share. Learned is one answer, so that rounding changes no token.
+    Recorded by scripts/peers/make_chat_export_golden.py, on the folder `answering` that this test leaves.
+    """
     (tmp_path / "configs").symlink_to(CONFIGS)
+    shutil.copytree(tiny_run.folder, tmp_path / "runs/quickstart")
+    chat = {"prompt": "Hello!", "completion": "Good day."}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 16)
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^    (jaxtrain|python) (.*)$", (ROOT / "docs/chat.md").read_text(), re.MULTILINE)
     typed = [[program, *shlex.split(words)] for program, words in lines]
-    assert [words[1:3] for words in typed[:3]] == [
-        ["train", "configs/quickstart.gin"],
-        ["convert", "runs/quickstart"],
-        ["scripts/add_chat_tokenizer.py", "published"],
-    ]
-    model = load(QUICKSTART, [f"{key}={value}" for key, value in SMALL.items()]).config.model
-    export_folder(model, random_params(model), "published")
-    SCRIPT["add_chat_tokenizer"](Path("published"))
+    assert typed[0] == ["jaxtrain", "train", "configs/quickstart.gin"]
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello!\n"))
-    more = {"train": sets(SMALL | SHORT), "generate": ["--tokens", "1", "--temperature", "0"], "convert": []}
+    more = {"train": sets(SMALL | SHORT), "generate": ["--tokens", "30", "--temperature", "0"], "convert": []}
     printed = {}
-    for _, command, *words in typed[3:]:
+    for program, command, *words in typed[1:]:
+        if program == "python":
+            assert command == "scripts/add_chat_tokenizer.py"
+            SCRIPT["add_chat_tokenizer"](*map(Path, words))
+            continue
         assert main([command, *words, *more[command]]) == 0, capsys.readouterr().err
         printed[command] = capsys.readouterr().out
-    assert list(printed) == ["convert", "train", "generate"]
     assert "next: jaxtrain generate runs/chat_tiny --chat\n" in printed["train"]
-    assert printed["generate"].endswith("\n")
-    out = Path(words[-1])
-    assert (out / "chat_template.jinja").read_text() == SCRIPT["TEMPLATE"]
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [END, END_MESSAGE]
     assert load("runs/chat_tiny").config.data.source.template.startswith("runs/chat_tiny/kept_files/")
+    assert words[-1] == "answering"
+    theirs = json.loads(GOLDEN.read_text())
+    assert printed["generate"] == f"{theirs['text']}\n"
+    assert theirs["ids"][-1] == END_MESSAGE and theirs["margin"] > 1
+    assert exported(Path("answering")) == theirs["exported"]
+    _check_task(capsys)
+
+
+def _check_task(capsys):
+    """Evaluate a local task of lm-eval, where that is installed."""
+    if importlib.util.find_spec("lm_eval"):
+        run = Path("runs/chat_tiny").absolute()
+        with contextlib.chdir(TASKS), warnings.catch_warnings(action="ignore"):  # its data are named relative to it
+            assert main(["eval", str(run), "--tasks", "choices", "--task-folder", ".", "--limit", "2"]) == 0
+        assert "|choices|" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--system", "--template"])
