@@ -28,7 +28,6 @@ TINY = {
     "model.pattern[0].mlp.hidden": 8,
     "optimizer.learning_rate.warmup_steps": 1,
     "phases[0].steps": 2,
-    "phases[0].batch_size": 2,
     "phases[0].sequence_length": 8,
     "hooks": "(@Checkpoint(every_steps=2),)",
 }
@@ -159,18 +158,18 @@ def test_local_processes_train_each_run_of_a_sweep(tmp_path):
     changes = TINY | {"data.source": f"@TextFiles(glob='{tmp_path}/*.txt')"}
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     sweep = [sys.executable, "-m", "jaxtrain.cli.main", "sweep", ROOT / "configs" / "quickstart.gin"]
-    grid = ["--folder", tmp_path, "--grid", "phases[0].batch_size=2,3,4"]
+    grid = ["--folder", tmp_path, "--grid", "phases[0].batch_size=3,2", "--grid", "seed=0,1"]  # one program for both
     code, out, errors = finish(launch(*LOCAL, 2, *sweep, *sets, *grid))
     assert code == 2, errors
-    assert sum("phases[0].batch_size=3 is not divisible by 2" in line for line in errors) == 2
+    assert sum("phases[0].batch_size=3 is not divisible by 2" in line for line in errors) == 2 * 2
     assert sum("on 2 cpu" in line for line in out) == 2, "the first process speaks for all"
-    for size in (2, 4):
-        run = tmp_path / f"batch_size={size}"
+    for seed in (0, 1):
+        run = tmp_path / f"batch_size=2,seed={seed}"
         assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2]
-        assert load(run).config.phases[0].batch_size == size
+        assert load(run).config.seed == seed
         assert (run / "checkpoints" / "2" / "manifest.json").is_file()
     with (tmp_path / "results.csv").open() as file:
-        assert [row["progress"] for row in csv.DictReader(file)] == ["finished", "not begun", "finished"]
+        assert [row["progress"] for row in csv.DictReader(file)] == ["not begun"] * 2 + ["finished"] * 2
 
 
 def test_failure_of_one_local_process_stops_the_others_and_is_passed_on(tmp_path):
