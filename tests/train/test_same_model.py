@@ -10,10 +10,13 @@ from tiny import DECODER, training_batch, variant
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.heads import CappedHead
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.masks import Causal
+from jaxtrain.nn.moe.balances import RouterBias, RowLoss
+from jaxtrain.nn.moe.dispatch import EveryExpert
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.positions import NoPositions, Rotary
 from jaxtrain.nn.remat import FullRemat
@@ -94,6 +97,17 @@ def test_neutral_fields_change_no_program_but_those_that_say_how_it_is_computed(
 
     _check(DECODER, variant(**same, scan=False, remat=FullRemat(), compute_dtype="bfloat16"))
     assert program(variant(**same)) == program(DECODER)
+
+
+def test_of_a_mixture_the_dispatch_and_losses_make_no_difference_and_a_bias_does():
+    def mixture(**changes) -> DecoderConfig:
+        mlp = MixtureConfig(experts=4, top_k=2, expert=BLOCK.mlp, **changes)
+        return variant(pattern=(dataclasses.replace(BLOCK, mlp=mlp),))
+
+    biased = mixture(balances=(RouterBias(rate=0.1), RowLoss(coefficient=0.1)))
+    _check(mixture(balances=(RowLoss(coefficient=0.1),)), mixture(dispatch=EveryExpert()))
+    _check(biased, mixture(balances=(RouterBias(rate=0.1),)))
+    assert [key for key, _, _ in differences(mixture(), biased, "model")] == ["model.pattern[0].mlp.balances"]
 
 
 def _subclasses(cls: type) -> list[type]:

@@ -46,7 +46,7 @@ class MixtureConfig(FeedForwardConfig):
     shared: FeedForwardConfig | None = None
     zero_experts: int = 0
     paper: ClassVar[str] = "arXiv:1701.06538"
-    neutral: ClassVar[tuple[str, ...]] = ("balance",)
+    neutral: ClassVar[tuple[str, ...]] = ("dispatch",)
 
     def __post_init__(self):
         check_at_least_one(self, "experts", "top_k")
