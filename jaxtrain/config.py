@@ -38,6 +38,7 @@ DIMENSIONS = {
     "vocab": "model.vocab_size",
     "kv_heads": "kv_heads",
     "embed_blocks": "d_model / block",
+    "experts": "experts",
 }
 
 

@@ -30,6 +30,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "rank": (),  # the inner axis of a low-rank product
+    "latent": ("fsdp", OUTER),  # the same where heads are made of it
     "mlp": ("tensor",),
     "expert_mlp": (),  # the hidden axis of an expert: experts are split over `tensor` as wholes
     "vocab": ("stage", "tensor"),  # every stage has a part of the embedding and of the head

@@ -90,7 +90,9 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     model = config.model
     _, shapes, axes = abstract
     trained = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    yield f"{model.parameter_count:,} parameters, {trained:,} of them trained"
+    active = model.active_parameter_count
+    of_token = f"; a token uses {active:,}" if active < model.parameter_count else ""
+    yield f"{model.parameter_count:,} parameters, {trained:,} of them trained{of_token}"
     for length in dict.fromkeys(phase.sequence_length for phase in config.phases):
         flops = model.flops_per_token(length)
         yield f"{flops:,.0f} FLOPs a token, forward and backward, in rows of {length} tokens"

@@ -139,6 +139,7 @@ def _check_mixers(config: DecoderConfig, shortest: int, row_length: int) -> None
     for block in config.pattern:
         if not block.mixer.causal:
             raise ValueError("a model that sees tokens ahead has no likelihood of a continuation: take a causal one")
+        block.mlp.check_alone()
         try:
             block.mixer.check_decoding(shortest, row_length)
         except ValueError as error:

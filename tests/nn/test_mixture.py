@@ -12,8 +12,10 @@ from tolerances import CLOSED_FORM, EXACT, SAME_SUMS, assert_close
 
 from jaxtrain.models.decoder import DecoderConfig, context_of
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward import mixture
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, ZLoss
 from jaxtrain.nn.moe.routers import Sigmoid, Softmax
@@ -111,6 +113,29 @@ def test_a_step_shows_the_fullest_expert_of_all_layers_and_the_greatest_share_th
 def test_more_experts_a_token_than_there_are_is_refused():
     with refused(ValueError, "top_k=5", "experts=4"):
         _built(top_k=5)
+
+
+def test_one_expert_whose_weight_is_always_one_is_said_to_teach_the_router_nothing(caplog):
+    mixture._warn_of_constant_weights.cache_clear()
+    _built(top_k=1, renormalise=False)
+    assert not caplog.records
+    _built(top_k=1)
+    assert "top_k=1" in caplog.text and "renormalise" in caplog.text
+
+
+def test_a_shared_layer_with_buffers_or_sums_is_refused():
+    with refused(ValueError, "shared=", "threshold"):
+        _built(shared=CountedConfig(hidden=8))
+    with refused(ValueError, "shared", "load"):
+        _built(shared=_config())(X, CONTEXT)
+
+
+def test_a_gated_mixture_moves_its_bias_and_shows_its_loads():
+    module = SigmoidGatedConfig(layer=_config(balances=(RouterBias(rate=0.1),))).build(WIDTH, rngs=nnx.Rngs(0))
+    counts = module(X, CONTEXT).sums.counts
+    module.update_buffers(counts)
+    assert np.abs(module.layer.bias[...]).max() == np.float32(0.1)
+    assert module.report(counts)["fullest_expert"] >= 1
 
 
 def test_an_expert_with_a_buffer_is_refused():

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from messages import refused
 from tiny import training_batch
-from tolerances import SAME_GRADIENT, assert_close
+from tolerances import EXACT, SAME_GRADIENT, assert_close
 
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.mesh import MeshConfig
@@ -19,11 +19,13 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
+from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert
 from jaxtrain.nn.moe.routing import Routing
-from jaxtrain.nn.moe.selections import ExpertChoice
+from jaxtrain.nn.moe.selections import ExpertChoice, TopK
 from jaxtrain.nn.param import merge, split
+from jaxtrain.sharding import constrain
 
 WIDTH, EXPERTS, ROWS, LENGTH = 16, 8, 8, 16
 BATCH = training_batch(ROWS, LENGTH, vocab_size=64)
@@ -36,6 +38,7 @@ MESHES = {
     "expert 8": MeshConfig(expert=8, fsdp=1),
     "expert 4 x tensor 2": MeshConfig(expert=4, fsdp=1, tensor=2),
     "fsdp 2 x expert 2 x context 2": MeshConfig(fsdp=2, expert=2, context=2),
+    "fsdp 2 x expert 2 x tensor 2": MeshConfig(fsdp=2, expert=2, tensor=2),
 }
 
 
@@ -45,8 +48,9 @@ def _found(config: MixtureConfig, mesh: str) -> tuple:
     graph, model = split(config.build(WIDTH, rngs=nnx.Rngs(0)))
 
     def loss(params, x):
-        out = merge(graph, model._replace(params=params))(x, CONTEXT)
-        return jnp.sum(out.y**2), (out.y, out.sums.counts)
+        out = merge(graph, model._replace(params=params))(constrain(x, "batch", "length", None), CONTEXT)
+        y = constrain(out.y, "batch", "residual_length", None)  # both as in a block
+        return jnp.sum(y**2), (y, out.sums.counts)
 
     take = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     if MESHES[mesh] is None:
@@ -106,6 +110,35 @@ def test_experts_of_any_linears_are_computed_in_groups(name):
     config = dataclasses.replace(MIXTURE, expert=OTHERS[name])
     desired = _found(dataclasses.replace(config, dispatch=EveryExpert()), "one device")
     assert_close(_found(config, "one device"), desired, SAME_GRADIENT)
+
+
+def test_linears_that_quantize_activations_are_refused_where_rows_are_sorted():
+    config = dataclasses.replace(MIXTURE, expert=GatedMLPConfig(hidden=24, linear=Int8()))
+    with refused(ValueError, "Int8()", "@EveryExpert()"):
+        config.build(WIDTH, rngs=nnx.Rngs(0))(X, CONTEXT)
+
+
+@pytest.mark.parametrize("changes", [{}, {"experts": 2, "zero_experts": 4, "top_k": 3}], ids=str)
+def test_zero_experts_are_none_of_those_that_are_listed(changes):
+    selection = TopK() if changes else ExpertChoice()
+    config = dataclasses.replace(MIXTURE, **{"zero_experts": 2, "selection": selection} | changes)
+    desired = _found(dataclasses.replace(config, dispatch=EveryExpert()), "one device")
+    assert_close(_found(config, "one device"), desired, SAME_GRADIENT)
+
+
+def test_a_model_that_decodes_drops_nothing():
+    """An answer does not depend on the prompts beside it, nor on padding."""
+    dense, full = (dataclasses.replace(MIXTURE, dispatch=d) for d in (Dropless(), Capacity(factor=1.0)))
+    decoding = CONTEXT._replace(cache_index=jnp.int32(0))
+    found, desired = (config.build(WIDTH, rngs=nnx.Rngs(0))(X, decoding) for config in (full, dense))
+    assert_close(found.y, desired.y, EXACT)
+    assert not found.sums.counts["dropped"].any()
+
+
+@pytest.mark.parametrize("changes", [{"dispatch": Capacity()}, {"selection": ExpertChoice()}], ids=str)
+def test_documents_of_which_tokens_compete_are_not_scored_together(changes):
+    with refused(ValueError, str(*changes)):
+        dataclasses.replace(MIXTURE, **changes).check_alone()
 
 
 def test_tokens_with_any_number_of_experts_are_computed_in_groups():

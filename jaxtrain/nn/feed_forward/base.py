@@ -16,5 +16,11 @@ class FeedForwardConfig(Technique):
 
     __slots__ = ()
 
+    def check_decoding(self) -> None:
+        """Raise ValueError where a token's result depends on later ones, so that nothing can be generated."""
+
+    def check_alone(self) -> None:
+        """Raise ValueError where a token's result depends on others of its row, those of other documents among them."""
+
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...

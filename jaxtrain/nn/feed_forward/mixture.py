@@ -5,6 +5,8 @@ the token. Each is a class of its own, in `nn/moe/`. Tokens compete with those o
 sums over tokens, so the result depends neither on mesh nor on microbatches nor on the pipeline schedule.
 """
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,12 +20,15 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
-from jaxtrain.nn.moe.experts import Experts, build_experts
+from jaxtrain.nn.moe.experts import Experts, build_experts, output_alone
 from jaxtrain.nn.moe.routers import Router, Softmax
 from jaxtrain.nn.moe.routing import TINY, Routing, Scores
 from jaxtrain.nn.moe.selections import Selection, TopK
-from jaxtrain.nn.param import attach, attached
+from jaxtrain.nn.param import attach, attached, split
 from jaxtrain.ranges import check_at_least_one, check_not_negative, check_positive
+from jaxtrain.sharding import constrain
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,34 +66,58 @@ class MixtureConfig(FeedForwardConfig):
         """The number of experts that the router scores, those that compute nothing included."""
         return self.experts + self.zero_experts
 
+    def check_decoding(self) -> None:
+        if not self.selection.causal:
+            raise ValueError(f"selection={self.selection!r}: it chooses by later tokens, so the model cannot generate")
+
+    def check_alone(self) -> None:
+        self.check_decoding()
+        if self.dispatch.drops:
+            raise ValueError(
+                f"dispatch={self.dispatch!r}: the tokens of a row compete, so what one document is worth depends on "
+                "others; take --set model.pattern[0].mlp.dispatch=@Dropless()"
+            )
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Mixture":
         return Mixture(self, d_model, rngs=rngs)
+
+
+@functools.cache
+def _warn_of_constant_weights() -> None:
+    log.warning(
+        "top_k=1 and renormalise=True: the one expert of a token has weight 1, so no gradient reaches the router; "
+        "set renormalise to False"
+    )
 
 
 class Mixture(Layer):
     def __init__(self, config: MixtureConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
+        if c.top_k == 1 and c.renormalise and c.selection.most(c.routed, 1) == 1:
+            _warn_of_constant_weights()
         self.of_router = attach(self, c.router.build(d_model, c.routed, rngs=rngs))
         self.experts = build_experts(c.expert, c.experts, d_model, used=c.top_k / c.routed, rngs=rngs)
         self.of_balances = tuple(attach(self, balance.build(c.routed)) for balance in c.balances)
         self.shared = c.shared.build(d_model, rngs=rngs) if c.shared else None
+        if self.shared is not None and (buffers := split(self.shared)[1].buffers):
+            raise ValueError(f"shared={c.shared!r}: a shared layer has no buffers, and this has {min(buffers)}")
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         c = self.config
-        if context.cache_index is not None and not c.selection.causal:
-            raise ValueError(f"selection={c.selection!r}: it chooses by later tokens, so the model cannot generate")
+        decodes = context.cache_index is not None
+        if decodes:
+            c.check_decoding()
         scores = c.router(x, context, attached(self, self.of_router))
         routing = self._routing(scores, context)
         chosen_BLE, weights_BLE = (part[..., : c.experts] for part in (routing.chosen, routing.weights))
         computed = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
-        y = c.dispatch(x, computed, Experts(self.experts))
+        dispatch = Dropless() if decodes and c.dispatch.drops else c.dispatch
+        y = dispatch(x, computed, Experts(self.experts))
         if c.zero_experts:
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
-        sums = self._sums(scores, routing.chosen, c.dispatch.kept(computed), context.real)
         if self.shared is not None:
-            out = self.shared(x, context)
-            y, sums = y + out.y, sums._replace(terms={**out.sums.terms, **sums.terms})
-        return Out(y, sums=sums)
+            y = y + output_alone(self.shared(x, context), "shared")
+        return Out(y, sums=self._sums(scores, routing.chosen, dispatch.kept(computed), context.real))
 
     def _routing(self, scores: Scores, context: TokenContext) -> Routing:
         """Return the experts of each token. The biases of balances have a part in the choice alone."""
@@ -101,7 +130,9 @@ class Mixture(Layer):
         weights_BLE = scores.weights * chosen_BLE
         if c.renormalise:
             weights_BLE = weights_BLE / jnp.maximum(jnp.sum(weights_BLE, axis=-1, keepdims=True), TINY)
-        return Routing(chosen_BLE, weights_BLE * c.scale, c.top_k, c.selection.most(c.routed, c.top_k))
+        # Their layout, and that of their gradients, is that of the rows, whatever a dispatch asks of its region.
+        chosen_BLE, weights_BLE = (constrain(x, "batch", "length", None) for x in (chosen_BLE, weights_BLE * c.scale))
+        return Routing(chosen_BLE, weights_BLE, c.top_k, c.selection.most(c.routed, c.top_k))
 
     def _sums(
         self,

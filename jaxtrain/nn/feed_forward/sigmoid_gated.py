@@ -1,7 +1,8 @@
 """A feed-forward layer behind a gate: the shared expert of Qwen 2 MoE (2024), arXiv:2407.10671, section 2.2.2."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -19,6 +20,12 @@ class SigmoidGatedConfig(FeedForwardConfig):
     layer: FeedForwardConfig
     paper: ClassVar[str] = "arXiv:2407.10671"
 
+    def check_decoding(self) -> None:
+        self.layer.check_decoding()
+
+    def check_alone(self) -> None:
+        self.layer.check_alone()
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "SigmoidGated":
         return SigmoidGated(self, d_model, rngs=rngs)
 
@@ -31,3 +38,9 @@ class SigmoidGated(Layer):
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         out = self.layer(x, context)
         return out._replace(y=jax.nn.sigmoid(x @ self.gate[...]) * out.y)
+
+    def update_buffers(self, counts: Mapping[str, Any]) -> None:
+        self.layer.update_buffers(counts)
+
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        return self.layer.report(counts)

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtrain_kernels import block_quant
 from jaxtrain_kernels.block_quant import QuantizedArray, dequantize, quantize
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtrain.nn.linear.base import Linear, LinearConfig, Side, bias_of
 from jaxtrain.nn.linear.dense import Dense, multiply
@@ -51,6 +51,12 @@ class _Int8(Linear):
         x_BLK = x.reshape(*x.shape[:2], -1)
         y_BLN = multiply_int8(x_BLK, self._matrix(), shards=axis_size(self.inputs[0][1]))
         return y_BLN.reshape(*x.shape[:2], *(size for size, _ in self.outputs))
+
+    def grouped(self, x: Float[Array, "N ..."], sizes: Int[Array, " E"]) -> Float[Array, "N ..."]:
+        raise ValueError(
+            "linear=Int8(): products of sorted rows do not quantize activations; take dispatch=@EveryExpert() or "
+            "@Capacity()"
+        )
 
     def dense(self) -> Float[Array, "..."]:
         """Return the matrix that the codes stand for. Its gradient is that of the weights."""

@@ -75,7 +75,7 @@ class LatentCache(NamedTuple):
 class LatentAttention(Mixer):
     def __init__(self, config: LatentAttentionConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        width, latent = ((d_model, "embed"),), ((c.latent, "rank"),)
+        width = ((d_model, "embed"),)
         linears = c.linear.of_layer("query_down", "query", "down", "rotated_key", "key", "value", "output")
 
         def heads(size: int) -> tuple[tuple[int, str], ...]:
@@ -83,13 +83,14 @@ class LatentAttention(Mixer):
 
         queries = width
         if c.query_latent:
-            queries = ((c.query_latent, "rank"),)
-            self.query_down = linears["query_down"].build(width, queries, rngs=rngs)
+            queries = ((c.query_latent, "latent"),)
+            self.query_down = linears["query_down"].build(width, ((c.query_latent, "rank"),), rngs=rngs)
             self.query_norm = c.norm.build(c.query_latent)
         self.query = linears["query"].build(queries, heads(c.head_dim + c.rotated_dim), rngs=rngs)
-        self.down = linears["down"].build(width, latent, rngs=rngs)
+        self.down = linears["down"].build(width, ((c.latent, "rank"),), rngs=rngs)
         self.latent_norm = c.norm.build(c.latent)
-        self.rotated_key = linears["rotated_key"].build(width, ((c.rotated_dim, "head_dim"),), rngs=rngs)
+        self.rotated_key = linears["rotated_key"].build(width, ((c.rotated_dim, "rank"),), rngs=rngs)
+        latent = ((c.latent, "latent"),)
         self.key = linears["key"].build(latent, heads(c.head_dim), rngs=rngs)
         self.value = linears["value"].build(latent, heads(c.value_dim), rngs=rngs)
         self.output = linears["output"].build(heads(c.value_dim), width, rngs=rngs)

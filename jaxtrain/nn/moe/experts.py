@@ -47,11 +47,11 @@ class Experts:
 
     def each(self, arrays: ModelState, x: Float[Array, "E B L D"]) -> Float[Array, "E B L D"]:
         """Return what each expert makes of its own rows."""
-        return jax.vmap(lambda own, x: _plain(merge(self.graph, own)(x, _context(x))))(arrays, x)
+        return jax.vmap(lambda own, x: output_alone(merge(self.graph, own)(x, _context(x)), "expert"))(arrays, x)
 
     def all_of(self, arrays: ModelState, x: Float[Array, "B L D"]) -> Float[Array, "E B L D"]:
         """Return what each expert makes of the same rows."""
-        return jax.vmap(lambda own: _plain(merge(self.graph, own)(x, _context(x))))(arrays)
+        return jax.vmap(lambda own: output_alone(merge(self.graph, own)(x, _context(x)), "expert"))(arrays)
 
     def grouped(self, arrays: ModelState, x: Float[Array, "N D"], sizes: Int[Array, " E"]) -> Float[Array, "N D"]:
         """Return what each expert makes of its group of consecutive rows; 0 in rows behind the last group.
@@ -71,7 +71,7 @@ class Experts:
             if not _within(linears, path):
                 *above, name = map(str, path)
                 setattr(functools.reduce(getattr, above, layer), name, _Grouped(linear, sizes))
-        y = _plain(layer(x[None], _context(x[None])))[0]
+        y = output_alone(layer(x[None], _context(x[None])), "expert")[0]
         return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], y, 0)
 
 
@@ -90,10 +90,11 @@ class _Grouped(nnx.Module):
         return self.stacked.grouped(x[0], self.sizes)[None]
 
 
-def _plain(out: Out) -> Float[Array, "B L D"]:
+def output_alone(out: Out, what: str) -> Float[Array, "B L D"]:
+    """Return what a layer within a mixture adds. Raises ValueError if it has sums as well, which nothing would read."""
     if out.sums.terms or out.sums.counts:
         names = ", ".join(sorted({*out.sums.terms, *out.sums.counts}))
-        raise ValueError(f"expert: an expert has no sums of its own, and this has {names}")
+        raise ValueError(f"{what}: a layer within a mixture has no sums of its own, and this has {names}")
     return out.y
 
 

@@ -39,7 +39,7 @@ class Routing(NamedTuple):
 
         Experts of a token come in the order of their numbers.
         """
-        there, experts = jax.lax.top_k(self.chosen, self.most)
+        there, experts = jax.lax.top_k(self.chosen, min(self.most, self.chosen.shape[-1]))
         return experts, jnp.take_along_axis(self.weights, experts, axis=-1), there
 
 

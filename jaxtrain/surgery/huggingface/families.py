@@ -8,6 +8,7 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.moe.balances.base import choosing
 from jaxtrain.nn.moe.dispatch import EveryExpert
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
@@ -106,8 +107,7 @@ def _without_training(layer: FeedForwardConfig) -> FeedForwardConfig:
     """Return a layer without what a mixture has for its training alone."""
     if not isinstance(layer, MixtureConfig):
         return layer
-    choosing = tuple(balance for balance in layer.balances if balance.chooses)
-    return dataclasses.replace(layer, balances=choosing, dispatch=EveryExpert())
+    return dataclasses.replace(layer, balances=choosing(layer.balances), dispatch=EveryExpert())
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:

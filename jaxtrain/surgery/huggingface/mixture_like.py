@@ -14,7 +14,7 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.moe.balances import Balance, LoadLoss, RowLoss
+from jaxtrain.nn.moe.balances import RowLoss
 from jaxtrain.surgery.huggingface.family import mlp_of
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, of_expert, torch_linear
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike
@@ -88,7 +88,7 @@ class MixtureLike(LlamaLike):
             self.count: mixture.experts,
             self.width: self.dense(config.pattern[0]).hidden,
             "num_experts_per_tok": mixture.top_k,
-            "router_aux_loss_coef": _weight(mixture.balances) * config.layers / mixture.top_k,
+            "router_aux_loss_coef": sum(balance.weight for balance in mixture.balances) * config.layers / mixture.top_k,
             **told,
             **self.write_mixture(mixture),
         }
@@ -110,11 +110,6 @@ def mixture_of(block: BlockConfig) -> MixtureConfig:
     if not isinstance(block.mlp, MixtureConfig):
         raise ValueError(f"it has the feed-forward layer {type(block.mlp).__name__}, the family has mixtures")
     return block.mlp
-
-
-def _weight(balances: Sequence[Balance]) -> float:
-    """Return the sum of the coefficients of balance losses."""
-    return sum(balance.coefficient for balance in balances if isinstance(balance, RowLoss | LoadLoss))
 
 
 def _router(name: str, D: Axes, experts: int) -> Tensor:

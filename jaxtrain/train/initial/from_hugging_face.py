@@ -40,4 +40,6 @@ class FromHuggingFace(Initial):
         check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)
         shapes = abstract_model(source).shapes.params
         model = ModelState(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes))
-        return model if has_plain_linears(config) else taken_over(model, source, config, mesh, key)
+        more = abstract_model(config).shapes
+        whole = has_plain_linears(config) and not more.buffers and not more.frozen
+        return model if whole else taken_over(model, source, config, mesh, key)

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from flax.traverse_util import flatten_dict
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.nn.moe.balances import Balance
+from jaxtrain.nn.moe.balances.base import choosing
 from jaxtrain.surgery.linears import plain
 from jaxtrain.technique import Technique
 
@@ -53,7 +53,7 @@ def check_same_function(
 def differences(ours: object, theirs: object, key: str) -> Iterator[tuple[str, object, object]]:
     """Yield each key, with both values, in which two configurations make another function of the same weights."""
     if isinstance(ours, tuple) and isinstance(theirs, tuple):
-        ours, theirs = _computing(ours), _computing(theirs)
+        ours, theirs = choosing(ours), choosing(theirs)
     if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
         for index, pair in enumerate(zip(ours, theirs, strict=True)):
             yield from differences(*pair, f"{key}[{index}]")
@@ -64,11 +64,6 @@ def differences(ours: object, theirs: object, key: str) -> Iterator[tuple[str, o
                 yield from differences(getattr(ours, field.name), getattr(theirs, field.name), f"{key}.{field.name}")
     elif ours != theirs:
         yield key, ours, theirs
-
-
-def _computing(items: tuple) -> tuple:
-    """Return a tuple of a configuration without the balances of a mixture that are losses alone."""
-    return tuple(item for item in items if not isinstance(item, Balance) or item.chooses)
 
 
 def _spelled(key: str) -> str:

@@ -1,6 +1,6 @@
 """The base class of balances: what keeps the loads of experts alike, and routers well-behaved."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -25,6 +25,11 @@ class Balance(Technique):
         """Whether it has a bias, so that a trained model computes something else without it."""
         return type(self).bias is not Balance.bias
 
+    @property
+    def weight(self) -> float:
+        """The loss of a layer whose loads are alike, as far as it is one of loads."""
+        return 0.0
+
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         """Return the balance's buffers by their names in the mixture."""
         return {}
@@ -41,3 +46,8 @@ class Balance(Technique):
 
     def update(self, load: Float[Array, " E"], own: Own) -> None:
         """Replace the buffers. `load` is the number of tokens of each expert in a whole step."""
+
+
+def choosing(balances: Iterable[Any]) -> tuple:
+    """Return those of the balances that choose. Without the others a trained model computes the same."""
+    return tuple(balance for balance in balances if not isinstance(balance, Balance) or balance.chooses)

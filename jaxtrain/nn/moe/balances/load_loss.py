@@ -29,6 +29,10 @@ class LoadLoss(Balance):
     def __post_init__(self):
         check_positive(self, "coefficient")
 
+    @property
+    def weight(self) -> float:
+        return self.coefficient
+
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         return {"shares": Buffer(jnp.ones(experts), axes=Axes((None,), Kind.VECTOR, cast=False))}
 

@@ -27,6 +27,10 @@ class RowLoss(Balance):
     def __post_init__(self):
         check_positive(self, "coefficient")
 
+    @property
+    def weight(self) -> float:
+        return self.coefficient
+
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
     ) -> dict[str, Float[Array, ""]]:

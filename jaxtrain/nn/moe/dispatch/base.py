@@ -1,6 +1,7 @@
 """The base class of dispatches: they bring tokens to their experts, and add up what those return."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
@@ -16,6 +17,7 @@ class Dispatch(Technique):
     """
 
     __slots__ = ()
+    drops: ClassVar[bool] = False  # whether tokens of a row compete, so that an expert may leave some out
 
     def kept(self, routing: Routing) -> Float[Array, "B L E"]:
         """Return 1 for the chosen experts that do compute the token: all of them, where none is dropped."""

@@ -28,6 +28,7 @@ class Capacity(Dispatch):
     """
 
     factor: float = 1.25
+    drops: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv:2006.16668"
 
     def __post_init__(self):
@@ -46,7 +47,10 @@ class Capacity(Dispatch):
         place_BLE = jnp.where(self.kept(routing) > 0, jnp.cumsum(routing.chosen, axis=1) - 1, -1)
         sent_BLEC = jax.nn.one_hot(place_BLE.astype(jnp.int32), self.places(routing), dtype=x.dtype)
         x_EBCD = jnp.einsum("BLEC,BLD->EBCD", sent_BLEC, x)
-        rows = ("experts", "expert_batch", "places", None)
-        y_EBCD = in_region(lambda arrays, _, x: experts.each(arrays, x), experts, (constrain(x_EBCD, *rows), rows))
+        by_row, by_expert = (None, "batch", None, None), ("experts", "expert_batch", "places", None)
+        # The products stay with the rows. Where fsdp, expert and tensor all split something, the layouts that XLA chose
+        # by itself gave wrong rows (docs/log.md).
+        x_EBCD = constrain(x_EBCD, *by_row)
+        y_EBCD = in_region(lambda arrays, _, x: experts.each(arrays, x), experts, (x_EBCD, by_expert))
         weights_BLE = routing.weights.astype(x.dtype)
-        return jnp.einsum("EBCD,BLEC,BLE->BLD", constrain(y_EBCD, *rows), sent_BLEC, weights_BLE)
+        return jnp.einsum("EBCD,BLEC,BLE->BLD", constrain(y_EBCD, *by_row), sent_BLEC, weights_BLE)
