@@ -67,7 +67,8 @@ def test_a_dispatch_that_drops_nothing_has_the_sums_and_gradients_of_the_definit
 
 
 def test_every_dispatch_is_held_to_it():
-    assert sorted(subclasses(Dispatch)) == sorted(DISPATCHES)
+    ours = [name for name, cls in subclasses(Dispatch).items() if cls.__module__.startswith("jaxtrain.")]
+    assert sorted(ours) == sorted(DISPATCHES)
 
 
 @pytest.mark.parametrize("mesh", ["one device", "expert 4 x tensor 2"])

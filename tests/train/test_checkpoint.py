@@ -231,6 +231,7 @@ def test_the_manifest_tells_every_file_of_a_checkpoint(tmp_path):
         "frozen": None,
         "measured": {},
         "ended": None,
+        "stream": None,
         "files": {"deep/file": [9, 0xCBF43926], "deep/manifest.json": [0, 0]},  # CRC-32's check value
     }
 
@@ -314,7 +315,7 @@ def test_a_folder_that_orbax_cannot_make_ends_the_save_at_once(tmp_path, monkeyp
 def test_no_process_saves_where_the_first_cannot_begin_to(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     monkeypatch.setattr("jaxtrain.train.distributed.anywhere", lambda failed: True)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(SaveError, match="checkpoint 1 .* the first process"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(SaveError, match="checkpoint 1 .* another process"):
         checkpoints.begin(1)
 
 

@@ -64,7 +64,7 @@ def outer(x: Float[Array, "T D"], dy: Float[Array, "T F"], sizes: Int[Array, " G
 
 def _block(rows: int, groups: int) -> int:
     """Return the rows of a block: about as many as a group has, a power of two."""
-    return min(max(1 << (rows // groups).bit_length() - 1, LEAST), MOST)
+    return min(max(1 << max(rows // groups, 1).bit_length() - 1, LEAST), MOST)
 
 
 def _blocks(start: Int[Array, ""], end: Int[Array, ""], block: int) -> Int[Array, ""]:
