@@ -49,6 +49,16 @@ def _definition(D: int, F: int, dtype) -> tuple[dict, dict]:
     return _float64(exact), _float64(run(*problem))
 
 
+def test_two_rows_of_six_groups_are_computed_too():
+    """As in decoding, where a token has fewer experts than there are."""
+    x, weights, _ = _problem(8, 4, np.float32, rows=300)
+    found, desired = (
+        grouped_matmul(x[:2], weights, np.array((0, 1, 0, 0, 1, 0), np.int32), implementation=name)
+        for name in ("xla", "reference")
+    )
+    assert_close(found, desired, SAME_SUMS)
+
+
 @pytest.mark.parametrize(
     ("implementation", "D", "F", "dtype"),
     [

@@ -165,7 +165,9 @@ def test_any_mesh_has_the_loss_and_the_buffers_of_one_device_and_shards_frozen_w
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(sharded.params))
     for state, where in ((stepped[0], _one_device()), (sharded, mesh)):
         losses = []
-        for seed in range(12, 16):  # in others a unit is so near its threshold that rounding decides whether it is alive
+        for seed in range(
+            12, 16
+        ):  # in others a unit is so near its threshold that rounding decides whether it is alive
             batch = training_batch(ROWS, LENGTH, vocab_size=MODEL.vocab_size, seed=seed)
             state, metrics = _after_step(state, batch, mesh=where)
             losses.append(metrics["loss"])
