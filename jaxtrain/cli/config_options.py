@@ -35,13 +35,13 @@ class Key(NamedTuple):
 
 
 def options(hint: object) -> list[type]:
-    """Return the dataclasses that an annotation takes. An abstract base class stands for its final subclasses."""
+    """Return the dataclasses that an annotation takes. The base class of techniques stands for its final subclasses."""
     found: dict[type, None] = {}
     for cls in classes_in(hint):
-        if inspect.isabstract(cls):
-            found |= dict.fromkeys(option for _, option in sorted(subclasses(cls).items()))
-        elif is_dataclass(cls):
+        if is_dataclass(cls):
             found[cls] = None
+        elif issubclass(cls, Technique):
+            found |= dict.fromkeys(option for _, option in sorted(subclasses(cls).items()))
     return list(found)
 
 

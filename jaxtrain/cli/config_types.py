@@ -137,8 +137,8 @@ def subclasses(base: type) -> dict[str, type]:
     found: dict[str, type] = {}
     known: list[type] = base.__subclasses__()
     for cls in known:
-        if inspect.isabstract(cls):
-            found |= subclasses(cls)
-        elif is_dataclass(cls):
+        if is_dataclass(cls) and not inspect.isabstract(cls):
             found[cls.__name__] = cls
+        else:
+            found |= subclasses(cls)
     return found

@@ -4,16 +4,14 @@ import dataclasses
 
 import pytest
 from messages import refused
+from published_mixtures import MIXTRAL_8X7B, MIXTURES, OLMOE_1B_7B, QWEN3_30B_A3B
 from published_settings import (
     COMMAND_R7B,
     GEMMA3_1B,
-    MIXTRAL_8X7B,
     OLMO2_7B,
-    OLMOE_1B_7B,
     PHI3_MINI,
     PUBLISHED,
     PYTHIA_160M,
-    QWEN3_30B_A3B,
     QWEN25_7B,
     SMOLLM3_3B,
 )
@@ -27,8 +25,9 @@ from jaxtrain.nn.rope import DynamicScaling, LinearScaling, LongRopeScaling, Yar
 from jaxtrain.surgery.huggingface import FAMILIES
 from jaxtrain.surgery.huggingface.families import family_of
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-OF_FAMILY = {settings["model_type"]: settings for settings, _ in PUBLISHED.values()}
+OF_ALL = PUBLISHED | MIXTURES
+OF_MIXTURES = [settings["model_type"] for settings, _ in MIXTURES.values()]
+OF_FAMILY = {settings["model_type"]: settings for settings, _ in OF_ALL.values()}
 
 
 def read(settings):
@@ -43,19 +42,19 @@ def window(mixer):
     return mixer.mask.span.window
 
 
-@pytest.mark.parametrize("settings, parameters", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("settings, parameters", OF_ALL.values(), ids=OF_ALL)
 def test_published_settings_give_a_decoder_of_the_published_size(settings, parameters):
     assert read(settings).parameter_count == parameters
 
 
-@pytest.mark.parametrize("settings, _", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("settings, _", OF_ALL.values(), ids=OF_ALL)
 def test_a_decoder_comes_back_from_its_config_json(settings, _):
     config, family = read(settings), FAMILIES[settings["model_type"]]
     assert family.read(family.write(config)) == config
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2", "gemma", "gemma3_text", "olmo2", "smollm3", "starcoder2", "granite", *MIXTURES]
+    "family", ["qwen2", "gemma", "gemma3_text", "olmo2", "smollm3", "starcoder2", "granite", *OF_MIXTURES]
 )
 def test_the_family_is_found_from_the_decoder(family):
     assert family_of(read(OF_FAMILY[family])).model_type == family

@@ -20,11 +20,11 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
-from jaxtrain.nn.moe.experts import Experts, build_experts, output_alone
+from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
 from jaxtrain.nn.moe.routers import Router, Softmax
 from jaxtrain.nn.moe.routing import TINY, Routing, Scores
 from jaxtrain.nn.moe.selections import Selection, TopK
-from jaxtrain.nn.param import attach, attached, split
+from jaxtrain.nn.param import attach, attached
 from jaxtrain.ranges import check_at_least_one, check_not_negative, check_positive
 from jaxtrain.sharding import constrain
 
@@ -58,7 +58,8 @@ class MixtureConfig(FeedForwardConfig):
         check_not_negative(self, "zero_experts")
         check_positive(self, "scale")
         if self.top_k > self.routed:
-            raise ValueError(f"top_k={self.top_k}: there are only experts={self.routed}")
+            more = f" and zero_experts={self.zero_experts}" if self.zero_experts else ""
+            raise ValueError(f"top_k={self.top_k}: there are only experts={self.experts}{more}")
         self.selection.check(self.routed, self.top_k)
 
     @property
@@ -75,7 +76,7 @@ class MixtureConfig(FeedForwardConfig):
         if self.dispatch.drops:
             raise ValueError(
                 f"dispatch={self.dispatch!r}: the tokens of a row compete, so what one document is worth depends on "
-                "others; take --set model.pattern[0].mlp.dispatch=@Dropless()"
+                "others; take dispatch=@Dropless()"
             )
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Mixture":
@@ -99,8 +100,8 @@ class Mixture(Layer):
         self.experts = build_experts(c.expert, c.experts, d_model, used=c.top_k / c.routed, rngs=rngs)
         self.of_balances = tuple(attach(self, balance.build(c.routed)) for balance in c.balances)
         self.shared = c.shared.build(d_model, rngs=rngs) if c.shared else None
-        if self.shared is not None and (buffers := split(self.shared)[1].buffers):
-            raise ValueError(f"shared={c.shared!r}: a shared layer has no buffers, and this has {min(buffers)}")
+        if self.shared is not None:
+            check_no_buffers(self.shared, f"shared={c.shared!r}")
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         c = self.config

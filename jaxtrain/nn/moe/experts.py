@@ -25,9 +25,14 @@ def build_experts(config: FeedForwardConfig, experts: int, d_model: int, *, used
     built = nnx.vmap(lambda r: config.build(d_model, rngs=r))(rngs.split(experts))
     for variable in jax.tree.leaves(nnx.state(built), is_leaf=is_variable):
         variable.set_metadata(axes=_of_experts(variable.axes, used))
-    if buffers := split(built)[1].buffers:
-        raise ValueError(f"expert={config!r}: an expert has no buffers of its own, and this has {min(buffers)}")
+    check_no_buffers(built, f"expert={config!r}")
     return built
+
+
+def check_no_buffers(layer: Layer, what: str) -> None:
+    """Raise ValueError if a layer within a mixture has buffers, which nothing would replace."""
+    if buffers := split(layer)[1].buffers:
+        raise ValueError(f"{what}: a layer within a mixture has no buffers of its own, and this has {min(buffers)}")
 
 
 def _of_experts(axes: Axes, used: float) -> Axes:
@@ -63,10 +68,11 @@ class Experts:
         linears = {path: module for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)}
         for path, _ in nnx.to_flat_state(nnx.state(layer)):
             if not _within(linears, path):
-                where = (
-                    f"expert: {'.'.join(map(str, path))} is in none of its linears, which alone multiply sorted rows"
+                name = ".".join(map(str, path))
+                raise ValueError(
+                    f"expert: {name} is in none of its linears, which alone multiply sorted rows; "
+                    "take dispatch=@EveryExpert() or @Capacity()"
                 )
-                raise ValueError(f"{where}; take dispatch=@EveryExpert() or @Capacity()")
         for path, linear in linears.items():
             if not _within(linears, path):
                 *above, name = map(str, path)
