@@ -152,6 +152,8 @@ ELSEWHERE = {  # and where
     "Dense": "every other case",
     "Distill": "test_taught_run.py: it needs a teacher",
     "SharedBlocks": "as SharedLayers, with fewer norms",
+    "NoFeedForward": "nothing to compute",
+    "NoMixer": "nothing to compute",
     "NF4": "under LoRA",
     "Some": "the linears that it chooses",
 }

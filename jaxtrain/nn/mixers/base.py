@@ -2,7 +2,7 @@
 
 import enum
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -33,6 +33,7 @@ class MixerConfig(Technique):
 
     __slots__ = ()
     heads: int  # the tensor axis divides it
+    absent: ClassVar[bool] = False  # the block has no such layer
 
     @property
     def causal(self) -> bool:
