@@ -100,7 +100,7 @@ class Block(Layer):
         self.mlp.update_buffers(counts.get("mlp", {}))
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-        parts = {"mixer": self.mixer, "mlp": self.mlp, "depth": self.config.depth}
+        parts: dict[str, Any] = {"mixer": self.mixer, "mlp": self.mlp, "depth": self.config.depth}
         return greatest(parts[name].report(own) for name, own in counts.items())
 
 
