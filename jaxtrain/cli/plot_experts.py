@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from jaxtrain.cli.neighbours import check_exists
@@ -91,34 +91,29 @@ def together(own: Counted) -> np.ndarray:
 
 def draw(run: Routed) -> Figure:
     """Return the picture: loads above, pairs of experts in the middle, numbers of the layers below."""
-    steps = list(run.counts)
-    last = run.counts[steps[-1]]
+    last = run.counts[max(run.counts)]
     figure = Figure(figsize=(11, 10), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(3, 12, height_ratios=(2, 1.2, 1))
-    above = figure.add_subplot(grid[0, :])
-    _draw_loads(figure, above, run, list(last))
+    above, middle, below = figure.subfigures(3, 1, height_ratios=(2, 1.2, 1))
+    _draw_loads(above, run, list(last))
     shown = _spread(list(last), MOST_PAIRS)
-    width = 12 // len(shown)
-    for column, layer in enumerate(shown):
-        axes = figure.add_subplot(grid[1, column * width : (column + 1) * width])
+    for axes, layer in zip(middle.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         image = axes.imshow(together(last[layer]), cmap="viridis", vmin=0.0, interpolation="nearest")
-        figure.colorbar(image, ax=axes, shrink=0.8)
-        _label(axes, f"layer {layer}: also has", "expert", "expert" if column == 0 else "")
+        middle.colorbar(image, ax=axes, shrink=0.8)
+        _label(axes, f"layer {layer}: also has", "expert", "expert")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for column, (kind, title) in enumerate(NUMBERS.items()):
-        axes = figure.add_subplot(grid[2, 4 * column : 4 * column + 4])
+    for axes, (kind, title) in zip(below.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
         for layer, points in run.numbers[kind].items():
             axes.plot(*points, marker="o", markersize=3, label=f"layer {layer}")
         axes.set_ylim(bottom=0)
         _label(axes, title, "step", "")
-        if column == 0 and len(run.numbers[kind]) <= 8:
-            axes.legend(fontsize=8, frameon=False)
+    below.axes[0].legend(fontsize=8, frameon=False, ncols=2)
     figure.suptitle(run.name, fontsize=14, parse_math=False)
     return figure
 
 
-def _draw_loads(figure: Figure, axes: Axes, run: Routed, layers: Sequence[str]) -> None:
+def _draw_loads(figure: SubFigure, run: Routed, layers: Sequence[str]) -> None:
     """Draw a column for each count, and in it a row for each expert, layer below layer."""
+    axes = figure.subplots()
     steps = list(run.counts)
     each = [loads(run.counts, layer) for layer in layers]
     image = axes.imshow(
