@@ -1,7 +1,7 @@
 """`jaxtrain plot RUN --experts`: the load of each expert of each layer over the steps, and experts that go together.
 
-Reads what the hook `RouterReport` wrote to the run. A load is drawn over the mean load of its layer. Of two experts is
-drawn which share of the tokens of one also has the other, in the latest count: Kang et al. (2025), arXiv:2505.20225.
+Reads what the hook `RouterReport` wrote to the run. A load is drawn over the mean load of its layer. Co-activation is
+that of the latest count: the share of an expert's tokens that have another, as in Kang et al. (2025), arXiv:2505.20225.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def loads(counts: Mapping[int, Mapping[str, Counted]], layer: str) -> np.ndarray
 
 
 def together(own: Counted) -> np.ndarray:
-    """Return the share of the tokens of an expert (row) that also have another one (column). The diagonal is empty."""
+    """Return the co-activation: the share of an expert's tokens (row) that also have another (column), not itself."""
     pairs = own["together"]
     shares = pairs / np.maximum(np.diag(pairs), 1.0)[:, None]
     np.fill_diagonal(shares, np.nan)
@@ -99,7 +99,7 @@ def draw(run: Routed) -> Figure:
     for axes, layer in zip(middle.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         image = axes.imshow(together(last[layer]), cmap="viridis", vmin=0.0, interpolation="nearest")
         middle.colorbar(image, ax=axes, shrink=0.8)
-        _label(axes, f"layer {layer}: also has", "expert", "expert")
+        _label(axes, f"co-activation, layer {layer}", "expert", "expert")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes, (kind, title) in zip(below.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
         for layer, points in run.numbers[kind].items():
