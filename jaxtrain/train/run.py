@@ -93,7 +93,7 @@ class Run:
         return {
             name: evaluate(
                 self.evaluation_step,
-                self.recipe.objective,
+                self.recipe.objective_of(self.phase.span.phase),
                 model,
                 validation,
                 batch_size=self.phase.span.phase.batch_size,
