@@ -19,6 +19,7 @@ from jaxtrain.train.metrics import read_metrics
 from jaxtrain.train.routed import Counted, read
 
 MOST_PAIRS = 4  # layers whose pairs of experts are drawn: the first, the last, and some between
+MOST_NAMED = 12  # layers that have their names beside them
 FULL = 2.0  # the load, over the mean, of the darkest colour
 NUMBERS = {
     "validation_router_entropy_": "entropy of the router, nats",
@@ -106,7 +107,8 @@ def draw(run: Routed) -> Figure:
             axes.plot(*points, marker="o", markersize=3, label=f"layer {layer}")
         axes.set_ylim(bottom=0)
         _label(axes, title, "step", "")
-    below.axes[0].legend(fontsize=8, frameon=False, ncols=2)
+    if len(last) <= MOST_NAMED:
+        below.axes[0].legend(fontsize=8, frameon=False, ncols=2)
     figure.suptitle(run.name, fontsize=14, parse_math=False)
     return figure
 
@@ -122,7 +124,9 @@ def _draw_loads(figure: SubFigure, run: Routed, layers: Sequence[str]) -> None:
     ends = np.cumsum([len(own) for own in each])
     for end in ends[:-1]:
         axes.axhline(end - 0.5, color="black", linewidth=1.0)
-    axes.set_yticks(ends - np.array([len(own) for own in each]) / 2 - 0.5, [f"layer {layer}" for layer in layers])
+    middles = ends - np.array([len(own) for own in each]) / 2 - 0.5
+    named = _spread(range(len(layers)), MOST_NAMED)
+    axes.set_yticks(middles[named], [f"layer {layers[index]}" for index in named])
     shown = _spread(range(len(steps)), 10)
     axes.set_xticks(shown, [str(steps[index]) for index in shown])
     axes.set_title("load of each expert over the mean of its layer", loc="left", fontsize=12, fontweight="bold")
