@@ -21,6 +21,7 @@ from tolerances import SAME_LOSS_IN_CODES, SAME_LOSS_ON_ANY_MESH, assert_close
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.feed_forward.clamped_gated_mlp import ClampedGatedMLPConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
@@ -112,6 +113,7 @@ TECHNIQUES = {  # a new one is a line here
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
     FeedForwardConfig: {
+        "ClampedGatedMLPConfig": ClampedGatedMLPConfig(hidden=64, limit=1.0, bias=True),
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
         "SigmoidGatedConfig": SigmoidGatedConfig(layer=MLPConfig(hidden=64)),
