@@ -80,9 +80,10 @@ def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: st
     what = f"{collection}, {leaf.dtype}" if collection != "params" else str(leaf.dtype)
     if path.startswith(STACKS):
         stack, _, number, layer, *rest = path.removeprefix(STACKS).split(".")
-        where = f"{'block' if stack == 'blocks' else stack} {number}, {layer}"
-        times, *shape = leaf.shape
-        return Variable(where, ".".join(rest) or layer, tuple(shape), times, facts.names[1:], what)
+        where, stacked = f"{'block' if stack == 'blocks' else stack} {number}, {layer}", int(not facts.shared)
+        shape, names, times = tuple(leaf.shape[stacked:]), facts.names[stacked:], leaf.shape[0] if stacked else 1
+        shown = what if stacked else f"{what}, shared by all repeats"
+        return Variable(where, ".".join(rest) or layer, shape, times, names, shown)
     layer, _, name = path.partition(".")
     return Variable(layer, name or layer, tuple(leaf.shape), 1, facts.names, what)
 

@@ -21,6 +21,7 @@ from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.members import Members
+from jaxtrain.models.sharing import Sharing, own_and_shared, share, whole_repeat
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.models.trees import in_stacks, over_repeats, taught
 from jaxtrain.nn.block import BlockConfig
@@ -56,6 +57,7 @@ class DecoderConfig:
     Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
     at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
     have a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
+    `sharing` says which parameters all repeats share; by default there are none.
     """
 
     vocab_size: int
@@ -68,6 +70,7 @@ class DecoderConfig:
     norm: NormConfig = RMSNormConfig()
     embedding: EmbeddingConfig = TokenEmbedding()
     head: HeadConfig = LinearHead()
+    sharing: Sharing | None = None
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
@@ -157,7 +160,7 @@ class DecoderConfig:
         A teacher runs forward alone, a third.
         """
         tied_head = self.head.tied * self.vocab_rows * self.d_model
-        mixing = sum(block.mixer.mixing_flops(length) for block in self.blocks)
+        mixing = sum(block.mixing_flops(length) for block in self.blocks)
         numbers = _counts(self)
         taught = 0.0
         if self.teacher and self.teacher.model:
@@ -210,6 +213,8 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
         self.of_embedding = attach(self, c.embedding.build(c.d_model, c.max_length, norm=c.norm, rngs=rngs))
         self.stacks = nnx.Dict({name: _stacked(c, *stack, rngs=rngs) for name, stack in c.stacks.items()})
+        if c.sharing:
+            share(self.stacks["blocks"], c.sharing, c.repeats)
         self.final_norm = None if c.pattern[-1].join.normalises_stream else c.norm.build(c.d_model)
         if c.head.linear:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_rows, "vocab"),)
@@ -252,7 +257,7 @@ class Decoder(nnx.Module):
         dtype = jnp.dtype(self.config.compute_dtype)
 
         def of_stack(name: str, repeats: int):
-            one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.stacks[name].blocks)
+            one = tuple(block.initial_state(batch, length, dtype) for block in self.stacks[name].blocks)
             return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (repeats, *leaf.shape)), one)
 
         return {name: of_stack(name, repeats) for name, (_, repeats) in self.config.stacks.items()}
@@ -282,12 +287,14 @@ class Decoder(nnx.Module):
 
         def repeat(x, inputs):
             index, stored, state = inputs
-            stored = of_repeat(stacked, index) if in_stages else stored
+            stored = whole_repeat(of_repeat(stacked, index) if in_stages else stored, shared)
             y, *others = pattern(gather(stored, axes, c.compute_dtype), x, context.in_layer(index), state)
             return y, others
 
-        stacked, repeats = split(self.stacks[name])[1], c.stacks[name].repeats
-        stacked = stacked._replace(params=narrow_gradients(stacked.params, axes.params, c.compute_dtype))
+        # Gradients of shared parameters are added up over the repeats, in float32.
+        stacked, shared = own_and_shared(split(self.stacks[name])[1], axes)
+        own_axes, repeats = own_and_shared(axes, axes)[0], c.stacks[name].repeats
+        stacked = stacked._replace(params=narrow_gradients(stacked.params, own_axes.params, c.compute_dtype))
         in_stages = axis_size("repeats") > 1
         xs = (jnp.arange(repeats), None if in_stages else stacked, states)
         # Over several devices, what is recomputed might be exchanged again.
@@ -308,10 +315,11 @@ class Decoder(nnx.Module):
         """Return the new buffers, which the layers compute from the counts of a whole step."""
 
         def of_stack(name: str) -> ModelState:
-            graph, stacked = split(self.stacks[name])
+            graph, stack = split(self.stacks[name])
+            stacked, shared = own_and_shared(stack, self.repeat_axes(name))
 
             def one(state: ModelState, counts: Mapping[str, Any]) -> ParamTree:
-                pattern = merge(graph, state)
+                pattern = merge(graph, whole_repeat(state, shared))
                 pattern.update_buffers(counts)
                 return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, state.buffers)
 

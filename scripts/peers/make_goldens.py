@@ -224,7 +224,7 @@ def configs() -> dict[str, PreTrainedConfig]:
             **LATENT,
             q_lora_rank=None,
             n_group=4,
-            topk_group=2,
+            topk_group=1,
             topk_method="group_limited_greedy",
             n_shared_experts=2,
             routed_scaling_factor=1.5,

@@ -56,6 +56,11 @@ class Pipelined(Strategy):
                 f"model.first has {len(model.first)} blocks, and stages run the repeats of the pattern alone: use "
                 "gradients=Accumulate(...), or give all blocks in model.pattern"
             )
+        if model.sharing:
+            raise ValueError(
+                f"model.sharing={model.sharing!r}: every stage of a pipeline has weights of its own; "
+                "use gradients=Accumulate(...), or leave sharing out"
+            )
         if not of_stack(abstract_model(model).shapes, "blocks").params:
             raise ValueError(
                 f"model.trainable={model.trainable!r} trains nothing in the blocks, which stages run: "

@@ -70,6 +70,8 @@ def dense(config: DecoderConfig) -> DecoderConfig:
     """
     if not any(isinstance(block.mlp, MixtureConfig) for block in config.blocks):
         raise ValueError("initial=Upcycled(...): the model has no mixture of experts; give a block one (mlp)")
+    if config.sharing:
+        raise ValueError(f"model.sharing={config.sharing!r}: shared experts cannot be upcycled; leave it out")
     for name, block in config.named_blocks.items():
         if isinstance(block.mlp, MixtureConfig):
             _check_adds_to_one(f"model.{name}.mlp", block.mlp)

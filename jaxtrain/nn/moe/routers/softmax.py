@@ -28,5 +28,5 @@ class Softmax(Router):
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, own: Mapping[str, Any]) -> Scores:
         logits = linear_logits(x, own)
         if self.bias:
-            logits = logits + own["router_bias"][...]
+            logits = logits + own["router_bias"][...][None, None]
         return Scores(logits, jax.nn.softmax(logits, axis=-1))
