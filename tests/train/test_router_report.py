@@ -9,12 +9,13 @@ import pytest
 import runs
 from matplotlib.image import imread
 from messages import check, refusal, refused
-from tiny import variant
+from tiny import DECODER, variant
 from tolerances import EXACT, assert_close
 
 from jaxtrain.cli.main import main
 from jaxtrain.cli.plot_experts import loads, read_routed, together
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import Stack
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.train.folder import RunFolder
@@ -106,7 +107,10 @@ def test_layers_are_numbered_through_the_pattern():
     def counts(repeats: int) -> dict:
         return {name: np.ones((repeats, 2)) for name in ("load", "dropped", "tokens", "entropy", "together", "moved")}
 
-    found = by_layer([{"blocks": {"0": {"mlp": counts(6)}, "1": {"mixer": counts(6)}}}] * 2, 2)
+    found = by_layer(
+        [{"blocks": {"0": {"mlp": counts(6)}, "1": {"mixer": counts(6)}}}] * 2,
+        {"blocks": Stack(DECODER.pattern * 2, 6)},
+    )
     assert list(found) == [
         "0",
         "1.mixer",
