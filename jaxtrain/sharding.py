@@ -111,7 +111,7 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
 
 
 def _parameter_axes(name: str | None, names: Sequence[str | None], mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the mesh axes of one logical axis of a parameter. Experts stay split, as wholes, over all of their axes."""
+    """Return the mesh axes of one of the `names` of a parameter. Those of experts split nothing else, and stay."""
     if EXPERTS not in names:
         return _axes(name, mesh, drop)
     return _axes(name, mesh) if name == EXPERTS else _axes(name, mesh, (*drop, *RULES[EXPERTS]))
