@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain.nn.moe.dispatch.base import Dispatch
-from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region, listed_tokens
+from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
 from jaxtrain.nn.moe.dispatch.rows import computed
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
@@ -37,18 +37,15 @@ class Dropless(Dispatch):
         check_at_least_one(self, "pieces")
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
-        def of_device(arrays: ModelState, split: Split, x_BLD, *chosen):
-            tokens = x_BLD.shape[0] * x_BLD.shape[1]
-            pieces = math.gcd(self.pieces, tokens)
-            parts = [part.reshape(pieces, tokens // pieces, -1) for part in (x_BLD, *chosen)]
+        def of_device(arrays: ModelState, split: Split, *tokens):
+            pieces = math.gcd(self.pieces, len(tokens[0]))
             of_piece = functools.partial(sum_over_devices, experts, arrays, split)
             if pieces == 1:
-                y = of_piece(*(part[0] for part in parts))
-            else:
-                y = jax.lax.map(lambda part: jax.checkpoint(of_piece, prevent_cse=False)(*part), parts)
-            return y.reshape(x_BLD.shape)
+                return of_piece(*tokens)
+            parts = [part.reshape(pieces, len(part) // pieces, -1) for part in tokens]
+            return jax.lax.map(lambda part: jax.checkpoint(of_piece, prevent_cse=False)(*part), parts)
 
-        return in_region(of_device, experts, *listed_tokens(x, routing))
+        return in_region_of_tokens(of_device, x, routing, experts)
 
     def sent(self, load: Load) -> int:
         gathered = load.apart * load.tokens * load.width

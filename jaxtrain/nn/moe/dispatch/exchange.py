@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
 from jaxtrain.nn.moe.dispatch.base import Dispatch
 from jaxtrain.nn.moe.dispatch.dropless import Dropless, sum_over_devices
-from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region, listed_tokens
+from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
 from jaxtrain.nn.moe.dispatch.rounds import further_rounds
 from jaxtrain.nn.moe.dispatch.rows import computed, moved, places_of
 from jaxtrain.nn.moe.experts import Experts
@@ -55,7 +55,7 @@ class Exchange(Dispatch):
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
         of_device = functools.partial(_of_device, self, experts, routing.top_k)
-        return in_region(of_device, experts, *listed_tokens(x, routing))
+        return in_region_of_tokens(of_device, x, routing, experts)
 
     def room(self, tokens: int, top_k: int, devices: int) -> int:
         """Return how many rows a device can send another in a round."""
@@ -89,23 +89,19 @@ def _of_device(
     top_k: int,
     arrays: ModelState,
     split: Split,
-    x: Float[Array, "B L D"],
-    numbers: Int[Array, "B L K"],
-    weights: Float[Array, "B L K"],
-) -> Float[Array, "B L D"]:
+    x: Float[Array, "T D"],
+    numbers: Int[Array, "T K"],
+    weights: Float[Array, "T K"],
+) -> Float[Array, "T D"]:
     """Return the sums of a device's tokens over all devices that have experts."""
-    count, devices = len(jax.tree.leaves(arrays)[0]), _size(split.apart)
-    tokens = x.shape[0] * x.shape[1]
+    count, devices, tokens = len(jax.tree.leaves(arrays)[0]), _size(split.apart), len(x)
     if devices == 1:
-        flat = (part.reshape(tokens, -1) for part in (x, numbers, weights))
-        return sum_over_devices(experts, arrays, split, *flat).reshape(x.shape)
+        return sum_over_devices(experts, arrays, split, x, numbers, weights)
     pieces = math.gcd(way.pieces, tokens)
     most = tokens // pieces * min(numbers.shape[-1], count)  # rows that a pair of devices can have at all
     room = min(way.room(tokens // pieces, top_k, _size(split.experts)), most)
     swap = functools.partial(all_to_all, axes=split.apart, near=way.near)
-    x_PTD, numbers_PTK, weights_PTK = (
-        part.reshape(pieces, tokens // pieces, -1) for part in (x, numbers, weights)
-    )
+    x_PTD, numbers_PTK, weights_PTK = (part.reshape(pieces, tokens // pieces, -1) for part in (x, numbers, weights))
     plans = [_plan(split, swap, piece, count, devices) for piece in numbers_PTK]
     # All vary over the same axes, so that the gradients of what devices share are summed over them once.
     over = frozenset().union(*map(varying, jax.tree.leaves((arrays, x, plans))))
@@ -125,9 +121,7 @@ def _of_device(
     return y_PTD.reshape(x.shape)
 
 
-def _plan(
-    split: Split, swap: Callable, numbers: Int[Array, "T K"], count: int, devices: int
-) -> Plan:
+def _plan(split: Split, swap: Callable, numbers: Int[Array, "T K"], count: int, devices: int) -> Plan:
     """Return where the rows go that ask for experts with these numbers. Each device has `count` experts."""
     numbers_N = numbers.reshape(-1)
     target_N = _target(split, numbers_N // count, devices)

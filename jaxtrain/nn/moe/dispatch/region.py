@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import EXPERTS
@@ -61,11 +60,24 @@ def in_region(function: Callable[..., jax.Array], experts: Experts, *named: Name
     return region(experts.arrays, *arrays)
 
 
-def listed_tokens(x: Float[Array, "B L D"], routing: Routing) -> tuple[Named, Named, Named]:
-    """Return tokens, the numbers of their experts and the weights of these, for a region; no expert has number E."""
-    numbers_BLK, weights_BLK, there_BLK = routing.listed()
-    numbers_BLK = jnp.where(there_BLK > 0, numbers_BLK, routing.chosen.shape[-1])
-    return (x, TOKENS), (numbers_BLK, TOKENS), (weights_BLK.astype(x.dtype), TOKENS)
+def in_region_of_tokens(
+    function: Callable[..., jax.Array], x: Float[Array, "B L D"], routing: Routing, experts: Experts
+) -> Float[Array, "B L D"]:
+    """Return `function(arrays, Split, tokens [T, D], numbers [T, K], weights [T, K])` of a device's tokens, as `x` is.
+
+    `numbers` are those of a token's experts, and E where it has fewer. They are listed by each device for itself: XLA
+    for CPU does not partition top-k, and would gather what it chooses from.
+    """
+
+    def of_device(arrays, split, x_BLD, chosen_BLE, weights_BLE):
+        own = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
+        numbers_BLK, weights_BLK, there_BLK = own.listed()
+        numbers_BLK = jnp.where(there_BLK > 0, numbers_BLK, chosen_BLE.shape[-1])
+        tokens = x_BLD.shape[0] * x_BLD.shape[1]
+        flat = (part.reshape(tokens, -1) for part in (x_BLD, numbers_BLK, weights_BLK.astype(x_BLD.dtype)))
+        return function(arrays, split, *flat).reshape(x_BLD.shape)
+
+    return in_region(of_device, experts, *((part, TOKENS) for part in (x, routing.chosen, routing.weights)))
 
 
 class Load(NamedTuple):

@@ -23,8 +23,8 @@ def further_rounds(
 ) -> Float[Array, "P T D"]:
     """Return the sums of `one_round(arrays, x, weights, plan, first)` for each piece, but for its first round.
 
-    `first` is `room`, twice that and so on, below `rounds` times that. The loop saves nothing: the backward pass computes each round again. It has a derivative of its own, since JAX has
-    none for a loop of unknown length.
+    `first` is `room`, twice that and so on, below `rounds` times that. The loop saves nothing: the backward pass
+    computes each round again. It has a derivative of its own, since JAX has none for a loop of unknown length.
     """
 
     def of_round(params, x, weights, plans, others, index, piece):
