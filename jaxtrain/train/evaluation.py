@@ -20,7 +20,7 @@ from jaxtrain.data.sources.base import Text
 from jaxtrain.data.store import TokenStore
 from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.ranges import check_name
-from jaxtrain.shapes import Batch, ModelState
+from jaxtrain.shapes import Batch
 from jaxtrain.train.feed import Layout
 
 SEED = 0
@@ -133,10 +133,10 @@ def untracked(batches: Iterable[Named], total: int) -> Iterable[Named]:
     return batches
 
 
-def evaluate(
-    step: Callable[[ModelState, Batch], tuple[Terms, Sums]],
+def evaluate[Model](
+    step: Callable[[Model, Batch], tuple[Terms, Sums]],
     objective: Objective,
-    model: ModelState,
+    model: Model,
     validation: ValidationRows,
     *,
     batch_size: int,
