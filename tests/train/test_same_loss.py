@@ -23,6 +23,7 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.sharing import SharedLayers, Sharing
 from jaxtrain.nn.depth import Depth, ExpertChoiceRecursion, MixtureOfDepths, TokenChoiceRecursion
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.feed_forward.clamped_gated_mlp import ClampedGatedMLPConfig
 from jaxtrain.nn.feed_forward.fast import FastFeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
@@ -121,6 +122,7 @@ TECHNIQUES = {  # a new one is a line here
     },
     Sharing: {"SharedLayers": SharedLayers()},
     FeedForwardConfig: {
+        "ClampedGatedMLPConfig": ClampedGatedMLPConfig(hidden=64, limit=1.0, bias=True),
         "FastFeedForwardConfig": FastFeedForwardConfig(levels=2, leaf=MLPConfig(hidden=16), hardening=0.1),
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
