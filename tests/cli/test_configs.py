@@ -26,7 +26,7 @@ FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # 
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
     "chat_tiny": (1_025_152, 5_032_960),
-    "deepseek_v3": (671_026_404_352, 0),  # and 14,848 biases of the choice, which are buffers
+    "deepseek_v3": (671_026_404_352, 250_457_382_912),  # and 14,848 biases of the choice, which are buffers
     "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
     "finetune_tiny": (869_504, 5_753_856),
