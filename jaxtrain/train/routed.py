@@ -104,8 +104,8 @@ def read(path: Path) -> dict[str, Counted]:
             for key in file.files:
                 layer, _, name = key.partition("/")
                 layers.setdefault(layer, {})[name] = file[key]
-    except Exception as error:  # zipfile, zlib and numpy raise errors of their own
-        raise ValueError(f"{path}: cannot be read ({error}); remove it, and plot the other steps") from error
+    except Exception:  # zipfile, zlib and numpy have errors of their own for what is damaged
+        layers = {}
     if not layers or any(set(own) != set(COUNTS) for own in layers.values()):
-        raise ValueError(f"{path}: not the counts of a run; remove it, and plot the other steps")
+        raise ValueError(f"{path}: not the counts of a run, or damaged; remove it, and the other steps are drawn")
     return layers
