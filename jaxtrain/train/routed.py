@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.models.decoder import DecoderConfig, Stack, abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.stacks import Stack
 from jaxtrain.nn.moe.observed import ROUTING
 from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ModelState
