@@ -161,6 +161,8 @@ def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
     parser.add_argument("--out", metavar="FILE", help=help)
+    help = "draw where tokens went in a mixture of experts, which the hook RouterReport counts; by default experts.png"
+    parser.add_argument("--experts", action="store_true", help=help)
 
 
 def _schedule(parser: argparse.ArgumentParser) -> None:

@@ -138,7 +138,7 @@ def prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: in
 
 def check_decoding(config: DecoderConfig, *, shortest: int, longest: int, tokens: int) -> None:
     """Raise ValueError where a mixer cannot decode rows that grow by so many tokens, from prompts of these lengths."""
-    for block in config.pattern:
+    for block in config.named_blocks.values():
         block.mlp.check_decoding()
         block.mixer.check_decoding(shortest, _padded(longest, config.max_length) + tokens)
 

@@ -153,6 +153,7 @@ class Trainer:
         if writes:
             with stop.reporting():
                 self.folder.cut_samples(step=start or 0)
+                self.folder.cut_routing(step=start or 0)
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=stop.report)
         recorder = Recorder(metrics, display(total_steps, start=start or 0, shown=writes, name=name), name)
         if start is not None and start >= total_steps:
