@@ -61,7 +61,9 @@ def generate_mixed(
     key: Key[Array, ""],
     stop_token: int | None = None,
 ) -> list[int]:
-    """Return the continuation of a prompt by the mixture, whose models lie on a mesh: up to `tokens` tokens, up to but without `stop_token`.
+    """Return the continuation of a prompt by the mixture: up to `tokens` tokens, up to but without `stop_token`.
+
+    The models lie on `mesh`. Each token is drawn on the host.
 
     Raises:
         ValueError: as `generate` does.
