@@ -101,6 +101,11 @@ class TrainConfig:
                     f"set model.vocab_size to at least {vocab_size}"
                 )
             (phase.data or self.data).examples.check(self.model)
+            if phase.objective is not None:
+                try:
+                    phase.objective.check(self.model)
+                except ValueError as error:
+                    raise ValueError(f"{where}.{error}") from error
         self.objective.check(self.model)
         self._check_learning_rates()
         self._check_judges()

@@ -116,6 +116,14 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("parents", nargs="+", metavar="RUN", help="runs of one architecture; the first is the base")
+    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/finetuning.md lists what there is"
+    parser.add_argument("--by", required=True, metavar="MERGE", help=help)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for the run to make")
+    _add_import(parser)
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=CONFIG)
     _add_set(parser)
@@ -142,6 +150,8 @@ def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
     parser.add_argument("--out", metavar="FILE", help=help)
+    help = "draw where tokens went in a mixture of experts, which the hook RouterReport counts; by default experts.png"
+    parser.add_argument("--experts", action="store_true", help=help)
 
 
 def _schedule(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +243,11 @@ COMMANDS = {
         "import weights from Hugging Face safetensors, or export to them",
         _convert,
         "jaxtrain convert runs/quickstart exported --dtype bfloat16",
+    ),
+    "merge": Command(
+        "make a run of the weights of several, without training",
+        _merge,
+        'jaxtrain merge runs/a runs/b --by "Assembly(weights=(0.5,0.5))" --out runs/between',
     ),
     "compile": Command(
         "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",

@@ -79,8 +79,10 @@ def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: st
     what = f"{collection}, {leaf.dtype}" if collection != "params" else str(leaf.dtype)
     if path.startswith(BLOCKS):
         number, layer, *rest = path.removeprefix(BLOCKS).split(".")
-        where, shape, names = f"block {number}, {layer}", tuple(leaf.shape[1:]), facts.names[1:]
-        return Variable(where, ".".join(rest) or layer, shape, repeats, names, what)
+        stacked = int(not facts.shared)
+        where, shape, names = f"block {number}, {layer}", tuple(leaf.shape[stacked:]), facts.names[stacked:]
+        shown = what if stacked else f"{what}, shared by all repeats"
+        return Variable(where, ".".join(rest) or layer, shape, repeats if stacked else 1, names, shown)
     layer, _, name = path.partition(".")
     return Variable(layer, name or layer, tuple(leaf.shape), 1, facts.names, what)
 

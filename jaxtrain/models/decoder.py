@@ -20,6 +20,7 @@ from jaxtrain.axes import Axes, Kind
 from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.members import Members
+from jaxtrain.models.sharing import Sharing, own_and_shared, share, whole_repeat
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.models.trees import in_stacks, taught, whole
 from jaxtrain.nn.block import BlockConfig
@@ -47,6 +48,7 @@ class DecoderConfig:
     Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
     at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
     have a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
+    `sharing` says which parameters all repeats share; by default there are none.
     """
 
     vocab_size: int
@@ -58,6 +60,7 @@ class DecoderConfig:
     norm: NormConfig = RMSNormConfig()
     embedding: EmbeddingConfig = TokenEmbedding()
     head: HeadConfig = LinearHead()
+    sharing: Sharing | None = None
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
@@ -130,7 +133,7 @@ class DecoderConfig:
         A teacher runs forward alone, a third.
         """
         tied_head = self.head.tied * self.vocab_rows * self.d_model
-        mixing = self.repeats * sum(block.mixer.mixing_flops(length) for block in self.pattern)
+        mixing = self.repeats * sum(block.mixing_flops(length) for block in self.pattern)
         numbers = _counts(self)
         taught = 0.0
         if self.teacher and self.teacher.model:
@@ -183,6 +186,8 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
         self.of_embedding = attach(self, c.embedding.build(c.d_model, c.max_length, norm=c.norm, rngs=rngs))
         self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
+        if c.sharing:
+            share(self.stacks["blocks"], c.sharing, c.repeats)
         self.final_norm = None if c.pattern[-1].join.normalises_stream else c.norm.build(c.d_model)
         if c.head.linear:
             width, vocab = ((c.d_model, "embed"),), ((c.vocab_rows, "vocab"),)
@@ -223,7 +228,7 @@ class Decoder(nnx.Module):
     def initial_states(self, batch: int, length: int):
         """Return empty decoding states for `length` tokens, stacked over repeats."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        one = tuple(block.mixer.initial_state(batch, length, dtype) for block in self.stacks["blocks"].blocks)
+        one = tuple(block.initial_state(batch, length, dtype) for block in self.stacks["blocks"].blocks)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.config.repeats, *leaf.shape)), one)
 
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
@@ -239,12 +244,14 @@ class Decoder(nnx.Module):
 
         def repeat(x, inputs):
             index, stored, state = inputs
-            stored = of_repeat(stacked, index) if in_stages else stored
+            stored = whole_repeat(of_repeat(stacked, index) if in_stages else stored, shared)
             y, *others = pattern(gather(stored, axes, c.compute_dtype), x, context.in_layer(index), state)
             return y, others
 
-        stacked = split(self.stacks["blocks"])[1]
-        stacked = stacked._replace(params=narrow_gradients(stacked.params, axes.params, c.compute_dtype))
+        # Gradients of shared parameters are added up over the repeats, in float32.
+        stacked, shared = own_and_shared(split(self.stacks["blocks"])[1], axes)
+        own_axes = own_and_shared(axes, axes)[0]
+        stacked = stacked._replace(params=narrow_gradients(stacked.params, own_axes.params, c.compute_dtype))
         in_stages = axis_size("repeats") > 1
         xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
         # Over several devices, what is recomputed might be exchanged again.
@@ -263,10 +270,11 @@ class Decoder(nnx.Module):
 
     def updated_buffers(self, counts: Mapping[str, Any]) -> ParamTree:
         """Return the new buffers, which the layers compute from the counts of a whole step."""
-        graph, stacked = split(self.stacks["blocks"])
+        graph, stack = split(self.stacks["blocks"])
+        stacked, shared = own_and_shared(stack, self.repeat_axes())
 
         def one(state: ModelState, counts: Mapping[str, Any]) -> ParamTree:
-            pattern = merge(graph, state)
+            pattern = merge(graph, whole_repeat(state, shared))
             pattern.update_buffers(counts)
             return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, state.buffers)
 

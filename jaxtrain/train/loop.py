@@ -121,7 +121,7 @@ class Trainer:
         """Run the phases from `start`, which `find_start` returned, with the lock held since then."""
         retention = next((saving.retention for saving in self._saving), Retention())
         graph, _, _ = abstract_model(self.recipe.model)
-        evaluation_step = make_evaluation_step(graph, self.recipe.objective)
+        evaluation_step = functools.cache(functools.partial(make_evaluation_step, graph))
         state, hooks, stop, saved = None, HookStates(self.hooks), Stop(), start
         with Checkpoints(self.folder.checkpoints, retention) as checkpoints:
             checkpoints.clear_after(start)
@@ -135,7 +135,7 @@ class Trainer:
                     run = Run(
                         recipe=self.recipe,
                         graph=graph,
-                        evaluation_step=evaluation_step,
+                        evaluation_step=evaluation_step(self.recipe.objective_of(span.phase)),
                         phase=phase,
                         recorder=recorder,
                         checkpoints=checkpoints,
@@ -168,6 +168,7 @@ class Trainer:
         if writes:
             with stop.reporting():
                 self.folder.cut_samples(step=start or 0)
+                self.folder.cut_routing(step=start or 0)
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=stop.report)
         recorder = Recorder(metrics, display(total_steps, start=start or 0, shown=writes))
         if start is not None and start >= total_steps:
@@ -191,9 +192,11 @@ class Trainer:
             )
         elif feed.is_new:
             recorder.say("no rows have been taken of the data as they are read now: they begin at their first")
+        teaches = self.recipe.objective_of(phase).reads_teacher
+        model = self.recipe.model if teaches else dataclasses.replace(self.recipe.model, teacher=None)
         recorder.enter_phase(
             tokens_per_step=phase.tokens_per_step,
-            flops_per_token=self.recipe.model.flops_per_token(phase.sequence_length),
+            flops_per_token=model.flops_per_token(phase.sequence_length),
             devices=mesh.size,
         )
         length = phase.sequence_length

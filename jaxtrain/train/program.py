@@ -45,13 +45,18 @@ class Recipe:
     def total_steps(self) -> int:
         return total_steps(self.phases)
 
+    def objective_of(self, phase: Phase) -> Objective:
+        """Return what a phase minimises: its own objective or the run's."""
+        return phase.objective or self.objective
+
     def program(self, span: Span, mesh: Mesh) -> "Program":
         """Return the program of a phase on a mesh; nothing is computed or compiled."""
         graph, _, axes = abstract_model(self.model)
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
-        step = make_train_step(graph, self.objective, self.gradients, tx, used_rate(self.optimizer, rate))
+        objective = self.objective_of(span.phase)
+        step = make_train_step(graph, objective, self.gradients, tx, used_rate(self.optimizer, rate))
         # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
         step = jax.jit(step, donate_argnums=0, out_shardings=layout)

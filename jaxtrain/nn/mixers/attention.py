@@ -87,6 +87,14 @@ class AttentionConfig(MixerConfig):
             )
         self.positions.check_decoding(self.head_dim, first, last)
 
+    def check_gaps(self) -> None:
+        if self.mask.span.window is not None or self.mask.has_holes:
+            raise ValueError(f"mask={self.mask!r}: it counts places, so no token can be left out (depth); take Causal")
+        if self.positions.slopes(self.heads):
+            raise ValueError(
+                f"positions={self.positions!r}: slopes count places, so no token can be left out (depth); take Rotary"
+            )
+
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs of a token's scores and sums of values, forward and backward."""
         return 12.0 * self.heads * self.head_dim * self.mask.mean_keys(length)

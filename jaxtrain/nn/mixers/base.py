@@ -38,6 +38,13 @@ class MixerConfig(Technique):
     def check_decoding(self, first: int, last: int) -> None:
         """Raise ValueError where a row cannot be decoded while it grows from `first` to `last` tokens."""
 
+    def check_gaps(self) -> None:
+        """Raise ValueError where it cannot mix rows some of whose tokens are left out, each at its own position."""
+        raise ValueError(
+            f"mixer={type(self).__name__}: it goes by the places of tokens in a row, so none can be left out "
+            "(depth); take attention"
+        )
+
     @abstractmethod
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs that mixing takes for a token of a sequence of this length, forward and backward."""

@@ -62,6 +62,9 @@ class LatentAttentionConfig(MixerConfig):
     def check_decoding(self, first: int, last: int) -> None:
         self.positions.check_decoding(self.rotated_dim, first, last)
 
+    def check_gaps(self) -> None:
+        """Any token can be left out."""
+
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs of a token's scores and sums of values, forward and backward."""
         return 6.0 * self.heads * (self.head_dim + self.rotated_dim + self.value_dim) * (length + 1) / 2

@@ -51,6 +51,11 @@ class Pipelined(Strategy):
                 f"model.remat={model.remat}: a pipeline keeps its buffers on the device; "
                 "use SaveOutputs() or FullRemat()"
             )
+        if model.sharing:
+            raise ValueError(
+                f"model.sharing={model.sharing!r}: every stage of a pipeline has weights of its own; "
+                "use gradients=Accumulate(...), or leave sharing out"
+            )
         if not of_stack(abstract_model(model).shapes, "blocks").params:
             raise ValueError(
                 f"model.trainable={model.trainable!r} trains nothing in the blocks, which stages run: "
