@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
@@ -21,7 +22,9 @@ from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.balances.base import Numbers
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
+from jaxtrain.nn.moe.dispatch.region import load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
+from jaxtrain.nn.moe.observed import ROUTING, observed, scores_in_bfloat16
 from jaxtrain.nn.moe.routers import Router, Softmax
 from jaxtrain.nn.moe.routing import TINY, Routing, Scores
 from jaxtrain.nn.moe.selections import Selection, TopK
@@ -109,6 +112,10 @@ class MixtureConfig(FeedForwardConfig):
                 "others; take dispatch=@Dropless()"
             )
 
+    def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
+        text = self.dispatch.remark(load_of(shape, self.experts, self.top_k, mesh), value_bytes)
+        return text and f"dispatch=@{type(self.dispatch).__name__}() {text}"
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Mixture":
         return Mixture(self, d_model, rngs=rngs)
 
@@ -148,7 +155,13 @@ class Mixture(Layer):
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
         if self.shared is not None:
             y = y + output_alone(self.shared(x, context), "shared")
-        return Out(y, sums=self._sums(scores, routing.chosen, dispatch.kept(computed), context.real))
+        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.real)
+        if ROUTING in context.taps:
+            own = attached(self, self.of_router)
+            rounded = self.routing(scores_in_bfloat16(c.router, x, context, own).of_each(c.routed), context)
+            asked = observed(scores, routing, rounded, context.real)
+            sums = sums._replace(counts={**sums.counts, **asked})
+        return Out(y, sums=sums)
 
     def scores(self, x: Float[Array, "B L D"], context: TokenContext) -> Scores:
         """Return what the router says of each token and each expert."""
