@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_one_device_with_balance_and_bias(way, alone):
     assert_close(np.array(found), np.array(alone), SAME_LOSS_ON_ANY_MESH)
 
 
-NOISY = Jitter(epsilon=0.1, router=InputDropout(router=ProductKeys(grid=(2, 3), holes=(1, 5), beam=2)))
+NOISY = Jitter(epsilon=0.1, router=InputDropout(router=ProductKeys(grid=(2, 5), holes=(1, 8), beam=2)))
 ROUTED = (  # the mixtures of a pattern
     dataclasses.replace(
         MIXTURE,
@@ -105,7 +105,7 @@ ROUTED = (  # the mixtures of a pattern
         MIXTURE,
         zero_experts=2,
         router=ByTask(tasks=2),
-        selection=GroupLimited(groups=3, kept=2),
+        selection=GroupLimited(groups=5, kept=2),
         balances=(TargetBias(rate=0.1, per_token=1.5), ZLoss(coefficient=1e-3), MutualInformation(coefficient=0.1)),
     ),
 )
