@@ -108,11 +108,26 @@ class TrainConfig:
                 except ValueError as error:
                     raise ValueError(f"{where}.{error}") from error
         self.objective.check(self.model)
+        self._check_tasks()
         self._check_learning_rates()
         self._check_judges()
         for index, hook in enumerate(self.hooks):
             for data_config in self.datasets:
                 hook.check(f"hooks[{index}]", self.model, data_config.tokenizer)
+
+    def _check_tasks(self) -> None:
+        """Raise ValueError where a model reads tasks, and the data give none, or one that it has not."""
+        if (tasks := self.model.task_count) is None:
+            return
+        texts = [("data.source", data.source) for data in self.datasets]
+        texts += [(f"validation[{index}].source", own.source) for index, own in enumerate(self.validation)]
+        for where, text in texts:
+            for number, task in enumerate(text.tasks):
+                if task is None or task >= tasks:
+                    raise ValueError(
+                        f"{where}, source {number}, has task={task}: the model reads tasks 0 to {tasks - 1}; give it "
+                        "one, Mixture(sources=(Weighted(source=..., task=0), ...))"
+                    )
 
     def _check_judges(self) -> None:
         """Raise ValueError for a hook that goes by a number which no hook measures. A best checkpoint is not a must."""

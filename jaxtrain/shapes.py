@@ -34,8 +34,9 @@ class Batch(NamedTuple):
 
     `targets[b, t]` follows `tokens[b, t]` in the same document. `segment_ids` number the documents of a row from 1;
     0 is padding. `positions` restart at 0 in every document. `weights` are those of the loss on each target: 0 where
-    none is taken, such as on padding, and else 1 if the source does not say otherwise. `hints` are what an objective
-    prepared for every token of the whole batch, such as what a teacher says of it.
+    none is taken, such as on padding, and else 1 if the source does not say otherwise. `tasks` are the numbers that a
+    mixture of sources gives each of them; 0 where it gives none. `hints` are what an objective prepared for every token
+    of the whole batch, such as what a teacher says of it.
     """
 
     tokens: Int[Array, "B L"]
@@ -43,4 +44,5 @@ class Batch(NamedTuple):
     weights: Float[Array, "B L"]
     segment_ids: Int[Array, "B L"]
     positions: Int[Array, "B L"]
+    tasks: Int[Array, "B L"] | None = None
     hints: Mapping[str, Shaped[Array, "B L ..."]] = {}

@@ -86,7 +86,10 @@ class RandomTeacher(Teacher):
 
 
 def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed: int = 0) -> Batch:
-    """Return one row for each list of document lengths, the documents side by side and padding behind them."""
+    """Return one row for each list of document lengths, the documents side by side and padding behind them.
+
+    Rows are of task 0 and 1 in turn.
+    """
     rows, random = len(lengths), np.random.default_rng(seed)
     tokens = random.integers(0, vocab_size, (rows, length)).astype(np.int32)
     segment_ids, positions = np.zeros((2, rows, length), np.int32)
@@ -98,7 +101,8 @@ def packed_batch(lengths: list[list[int]], length: int, *, vocab_size: int, seed
             segment_ids[row, place], positions[row, place] = number, np.arange(size)
             weights[row, start : start + size - 1] = 1.0
             start += size
-    return Batch(tokens, np.roll(tokens, -1, axis=1), weights, segment_ids, positions)
+    tasks = np.repeat(np.arange(rows, dtype=np.int32)[:, None] % 2, length, axis=1)
+    return Batch(tokens, np.roll(tokens, -1, axis=1), weights, segment_ids, positions, tasks)
 
 
 def training_batch(rows: int, length: int, *, vocab_size: int, seed: int = 0) -> Batch:

@@ -110,11 +110,13 @@ def _logits(parser: argparse.ArgumentParser) -> None:
 
 def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a Hugging Face folder, the folder of a run, or an adapter")
-    parser.add_argument("target", type=Path, help="the folder to make: the other kind")
+    parser.add_argument("target", type=Path, help="the folder to make: the other kind, or with --task a run")
     help = "on export: the model_type of the family, such as llama; by default the first that expresses the model"
     parser.add_argument("--family", metavar="NAME", help=help)
     help = "on export: round the weights to it; by default they keep their bits"
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help=help)
+    help = "of a run whose experts are chosen by task: make a run of the network of task N; by default all of it"
+    parser.add_argument("--task", type=int, metavar="N", help=help)
     parser.add_argument("--adapter", action="store_true", help="convert adapters alone, in the files of peft")
     parser.add_argument(
         "--base", type=Path, metavar="RUN", help="for the import of an adapter: the run that it adapts; none by default"

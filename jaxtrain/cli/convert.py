@@ -1,6 +1,7 @@
 """`jaxtrain convert SOURCE TARGET`: a Hugging Face folder to a run folder, or a run folder to a Hugging Face folder.
 
-SOURCE determines which of the two is done. With `--adapter` only adapters are converted (convert_adapter.py).
+SOURCE determines which of the two is done. With `--adapter` only adapters are converted (convert_adapter.py);
+with `--task` a run is made of a part of another one (convert_task.py).
 
 Import writes a run with checkpoint 0, which has parameters only, and a configuration. The configuration has the model's
 architecture and tokenizer, and placeholders for the rest. The run can generate at once, and train once its data is set.
@@ -26,6 +27,7 @@ import jax
 from jaxtrain.cli.chat_template import run_chats, stop_tokens, write_template
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.convert_adapter import export_run_adapter, import_run_adapter
+from jaxtrain.cli.convert_task import convert_task
 from jaxtrain.cli.convert_tokenizer import TOKENIZER_FILES, FileTokenizer, mask_of, tokenizer_of
 from jaxtrain.cli.finished import print_remarks, restored
 from jaxtrain.cli.imported import IMPORTED, TOKENIZER_CONFIG, copy_tokenizer_files, settings
@@ -67,7 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.base and not arguments.adapter:
             raise ValueError("--base names the run that an adapter adapts: add --adapter, or leave it out")
-        if arguments.adapter:
+        if arguments.task is not None:
+            check_is_run(source, arguments)
+            convert_task(RunFolder(source), target, arguments)
+        elif arguments.adapter:
             convert_adapter(source, target, arguments)
         elif RunFolder(source).is_used:
             export_run(RunFolder(source), target, arguments)
@@ -85,6 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise SaveError(f"{target} could not be written", error) from error
         raise
     return 0
+
+
+def check_is_run(source: Path, arguments: argparse.Namespace) -> None:
+    """Raise ValueError where the source has no network of a task, or a flag of another export is given."""
+    if not RunFolder(source).config.exists():
+        raise ValueError(f"--task is for a run, and {source} has no config.gin: leave it out")
+    for flag in ("adapter", "family", "dtype"):
+        if getattr(arguments, flag) not in (None, False):
+            raise ValueError(f"--{flag} has no meaning with --task, which makes a run: leave it out")
 
 
 def check_no_export_options(arguments: argparse.Namespace, *flags: str) -> None:

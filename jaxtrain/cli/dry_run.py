@@ -78,7 +78,7 @@ def made_up(config: TrainConfig, span: Span, mesh: Mesh) -> Batch:
     for _ in range(phase.batch_size):
         tokens = rng.integers(0, data.tokenizer.vocab_size, length + 1).astype(np.int32)
         columns = tokens[:-1], tokens[1:], np.ones(length, np.float32), 1 + second, positions - half * second
-        row = Batch(*columns)  # type: ignore[arg-type]  # numpy arrays up to the step, and annotated for the step
+        row = Batch(*columns, tasks=np.zeros(length, np.int32))  # type: ignore[arg-type]  # numpy arrays up to the step, and annotated for the step
         rows.append(data.examples(row, vocab_size=data.tokenizer.vocab_size, rng=rng)._replace(hints=hints))
     layout = Layout(phase.batch_size, length, mesh)
     return layout.globalise(jax.tree.map(lambda *leaves: np.stack(leaves), *(rows[row] for row in layout.rows)))

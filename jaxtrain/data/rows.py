@@ -112,10 +112,10 @@ def open_rows(
         raise ValueError(f"{num_epochs=} must be at least 1, or None for endless rows.")
     if seed < 0:
         raise ValueError(f"{seed=} must not be negative.")
-    pairs = zip(config.sources, open_stores(config) if stores is None else stores, strict=True)
+    stores = open_stores(config) if stores is None else stores
     sources = [
-        _source_rows(config, source, store, split=split, sequence_length=sequence_length, seed=(seed, number))
-        for number, (source, store) in enumerate(pairs)
+        _source_rows(config, number, store, split=split, sequence_length=sequence_length, seed=(seed, number))
+        for number, store in enumerate(stores)
     ]
     if num_epochs is None:
         interleaving, length = by_weight(_row_weights(config, sources, sequence_length)), sys.maxsize
@@ -147,8 +147,9 @@ def stream_of(config: DataConfig, stores: Sequence[TokenStore], *, sequence_leng
 
 
 def _source_rows(
-    config: DataConfig, source: Source, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
+    config: DataConfig, number: int, store: TokenStore, *, split: Split, sequence_length: int, seed: tuple[int, int]
 ) -> SourceRows:
+    source, task = config.sources[number], config.source.tasks[number]
     if store.weights is not None and not config.examples.keeps_weights:
         raise ValueError(
             f"data.examples={config.examples} cannot keep the weights that a source gives its tokens: "
@@ -158,7 +159,13 @@ def _source_rows(
     documents = documents_of(store, split=split, validation_fraction=fraction, divisible=source.divisible)
     examples = functools.partial(config.examples, vocab_size=config.tokenizer.vocab_size)
     return SourceRows(
-        store, documents, packing=config.packing, examples=examples, sequence_length=sequence_length, seed=seed
+        store,
+        documents,
+        packing=config.packing,
+        examples=examples,
+        sequence_length=sequence_length,
+        seed=seed,
+        task=task or 0,
     )
 
 

@@ -28,6 +28,7 @@ class SourceRows:
         examples: Callable[..., Batch],
         sequence_length: int,
         seed: tuple[int, ...],
+        task: int,
     ):
         self.store = store
         self._documents = documents
@@ -35,6 +36,7 @@ class SourceRows:
         self._examples = examples
         self._sequence_length = sequence_length
         self._seed = seed
+        self._task = task
         self._plans: dict[int, Plan] = {}
         self._lock = threading.Lock()
         self.lengths = documents.lengths
@@ -54,7 +56,8 @@ class SourceRows:
         row.segment_ids[:filled] = np.repeat(pieces + 1, length)
         row.positions[:filled] = position
         epoch, number = divmod(index, self.rows_per_epoch)
-        return self._examples(row, rng=np.random.default_rng((*self._seed, epoch, number)))
+        example = self._examples(row, rng=np.random.default_rng((*self._seed, epoch, number)))
+        return example._replace(tasks=np.full(self._sequence_length, self._task, np.int32))  # type: ignore[arg-type]
 
     def describe(self, index: int) -> str:
         """Return a text that names the tokens of a row: 'json/decoder.py[256:512], abc.py[0:90]'."""
@@ -107,7 +110,7 @@ class SourceRows:
 
 def blank_row(sequence_length: int) -> Batch:
     """Return a row of padding, without a batch axis."""
-    ids = np.zeros((4, sequence_length), np.int32)
+    ids = np.zeros((5, sequence_length), np.int32)
     weights = np.zeros(sequence_length, np.float32)
     # A Batch is of numpy arrays up to the step, and annotated for the step.
-    return Batch(ids[0], ids[1], weights, ids[2], ids[3])  # type: ignore[arg-type]
+    return Batch(ids[0], ids[1], weights, ids[2], ids[3], ids[4])  # type: ignore[arg-type]

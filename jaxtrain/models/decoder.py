@@ -91,6 +91,8 @@ class DecoderConfig:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         if self.head.linear:
             self.head.linear.check_head()
+        for block in self.pattern:
+            block.mlp.check_vocab(self.vocab_size)
         if self.teacher and self.teacher.vocab_size not in (None, self.vocab_size):
             raise ValueError(
                 f"teacher: its vocab_size={self.teacher.vocab_size} is another vocabulary than "
@@ -126,6 +128,13 @@ class DecoderConfig:
     def causal(self) -> bool:
         """Whether a token reads those before it alone. Other models fill in masked tokens, and generate nothing."""
         return all(block.mixer.causal for block in self.named_blocks.values())
+
+    @property
+    def task_count(self) -> int | None:
+        """The number of tasks that its layers, or those of its teacher, tell apart; None where none reads a task."""
+        counts = [block.mlp.task_count for block in self.pattern]
+        counts += [self.teacher.model.task_count] if self.teacher and self.teacher.model else []
+        return min((count for count in counts if count is not None), default=None)
 
     @property
     def vocab_rows(self) -> int:
@@ -171,6 +180,8 @@ def context_of(batch: Batch, keys: Keys | None, taps: Collection[str] = ()) -> T
         key_segment_ids=batch.segment_ids,
         keys=keys,
         taps=dict.fromkeys(taps),
+        tokens=batch.tokens,
+        tasks=batch.tasks,
     )
 
 

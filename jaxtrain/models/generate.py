@@ -222,6 +222,7 @@ def _run(model: Decoder, chunk, states, lengths, start, L: int, slots: int):
         key_positions=positions,
         key_segment_ids=segment_ids,
         cache_index=start,
+        tokens=chunk,
     )
     return model.run_blocks(model.embed(chunk, context), context, states)[:2]
 

@@ -26,7 +26,8 @@ class TokenContext(NamedTuple):
 
     `cache_index` comes with a decoding state: the slot in the cache of the first new token. `keys` are the layer's
     random keys in every training step, and None in evaluation and decoding, which have no noise. `taps` names the
-    values that the caller asked for (a dict, so that its names are static).
+    values that the caller asked for (a dict, so that its names are static). `tokens` are the ids, and `tasks` those of
+    the batch: None where the caller has none, as in decoding.
     """
 
     positions: Int[Array, "B L"]
@@ -36,6 +37,8 @@ class TokenContext(NamedTuple):
     cache_index: Int[Array, ""] | None = None
     keys: Keys | None = None
     taps: Mapping[str, None] = {}
+    tokens: Int[Array, "B L"] | None = None
+    tasks: Int[Array, "B L"] | None = None
 
     def in_layer(self, layer: Int[Array, ""] | int) -> "TokenContext":
         """Return the context with the random keys of one layer of several."""
@@ -46,10 +49,13 @@ class TokenContext(NamedTuple):
 
         `key_positions` stay those of the whole row: by its length positions may be scaled.
         """
-        positions, segment_ids = (
-            jnp.take_along_axis(of_row, places, axis=1) for of_row in (self.positions, self.segment_ids)
+        positions, segment_ids, tokens, tasks = (
+            None if of_row is None else jnp.take_along_axis(of_row, places, axis=1)
+            for of_row in (self.positions, self.segment_ids, self.tokens, self.tasks)
         )
-        return self._replace(positions=positions, segment_ids=segment_ids, key_segment_ids=segment_ids)
+        return self._replace(
+            positions=positions, segment_ids=segment_ids, key_segment_ids=segment_ids, tokens=tokens, tasks=tasks
+        )
 
     @property
     def real(self) -> Float[Array, "B L"]:

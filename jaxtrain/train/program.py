@@ -100,4 +100,4 @@ def abstract_batch(phase: Phase, mesh: Mesh, given: Mapping[str, jax.ShapeDtypeS
     hints = {
         name: jax.ShapeDtypeStruct((*shape, *hint.shape), hint.dtype, sharding=sharding) for name, hint in given.items()
     }
-    return Batch(integers, integers, weights, integers, integers, hints)  # type: ignore[arg-type]  # shapes of arrays
+    return Batch(integers, integers, weights, integers, integers, integers, hints)  # type: ignore[arg-type]  # shapes of arrays

@@ -58,6 +58,11 @@ class Text(Technique):
         """What the sources are called in metrics."""
         return tuple(f"source{number}" for number in range(len(self.parts)))
 
+    @property
+    def tasks(self) -> tuple[int | None, ...]:
+        """The numbers of the tasks of the sources, for models that tell tasks apart; None where none is given."""
+        return (None,) * len(self.parts)
+
     @abstractmethod
     def token_shares(self, token_counts: Sequence[int]) -> np.ndarray:
         """Return each source's share of the tokens trained on, from the number of tokens in each. The sum is 1."""

@@ -25,18 +25,22 @@ _RESOLUTION = 2**30
 class Weighted:
     """A source and its share of the tokens relative to the others. None derives the share from its size.
 
-    `name` is what it is called in metrics; source0, source1 and so on by default.
+    `name` is what it is called in metrics; source0, source1 and so on by default. `task` is the number of its task, for
+    mixtures of experts that are routed by task.
     """
 
     source: Source
     weight: float | None = None
     name: str | None = None
+    task: int | None = None
 
     def __post_init__(self):
         if self.weight is not None and not 0 < self.weight < math.inf:
             raise ValueError(f"weight={self.weight} must be positive and finite. Leave out an unwanted source.")
         if self.name is not None:
             check_name("name", self.name)
+        if self.task is not None and self.task < 0:
+            raise ValueError(f"task={self.task}: tasks are numbered from 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +71,10 @@ class Mixture(Text):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(part.name or f"source{number}" for number, part in enumerate(self.sources))
+
+    @property
+    def tasks(self) -> tuple[int | None, ...]:
+        return tuple(part.task for part in self.sources)
 
     def describe_shares(self) -> str:
         return f"weights {[part.weight for part in self.sources]}, temperature {self.temperature}"

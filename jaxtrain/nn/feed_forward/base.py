@@ -19,6 +19,14 @@ class FeedForwardConfig(Technique):
     __slots__ = ()
     absent: ClassVar[bool] = False  # the block has no such layer
 
+    @property
+    def task_count(self) -> int | None:
+        """The number of tasks that it tells apart; None where it reads no task."""
+        return None
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise ValueError where it cannot have all tokens of a vocabulary."""
+
     def check_decoding(self) -> None:
         """Raise ValueError where a token's result depends on later ones, so that nothing can be generated."""
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
+from jaxtrain.nn.moe.balances.base import Numbers
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
 from jaxtrain.nn.moe.dispatch.region import load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
@@ -63,14 +64,43 @@ class MixtureConfig(FeedForwardConfig):
         if self.top_k > self.routed:
             more = f" and zero_experts={self.zero_experts}" if self.zero_experts else ""
             raise ValueError(f"top_k={self.top_k}: there are only experts={self.experts}{more}")
+        self.router.check(self.routed)
         self.selection.check(self.routed, self.top_k)
+        for balance in self.balances:
+            balance.check(self.numbers)
+            for part in (self.router, self.selection):
+                if balance.chooses and not part.takes_bias:
+                    raise ValueError(f"balances: {balance!r} moves a bias, which {part!r} does not read; leave it out")
+        tells_apart = self.router.reads_tokens or self.task_count is not None or not self.selection.takes_bias
+        if self.top_k < self.routed and not tells_apart:
+            raise ValueError(
+                f"router={self.router!r}: it gives all tokens the same {self.top_k} experts of {self.routed}; choose "
+                "them with selection=@Hash()"
+            )
+
+    @property
+    def numbers(self) -> Numbers:
+        return Numbers(self.experts, self.zero_experts, self.top_k)
 
     @property
     def routed(self) -> int:
         """The number of experts that the router scores, those that compute nothing included."""
-        return self.experts + self.zero_experts
+        return self.numbers.routed
+
+    @property
+    def task_count(self) -> int | None:
+        counts = [part.task_count for part in (self.router, self.selection) if part.task_count is not None]
+        return min(counts, default=None)
+
+    def check_vocab(self, vocab_size: int) -> None:
+        self.router.check_vocab(vocab_size)
 
     def check_decoding(self) -> None:
+        if self.task_count is not None:
+            raise ValueError(
+                f"{self.router!r}, {self.selection!r}: experts are those of a task, and a prompt has none; take "
+                "out the network of one task, jaxtrain convert RUN NEW_RUN --task 0"
+            )
         if not self.selection.causal:
             raise ValueError(f"selection={self.selection!r}: it chooses by later tokens, so the model cannot generate")
 
@@ -101,9 +131,9 @@ def _warn_of_constant_weights() -> None:
 class Mixture(Layer):
     def __init__(self, config: MixtureConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = c = config
-        if c.top_k == 1 and c.renormalise and c.selection.most(c.routed, 1) == 1:
-            _warn_of_constant_weights()
         self.of_router = attach(self, c.router.build(d_model, c.routed, rngs=rngs))
+        if self.of_router and c.top_k == 1 and c.renormalise and c.selection.most(c.routed, 1) == 1:
+            _warn_of_constant_weights()
         self.experts = build_experts(c.expert, c.experts, d_model, used=c.top_k / c.routed, rngs=rngs)
         self.of_balances = tuple(attach(self, balance.build(c.routed)) for balance in c.balances)
         self.shared = c.shared.build(d_model, rngs=rngs) if c.shared else None
@@ -115,9 +145,8 @@ class Mixture(Layer):
         decodes = context.cache_index is not None
         if decodes:
             c.check_decoding()
-        own = attached(self, self.of_router)
-        scores = c.router(x, context, own)
-        routing = self._routing(scores, context)
+        scores = self.scores(x, context)
+        routing = self.routing(scores, context)
         chosen_BLE, weights_BLE = (part[..., : c.experts] for part in (routing.chosen, routing.weights))
         computed = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
         dispatch = Dropless() if decodes and c.dispatch.drops else c.dispatch
@@ -128,19 +157,26 @@ class Mixture(Layer):
             y = y + output_alone(self.shared(x, context), "shared")
         sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.real)
         if ROUTING in context.taps:
-            rounded = self._routing(scores_in_bfloat16(c.router, x, context, own), context)
+            own = attached(self, self.of_router)
+            rounded = self.routing(scores_in_bfloat16(c.router, x, context, own).of_each(c.routed), context)
             asked = observed(scores, routing, rounded, context.real)
             sums = sums._replace(counts={**sums.counts, **asked})
         return Out(y, sums=sums)
 
-    def _routing(self, scores: Scores, context: TokenContext) -> Routing:
+    def scores(self, x: Float[Array, "B L D"], context: TokenContext) -> Scores:
+        """Return what the router says of each token and each expert."""
+        return self.config.router(x, context, attached(self, self.of_router)).of_each(self.config.routed)
+
+    def routing(self, scores: Scores, context: TokenContext) -> Routing:
         """Return the experts of each token. The biases of balances have a part in the choice alone."""
         c = self.config
-        judged_BLE = jax.lax.stop_gradient(scores.weights)
+        judged_BLE = jax.lax.stop_gradient(scores.judged)
         for balance, own in self._balances():
             bias = balance.bias(own)
             judged_BLE = judged_BLE if bias is None else judged_BLE + bias[None, None]
         chosen_BLE = c.selection(judged_BLE, c.top_k, context) * context.real[..., None]
+        if scores.chosen_by is not None:
+            chosen_BLE = chosen_BLE * (scores.chosen_by > -jnp.inf)
         weights_BLE = scores.weights * chosen_BLE
         if c.renormalise:
             weights_BLE = weights_BLE / jnp.maximum(jnp.sum(weights_BLE, axis=-1, keepdims=True), TINY)
@@ -156,9 +192,11 @@ class Mixture(Layer):
         real: Float[Array, "B L"],
     ) -> Sums:
         """Return the losses of the balances, the tokens of each expert, and how many of them it dropped."""
-        terms: dict[str, Array] = {}
+        router, of_router = self.config.router, attached(self, self.of_router)
+        terms: dict[str, Array] = dict(router.loss(scores, chosen, real, of_router))
         for balance, own in self._balances():
             for name, loss in balance.loss(scores, chosen, real, own).items():
+                loss = loss * router.balanced(of_router)
                 terms[name] = terms[name] + loss if name in terms else loss
         load_E = jnp.sum(chosen, axis=(0, 1))
         dropped_E = load_E[: self.config.experts] - jnp.sum(kept, axis=(0, 1))
@@ -166,7 +204,8 @@ class Mixture(Layer):
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         for balance, own in self._balances():
-            balance.update(counts["load"], own)
+            balance.update(counts["load"], own, self.config.numbers)
+        self.config.router.update(attached(self, self.of_router))
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
         """Return how many times the mean load the fullest expert has, and the share of choices that were dropped."""

@@ -20,6 +20,13 @@ class SigmoidGatedConfig(FeedForwardConfig):
     layer: FeedForwardConfig
     paper: ClassVar[str] = "arXiv:2407.10671"
 
+    @property
+    def task_count(self) -> int | None:
+        return self.layer.task_count
+
+    def check_vocab(self, vocab_size: int) -> None:
+        self.layer.check_vocab(vocab_size)
+
     def check_decoding(self) -> None:
         self.layer.check_decoding()
 

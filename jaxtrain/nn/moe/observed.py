@@ -46,7 +46,7 @@ def scores_in_bfloat16(
     Products are summed in float32, as matrix units do.
     """
     scores = router(_rounded(x), context, {name: _rounded(variable[...]) for name, variable in own.items()})
-    return scores._replace(weights=_rounded(scores.weights))
+    return jax.tree.map(_rounded, scores)
 
 
 def _rounded(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """The base class of balances: what keeps the loads of experts alike, and routers well-behaved."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,6 +10,19 @@ from jaxtrain.nn.moe.routing import Scores
 from jaxtrain.technique import Technique
 
 Own = Mapping[str, Any]  # the buffers that a balance built, by their names
+
+
+class Numbers(NamedTuple):
+    """The numbers of a mixture: experts that compute, those that compute nothing, and experts of a token."""
+
+    experts: int
+    zero_experts: int
+    top_k: int
+
+    @property
+    def routed(self) -> int:
+        """The number of experts that are scored."""
+        return self.experts + self.zero_experts
 
 
 class Balance(Technique):
@@ -30,6 +43,9 @@ class Balance(Technique):
         """The loss of a layer whose loads are alike, as far as it is one of loads."""
         return 0.0
 
+    def check(self, numbers: Numbers) -> None:
+        """Raise ValueError where the numbers do not fit."""
+
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         """Return the balance's buffers by their names in the mixture."""
         return {}
@@ -44,7 +60,7 @@ class Balance(Technique):
         """Return the losses by name, each summed over the real tokens. `chosen` is 0 in padding."""
         return {}
 
-    def update(self, load: Float[Array, " E"], own: Own) -> None:
+    def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:
         """Replace the buffers. `load` is the number of tokens of each expert in a whole step."""
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.moe.balances.base import Balance, Own
+from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own
 from jaxtrain.nn.moe.routing import TINY, Scores
 from jaxtrain.nn.param import Buffer
 from jaxtrain.ranges import check_positive
@@ -42,5 +42,5 @@ class LoadLoss(Balance):
         summed_E = jnp.sum(scores.probabilities * real[..., None], axis=(0, 1))
         return {"balance": self.coefficient * jnp.sum(own["shares"][...] * summed_E)}
 
-    def update(self, load: Float[Array, " E"], own: Own) -> None:
+    def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:
         own["shares"][...] = load * len(load) / jnp.maximum(jnp.sum(load), TINY)

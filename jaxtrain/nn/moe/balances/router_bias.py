@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.moe.balances.base import Balance, Own
+from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own
 from jaxtrain.nn.param import Buffer
 from jaxtrain.ranges import check_positive
 
@@ -30,5 +30,5 @@ class RouterBias(Balance):
     def bias(self, own: Own) -> Float[Array, " E"] | None:
         return own["bias"][...]
 
-    def update(self, load: Float[Array, " E"], own: Own) -> None:
+    def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:
         own["bias"][...] += self.rate * jnp.sign(jnp.mean(load) - load)

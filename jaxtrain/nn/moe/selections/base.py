@@ -21,6 +21,16 @@ class Selection(Technique):
         """Whether the choice for a token depends on no later token."""
         return True
 
+    @property
+    def task_count(self) -> int | None:
+        """The number of tasks that it tells apart; None where it reads no task."""
+        return None
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether scores, and so the biases of balances, have a part in the choice."""
+        return True
+
     def check(self, experts: int, top_k: int) -> None:
         """Raise ValueError where the numbers do not fit."""
 
