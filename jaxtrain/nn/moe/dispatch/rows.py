@@ -19,7 +19,7 @@ def moved(x: Float[Array, "T D"], rows: Int[Array, " S"], places: Int[Array, " N
 
 
 def _found(x: Float[Array, "T D"], rows: Int[Array, " S"]) -> Float[Array, "S D"]:
-    return x.at[rows].get(mode="fill", fill_value=0)
+    return jnp.take(x, rows, axis=0, mode="fill", fill_value=0)
 
 
 def _moved_forward(x, rows, places):
