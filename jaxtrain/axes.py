@@ -18,9 +18,10 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Logical names of the axes, the kind, whether a gather may cast to the compute dtype, and the share of tokens.
+    """Logical names of the axes, the kind, whether a gather may cast to the compute dtype, and how often it is used.
 
-    `used` is the share of tokens that the parameter has a part in: less than 1 for the experts of a mixture.
+    `used` is how often a token uses the parameter, in the mean: less than 1 for the experts of a mixture, more for what
+    it passes several times. A parameter of the pattern that is `shared` is one for all repeats: it has no axis of them.
 
     Not a tuple: JAX takes a tuple for a subtree, and this is a leaf in trees of facts, which are nested like the
     parameters.
@@ -30,6 +31,7 @@ class Axes:
     kind: Kind
     cast: bool
     used: float = 1.0
+    shared: bool = False
 
     @property
     def in_stack(self) -> bool:
@@ -46,8 +48,8 @@ class Axes:
         return self.kind in (Kind.MATRIX, Kind.TABLE)
 
     def stacked(self, over: str = STACK) -> "Axes":
-        """Return the facts of a stack of such parameters."""
-        return replace(self, names=(over, *self.names))
+        """Return the facts of a stack of such parameters; the same facts for one that the repeats of a stack share."""
+        return self if self.shared and over == STACK else replace(self, names=(over, *self.names))
 
     def of_one(self, over: str) -> "Axes":
         """Return the facts of one parameter of a stack over this axis; the same facts where there is none."""

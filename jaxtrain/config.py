@@ -102,6 +102,11 @@ class TrainConfig:
                     f"set model.vocab_size to at least {vocab_size}"
                 )
             (phase.data or self.data).examples.check(self.model)
+            if phase.objective is not None:
+                try:
+                    phase.objective.check(self.model)
+                except ValueError as error:
+                    raise ValueError(f"{where}.{error}") from error
         self.objective.check(self.model)
         self._check_learning_rates()
         self._check_judges()
@@ -163,10 +168,10 @@ class TrainConfig:
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
             self.gradients.check(sizes["stage"], self.model)
-            for position, block in enumerate(self.model.pattern):
+            for key, block in self.model.named_blocks.items():
                 if block.mixer.heads % sizes["tensor"]:
                     raise ValueError(
-                        f"model.pattern[{position}].mixer.heads={block.mixer.heads} is not divisible by "
+                        f"model.{key}.mixer.heads={block.mixer.heads} is not divisible by "
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
             shardings(axes, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))

@@ -14,7 +14,7 @@ from jaxtrain.axes import Axes
 from jaxtrain.mesh import OUTER
 from jaxtrain.sharding import axis_size, parameter_spec
 
-GATHERED = ("fsdp", OUTER)  # mesh axes over which parameters are stored in shards; a gather takes the last first
+GATHERED = ("fsdp", OUTER, "expert")  # mesh axes over which parameters are stored in shards, but for those of experts
 
 
 def lay_out(params, axes):
@@ -25,6 +25,13 @@ def lay_out(params, axes):
 def _place(x: jax.Array, names: tuple, drop: tuple[str, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, parameter_spec(names, x.shape, mesh, drop=drop))
+
+
+def _whole(w: jax.Array, names: tuple) -> jax.Array:
+    """Return a parameter gathered over one mesh axis after another, the last first, while the pieces are small."""
+    for first in reversed(range(len(GATHERED))):
+        w = _place(w, names, GATHERED[first:])
+    return w
 
 
 def of_repeat(params, repeat: jax.Array):
@@ -77,7 +84,7 @@ def gather(params, axes, dtype):
     def one(facts: Axes, w):
         to = np.dtype(dtype) if facts.cast else w.dtype
         if not jnp.issubdtype(to, jnp.floating):
-            return _place(_place(w, facts.names, GATHERED[1:]), facts.names, GATHERED)
+            return _whole(w, facts.names)
         return _gather(_narrow_gradient(w, to), facts.names, to)
 
     return jax.tree.map(one, axes, params)
@@ -91,15 +98,15 @@ def scatter_gradients(gradients, axes):
 def _scatter(dw: jax.Array, names: tuple) -> jax.Array:
     # The transpose of a constraint is the same constraint, which would all-reduce whole gradients. A constraint of the
     # gradient to the layout of the shards lets the compiler reduce-scatter it.
-    return _place(_place(dw, names, GATHERED[1:]), names, ())
+    for first in range(1, len(GATHERED) + 1):
+        dw = _place(dw, names, GATHERED[first:])
+    return dw
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(w, names, dtype):
-    # The first constraint makes the cast run on the shards, so that the all-gathers move values in `dtype`. Then one
-    # all-gather for each mesh axis.
-    w = _place(_round(jax.lax.convert_element_type(w, jnp.float32), dtype), names, ())
-    return _place(_place(w, names, GATHERED[1:]), names, GATHERED)
+    # The first constraint makes the cast run on the shards, so that the all-gathers move values in `dtype`.
+    return _whole(_place(_round(jax.lax.convert_element_type(w, jnp.float32), dtype), names, ()), names)
 
 
 def _gather_forward(w, names, dtype):

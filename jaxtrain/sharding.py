@@ -16,7 +16,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.axes import Axes
+from jaxtrain.axes import EXPERTS, Axes
 from jaxtrain.mesh import OUTER
 from jaxtrain.shapes import ModelState, ParamTree
 
@@ -24,21 +24,20 @@ RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "repeats": ("stage",),
     "experts": ("tensor", "expert"),
-    "embed": ("fsdp", OUTER),
-    "embed_blocks": ("fsdp", OUTER),  # the scales of weights that are quantized in blocks along `embed`
+    "embed": ("fsdp", OUTER, "expert"),
+    "embed_blocks": ("fsdp", OUTER, "expert"),  # the scales of weights that are quantized in blocks along `embed`
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "rank": (),  # the inner axis of a low-rank product
-    "latent": ("fsdp", OUTER),  # the same where heads are made of it
+    "latent": ("fsdp", OUTER, "expert"),  # the same where heads are made of it
     "mlp": ("tensor",),
-    "expert_mlp": (),  # the hidden axis of an expert: experts are split over `tensor` as wholes
     "vocab": ("stage", "tensor"),  # every stage has a part of the embedding and of the head
     "width": (),  # vectors of model width: norm scales, output biases
     "positions": (),  # rows of a learned table
     # activations
     "batch": ("replica", "data", "fsdp", OUTER, "expert"),
-    "wide_batch": ("replica", "data", "expert"),  # rows whose width is split over fsdp instead
+    "wide_batch": ("replica", "data"),  # rows whose width is split instead
     "expert_batch": ("replica", "data", "fsdp", OUTER),  # rows whose experts are split instead
     "places": ("context",),  # of an expert, for the tokens of a row
     "length": ("context",),
@@ -67,6 +66,12 @@ def on_one_device() -> bool:
     """Return whether the current mesh has one device, or there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
+
+
+def on_one_cpu() -> bool:
+    """Return whether the current mesh is one CPU device. XLA for CPU fuses otherwise than for accelerators."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
 
 
 def _product(axes: tuple[str, ...], mesh) -> int:
@@ -100,14 +105,22 @@ def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, d
     """
     parts = []
     for name, size in zip(names, shape, strict=True):
-        axes = _dividing(name, size, _axes(name, mesh, drop), mesh)
+        axes = _dividing(name, size, _parameter_axes(name, names, mesh, drop), mesh)
         if size % _product(axes, mesh):
+            shown = "x".join(axis for axis in axes if mesh.shape[axis] > 1)
             raise ValueError(
-                f"mesh axis {'x'.join(axes)}={_product(axes, mesh)} does not divide the "
+                f"mesh axis {shown}={_product(axes, mesh)} does not divide the "
                 f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
             )
         parts.append(axes or None)
     return P(*parts)
+
+
+def _parameter_axes(name: str | None, names: Sequence[str | None], mesh, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the mesh axes of one of the `names` of a parameter. Those of experts split nothing else, and stay."""
+    if EXPERTS not in names:
+        return _axes(name, mesh, drop)
+    return _axes(name, mesh) if name == EXPERTS else _axes(name, mesh, (*drop, *RULES[EXPERTS]))
 
 
 def shardings[Tree: (ParamTree, ModelState)](axes: Tree, shapes: Tree, mesh: Mesh | AbstractMesh) -> Tree:
@@ -132,7 +145,7 @@ def undivided(axes: ParamTree | ModelState, shapes: ParamTree | ModelState, mesh
 
     def look(facts: Axes, leaf):
         for name, size in zip(facts.names, leaf.shape, strict=True):
-            over = tuple(axis for axis in _axes(name, mesh) if mesh.shape[axis] > 1)
+            over = tuple(axis for axis in _parameter_axes(name, facts.names, mesh) if mesh.shape[axis] > 1)
             without = over[: len(over) - len(_dividing(name, size, over, mesh))]
             if name and without:
                 found[Undivided(name, size, over, without)] = None

@@ -44,6 +44,18 @@ def _cache_in_tmp(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAXTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kept_compilations(tmp_path_factory):
+    """One folder of compiled programs for all workers, and for the processes that have this one's cache."""
+    own = tmp_path_factory.getbasetemp()
+    programs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "programs"
+    programs.mkdir(exist_ok=True)
+    (own / "cache").mkdir()
+    (own / "cache" / "xla").symlink_to(programs)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def pytest_addoption(parser):
     parser.addoption("--write-messages", action="store_true", help="record what errors say, see tests/messages.py")
 

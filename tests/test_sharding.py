@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from messages import refused
 from tiny import PRESETS
 
+from jaxtrain.fully_sharded import GATHERED
 from jaxtrain.mesh import AXES, OUTER, MeshConfig
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.sharding import RULES, activation_spec, axis_size, batch_shards, constrain, parameter_spec, shardings
@@ -23,14 +24,21 @@ def mesh():
 
 
 def test_column_and_row_parallel_matrices_split_the_inner_side_over_tensor(mesh):
-    assert parameter_spec(("embed", "mlp"), (8, 16), mesh) == P(("fsdp",), ("tensor",))
-    assert parameter_spec(("mlp", "embed"), (16, 8), mesh) == P(("tensor",), ("fsdp",))
-    assert parameter_spec(("heads", "head_dim", "embed"), (4, 3, 8), mesh) == P(("tensor",), None, ("fsdp",))
+    assert parameter_spec(("embed", "mlp"), (8, 16), mesh) == P(("fsdp", "expert"), ("tensor",))
+    assert parameter_spec(("mlp", "embed"), (16, 8), mesh) == P(("tensor",), ("fsdp", "expert"))
+    output = parameter_spec(("heads", "head_dim", "embed"), (4, 3, 8), mesh)
+    assert output == P(("tensor",), None, ("fsdp", "expert"))
     assert parameter_spec(("repeats", "width"), (5, 8), mesh) == P(("stage",), None)
 
 
 def test_a_parameter_drops_the_axes_it_is_gathered_over(mesh):
-    assert parameter_spec(("embed", "mlp"), (8, 16), mesh, drop=("fsdp",)) == P(None, ("tensor",))
+    assert parameter_spec(("embed", "mlp"), (8, 16), mesh, drop=GATHERED) == P(None, ("tensor",))
+
+
+def test_experts_stay_split_over_axes_that_shard_the_width_of_all_else():
+    names, shape, mesh = ("experts", "embed", "mlp"), (4, 8, 16), MeshConfig(fsdp=2, expert=2, tensor=2).build()
+    assert parameter_spec(names, shape, mesh) == P(("tensor", "expert"), ("fsdp",), None)
+    assert parameter_spec(names, shape, mesh, drop=GATHERED) == P(("tensor", "expert"), None, None)
 
 
 @pytest.mark.parametrize("name", ["kv_heads", "vocab"])

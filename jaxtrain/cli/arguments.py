@@ -59,6 +59,14 @@ def _data(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _domains(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=f"{CONFIG}: its data are read")
+    parser.add_argument("file", type=Path, help="the file to write, which data.source=@Domain(...) and experts read")
+    parser.add_argument("--number", type=int, required=True, help="domains, which have as many documents each")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other first centres")
+    _add_set(parser)
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
@@ -116,6 +124,14 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("parents", nargs="+", metavar="RUN", help="runs of one architecture; the first is the base")
+    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/finetuning.md lists what there is"
+    parser.add_argument("--by", required=True, metavar="MERGE", help=help)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for the run to make")
+    _add_import(parser)
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=CONFIG)
     _add_set(parser)
@@ -134,7 +150,10 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", required=True, metavar="KEY=A,B", help=help)
     help = "the folder of all runs; runs/<name of the file>-sweep by default"
     parser.add_argument("--folder", metavar="FOLDER", help=help)
-    parser.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
+    help = "train all at once by one program, each on its share of the devices: runs that differ in data or seed alone"
+    mode.add_argument("--together", action="store_true", help=help)
     _add_set(parser)
 
 
@@ -142,6 +161,8 @@ def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     help = "the picture to write; by default plot.png in the run, and for several runs A+B.png beside them"
     parser.add_argument("--out", metavar="FILE", help=help)
+    help = "draw where tokens went in a mixture of experts, which the hook RouterReport counts; by default experts.png"
+    parser.add_argument("--experts", action="store_true", help=help)
 
 
 def _schedule(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +237,11 @@ COMMANDS = {
         _data,
         "jaxtrain data configs/quickstart.gin --rows 4",
     ),
+    "domains": Command(
+        "find the domains of a text without labels, for experts that each learn one",
+        _domains,
+        "jaxtrain domains configs/quickstart.gin domains.npz --number 4",
+    ),
     "eval": Command(
         "evaluate a run's checkpoint on its validation data", _eval, "jaxtrain eval runs/quickstart --batches 10"
     ),
@@ -233,6 +259,11 @@ COMMANDS = {
         "import weights from Hugging Face safetensors, or export to them",
         _convert,
         "jaxtrain convert runs/quickstart exported --dtype bfloat16",
+    ),
+    "merge": Command(
+        "make a run of the weights of several, without training",
+        _merge,
+        'jaxtrain merge runs/a runs/b --by "Assembly(weights=(0.5,0.5))" --out runs/between',
     ),
     "compile": Command(
         "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",

@@ -55,9 +55,10 @@ def dry_run(config: TrainConfig, say: Callable[[str], None]) -> None:
             f"{mesh.size} devices, compiled and made in {seconds:.1f} s, loss {numbers['loss']:.4f}, gradient norm "
             f"{numbers['gradient_norm']:.4f}"
         )
-        evaluate = make_evaluation_step(abstract_model(config.model).graph, config.objective)
+        objective = config.recipe.objective_of(span.phase)
+        evaluate = make_evaluation_step(abstract_model(config.model).graph, objective)
         with jax.set_mesh(mesh):
-            found = mean_of(config.objective, [(*evaluate(state.model, batch), None)])
+            found = mean_of(objective, [(*evaluate(state.model, batch), None)])
         say(f"phases[{span.number}]: evaluated, loss {found.loss:.4f}")
     if used := _most_memory():
         say(f"at most {shown_bytes(used)} of a device's memory were in use")

@@ -86,9 +86,10 @@ class FinishedRun(NamedTuple):
         if batches is not None and batches < 1:
             raise ValueError(f"{batches=}: must be at least 1")
         check_evaluation(self.config.model, self.phase, list(self.mesh.devices.flat))
+        objective = self.config.recipe.objective_of(self.phase)
         return evaluate(
-            make_evaluation_step(abstract_model(self.config.model).graph, self.config.objective),
-            self.config.objective,
+            make_evaluation_step(abstract_model(self.config.model).graph, objective),
+            objective,
             self.model,
             rows,
             batch_size=self.phase.batch_size,

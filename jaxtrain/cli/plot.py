@@ -22,6 +22,7 @@ from matplotlib.typing import ColorType
 
 from jaxtrain.cli.bigram_record import kept
 from jaxtrain.cli.neighbours import check_exists
+from jaxtrain.cli.plot_experts import draw_experts
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.metrics import read_metrics
 
@@ -39,9 +40,13 @@ STYLE: dict[str, dict[str, Any]] = {
 
 def run(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.runs]
-    out = Path(arguments.out) if arguments.out else default_picture(folders)
+    if arguments.experts:
+        default, figure = folders[0] / "experts.png", draw_experts(folders)
+    else:
+        default = default_picture(folders)
+        figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
+    out = Path(arguments.out) if arguments.out else default
     out = out if out.suffix else out.with_suffix(".png")
-    figure = draw([read_curves(folder, name) for folder, name in zip(folders, names(folders), strict=True)])
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # Letters of a run's name that the font lacks are drawn as boxes.

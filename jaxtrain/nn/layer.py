@@ -41,6 +41,16 @@ class TokenContext(NamedTuple):
         """Return the context with the random keys of one layer of several."""
         return self._replace(keys=fold_in(self.keys, layer))
 
+    def at(self, places: Int[Array, "B K"]) -> "TokenContext":
+        """Return the context of the tokens at some places of each row, which are the only keys there.
+
+        `key_positions` stay those of the whole row: by its length positions may be scaled.
+        """
+        positions, segment_ids = (
+            jnp.take_along_axis(of_row, places, axis=1) for of_row in (self.positions, self.segment_ids)
+        )
+        return self._replace(positions=positions, segment_ids=segment_ids, key_segment_ids=segment_ids)
+
     @property
     def real(self) -> Float[Array, "B L"]:
         """Return 1 for tokens and 0 for padding."""

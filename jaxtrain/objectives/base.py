@@ -78,6 +78,7 @@ class Objective(Technique):
 
     __slots__ = ()
     evaluated: ClassVar[str] = "nll"
+    reads_teacher: ClassVar[bool] = True  # where the model has one
 
     @property
     def top_k(self) -> int | None:

@@ -15,6 +15,7 @@ class NextToken(Objective):
     """The mean over loss tokens of -log p(target) + z_loss * log(Z)^2, float32, in nats."""
 
     z_loss: float = 0.0
+    reads_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "arXiv:2204.02311"
 
     def __post_init__(self):

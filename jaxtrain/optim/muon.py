@@ -59,7 +59,7 @@ class Muon(Optimizer):
 
 def takes(axes: Axes) -> bool:
     """Tell whether a parameter is a matrix of a block that reads or writes the residual stream."""
-    return axes.in_stack and axes.kind is Kind.MATRIX and "embed" in axes.names
+    return (axes.in_stack or axes.shared) and axes.kind is Kind.MATRIX and "embed" in axes.names
 
 
 def _orthogonalise(axes: dict) -> optax.GradientTransformation:

@@ -19,6 +19,6 @@ def repeat_costs(model: DecoderConfig, length: int, *, forward_again: bool = Fal
     numbers = counts(of_stack(shapes, "blocks"), of_stack(axes, "blocks"))
     trained, frozen = (2.0 * n / model.repeats for n in (numbers.multiplying, numbers.frozen_multiplying))
     products = trained + frozen
-    mixing = sum(block.mixer.mixing_flops(length) for block in model.pattern) / 3
+    mixing = sum(block.mixing_flops(length) for block in model.pattern) / 3
     forward = products + mixing
     return Costs(backward=(products + 2 * mixing) / forward + forward_again, weight=max(trained / forward, LEAST))

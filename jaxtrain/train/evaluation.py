@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from jaxtrain.data.sources.base import Text
 from jaxtrain.data.store import TokenStore
 from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.ranges import check_name
-from jaxtrain.shapes import Batch, ModelState
+from jaxtrain.shapes import Batch
 from jaxtrain.train.feed import Layout
 
 SEED = 0
@@ -133,10 +133,28 @@ def untracked(batches: Iterable[Named], total: int) -> Iterable[Named]:
     return batches
 
 
-def evaluate(
-    step: Callable[[ModelState, Batch], tuple[Terms, Sums]],
+class Read:
+    """The first `batches` batches of a validation set, or all of them, with the names of their sources."""
+
+    def __init__(self, validation: ValidationRows, *, batch_size: int, batches: int | None, mesh: Mesh):
+        rows, names, _ = validation
+        count = len(rows) if batches is None else min(len(rows), min(batches, sys.maxsize // batch_size) * batch_size)
+        self.parts = {name: part for name, part in zip(names, rows.parts(count), strict=True) if len(part)}
+        self._layout, self._size = Layout(batch_size, rows.sequence_length, mesh), batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-len(part) // self._size) for part in self.parts.values())
+
+    def __iter__(self) -> Iterator[Named]:
+        for name, part in self.parts.items():
+            for batch in batches_of(part, batch_size=self._size, rows=self._layout.rows):
+                yield name, self._layout.globalise(batch)
+
+
+def evaluate[Model](
+    step: Callable[[Model, Batch], tuple[Terms, Sums]],
     objective: Objective,
-    model: ModelState,
+    model: Model,
     validation: ValidationRows,
     *,
     batch_size: int,
@@ -151,19 +169,11 @@ def evaluate(
     Raises:
         ValueError: they hold no token with loss.
     """
-    rows, names, counts = validation
-    count = len(rows) if batches is None else min(len(rows), min(batches, sys.maxsize // batch_size) * batch_size)
-    parts = {name: part for name, part in zip(names, rows.parts(count), strict=True) if len(part)}
-    total = sum(-(-len(part) // batch_size) for part in parts.values())
-    layout = Layout(batch_size, rows.sequence_length, mesh)
-    read = (
-        (name, layout.globalise(batch))
-        for name, part in parts.items()
-        for batch in batches_of(part, batch_size=batch_size, rows=layout.rows)
-    )
-    sums: dict[str, list[Measured]] = {name: [] for name in parts}
+    read = Read(validation, batch_size=batch_size, batches=batches, mesh=mesh)
+    names, counts = validation.names, validation.byte_counts
+    sums: dict[str, list[Measured]] = {name: [] for name in read.parts}
     with jax.set_mesh(mesh):
-        for name, batch in track(read, total):
+        for name, batch in track(read, len(read)):
             sums[name].append((*step(model, batch), _bytes(batch.targets, batch.weights, counts)))
     whole = mean_of(objective, [part for own in sums.values() for part in own])
     found = {name: mean_of(objective, own) for name, own in sums.items()} if len(names) > 1 else {}

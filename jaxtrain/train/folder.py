@@ -1,4 +1,4 @@
-"""The run folder: config.gin, kept_files/, metrics.jsonl, samples.txt, tensorboard/, checkpoints/."""
+"""The run folder: config.gin, kept_files/, metrics.jsonl, samples.txt, routing/, tensorboard/, checkpoints/."""
 
 import contextlib
 import errno
@@ -12,6 +12,7 @@ from pathlib import Path
 
 CONFIG = "config.gin"
 FILES = "kept_files"  # copies of the files that config.gin names
+COUNTS = ".npz"  # the ending of the files in routing/, which are named by their steps
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -145,6 +146,10 @@ class RunFolder:
         return self.path / "samples.txt"
 
     @property
+    def routing(self) -> Path:
+        return self.path / "routing"
+
+    @property
     def profile(self) -> Path:
         return self.path / "profile"
 
@@ -164,6 +169,24 @@ class RunFolder:
             heads = re.finditer(rb"^--- step (\d+) ---$", written, re.MULTILINE)
             end = next((head.start() for head in heads if int(head[1]) > step), len(written))
             os.truncate(self.samples, end)
+
+    def add_routing(self, step: int, content: bytes) -> None:
+        """Write where tokens went after a step."""
+        with saving(f"the counts of experts could not be written to {self.routing}"):
+            self.routing.mkdir(exist_ok=True)
+            write_whole(self.routing / f"{step}{COUNTS}", content)
+
+    def routing_files(self) -> dict[int, Path]:
+        """Return the files that `add_routing` wrote, by their steps."""
+        found = {path.stem: path for path in self.routing.glob(f"*{COUNTS}")}
+        return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int)}
+
+    def cut_routing(self, *, step: int) -> None:
+        """Remove the counts of later steps. A run that goes on from `step` writes them again."""
+        with saving(f"later counts could not be removed from {self.routing}"):
+            for later, path in self.routing_files().items():
+                if later > step:
+                    path.unlink()
 
     @property
     def is_used(self) -> bool:
@@ -189,7 +212,7 @@ class RunFolder:
         """
         if not self.is_run:
             return
-        for name in (FILES, "checkpoints", "tensorboard", "profile"):
+        for name in (FILES, "checkpoints", "routing", "tensorboard", "profile"):
             _remove(self.path / name)
         for name in (CONFIG, "metrics.jsonl", "metrics.csv", "samples.txt", "wandb_id.txt", "mlflow_id.txt"):
             (self.path / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Phases. A run is a list of them, each with its steps, batch size, sequence length, data, learning rate and mesh."""
+"""Phases. A run is a list of them, each with its steps, batch size, sequence length, data, rate, mesh, objective."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import optax
 
 from jaxtrain.data.config import DataConfig
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.objectives.base import Objective
 from jaxtrain.optim.schedules import Schedule
 
 
@@ -25,6 +26,7 @@ class Phase:
     data: DataConfig | None = None
     learning_rate: Schedule | None = None
     mesh: MeshConfig | None = None
+    objective: Objective | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "sequence_length"):

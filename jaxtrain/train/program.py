@@ -22,7 +22,7 @@ from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
 from jaxtrain.train.state import TrainState, abstract_state
-from jaxtrain.train.step import make_train_step
+from jaxtrain.train.step import TrainStep, make_train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +45,27 @@ class Recipe:
     def total_steps(self) -> int:
         return total_steps(self.phases)
 
+    def objective_of(self, phase: Phase) -> Objective:
+        """Return what a phase minimises: its own objective or the run's."""
+        return phase.objective or self.objective
+
     def program(self, span: Span, mesh: Mesh) -> "Program":
         """Return the program of a phase on a mesh; nothing is computed or compiled."""
         graph, _, axes = abstract_model(self.model)
         rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
         tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
-        step = make_train_step(graph, self.objective, self.gradients, tx, used_rate(self.optimizer, rate))
+        objective = self.objective_of(span.phase)
+        plain = make_train_step(graph, objective, self.gradients, tx, used_rate(self.optimizer, rate))
         # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
-        step = jax.jit(step, donate_argnums=0, out_shardings=layout)
-        return Program(span.phase, mesh, tx, target, step, self.model.teacher.given if self.model.teacher else {})
+        step = jax.jit(plain, donate_argnums=0, out_shardings=layout)
+        given = self.model.teacher.given if self.model.teacher else {}
+        return Program(span.phase, mesh, tx, target, plain, step, given)
 
 
 class Program(NamedTuple):
-    """`target` has the shapes and the layout of the state; `step` is jitted, and its state is donated.
+    """`target` has the shapes and the layout of the state; `step` is `plain` jitted, and its state is donated.
 
     `given` are the hints of a token that batches come with.
     """
@@ -68,6 +74,7 @@ class Program(NamedTuple):
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState
+    plain: TrainStep
     step: jax.stages.Wrapped  # of a TrainStep
     given: Mapping[str, jax.ShapeDtypeStruct]
 

@@ -13,13 +13,14 @@ from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.optim.base import evaluation_params
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
-from jaxtrain.train.evaluation import Evaluation, ValidationRows, evaluate
+from jaxtrain.train.evaluation import Evaluation, Read, ValidationRows, evaluate
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.hooks.states import HookStates
 from jaxtrain.train.phases import Span
 from jaxtrain.train.program import Program, Recipe
 from jaxtrain.train.recorder import Recorder
+from jaxtrain.train.routed import by_layer, counting_step, numbers, written
 from jaxtrain.train.state import TrainState
 from jaxtrain.train.stopping import Stop
 from jaxtrain.train.writers.base import Numbers
@@ -92,7 +93,7 @@ class Run:
         return {
             name: evaluate(
                 self.evaluation_step,
-                self.recipe.objective,
+                self.recipe.objective_of(self.phase.span.phase),
                 model,
                 validation,
                 batch_size=self.phase.span.phase.batch_size,
@@ -101,6 +102,22 @@ class Run:
             )
             for name, validation in self.phase.validation().items()
         }
+
+    def count_routing(self, model: ModelState, *, batches: int) -> None:
+        self.recorder.interrupted()
+        mesh, size = self.phase.program.mesh, self.phase.span.phase.batch_size
+        step = counting_step(self.graph, mesh)
+        with jax.set_mesh(mesh):
+            counted = (
+                step(model, batch)
+                for validation in self.phase.validation().values()
+                for _, batch in Read(validation, batch_size=size, batches=batches, mesh=mesh)
+            )
+            layers = by_layer(counted, self.recipe.model.stacks)
+        self.write(numbers(layers))
+        if jax.process_index() == 0:
+            with self.stop.reporting():
+                self.folder.add_routing(self.step, written(layers))
 
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         tokenizer = self.phase.data.tokenizer

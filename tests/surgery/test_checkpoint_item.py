@@ -105,11 +105,11 @@ def test_writing_reads_a_chunk_at_a_time_however_large_the_parameters(tmp_path, 
     assert max(largest) == 1 << 18 and sum(largest) == sum(math.prod(leaf.shape) * 4 for leaf in tree.values())
 
 
-def test_neither_way_holds_more_than_the_two_largest_tensors_and_a_few_chunks(tmp_path):
+def test_no_way_holds_more_than_the_two_largest_tensors_and_a_few_chunks(tmp_path):
     """Worth its seconds: only a process of its own, asked of the system, shows the memory of TensorStore."""
     program = Path(__file__).with_name("host_memory.py")
     ran = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=True)
     largest = 8000 * 512 * 4  # both tables
     held = [int(line) for line in ran.stdout.split()]
     # How many chunks are in compression and OCDBT at once depends on how busy the machine is: 78 MB were seen.
-    assert len(held) == 2 and max(held) < 2 * largest + 12 * (largest // 4)  # 82 MB of the model's 142 MB
+    assert len(held) == 3 and max(held) < 2 * largest + 12 * (largest // 4)  # 82 MB of the model's 142 MB

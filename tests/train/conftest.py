@@ -1,19 +1,12 @@
-"""What tests of training share: one corpus, and compilations kept from test to test and process to process."""
+"""What tests of training share: one corpus, and programs that a process builds once."""
 
 from collections.abc import Callable
 
-import jax
 import pytest
 import runs
 from built_once import built_once
 
 from jaxtrain.data import DataConfig
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _kept_compilations(tmp_path_factory):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "cache" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
 """The base class of feed-forward layers' configurations."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from flax import nnx
 from jax.sharding import AbstractMesh
@@ -16,6 +17,7 @@ class FeedForwardConfig(Technique):
     """
 
     __slots__ = ()
+    absent: ClassVar[bool] = False  # the block has no such layer
 
     def check_decoding(self) -> None:
         """Raise ValueError where a token's result depends on later ones, so that nothing can be generated."""

@@ -23,6 +23,7 @@ from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
 from jaxtrain.nn.moe.dispatch.region import load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
+from jaxtrain.nn.moe.observed import ROUTING, observed, scores_in_bfloat16
 from jaxtrain.nn.moe.routers import Router, Softmax
 from jaxtrain.nn.moe.routing import TINY, Routing, Scores
 from jaxtrain.nn.moe.selections import Selection, TopK
@@ -114,7 +115,8 @@ class Mixture(Layer):
         decodes = context.cache_index is not None
         if decodes:
             c.check_decoding()
-        scores = c.router(x, context, attached(self, self.of_router))
+        own = attached(self, self.of_router)
+        scores = c.router(x, context, own)
         routing = self._routing(scores, context)
         chosen_BLE, weights_BLE = (part[..., : c.experts] for part in (routing.chosen, routing.weights))
         computed = routing._replace(chosen=chosen_BLE, weights=weights_BLE)
@@ -124,7 +126,12 @@ class Mixture(Layer):
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
         if self.shared is not None:
             y = y + output_alone(self.shared(x, context), "shared")
-        return Out(y, sums=self._sums(scores, routing.chosen, dispatch.kept(computed), context.real))
+        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.real)
+        if ROUTING in context.taps:
+            rounded = self._routing(scores_in_bfloat16(c.router, x, context, own), context)
+            asked = observed(scores, routing, rounded, context.real)
+            sums = sums._replace(counts={**sums.counts, **asked})
+        return Out(y, sums=sums)
 
     def _routing(self, scores: Scores, context: TokenContext) -> Routing:
         """Return the experts of each token. The biases of balances have a part in the choice alone."""

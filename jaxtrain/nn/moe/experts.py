@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxtrain.axes import EXPERTS, Axes
+from jaxtrain.axes import EXPERTS
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.linear.base import Linear
@@ -24,7 +24,7 @@ def build_experts(config: FeedForwardConfig, experts: int, d_model: int, *, used
     """Return the layers as one module, with the variables of all of them. A token has the share `used` of them."""
     built = nnx.vmap(lambda r: config.build(d_model, rngs=r))(rngs.split(experts))
     for variable in jax.tree.leaves(nnx.state(built), is_leaf=is_variable):
-        variable.set_metadata(axes=_of_experts(variable.axes, used))
+        variable.set_metadata(axes=replace(variable.axes, used=variable.axes.used * used).stacked(EXPERTS))
     check_no_buffers(built, f"expert={config!r}")
     return built
 
@@ -33,11 +33,6 @@ def check_no_buffers(layer: Layer, what: str) -> None:
     """Raise ValueError if a layer within a mixture has buffers, which nothing would replace."""
     if buffers := split(layer)[1].buffers:
         raise ValueError(f"{what}: a layer within a mixture has no buffers of its own, and this has {min(buffers)}")
-
-
-def _of_experts(axes: Axes, used: float) -> Axes:
-    names = tuple("expert_mlp" if name == "mlp" else name for name in axes.names)
-    return replace(axes, names=names, used=axes.used * used).stacked(EXPERTS)
 
 
 class Experts:

@@ -5,6 +5,7 @@ from jaxtrain.train.hooks.base import Hook
 from jaxtrain.train.hooks.checkpoint import Checkpoint
 from jaxtrain.train.hooks.early_stop import EarlyStop
 from jaxtrain.train.hooks.evaluate import Evaluate
+from jaxtrain.train.hooks.router_report import RouterReport
 from jaxtrain.train.hooks.sample import Sample
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "ExponentialMovingAverage",
     "Hook",
     "LatestWeightAverage",
+    "RouterReport",
     "Sample",
 ]

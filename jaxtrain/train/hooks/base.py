@@ -35,6 +35,9 @@ class RunView(Protocol):
         They are by the names of the sets; the held-out part of the training text is HELD_OUT.
         """
 
+    def count_routing(self, model: ModelState, *, batches: int) -> None:
+        """Write where the tokens of the first `batches` batches of each validation set go: files and numbers."""
+
     def sample(self, model: ModelState, prompt: str, *, tokens: int, temperature: float) -> str:
         """Return the prompt and its continuation."""
 

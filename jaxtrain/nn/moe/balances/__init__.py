@@ -2,8 +2,9 @@
 
 from jaxtrain.nn.moe.balances.base import Balance
 from jaxtrain.nn.moe.balances.load_loss import LoadLoss
+from jaxtrain.nn.moe.balances.mutual_information import MutualInformation
 from jaxtrain.nn.moe.balances.router_bias import RouterBias
 from jaxtrain.nn.moe.balances.row_loss import RowLoss
 from jaxtrain.nn.moe.balances.z_loss import ZLoss
 
-__all__ = ["Balance", "LoadLoss", "RouterBias", "RowLoss", "ZLoss"]
+__all__ = ["Balance", "LoadLoss", "MutualInformation", "RouterBias", "RowLoss", "ZLoss"]

@@ -1,0 +1,103 @@
+"""The base class of depths: how often each token passes through a block."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxtrain.nn.joins.base import Join
+from jaxtrain.nn.layer import Out, TokenContext
+from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.technique import Technique
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """One pass through the layers of a block, of whole rows or of a part of their tokens."""
+
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: Any, /) -> Out: ...
+
+
+class Depth(Technique):
+    """A frozen dataclass that says how often each token passes through a block: never, once or several times.
+
+    It is called in the place of the block. What it makes of a token depends on the token's own row alone. In evaluation
+    and generation of a causal model, which have no keys, it depends on no later token.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def passes(self) -> float:
+        """How often a token passes in the mean, in training."""
+
+    def check(self, mixer: MixerConfig, join: Join) -> None:
+        """Raise ValueError for a block that some tokens cannot leave out."""
+        mixer.check_gaps()
+        if join.normalises_stream:
+            raise ValueError(
+                f"join={join!r}: tokens that leave out the block would not be normalised; take another, such as PreNorm"
+            )
+
+    @abstractmethod
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Variable]:
+        """Return the variables that the block has beside its layers, by their names in it."""
+
+    @abstractmethod
+    def mixing_flops(self, mixer: MixerConfig, length: int) -> float:
+        """Return the FLOPs of the mixer for a token of a row, in the mean, forward and backward."""
+
+    @abstractmethod
+    def initial_state(self, layers: Any, batch: int, length: int) -> Any:
+        """Return the decoding state of the block, from the one of its layers."""
+
+    @abstractmethod
+    def __call__(
+        self, layers: Layers, x: Float[Array, "B L D"], context: TokenContext, state: Any, own: Mapping[str, Any]
+    ) -> Out:
+        """Return the stream behind the block. `own` is what `build` made; counts are those of the key `depth`."""
+
+    def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+        """Return what a step shows of its own counts, by name. Of several blocks it shows the greatest."""
+        return {}
+
+
+def taken(x: Shaped[Array, "B L *rest"], places: Int[Array, "B K"]) -> Shaped[Array, "B K *rest"]:
+    """Return the tokens of each row that lie at some places."""
+    return jax.vmap(lambda row, at: row[at])(x, places)
+
+
+def added_at(
+    x: Shaped[Array, "B L *rest"], places: Int[Array, "B K"], y: Shaped[Array, "B K *rest"]
+) -> Shaped[Array, "B L *rest"]:
+    """Return `x` with `y` added to the tokens at some places, which are all different."""
+    return jax.vmap(lambda row, at, new: row.at[at].add(new, unique_indices=True))(x, places, y)
+
+
+def best_places(scores: Float[Array, "B L"], count: int) -> Int[Array, "B K"]:
+    """Return the places of the greatest scores of each row, in the order of the row."""
+    return jnp.sort(jax.lax.top_k(jax.lax.stop_gradient(scores), count)[1], axis=-1)
+
+
+def only(
+    context: TokenContext, passing: Shaped[Array, "B L"], cached: Shaped[Array, "B S"] | None = None
+) -> TokenContext:
+    """Return the context in which the other tokens are padding, which none of these sees.
+
+    `cached` says which tokens of a cache passed; without a cache they are `passing`.
+    """
+    return context._replace(
+        segment_ids=jnp.where(passing, context.segment_ids, 0),
+        key_segment_ids=jnp.where(passing if cached is None else cached, context.key_segment_ids, 0),
+    )
+
+
+def written(passed: Bool[Array, "B S"], new: Bool[Array, "B L"], index: Int[Array, ""] | None) -> Bool[Array, "B S"]:
+    """Return which tokens of a cache passed, with the new ones that begin at an index."""
+    assert index is not None, "a decoding state comes with a cache_index"
+    return jax.lax.dynamic_update_slice(passed, new, (0, index))
