@@ -28,8 +28,8 @@ ELEMENTS = 1 << 18  # of a tensor that are compared at once
 class Assembly(Merge):
     """Interpolates tensors: the sum of the parents' times `weights`, for the parameters that `names` match.
 
-    All other parameters, and integers, are the first parent's, and so are tensors that differ by at most `threshold` from that in
-    every other parent: root mean square of the differences of their elements.
+    All other parameters, and integers, are the first parent's. So are tensors that differ by at most `threshold` from
+    that in every other parent: root mean square of the differences of their elements.
     """
 
     weights: tuple[float, ...]
