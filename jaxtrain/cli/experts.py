@@ -91,7 +91,7 @@ def load_experts(folders: Sequence[str | Path], *, by: Gate, import_from: Sequen
         check_same_architecture(run.config.model, first.config.model, path=path, what="a run")
         for key, theirs, ours in differences(run.config.model, first.config.model, "model"):
             raise ValueError(f"{path}: {key}={theirs!r}, and {ours!r} in {first.folder.path}: experts are of one model")
-        if jax.tree.structure(run.model) != jax.tree.structure(first.model):
+        if run.config.model.trainable != first.config.model.trainable or run.config.model.teacher:
             raise ValueError(
                 f"{path}: it trains other parameters than {first.folder.path}, or has a teacher: convert both"
             )

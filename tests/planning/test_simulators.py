@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -220,3 +222,11 @@ def test_stale_updates_of_several_trainers_take_less_time_and_learn(faultless):
     stale = dataclasses.replace(NETWORK, waits=False, trainers=4, kill_rate=0.02).start().run(500)
     assert len(stale.losses) == 500 and stale.seconds < faultless.seconds / 3
     assert stale.losses[-100:].mean() < faultless.losses[-100:].mean() + 0.1
+
+
+def test_the_examples_of_the_page_run(capsys):
+    page = (Path(__file__).parents[2] / "docs/experts.md").read_text()
+    examples = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "simulators" in code]
+    for code in examples:
+        exec(code, {})
+    assert len(examples) == 2 and len(capsys.readouterr().out.split()) == 6

@@ -4,6 +4,7 @@ The experts run one after another, by the program of one of them. Left out: runn
 leaves.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,25 +25,20 @@ Models = Sequence[ModelState]
 
 def make_mixture_step(graph: nnx.GraphDef, gate: Gate) -> Callable[[Models, Batch], tuple[Terms, Sums]]:
     """Return an evaluation step of the mixture of models of one structure, as `evaluate` takes it."""
-    say = make_log_probs(graph)
 
     @jax.jit
     def mixed(batch: Batch, log_probs: Float[Array, "M B L"]) -> tuple[Terms, Sums]:
         of_target = jax.nn.logsumexp(gate.log_weights(batch, log_probs) + log_probs, axis=0)
         return Terms({}, {"nll": -jnp.sum(of_target * batch.weights)}), {"nll": jnp.sum(batch.weights)}
 
-    return lambda models, batch: mixed(batch, jnp.stack([say(model, batch) for model in models]))
+    return lambda models, batch: mixed(batch, jnp.stack([said(graph, model, batch) for model in models]))
 
 
-def make_log_probs(graph: nnx.GraphDef) -> Callable[[ModelState, Batch], Float[Array, "B L"]]:
-    """Return a jitted function of a model and a batch: the logarithm of what it says of each target."""
-
-    @jax.jit
-    def log_probs(model: ModelState, batch: Batch) -> Float[Array, "B L"]:
-        decoder = merge(graph, model)
-        return -decoder.head.cross_entropy(decoder.hidden(batch).y, batch.targets)[0]
-
-    return log_probs
+@functools.partial(jax.jit, static_argnums=0)
+def said(graph: nnx.GraphDef, model: ModelState, batch: Batch) -> Float[Array, "B L"]:
+    """Return the logarithm of the probability that a model gives each target."""
+    decoder = merge(graph, model)
+    return -decoder.head.cross_entropy(decoder.hidden(batch).y, batch.targets)[0]
 
 
 _first = jax.jit(first_logits, static_argnums=(0, 4))
@@ -74,8 +70,7 @@ def generate_mixed(
     context, log_probs = np.zeros((1, slots), np.int32), np.zeros((len(models), 1, slots), np.float32)
     context[:, :width] = padded
     with jax.set_mesh(mesh):
-        say = make_log_probs(graph)
-        log_probs[:, :, :width] = [np.asarray(say(model, _document(padded))) for model in models]
+        log_probs[:, :, :width] = [np.asarray(said(graph, model, _document(padded))) for model in models]
         runs = [_first(graph, model, padded, lengths, slots) for model in models]
     written: list[int] = []
     for t in range(tokens):
@@ -102,4 +97,4 @@ def _document(tokens: np.ndarray) -> Batch:
     places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     ones = np.ones_like(tokens)
     columns = tokens, np.roll(tokens, -1, axis=1), ones.astype(np.float32), ones, places
-    return Batch(*map(jnp.array, columns))
+    return jax.tree.map(jnp.array, Batch(*columns))  # type: ignore[arg-type]  # of numpy arrays up to here
