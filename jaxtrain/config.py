@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from jaxtrain.data import DataConfig
@@ -167,16 +168,20 @@ class TrainConfig:
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
             self.gradients.check(sizes["stage"], self.model)
-            for position, block in enumerate(self.model.pattern):
+            for key, block in self.model.named_blocks.items():
                 if block.mixer.heads % sizes["tensor"]:
                     raise ValueError(
-                        f"model.pattern[{position}].mixer.heads={block.mixer.heads} is not divisible by "
+                        f"model.{key}.mixer.heads={block.mixer.heads} is not divisible by "
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
             shardings(axes, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
     def remarks(self, devices: int) -> list[str]:
-        """Return a line for each dimension that devices replicate because the mesh axes do not divide it."""
+        """Return what a user should know of these devices before a run.
+
+        A line for each dimension that devices replicate because the mesh axes do not divide it, and what feed-forward
+        layers say of themselves.
+        """
         _, shapes, axes = abstract_model(self.model)
         lines: dict[str, None] = {}
         for phase in self.phases:
@@ -187,6 +192,12 @@ class TrainConfig:
                 near = nearest(size, math.prod(sizes[axis] for axis in over))
                 text = f"{DIMENSIONS[name]}={size} is not divisible by {split}, so devices along {whole} hold the same"
                 lines[f"{text} of it: parameters, gradients and moments; nearest that is split {near}"] = None
+            rows = phase.batch_size // self.gradients.microbatches
+            shape = rows, phase.sequence_length, self.model.d_model
+            value_bytes = jnp.dtype(self.model.compute_dtype).itemsize
+            for position, block in enumerate(self.model.pattern):
+                if remark := block.mlp.remark(shape, mesh, value_bytes):
+                    lines[f"model.pattern[{position}].mlp: {remark}"] = None
         return list(lines)
 
     def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:

@@ -5,6 +5,7 @@ print(run.generate("def "))
 print(run.evaluate().loss)
 """
 
+from jaxtrain.cli.experts import Experts, load_experts
 from jaxtrain.cli.finished import FinishedRun, load_run
 
-__all__ = ["FinishedRun", "load_run"]
+__all__ = ["Experts", "FinishedRun", "load_experts", "load_run"]

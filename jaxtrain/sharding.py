@@ -68,6 +68,12 @@ def on_one_device() -> bool:
     return mesh.empty or mesh.size == 1
 
 
+def on_one_cpu() -> bool:
+    """Return whether the current mesh is one CPU device. XLA for CPU fuses otherwise than for accelerators."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+
+
 def _product(axes: tuple[str, ...], mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 

@@ -83,6 +83,8 @@ def test_the_page_shows_every_door():
         "Mask",
         "Norm",
         "Join",
+        "Depth",
+        "Sharing",
         "Embedding",
         "Head",
         "Scaling",

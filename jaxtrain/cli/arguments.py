@@ -59,6 +59,14 @@ def _data(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _domains(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help=f"{CONFIG}: its data are read")
+    parser.add_argument("file", type=Path, help="the file to write, which data.source=@Domain(...) and experts read")
+    parser.add_argument("--number", type=int, required=True, help="domains, which have as many documents each")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other first centres")
+    _add_set(parser)
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--batches", type=int, help="validation batches to read; one whole pass by default")
@@ -142,7 +150,10 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", required=True, metavar="KEY=A,B", help=help)
     help = "the folder of all runs; runs/<name of the file>-sweep by default"
     parser.add_argument("--folder", metavar="FOLDER", help=help)
-    parser.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--print", action="store_true", help="print the commands, one a line, and train nothing")
+    help = "train all at once by one program, each on its share of the devices: runs that differ in data or seed alone"
+    mode.add_argument("--together", action="store_true", help=help)
     _add_set(parser)
 
 
@@ -225,6 +236,11 @@ COMMANDS = {
         "prepare the data of a configuration, and show what a run reads of it",
         _data,
         "jaxtrain data configs/quickstart.gin --rows 4",
+    ),
+    "domains": Command(
+        "find the domains of a text without labels, for experts that each learn one",
+        _domains,
+        "jaxtrain domains configs/quickstart.gin domains.npz --number 4",
     ),
     "eval": Command(
         "evaluate a run's checkpoint on its validation data", _eval, "jaxtrain eval runs/quickstart --batches 10"

@@ -34,6 +34,7 @@ from jaxtrain.config import TrainConfig
 from jaxtrain.data import ByteTokenizer, DataConfig, HuggingFaceTokenizer, StandardLibrary, Tokenizer
 from jaxtrain.data.examples import MaskedTokens, NextTokens
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import apart, together
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
 from jaxtrain.record.files import RunFiles
@@ -130,7 +131,8 @@ def import_run(source: Path, target: Path, overrides: Sequence[str], import_from
     with whole_folder(target) as path:
         folder = RunFolder(path)
         copy_tokenizer_files(source, path / IMPORTED, "config.json", GENERATION)
-        write_params(folder.checkpoints / "0", params)
+        own = apart(params, abstract_model(model).shapes)
+        write_params(folder.checkpoints / "0", own.params, own.buffers)
         write_manifest(folder.checkpoints / "0")
         if config:
             RunFiles.of(config).write(folder)
@@ -257,20 +259,25 @@ def weights_of(
     step: int | None,
     best: bool,
 ) -> Iterator[tuple[int, ParamTree]]:
-    """Yield the step and the parameters of the latest valid checkpoint, of `step`, or of the best.
+    """Yield the step and the arrays of the latest valid checkpoint, of `step`, or of the best.
 
-    Parameters are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
+    They are read one piece at a time. Averages, and models with other linears than plain ones, are loaded whole.
     """
     if weights and not config:
         raise ValueError(f"{weights=}: the run kept no averages; leave it out")
     if config and (weights or config.optimizer.averages or not has_plain_linears(model)):
         _, at, trained = restored(folder, config, weights=weights, step=step, best=best)
-        yield at, _with_plain_linears(model, trained).params
+        yield at, together(_with_plain_linears(model, trained)._replace(frozen={}))
         return
     at = chosen_step(Checkpoints(folder.checkpoints), folder, config.hooks if config else (), step=step, best=best)
     path = folder.checkpoints / str(at)
-    with open_params(path, abstract_model(model).shapes.params, layout=read_manifest(path).layout) as params:
-        yield at, params
+    shapes, layout = abstract_model(model).shapes, read_manifest(path).layout
+    with contextlib.ExitStack() as opened:
+        params = opened.enter_context(open_params(path, shapes.params, layout=layout))
+        buffers: ParamTree = {}
+        if shapes.buffers:
+            buffers = opened.enter_context(open_params(path, shapes.buffers, layout=layout, item="buffers"))
+        yield at, together(ModelState(params, {}, buffers))
 
 
 def _with_plain_linears(config: DecoderConfig, model: ModelState) -> ModelState:

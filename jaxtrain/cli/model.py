@@ -17,7 +17,7 @@ from jaxtrain.optim.base import transformation
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.needs import shown_bytes
 
-BLOCKS = "stacks.blocks.blocks."  # the path of the blocks of the pattern, whose first axis is the repeats
+STACKS = "stacks."  # the path of the stacks, whose first axis is the repeats
 
 
 class Variable(NamedTuple):
@@ -38,13 +38,13 @@ class Variable(NamedTuple):
 def run(arguments: argparse.Namespace) -> int:
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     model = abstract_model(config.model)
-    print("\n".join([*describe_layers(model, config.model.repeats), "", *describe_costs(config, model)]))
+    print("\n".join([*describe_layers(model), "", *describe_costs(config, model)]))
     return 0
 
 
-def describe_layers(model: AbstractModel, repeats: int) -> Iterator[str]:
+def describe_layers(model: AbstractModel) -> Iterator[str]:
     """Yield a line for each layer, with its parameters, and under it a line for each of its arrays."""
-    found = list(variables(model, repeats))
+    found = list(variables(model))
     total = sum(variable.size for variable in found)
     layers = sorted(dict.fromkeys(variable.layer for variable in found), key=_depth)
     names = max(len(variable.name) for variable in found)
@@ -64,25 +64,26 @@ def _depth(layer: str) -> tuple:
     block, _, part = layer.partition(", ")
     if part:
         parts = ("mixer_norm", "mixer", "mlp_norm", "mlp")
-        return 2, int(block.removeprefix("block ")), parts.index(part) if part in parts else len(parts)
+        stack, number = block.split()
+        return 2, stack == "block", int(number), parts.index(part) if part in parts else len(parts)
     return {"embedding": (0,), "positions": (1,), "final_norm": (3,), "output": (4,)}.get(layer, (5, layer))
 
 
-def variables(model: AbstractModel, repeats: int) -> Iterator[Variable]:
+def variables(model: AbstractModel) -> Iterator[Variable]:
     """Yield all arrays of a model."""
     for collection, tree, facts in zip(ModelState._fields, model.shapes, model.axes, strict=True):
         for (path, leaf), own in zip(tree_leaves_with_path(tree), jax.tree.leaves(facts), strict=True):
-            yield _variable(keystr(path, simple=True, separator="."), leaf, own, collection, repeats)
+            yield _variable(keystr(path, simple=True, separator="."), leaf, own, collection)
 
 
-def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: str, repeats: int) -> Variable:
+def _variable(path: str, leaf: jax.ShapeDtypeStruct, facts: Axes, collection: str) -> Variable:
     what = f"{collection}, {leaf.dtype}" if collection != "params" else str(leaf.dtype)
-    if path.startswith(BLOCKS):
-        number, layer, *rest = path.removeprefix(BLOCKS).split(".")
-        stacked = int(not facts.shared)
-        where, shape, names = f"block {number}, {layer}", tuple(leaf.shape[stacked:]), facts.names[stacked:]
+    if path.startswith(STACKS):
+        stack, _, number, layer, *rest = path.removeprefix(STACKS).split(".")
+        where, stacked = f"{'block' if stack == 'blocks' else stack} {number}, {layer}", int(not facts.shared)
+        shape, names, times = tuple(leaf.shape[stacked:]), facts.names[stacked:], leaf.shape[0] if stacked else 1
         shown = what if stacked else f"{what}, shared by all repeats"
-        return Variable(where, ".".join(rest) or layer, shape, repeats if stacked else 1, names, shown)
+        return Variable(where, ".".join(rest) or layer, shape, times, names, shown)
     layer, _, name = path.partition(".")
     return Variable(layer, name or layer, tuple(leaf.shape), 1, facts.names, what)
 

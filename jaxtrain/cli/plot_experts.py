@@ -1,7 +1,7 @@
 """`jaxtrain plot RUN --experts`: the load of each expert of each layer over the steps, and experts that go together.
 
-Reads what the hook `RouterReport` wrote to the run. A load is drawn over the mean load of its layer. Of two experts is
-drawn which share of the tokens of one also has the other, in the latest count: Kang et al. (2025), arXiv:2505.20225.
+Reads what the hook `RouterReport` wrote to the run. A load is drawn over the mean load of its layer. Co-activation is
+that of the latest count: the share of an expert's tokens that have another, as in Kang et al. (2025), arXiv:2505.20225.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from jaxtrain.cli.neighbours import check_exists
@@ -19,6 +19,7 @@ from jaxtrain.train.metrics import read_metrics
 from jaxtrain.train.routed import Counted, read
 
 MOST_PAIRS = 4  # layers whose pairs of experts are drawn: the first, the last, and some between
+MOST_NAMED = 12  # layers that have their names beside them
 FULL = 2.0  # the load, over the mean, of the darkest colour
 NUMBERS = {
     "validation_router_entropy_": "entropy of the router, nats",
@@ -82,7 +83,7 @@ def loads(counts: Mapping[int, Mapping[str, Counted]], layer: str) -> np.ndarray
 
 
 def together(own: Counted) -> np.ndarray:
-    """Return the share of the tokens of an expert (row) that also have another one (column). The diagonal is empty."""
+    """Return the co-activation: the share of an expert's tokens (row) that also have another (column), not itself."""
     pairs = own["together"]
     shares = pairs / np.maximum(np.diag(pairs), 1.0)[:, None]
     np.fill_diagonal(shares, np.nan)
@@ -91,34 +92,30 @@ def together(own: Counted) -> np.ndarray:
 
 def draw(run: Routed) -> Figure:
     """Return the picture: loads above, pairs of experts in the middle, numbers of the layers below."""
-    steps = list(run.counts)
-    last = run.counts[steps[-1]]
+    last = run.counts[max(run.counts)]
     figure = Figure(figsize=(11, 10), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(3, 12, height_ratios=(2, 1.2, 1))
-    above = figure.add_subplot(grid[0, :])
-    _draw_loads(figure, above, run, list(last))
+    above, middle, below = figure.subfigures(3, 1, height_ratios=(2, 1.2, 1))
+    _draw_loads(above, run, list(last))
     shown = _spread(list(last), MOST_PAIRS)
-    width = 12 // len(shown)
-    for column, layer in enumerate(shown):
-        axes = figure.add_subplot(grid[1, column * width : (column + 1) * width])
+    for axes, layer in zip(middle.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         image = axes.imshow(together(last[layer]), cmap="viridis", vmin=0.0, interpolation="nearest")
-        figure.colorbar(image, ax=axes, shrink=0.8)
-        _label(axes, f"layer {layer}: also has", "expert", "expert" if column == 0 else "")
+        middle.colorbar(image, ax=axes, shrink=0.8)
+        _label(axes, f"co-activation, layer {layer}", "expert", "expert")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for column, (kind, title) in enumerate(NUMBERS.items()):
-        axes = figure.add_subplot(grid[2, 4 * column : 4 * column + 4])
+    for axes, (kind, title) in zip(below.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
         for layer, points in run.numbers[kind].items():
             axes.plot(*points, marker="o", markersize=3, label=f"layer {layer}")
         axes.set_ylim(bottom=0)
         _label(axes, title, "step", "")
-        if column == 0 and len(run.numbers[kind]) <= 8:
-            axes.legend(fontsize=8, frameon=False)
+    if len(last) <= MOST_NAMED:
+        below.axes[0].legend(fontsize=8, frameon=False, ncols=2)
     figure.suptitle(run.name, fontsize=14, parse_math=False)
     return figure
 
 
-def _draw_loads(figure: Figure, axes: Axes, run: Routed, layers: Sequence[str]) -> None:
+def _draw_loads(figure: SubFigure, run: Routed, layers: Sequence[str]) -> None:
     """Draw a column for each count, and in it a row for each expert, layer below layer."""
+    axes = figure.subplots()
     steps = list(run.counts)
     each = [loads(run.counts, layer) for layer in layers]
     image = axes.imshow(
@@ -127,7 +124,9 @@ def _draw_loads(figure: Figure, axes: Axes, run: Routed, layers: Sequence[str]) 
     ends = np.cumsum([len(own) for own in each])
     for end in ends[:-1]:
         axes.axhline(end - 0.5, color="black", linewidth=1.0)
-    axes.set_yticks(ends - np.array([len(own) for own in each]) / 2 - 0.5, [f"layer {layer}" for layer in layers])
+    middles = ends - np.array([len(own) for own in each]) / 2 - 0.5
+    named = _spread(range(len(layers)), MOST_NAMED)
+    axes.set_yticks(middles[named], [f"layer {layers[index]}" for index in named])
     shown = _spread(range(len(steps)), 10)
     axes.set_xticks(shown, [str(steps[index]) for index in shown])
     axes.set_title("load of each expert over the mean of its layer", loc="left", fontsize=12, fontweight="bold")

@@ -2,14 +2,17 @@
 
 Every run has a folder of its own, named by its values, and is what `jaxtrain train` makes of the command that `--print`
 prints. The same command goes on: runs that are over are not run again, and one that was begun goes on from its newest
-checkpoint. All runs of a folder differ in the keys of the grid alone.
+checkpoint. All runs of a folder differ in the keys of the grid alone. With `--together` one program trains all at once,
+each on its share of the devices (train/group.py).
 """
 
 import argparse
+import contextlib
 import functools
 import gc
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,9 @@ from jaxtrain.cli.sweep_results import Outcome, outcome, table, write_csv
 from jaxtrain.config import TrainConfig
 from jaxtrain.record.files import RunFiles, differences
 from jaxtrain.train import distributed
-from jaxtrain.train.folder import RunFolder
+from jaxtrain.train.folder import RunFolder, SaveError
+from jaxtrain.train.group import check_group, train_group
+from jaxtrain.train.run import NonFiniteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     check_folder(folder, runs, axes, import_from=arguments.import_from)
     distributed.start(lambda: "The same command goes on with the runs that are not finished.")
-    code, failed = train_all(runs)
+    code, failed = train_together(runs) if arguments.together else train_all(runs)
     distributed.by_first(lambda: report(folder, axes, runs, failed))  # one that left with code 2 would end the first
     return code
 
@@ -130,6 +135,40 @@ def train_all(runs: Sequence[Planned]) -> tuple[int, dict[str, str]]:
                 break
         gc.collect()  # a run's arrays may lie in reference cycles, and the next run needs the memory
     return code, failed
+
+
+def train_together(runs: Sequence[Planned]) -> tuple[int, dict[str, str]]:
+    """Train what is not over by one program, each run on its share of the devices. Return what `train_all` returns.
+
+    Raises:
+        ValueError: the runs do not share a program, or their number does not divide the devices.
+    """
+    left = [planned for planned in runs if not outcome(planned.folder, planned.config).over]
+    if not left:
+        return 0, {}
+    devices, share = jax.devices(), jax.device_count() // len(left)
+    if share * len(left) != len(devices):
+        raise ValueError(f"--together: {len(left)} runs do not divide {len(devices)} devices; leave it out")
+    given = [parser().parse_args(["train", *planned.words]) for planned in left]
+    with contextlib.ExitStack() as locks:
+        ready = []
+        for number, arguments in enumerate(given):
+            config, trainer = train.prepared(arguments, devices[number * share : (number + 1) * share])
+            locks.enter_context(trainer.lock)
+            ready.append((arguments, config, trainer))
+        check_group([trainer for _, _, trainer in ready])
+        made = [train.make_ready(*one) for one in ready]
+        began = time.perf_counter()
+        try:
+            results = train_group(
+                [one.trainer for one in made], [one.start for one in made], [planned.point.name for planned in left]
+            )
+        except (NonFiniteError, SaveError) as error:
+            print(f"jaxtrain: stopped: {error}", file=sys.stderr)
+            return 1, {}
+        for arguments, one, result in zip(given, made, results, strict=True):
+            train.report(arguments, one, result, time.perf_counter() - began)
+    return 0, {}
 
 
 def report(folder: Path, axes: Sequence[Axis], runs: Sequence[Planned], failed: dict[str, str]) -> None:

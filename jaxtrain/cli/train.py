@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from rich.console import Console
@@ -45,7 +46,7 @@ def train(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) 
         return run_locked(arguments, config, trainer)
 
 
-def prepared(arguments: argparse.Namespace) -> tuple[TrainConfig, Trainer]:
+def prepared(arguments: argparse.Namespace, devices: list[jax.Device] | None = None) -> tuple[TrainConfig, Trainer]:
     """Return the configuration and its trainer, once all processes are there. Nothing is written yet."""
     config: TrainConfig = load(arguments.config, arguments.set, import_from=arguments.import_from).config
     texts = [*(data.source for data in config.datasets), *(own.source for own in config.validation)]
@@ -55,14 +56,36 @@ def prepared(arguments: argparse.Namespace) -> tuple[TrainConfig, Trainer]:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that this command reports
     keep_compilations()
     distributed.start(lambda: going_on(folder))
-    trainer = config.trainer(folder.path, profile_steps=arguments.profile)
+    trainer = config.trainer(folder.path, profile_steps=arguments.profile, devices=devices)
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file: name a folder, --run FOLDER")
     return config, trainer
 
 
 def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Result | None:
-    """Train in a folder that this process has locked. Nothing in the folder changes before `begin`."""
+    """Train in a folder that this process has locked."""
+    ready, began = make_ready(arguments, config, trainer), time.perf_counter()
+    try:
+        result = ready.trainer.train_from(ready.start)
+    except (NonFiniteError, SaveError) as error:
+        print(f"jaxtrain: stopped: {error}", file=sys.stderr)
+        return None
+    report(arguments, ready, result, time.perf_counter() - began)
+    return result
+
+
+class Ready(NamedTuple):
+    """A run whose folder is written, to go on from `start`; `bigram` is the loss of a bigram model, if known."""
+
+    config: TrainConfig
+    trainer: Trainer
+    start: int | None
+    bigram: float | None
+    console: Console
+
+
+def make_ready(arguments: argparse.Namespace, config: TrainConfig, trainer: Trainer) -> Ready:
+    """Prepare the data and the folder of a run. Nothing in the folder changes before `begin`."""
     folder = trainer.folder
     files = RunFiles.of(config)  # read now, because they may be in the folder that --overwrite clears
     before, changes = None, []
@@ -78,22 +101,22 @@ def run_locked(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     trainer.check_hints(start)
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)
-    trainer = config.trainer(folder.path, profile_steps=arguments.profile, lock=trainer.lock)
+    devices, lock = trainer.devices, trainer.lock
+    trainer = config.trainer(folder.path, profile_steps=arguments.profile, devices=devices, lock=lock)
     describe(config, folder, console)
     for line in moved_rate(before, config, start):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("compiling the first step ...", style="dim")
-    began = time.perf_counter()
-    try:
-        result = trainer.train_from(start)
-    except (NonFiniteError, SaveError) as error:
-        print(f"jaxtrain: stopped: {error}", file=sys.stderr)
-        return None
+    return Ready(config, trainer, start, bigram, console)
+
+
+def report(arguments: argparse.Namespace, ready: Ready, result: Result, seconds: float) -> None:
+    """Print how a run has ended."""
     trusted = [*arguments.import_from]
     if Path(arguments.config).suffix == ".py":  # the run's config.gin may name what lies beside it
         trusted.append(str(Path(arguments.config).parent))
-    conclude(result, config, folder, bigram, time.perf_counter() - began, console, trusted)
-    return result
+    folder = ready.trainer.folder
+    conclude(result, ready.config, folder, ready.bigram, seconds, ready.console, trusted)
 
 
 def going_on(folder: RunFolder) -> str:

@@ -36,7 +36,7 @@ def write(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress
             keys.write(key)
             lengths.append(len(stored))
             key_lengths.append(len(key))
-            hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+            hashes.append(key_hash(key))
             stretches.add(document, map(len, parts))
             written += len(stored)
             if progress and time.monotonic() >= due:
@@ -67,6 +67,11 @@ def write(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
     return written
+
+
+def key_hash(key: bytes) -> int:
+    """Return the 64-bit hash of a document's key."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
 def checksum(path: Path) -> list[int]:

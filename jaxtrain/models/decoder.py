@@ -2,7 +2,8 @@
 
 The parameters of the pattern are stacked over its repeats ([R, ...] on every leaf) and the repeats run in a scan, so
 neither the program nor its compile time grows with depth. The layout of the parameters is the same with the scan
-unrolled. Nothing here depends on devices: `gather` and `constrain` take logical names only.
+unrolled. Blocks that come first and only once are a stack of one repeat. Nothing here depends on devices: `gather` and
+`constrain` take logical names only.
 """
 
 import functools
@@ -22,7 +23,7 @@ from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.members import Members
 from jaxtrain.models.sharing import Sharing, own_and_shared, share, whole_repeat
 from jaxtrain.models.teacher import Teacher
-from jaxtrain.models.trees import in_stacks, taught, whole
+from jaxtrain.models.trees import in_stacks, over_repeats, taught
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.embeddings import EmbeddingConfig, TokenEmbedding
 from jaxtrain.nn.embeddings.tables import Embedding, look_up
@@ -41,10 +42,18 @@ from jaxtrain.sharding import axis_size, constrain, on_one_device
 HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
 
 
+class Stack(NamedTuple):
+    """Blocks, and how often they are repeated."""
+
+    blocks: tuple[BlockConfig, ...]
+    repeats: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
     """The architecture, and how it is computed (`compute_dtype`, `remat`, ...), which changes no parameter (`neutral`).
 
+    The blocks in `first` run once, before the repeats of the pattern: such as the dense layers of a mixture of experts.
     Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
     at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
     have a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
@@ -56,6 +65,7 @@ class DecoderConfig:
     repeats: int
     pattern: tuple[BlockConfig, ...]
     max_length: int
+    first: tuple[BlockConfig, ...] = ()
     vocab_multiple: int = 1
     norm: NormConfig = RMSNormConfig()
     embedding: EmbeddingConfig = TokenEmbedding()
@@ -98,13 +108,30 @@ class DecoderConfig:
         return Decoder(self, rngs=nnx.Rngs(key))
 
     @property
+    def stacks(self) -> dict[str, Stack]:
+        """The stacks by name, in the order of the forward pass."""
+        first = {"first": Stack(self.first, 1)} if self.first else {}
+        return first | {"blocks": Stack(self.pattern, self.repeats)}
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The blocks of all layers."""
+        return self.first + self.pattern * self.repeats
+
+    @property
+    def named_blocks(self) -> dict[str, BlockConfig]:
+        """The blocks by the keys that configure them, such as `pattern[0]`."""
+        keys = {"first": self.first, "pattern": self.pattern}
+        return {f"{key}[{i}]": block for key, blocks in keys.items() for i, block in enumerate(blocks)}
+
+    @property
     def layers(self) -> int:
-        return self.repeats * len(self.pattern)
+        return len(self.blocks)
 
     @property
     def causal(self) -> bool:
         """Whether a token reads those before it alone. Other models fill in masked tokens, and generate nothing."""
-        return all(block.mixer.causal for block in self.pattern)
+        return all(block.mixer.causal for block in self.named_blocks.values())
 
     @property
     def vocab_rows(self) -> int:
@@ -133,7 +160,7 @@ class DecoderConfig:
         A teacher runs forward alone, a third.
         """
         tied_head = self.head.tied * self.vocab_rows * self.d_model
-        mixing = self.repeats * sum(block.mixing_flops(length) for block in self.pattern)
+        mixing = sum(block.mixing_flops(length) for block in self.blocks)
         numbers = _counts(self)
         taught = 0.0
         if self.teacher and self.teacher.model:
@@ -154,11 +181,11 @@ def context_of(batch: Batch, keys: Keys | None, taps: Collection[str] = ()) -> T
 
 
 class Pattern(Layer):
-    """The blocks of one repeat."""
+    """The blocks of one repeat of a stack."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, blocks: tuple[BlockConfig, ...], *, rngs: nnx.Rngs):
         self.blocks = nnx.List(
-            [b.build(config.d_model, norm=config.norm, dropout=config.dropout, rngs=rngs) for b in config.pattern]
+            [b.build(config.d_model, norm=config.norm, dropout=config.dropout, rngs=rngs) for b in blocks]
         )
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: tuple) -> Out:
@@ -185,7 +212,7 @@ class Decoder(nnx.Module):
         self.config = c = config
         self.embedding = Embedding(c.vocab_rows, c.d_model, rngs=rngs)
         self.of_embedding = attach(self, c.embedding.build(c.d_model, c.max_length, norm=c.norm, rngs=rngs))
-        self.stacks = nnx.Dict(blocks=nnx.vmap(lambda r: Pattern(c, rngs=r))(rngs.split(c.repeats)))
+        self.stacks = nnx.Dict({name: _stacked(c, *stack, rngs=rngs) for name, stack in c.stacks.items()})
         if c.sharing:
             share(self.stacks["blocks"], c.sharing, c.repeats)
         self.final_norm = None if c.pattern[-1].join.normalises_stream else c.norm.build(c.d_model)
@@ -222,14 +249,18 @@ class Decoder(nnx.Module):
         x = self.embed(batch.tokens, context)
         return self.run_blocks(x, context, self.no_states())
 
-    def no_states(self) -> tuple[None, ...]:
-        return (None,) * len(self.config.pattern)
+    def no_states(self) -> dict[str, tuple[None, ...]]:
+        return {name: (None,) * len(blocks) for name, (blocks, _) in self.config.stacks.items()}
 
-    def initial_states(self, batch: int, length: int):
-        """Return empty decoding states for `length` tokens, stacked over repeats."""
+    def initial_states(self, batch: int, length: int) -> dict[str, Any]:
+        """Return empty decoding states for `length` tokens, by stack and stacked over its repeats."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        one = tuple(block.initial_state(batch, length, dtype) for block in self.stacks["blocks"].blocks)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.config.repeats, *leaf.shape)), one)
+
+        def of_stack(name: str, repeats: int):
+            one = tuple(block.initial_state(batch, length, dtype) for block in self.stacks[name].blocks)
+            return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (repeats, *leaf.shape)), one)
+
+        return {name: of_stack(name, repeats) for name, (_, repeats) in self.config.stacks.items()}
 
     def embed(self, tokens: Int[Array, "B L"], context: TokenContext) -> Float[Array, "B L D"]:
         c = self.config
@@ -238,9 +269,21 @@ class Decoder(nnx.Module):
         x = dropout(x, c.dropout, fold_in(context.keys, c.repeats), site=0)
         return constrain(x, "batch", "residual_length", None)
 
-    def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states) -> Out:
-        """Run all repeats of the pattern. Return the hidden states, the new decoding states, the sums and the taps."""
-        c, axes, pattern = self.config, self.repeat_axes(), self.pattern()
+    def run_blocks(self, x: Float[Array, "B L D"], context: TokenContext, states: Mapping[str, Any]) -> Out:
+        """Run all stacks. Return the hidden states, the new decoding states, the sums and the taps."""
+        outs: dict[str, Out] = {}
+        for name in self.config.stacks:
+            # Repeats have the keys 0, 1, ... and the embedding has the next one.
+            own = context if name == "blocks" else context.in_layer(self.config.repeats + 1)
+            outs[name] = self._run_stack(name, x, own, states[name])
+            x = outs[name].y
+        sums = joined(**{name: out.sums for name, out in outs.items()})
+        taps = {name: out.taps for name, out in outs.items() if out.taps}
+        return Out(x, {name: out.state for name, out in outs.items()}, sums, taps)
+
+    def _run_stack(self, name: str, x: Float[Array, "B L D"], context: TokenContext, states) -> Out:
+        """Run all repeats of a stack. Counts and taps stay `[repeats, ...]`."""
+        c, axes, pattern = self.config, self.repeat_axes(name), self.pattern(name)
 
         def repeat(x, inputs):
             index, stored, state = inputs
@@ -249,43 +292,49 @@ class Decoder(nnx.Module):
             return y, others
 
         # Gradients of shared parameters are added up over the repeats, in float32.
-        stacked, shared = own_and_shared(split(self.stacks["blocks"])[1], axes)
-        own_axes = own_and_shared(axes, axes)[0]
+        stacked, shared = own_and_shared(split(self.stacks[name])[1], axes)
+        own_axes, repeats = own_and_shared(axes, axes)[0], c.stacks[name].repeats
         stacked = stacked._replace(params=narrow_gradients(stacked.params, own_axes.params, c.compute_dtype))
         in_stages = axis_size("repeats") > 1
-        xs = (jnp.arange(c.repeats), None if in_stages else stacked, states)
+        xs = (jnp.arange(repeats), None if in_stages else stacked, states)
         # Over several devices, what is recomputed might be exchanged again.
         body = c.remat.in_scan(repeat) if c.scan and on_one_device() else c.remat.wrap(repeat)
-        y, (states, sums, taps) = jax.lax.scan(body, x, xs, unroll=1 if c.scan else c.repeats)
-        return Out(y, states, whole(sums), taps and {"blocks": taps})
+        y, (states, sums, taps) = jax.lax.scan(body, x, xs, unroll=1 if c.scan else repeats)
+        return Out(y, states, over_repeats(sums), taps)
 
-    def pattern(self) -> Callable[..., Out]:
-        """Return one repeat as a pure function of its gathered arrays: (model state, x, context, states) -> Out."""
-        graph, _ = split(self.stacks["blocks"])
+    def pattern(self, name: str = "blocks") -> Callable[..., Out]:
+        """Return one repeat of a stack as a pure function of its gathered arrays, (model state, x, context, states)."""
+        graph, _ = split(self.stacks[name])
         return lambda state, x, context, states: merge(graph, state)(x, context, states)
 
-    def repeat_axes(self) -> ModelState:
-        """Return the facts about the variables of one repeat."""
-        return axes_of(self.stacks["blocks"])
+    def repeat_axes(self, name: str = "blocks") -> ModelState:
+        """Return the facts about the variables of one repeat of a stack."""
+        return axes_of(self.stacks[name])
 
     def updated_buffers(self, counts: Mapping[str, Any]) -> ParamTree:
         """Return the new buffers, which the layers compute from the counts of a whole step."""
-        graph, stack = split(self.stacks["blocks"])
-        stacked, shared = own_and_shared(stack, self.repeat_axes())
 
-        def one(state: ModelState, counts: Mapping[str, Any]) -> ParamTree:
-            pattern = merge(graph, whole_repeat(state, shared))
-            pattern.update_buffers(counts)
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, state.buffers)
+        def of_stack(name: str) -> ModelState:
+            graph, stack = split(self.stacks[name])
+            stacked, shared = own_and_shared(stack, self.repeat_axes(name))
 
-        blocks = jax.vmap(one)(stacked, counts.get("blocks", {}))
-        return in_stacks(split(self)[1], {"blocks": ModelState({}, {}, blocks)}).buffers
+            def one(state: ModelState, counts: Mapping[str, Any]) -> ParamTree:
+                pattern = merge(graph, whole_repeat(state, shared))
+                pattern.update_buffers(counts)
+                return jax.tree.map(lambda new, old: new.astype(old.dtype), split(pattern)[1].buffers, state.buffers)
+
+            return ModelState({}, {}, jax.vmap(one)(stacked, counts.get(name, {})))
+
+        return in_stacks(split(self)[1], {name: of_stack(name) for name in self.stacks}).buffers
 
     def reported(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
         """Return what a step shows of the counts of all layers."""
-        pattern = merge(*split(self.stacks["blocks"]))
-        of_repeats = jax.vmap(pattern.report)(counts["blocks"]) if counts else {}
-        return {name: jnp.max(numbers) for name, numbers in of_repeats.items()}
+
+        def of_stack(name: str, own: Any) -> dict[str, Float[Array, ""]]:
+            of_repeats = jax.vmap(merge(*split(self.stacks[name])).report)(own)
+            return {key: jnp.max(numbers) for key, numbers in of_repeats.items()}
+
+        return greatest(of_stack(name, own) for name, own in counts.items())
 
     @property
     def head(self) -> Head:
@@ -295,6 +344,10 @@ class Decoder(nnx.Module):
         words = c.vocab_size if c.vocab_rows > c.vocab_size else None
         norm = self.final_norm if self.final_norm is not None else unchanged
         return c.head(Head(norm, table, HEAD, c.compute_dtype, words=words), attached(self, self.of_head))
+
+
+def _stacked(config: DecoderConfig, blocks: tuple[BlockConfig, ...], repeats: int, *, rngs: nnx.Rngs) -> Pattern:
+    return nnx.vmap(lambda r: Pattern(config, blocks, rngs=r))(rngs.split(repeats))
 
 
 def frozen_teacher(teacher: Teacher, rngs: nnx.Rngs) -> Decoder | Members:

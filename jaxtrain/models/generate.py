@@ -80,8 +80,8 @@ def generate(
         ValueError: a prompt is empty, prompt and continuation exceed the model's max_length, or the rotary embeddings
             of a prompt and of its continuation differ.
     """
-    padded, lengths = _prepared(merge(graph, model).config, prompts, tokens)
-    drawn = np.asarray(_generate(graph, model, padded, lengths, _keys(key, len(prompts)), tokens, sampling))
+    padded, lengths = prepared(merge(graph, model).config, prompts, tokens)
+    drawn = np.asarray(_generate(graph, model, padded, lengths, keys_of(key, len(prompts)), tokens, sampling))
     return [_until(row.tolist(), stop_token) for row in drawn]
 
 
@@ -100,8 +100,8 @@ def stream(
     Raises:
         ValueError: as `generate` does.
     """
-    padded, lengths = _prepared(merge(graph, model).config, [prompt], tokens)
-    keys, slots = _keys(key, 1), padded.shape[1] + tokens
+    padded, lengths = prepared(merge(graph, model).config, [prompt], tokens)
+    keys, slots = keys_of(key, 1), padded.shape[1] + tokens
     token, states = _first_alone(graph, model, padded, lengths, keys, slots, sampling)
     for t in range(1, tokens + 1):
         drawn = int(token[0])
@@ -112,11 +112,12 @@ def stream(
             token, states = _next_alone(graph, model, token, states, lengths, keys, t, padded.shape[1], slots, sampling)
 
 
-def _keys(key: Key[Array, ""], prompts: int) -> Key[Array, " B"]:
+def keys_of(key: Key[Array, ""], prompts: int) -> Key[Array, " B"]:
+    """Return a key for the draws of each prompt."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(prompts))
 
 
-def _prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the prompts as rows of one length, and their lengths. Raise ValueError where one cannot be continued."""
     for prompt in prompts:
         if not prompt:
@@ -137,7 +138,7 @@ def _prepared(config: DecoderConfig, prompts: Sequence[Sequence[int]], tokens: i
 
 def check_decoding(config: DecoderConfig, *, shortest: int, longest: int, tokens: int) -> None:
     """Raise ValueError where a mixer cannot decode rows that grow by so many tokens, from prompts of these lengths."""
-    for block in config.pattern:
+    for block in config.named_blocks.values():
         block.mlp.check_decoding()
         block.mixer.check_decoding(shortest, _padded(longest, config.max_length) + tokens)
 
@@ -175,18 +176,30 @@ def _generate(graph, arrays: ModelState, prompts, lengths, keys, tokens: int, sa
 
 def _first(graph, arrays: ModelState, prompts, lengths, keys, slots: int, sampling: Sampling):
     """Return the first token behind each prompt, and the states of a cache of `slots` tokens."""
-    model: Decoder = merge(graph, arrays)
-    states = model.initial_states(len(prompts), slots)
-    hidden, states = _run(model, prompts, states, lengths, jnp.zeros((), jnp.int32), prompts.shape[1], slots)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return _draw(model, last, keys, 0, sampling), states
+    logits, states = first_logits(graph, arrays, prompts, lengths, slots)
+    return draw(logits, keys, 0, sampling), states
 
 
 def _next(graph, arrays: ModelState, tokens, states, lengths, keys, t, L: int, slots: int, sampling: Sampling):
     """Return the token number `t` behind each prompt of up to `L` tokens, from token `t - 1`, and the states."""
+    logits, states = next_logits(graph, arrays, tokens, states, lengths, t, L, slots)
+    return draw(logits, keys, t, sampling), states
+
+
+def first_logits(graph, arrays: ModelState, prompts, lengths, slots: int):
+    """Return the logits of the first token behind each prompt, and the states of a cache of `slots` tokens."""
+    model: Decoder = merge(graph, arrays)
+    states = model.initial_states(len(prompts), slots)
+    hidden, states = _run(model, prompts, states, lengths, jnp.zeros((), jnp.int32), prompts.shape[1], slots)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return model.head.logits(last)[:, 0], states
+
+
+def next_logits(graph, arrays: ModelState, tokens, states, lengths, t, L: int, slots: int):
+    """Return the logits of the token number `t` behind each prompt of up to `L` tokens, and the states."""
     model: Decoder = merge(graph, arrays)
     hidden, states = _run(model, tokens[:, None], states, lengths, L + t - 1, L, slots)
-    return _draw(model, hidden[:, 0], keys, t, sampling), states
+    return model.head.logits(hidden)[:, 0], states
 
 
 _first_alone = jax.jit(_first, static_argnums=(0, 5, 6))
@@ -213,6 +226,7 @@ def _run(model: Decoder, chunk, states, lengths, start, L: int, slots: int):
     return model.run_blocks(model.embed(chunk, context), context, states)[:2]
 
 
-def _draw(model: Decoder, x_BD, keys, t, sampling: Sampling) -> Int[Array, " B"]:
+def draw(logits: Float[Array, "B W"], keys: Key[Array, " B"], t, sampling: Sampling) -> Int[Array, " B"]:
+    """Return the token number `t` behind each prompt."""
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
-    return sampling.draw(model.head.logits(x_BD[:, None])[:, 0], step_keys).astype(jnp.int32)
+    return sampling.draw(logits, step_keys).astype(jnp.int32)

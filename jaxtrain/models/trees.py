@@ -7,11 +7,9 @@ from jaxtrain.nn.layer import Sums
 from jaxtrain.shapes import ModelState, ParamTree
 
 
-def whole(sums: Sums) -> Sums:
+def over_repeats(sums: Sums) -> Sums:
     """Return the sums of a stack from those of its repeats: terms are added, counts stay `[repeats, ...]`."""
-    return Sums(
-        {name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts and {"blocks": sums.counts}
-    )
+    return Sums({name: jnp.sum(term, axis=0) for name, term in sums.terms.items()}, sums.counts)
 
 
 def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
@@ -29,14 +27,20 @@ def of_stack(model: ModelState, name: str) -> ModelState:
     return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
 
 
-def frozen(model: ModelState) -> ParamTree:
-    """Return all trees of a model as the one of its frozen form."""
+def together(model: ModelState) -> ParamTree:
+    """Return all trees of a model as one: that of its frozen form, or of a Hugging Face folder."""
     whole: dict = {}
     for tree in model:
         whole |= flatten_dict(tree)
     return unflatten_dict(whole)
 
 
+def apart(tree: ParamTree, like: ModelState) -> ModelState:
+    """Return the arrays of one tree in the trees in which `like` has those of the same paths."""
+    arrays = flatten_dict(tree)
+    return ModelState(*(unflatten_dict({path: arrays[path] for path in flatten_dict(of)}) for of in like))
+
+
 def taught(model: ModelState, teacher: ModelState) -> ModelState:
     """Return the trees of a model with those of a teacher among what is frozen."""
-    return model._replace(frozen={**model.frozen, "teacher": frozen(teacher)})
+    return model._replace(frozen={**model.frozen, "teacher": together(teacher)})

@@ -36,6 +36,10 @@ class BlockConfig:
     depth: Depth | None = None
 
     def __post_init__(self):
+        for name, layer in (("mixer", self.mixer), ("mlp", self.mlp)):
+            if layer.absent == (name in self.join.layers):
+                has = "a" if name in self.join.layers else "no"
+                raise ValueError(f"{name}={layer!r}: join={self.join!r} is for a block with {has} layer of this kind")
         if self.depth is not None:
             self.depth.check(self.mixer, self.join)
 
@@ -83,11 +87,13 @@ class Block(Layer):
         mixer = _Run(lambda h: self.mixer(h, context.in_layer(2), state), partial(finish, "mixer_output", 0))
         mlp = _Run(lambda h: self.mlp(h, context.in_layer(3)), partial(finish, "mlp_output", 1))
         x = self.config.join(tap("block_input", x), mixer, mlp, attached(self, self.of_join))
-        if not len(mixer.outs) == len(mlp.outs) == 1:
+        called = {"mixer": mixer.outs, "mlp": mlp.outs}
+        if any(len(outs) != (name in self.config.join.layers) for name, outs in called.items()):
             counts = f"mixer {len(mixer.outs)} times and mlp {len(mlp.outs)} times"
             raise ValueError(f"join={self.config.join!r}: it calls {counts}: call each of them once")
-        (mixed,), (fed,) = mixer.outs, mlp.outs
-        return Out(x, mixed.state, joined(mixer=mixed.sums, mlp=fed.sums), tap.values)
+        new_state = mixer.outs[0].state if mixer.outs else state
+        sums = joined(**{name: outs[0].sums for name, outs in called.items() if outs})
+        return Out(x, new_state, sums, tap.values)
 
     def update_buffers(self, counts: Mapping[str, Any]) -> None:
         self.mixer.update_buffers(counts.get("mixer", {}))

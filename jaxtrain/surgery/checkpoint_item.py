@@ -14,6 +14,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import jax
@@ -61,8 +62,8 @@ def boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Box]:
         yield tuple(slice(at, min(at + step, size)) for at, step, size in zip(corner, chunk, shape, strict=True))
 
 
-def write_params(step: Path, params: ParamTree) -> None:
-    """Write the folder of a checkpoint that has parameters only. Leaves of `params` are LazyLeafs.
+def write_params(step: Path, params: ParamTree, buffers: ParamTree = MappingProxyType({})) -> None:
+    """Write the folder of a checkpoint that has no training state. Leaves are LazyLeafs.
 
     Raises:
         ValueError: the written checkpoint cannot be opened.
@@ -70,14 +71,21 @@ def write_params(step: Path, params: ParamTree) -> None:
     registry = ocp.type_handlers.create_type_handler_registry(
         (LazyLeaf, LazyLeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
-    handler = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    trees = {"params": params} | ({"buffers": buffers} if buffers else {})
+    handler = ocp.CompositeCheckpointHandler(
+        **{item: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for item in trees}
+    )
     step.parent.mkdir(parents=True, exist_ok=True)
     with plain_path(step.parent) as folder, ocp.Checkpointer(handler) as checkpointer:
         chunk = _chunk_bytes(params)
-        args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(lambda leaf: _save_args(leaf, chunk), params))
-        checkpointer.save(folder / step.name, args=ocp.args.Composite(params=args))
-    with open_params(step, params, layout=LAYOUT):
-        pass  # it has everything that a restore needs
+        args = {
+            item: ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda leaf: _save_args(leaf, chunk), tree))
+            for item, tree in trees.items()
+        }
+        checkpointer.save(folder / step.name, args=ocp.args.Composite(**args))
+    for item, tree in trees.items():
+        with open_params(step, tree, layout=LAYOUT, item=item):
+            pass  # it has everything that a restore needs
 
 
 def _tensor_bytes(leaf: LazyLeaf) -> int:
@@ -122,22 +130,22 @@ class CheckpointLeaf(LazyLeaf):
 
 
 @contextlib.contextmanager
-def open_params(step: Path, target: ParamTree, *, layout: int) -> Iterator[ParamTree]:
-    """Yield the parameters of a checkpoint as CheckpointLeafs in a tree like `target`, to be read inside the `with`.
+def open_params(step: Path, target: ParamTree, *, layout: int, item: str = "params") -> Iterator[ParamTree]:
+    """Yield an item of a checkpoint as CheckpointLeafs in a tree like `target`, to be read inside the `with`.
 
-    `layout` is the layout of the checkpoint.
+    The item is "params" or "buffers". `layout` is the layout of the checkpoint.
 
     Raises:
         ValueError: the checkpoint lacks a parameter of `target`, or has it in another shape.
     """
-    driver = "zarr3" if json.loads((step / "params" / "_METADATA").read_text())["use_zarr3"] else "zarr"
+    driver = "zarr3" if json.loads((step / item / "_METADATA").read_text())["use_zarr3"] else "zarr"
     # A chunk being read is in memory up to three times (as stored, decoded, copied): read only two chunks at once.
     context = tensorstore.Context({"file_io_concurrency": {"limit": 2}, "data_copy_concurrency": {"limit": 2}})
 
     def leaf(path, wanted) -> CheckpointLeaf:
         name = ".".join(str(entry.key) for entry in path)
         try:
-            spec = {"driver": driver, "kvstore": {**item, "path": f"{name}/"}}
+            spec = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}}
             found = CheckpointLeaf(tensorstore.open(spec, open=True, read=True, context=context).result())
         except ValueError as error:
             raise ValueError(
@@ -148,5 +156,5 @@ def open_params(step: Path, target: ParamTree, *, layout: int) -> Iterator[Param
         return found
 
     with plain_path(step.parent) as folder:
-        item = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / step.name / 'params'}/"}}
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / step.name / item}/"}}
         yield as_now(jax.tree_util.tree_map_with_path(leaf, as_saved(target, layout)), target, layout)

@@ -56,10 +56,9 @@ def converted(model: ModelState, source: DecoderConfig, target: DecoderConfig, i
         raise ValueError(f"model.sharing={source.sharing!r}: linears that repeats share cannot become of another kind")
     names = abstract_model(source).graph, abstract_model(target).graph
     modules = merge(names[0], model), merge(names[1], initial)
-    old, new = (module.stacks["blocks"] for module in modules)
-    blocks = _each(old, new)
+    stacks = {name: _each(modules[0].stacks[name], stack) for name, stack in modules[1].stacks.items()}
     _take_over(*modules)
-    return in_stacks(split(modules[1])[1], {"blocks": blocks})
+    return in_stacks(split(modules[1])[1], stacks)
 
 
 def _each(source: nnx.Module, target: nnx.Module) -> ModelState:

@@ -20,7 +20,7 @@ from jaxtrain.data.sources.base import Text
 from jaxtrain.data.store import TokenStore
 from jaxtrain.objectives.base import Objective, Sums, Terms
 from jaxtrain.ranges import check_name
-from jaxtrain.shapes import Batch, ModelState
+from jaxtrain.shapes import Batch
 from jaxtrain.train.feed import Layout
 
 SEED = 0
@@ -151,10 +151,10 @@ class Read:
                 yield name, self._layout.globalise(batch)
 
 
-def evaluate(
-    step: Callable[[ModelState, Batch], tuple[Terms, Sums]],
+def evaluate[Model](
+    step: Callable[[Model, Batch], tuple[Terms, Sums]],
     objective: Objective,
-    model: ModelState,
+    model: Model,
     validation: ValidationRows,
     *,
     batch_size: int,

@@ -1,7 +1,9 @@
 """The loop: restore, step, measure, hooks, stop cleanly. One `Trainer` is one run on one set of processes."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -113,74 +115,57 @@ class Trainer:
         return min([self.recipe.total_steps, *(saving.every_steps for saving in self._saving)])
 
     @property
-    def _saves_by_time(self) -> bool:
+    def saves_by_time(self) -> bool:
         """Whether hooks save nothing before the last step: a run that is killed would begin anew."""
         return self._first_save >= self.recipe.total_steps
 
     def train_from(self, start: int | None) -> Result:
         """Run the phases from `start`, which `find_start` returned, with the lock held since then."""
+        stop = Stop()
+        with self.opened(start, stop) as opened:
+            with stop:
+                for span in remaining(self.recipe.phases, start or 0):
+                    run = opened.enter(span)
+                    opened.state = make_steps(run, opened.state, opened.profiler)
+                    if opened.leave(run):
+                        break
+            return opened.result(run)
+
+    @contextlib.contextmanager
+    def opened(self, start: int | None, stop: Stop, *, name: str = "") -> Iterator["Opened"]:
+        """Open the files of the run, to go on from `start`. At the end, wait until all is written.
+
+        A run of several that are trained together has a `name`, which its lines begin with.
+        """
         retention = next((saving.retention for saving in self._saving), Retention())
-        graph, _, _ = abstract_model(self.recipe.model)
-        evaluation_step = functools.cache(functools.partial(make_evaluation_step, graph))
-        state, hooks, stop, saved = None, HookStates(self.hooks), Stop(), start
         with Checkpoints(self.folder.checkpoints, retention) as checkpoints:
             checkpoints.clear_after(start)
             taken = {} if start is None else checkpoints.restore_data(start)
             profiler = Profiler(self.folder.profile, self.profile_steps)
-            with self._recorder(start, stop) as recorder, profiler, stop:
-                for span in remaining(self.recipe.phases, start or 0):
-                    phase = self._phase(span, taken, recorder)
-                    state = self._enter(phase.program, state, start, checkpoints)
-                    hooks.enter(state, functools.partial(_restore_hook, checkpoints, start))
-                    run = Run(
-                        recipe=self.recipe,
-                        graph=graph,
-                        evaluation_step=evaluation_step(self.recipe.objective_of(span.phase)),
-                        phase=phase,
-                        recorder=recorder,
-                        checkpoints=checkpoints,
-                        hooks=hooks,
-                        stop=stop,
-                        folder=self.folder,
-                        taken=taken,
-                        key=jax.random.key(self.seed),
-                        max_skipped_steps=self.max_skipped_steps,
-                        saves_by_time=self._saves_by_time,
-                        step=int(state.step),
-                        saved=saved,
-                    )
-                    state = make_steps(run, state, profiler)
-                    saved = run.saved
-                    if reason := hooks.end():
-                        recorder.say(f"ended after step {run.step}: {reason}")
-                    if run.step < span.end or reason:
-                        break
+            with self._recorder(start, stop, name) as recorder, profiler:
+                yield Opened(self, start, stop, checkpoints, recorder, profiler, taken)
             with stop.reporting():
                 checkpoints.check(wait=True)
             stop.settle()
-        assert state is not None, "a run has at least one phase"
-        finished = run.step >= self.recipe.total_steps
-        ended = None if finished else hooks.end()
-        return Result(state, run.step, finished or ended is not None, recorder.latest, ended)
 
-    def _recorder(self, start: int | None, stop: Stop) -> Recorder:
+    def _recorder(self, start: int | None, stop: Stop, name: str) -> Recorder:
         writes, total_steps = jax.process_index() == 0, self.recipe.total_steps
         if writes:
             with stop.reporting():
                 self.folder.cut_samples(step=start or 0)
                 self.folder.cut_routing(step=start or 0)
         metrics = Metrics(self.folder.path, self.writers, from_step=start or 0, writes=writes, report=stop.report)
-        recorder = Recorder(metrics, display(total_steps, start=start or 0, shown=writes))
+        recorder = Recorder(metrics, display(total_steps, start=start or 0, shown=writes, name=name), name)
         if start is not None and start >= total_steps:
             recorder.say(f"the run has made its {total_steps} steps: nothing is left to do")
         elif start:
             recorder.say(f"going on from the checkpoint of step {start}")
-        if self._saves_by_time and (start or 0) < total_steps:
+        if self.saves_by_time and (start or 0) < total_steps:
             minutes = f"{MOST_UNSAVED_SECONDS / 60:g} minutes"
             recorder.say(f"no hook saves before the last step: a checkpoint is saved every {minutes}")
         return recorder
 
-    def _phase(self, span: Span, taken: dict, recorder: Recorder) -> RunningPhase:
+    def phase(self, span: Span, taken: dict, recorder: Recorder) -> RunningPhase:
         """Build the mesh, data, optimizer and step of a phase."""
         phase = span.phase
         data, mesh = phase.data or self.data, (phase.mesh or self.mesh).build(self.devices)
@@ -206,7 +191,7 @@ class Trainer:
         )
         return RunningPhase(span, data, feed, validation, self.recipe.program(span, mesh))
 
-    def _enter(
+    def enter(
         self,
         program: Program,
         state: TrainState | None,
@@ -224,6 +209,73 @@ class Trainer:
             return checkpoints.restore_state(start, target)
         model = checkpoints.restore_model(start, target.model)  # a model alone, such as an imported one
         return begin(model, program.tx, target)
+
+
+class Opened:
+    """A run whose files are open. `state` is the training state, between two phases that of the end of the first."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        start: int | None,
+        stop: Stop,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        profiler: Profiler,
+        taken: dict,
+    ):
+        self.profiler = profiler
+        self._trainer, self._start, self._stop = trainer, start, stop
+        self._checkpoints, self._recorder, self._taken = checkpoints, recorder, taken
+        self._hooks, self._saved, self._state = HookStates(trainer.hooks), start, None
+        self._graph, _, _ = abstract_model(trainer.recipe.model)
+        self._evaluation_step = functools.cache(functools.partial(make_evaluation_step, self._graph))
+
+    @property
+    def state(self) -> TrainState:
+        assert self._state is not None, "a run has at least one phase"
+        return self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = state
+
+    def enter(self, span: Span) -> Run:
+        """Return the run in a phase, and lay its state out for it."""
+        trainer, checkpoints, start = self._trainer, self._checkpoints, self._start
+        phase = trainer.phase(span, self._taken, self._recorder)
+        self.state = trainer.enter(phase.program, self._state, start, checkpoints)
+        self._hooks.enter(self.state, functools.partial(_restore_hook, checkpoints, start))
+        return Run(
+            recipe=trainer.recipe,
+            graph=self._graph,
+            evaluation_step=self._evaluation_step(trainer.recipe.objective_of(span.phase)),
+            phase=phase,
+            recorder=self._recorder,
+            checkpoints=checkpoints,
+            hooks=self._hooks,
+            stop=self._stop,
+            folder=trainer.folder,
+            taken=self._taken,
+            key=jax.random.key(trainer.seed),
+            max_skipped_steps=trainer.max_skipped_steps,
+            saves_by_time=trainer.saves_by_time,
+            step=int(self.state.step),
+            saved=self._saved,
+        )
+
+    def leave(self, run: Run) -> bool:
+        """Take note of what a phase has saved. Return whether the run ends here, before the phases behind it."""
+        self._saved = run.saved
+        if reason := self._hooks.end():
+            self._recorder.say(f"ended after step {run.step}: {reason}")
+        return run.step < run.phase.span.end or bool(reason)
+
+    def result(self, run: Run) -> Result:
+        """Return how the run has ended."""
+        finished = run.step >= self._trainer.recipe.total_steps
+        ended = None if finished else self._hooks.end()
+        return Result(self.state, run.step, finished or ended is not None, self._recorder.latest, ended)
 
 
 def make_steps(run: Run, state: TrainState, profiler: Profiler) -> TrainState:

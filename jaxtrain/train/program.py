@@ -22,7 +22,7 @@ from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
 from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
 from jaxtrain.train.state import TrainState, abstract_state
-from jaxtrain.train.step import make_train_step
+from jaxtrain.train.step import TrainStep, make_train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,15 +56,16 @@ class Recipe:
         tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
         target = abstract_state(self.model, tx, axes, mesh)
         objective = self.objective_of(span.phase)
-        step = make_train_step(graph, objective, self.gradients, tx, used_rate(self.optimizer, rate))
+        plain = make_train_step(graph, objective, self.gradients, tx, used_rate(self.optimizer, rate))
         # Without out_shardings the compiler might return the state in another layout than a checkpoint restores it in.
         layout = jax.tree.map(lambda x: x.sharding, target), NamedSharding(mesh, P())
-        step = jax.jit(step, donate_argnums=0, out_shardings=layout)
-        return Program(span.phase, mesh, tx, target, step, self.model.teacher.given if self.model.teacher else {})
+        step = jax.jit(plain, donate_argnums=0, out_shardings=layout)
+        given = self.model.teacher.given if self.model.teacher else {}
+        return Program(span.phase, mesh, tx, target, plain, step, given)
 
 
 class Program(NamedTuple):
-    """`target` has the shapes and the layout of the state; `step` is jitted, and its state is donated.
+    """`target` has the shapes and the layout of the state; `step` is `plain` jitted, and its state is donated.
 
     `given` are the hints of a token that batches come with.
     """
@@ -73,6 +74,7 @@ class Program(NamedTuple):
     mesh: Mesh
     tx: optax.GradientTransformation
     target: TrainState
+    plain: TrainStep
     step: jax.stages.Wrapped  # of a TrainStep
     given: Mapping[str, jax.ShapeDtypeStruct]
 

@@ -59,12 +59,15 @@ class Display(Protocol):
     def update(self, step: int, numbers: dict[str, float]) -> None: ...
 
 
-def display(total: int, *, start: int, shown: bool) -> Display:
-    """Return the display that fits the standard output. Only the first process shows it."""
+def display(total: int, *, start: int, shown: bool, name: str = "") -> Display:
+    """Return the display that fits the standard output. Only the first process shows it.
+
+    A run that is one of several has a `name`, and lines, which begin with it.
+    """
     console = Console(quiet=not shown)
-    if console.is_interactive or console.is_jupyter:
+    if (console.is_interactive or console.is_jupyter) and not name:
         return Bar(console, total, start=start)
-    return Lines(console, total)
+    return Lines(console, total, name)
 
 
 class Bar:
@@ -98,9 +101,9 @@ class Lines:
 
     SECONDS = 10
 
-    def __init__(self, console: Console, total: int):
+    def __init__(self, console: Console, total: int, name: str = ""):
         self.console = console
-        self._total = total
+        self._total, self._name = total, name
         self._first: _Moment | None = None
         self._next = 0.0
 
@@ -115,7 +118,7 @@ class Lines:
         if now is not first and step < self._total and now.seconds < self._next:
             return
         self._next = now.seconds + self.SECONDS
-        text = f"step {step:,} of {self._total:,}  {_shown(numbers)}{self._left(first, now)}"
+        text = f"{self._name}step {step:,} of {self._total:,}  {_shown(numbers)}{self._left(first, now)}"
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, first: "_Moment", now: "_Moment") -> str:

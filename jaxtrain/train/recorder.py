@@ -23,8 +23,8 @@ class _Pending(NamedTuple):
 class Recorder:
     """Shows progress in a `with`, and closes the metrics at its end. `latest` has the latest value of each number."""
 
-    def __init__(self, metrics: Metrics, display: Display):
-        self._metrics, self._display = metrics, display
+    def __init__(self, metrics: Metrics, display: Display, name: str = ""):
+        self._metrics, self._display, self._name = metrics, display, name
         self._began = time.perf_counter()
         self._pending: _Pending | None = None
         self.latest: Numbers = {}
@@ -80,7 +80,7 @@ class Recorder:
         self._metrics.flush()
 
     def say(self, text: str) -> None:
-        self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._display.console.print(self._name + text, markup=False, highlight=False, soft_wrap=True)
 
     def _speed_numbers(self) -> Numbers:
         tokens_per_second = self._speed.step_done(self._tokens_per_step)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.decoder import DecoderConfig, Stack, abstract_model
 from jaxtrain.nn.moe.observed import ROUTING
 from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ModelState
@@ -32,20 +32,23 @@ def counting_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[ModelState, Batc
     return jax.jit(count, out_shardings=NamedSharding(mesh, P()))
 
 
-def by_layer(batches: Iterable[Mapping[str, Any]], blocks: int) -> dict[str, Counted]:
+def by_layer(batches: Iterable[Mapping[str, Any]], stacks: Mapping[str, Stack]) -> dict[str, Counted]:
     """Return what each mixture counted over all batches, by its name: 0 for that of the first layer, and so on.
 
     A mixture that is not the feed-forward layer of its block has its place there behind the number.
     """
     found: dict[str, Counted] = {}
     for counts in batches:
-        flat = flatten_dict(jax.device_get(counts.get("blocks", {})))
-        for block, *place in sorted({path[:-1] for path in flat if path[-1] == "together"}):
-            stacked = {name: np.asarray(flat[block, *place, name], np.float64) for name in COUNTS}
-            for repeat in range(len(stacked["together"])):
-                own = found.setdefault(_name(repeat * blocks + int(block), place), {})
-                for name, numbers in stacked.items():
-                    own[name] = own.get(name, 0.0) + numbers[repeat]
+        first = 0
+        for stack, (blocks, repeats) in stacks.items():
+            flat = flatten_dict(jax.device_get(counts.get(stack, {})))
+            for block, *place in sorted({path[:-1] for path in flat if path[-1] == "together"}):
+                stacked = {name: np.asarray(flat[block, *place, name], np.float64) for name in COUNTS}
+                for repeat in range(repeats):
+                    own = found.setdefault(_name(first + repeat * len(blocks) + int(block), place), {})
+                    for name, numbers in stacked.items():
+                        own[name] = own.get(name, 0.0) + numbers[repeat]
+            first += len(blocks) * repeats
     return dict(sorted(found.items(), key=lambda layer: _order(layer[0])))
 
 
@@ -100,8 +103,8 @@ def read(path: Path) -> dict[str, Counted]:
             for key in file.files:
                 layer, _, name = key.partition("/")
                 layers.setdefault(layer, {})[name] = file[key]
-    except Exception as error:  # zipfile, zlib and numpy raise errors of their own
-        raise ValueError(f"{path}: cannot be read ({error}); remove it, and plot the other steps") from error
+    except Exception:  # zipfile, zlib and numpy have errors of their own for what is damaged
+        layers = {}
     if not layers or any(set(own) != set(COUNTS) for own in layers.values()):
-        raise ValueError(f"{path}: not the counts of a run; remove it, and plot the other steps")
+        raise ValueError(f"{path}: not the counts of a run, or damaged; remove it, and the other steps are drawn")
     return layers

@@ -113,7 +113,7 @@ class Run:
                 for validation in self.phase.validation().values()
                 for _, batch in Read(validation, batch_size=size, batches=batches, mesh=mesh)
             )
-            layers = by_layer(counted, len(self.recipe.model.pattern))
+            layers = by_layer(counted, self.recipe.model.stacks)
         self.write(numbers(layers))
         if jax.process_index() == 0:
             with self.stop.reporting():

@@ -136,7 +136,7 @@ def _row_length(longest: int, sequence_length: int, max_length: int) -> int:
 
 def _check_mixers(config: DecoderConfig, shortest: int, row_length: int) -> None:
     """Raise ValueError where a request would not be computed as it is in a row of its own."""
-    for block in config.pattern:
+    for block in config.named_blocks.values():
         if not block.mixer.causal:
             raise ValueError("a model that sees tokens ahead has no likelihood of a continuation: take a causal one")
         block.mlp.check_alone()

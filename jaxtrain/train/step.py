@@ -15,6 +15,7 @@ from jaxtrain.nn.layer import Sums as LayerSums
 from jaxtrain.nn.param import merge
 from jaxtrain.objectives.base import Objective, Sums, Terms, check_terms, means
 from jaxtrain.shapes import Batch, ModelState, ParamTree
+from jaxtrain.sharding import on_one_cpu
 from jaxtrain.train.gradients import Loss, Strategy, Value
 from jaxtrain.train.state import TrainState
 
@@ -114,9 +115,9 @@ def _after(dependency, value):
     """Return `value`, ordered after `dependency` by an optimization barrier.
 
     Without it XLA for TPU copies parameters and moments, before the layers run, to the layout in which the optimizer
-    reads them, and keeps the copies until then.
+    reads them, and keeps the copies until then. XLA for CPU has one layout, and copies what a barrier returns.
     """
-    return jax.lax.optimization_barrier((dependency, value))[1]
+    return value if on_one_cpu() else jax.lax.optimization_barrier((dependency, value))[1]
 
 
 def updated_buffers(graph: nnx.GraphDef, model: ModelState, counts: Mapping[str, Any]) -> ParamTree:

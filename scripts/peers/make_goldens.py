@@ -21,12 +21,17 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     Cohere2Config,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4MoeConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -65,6 +70,18 @@ SMALLER = COMMON | {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 WITHOUT_GROUPS = {key: value for key, value in SMALLER.items() if key != "num_key_value_heads"}
 MASKED = ("bert", "modernbert")  # trained to fill in masked tokens; the others predict the next one
+LATENT = SMALLER | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+}
 YARN = {  # pairs that are kept, blended and divided
     "rope_type": "yarn",
     "rope_theta": 1000.0,
@@ -184,6 +201,56 @@ def configs() -> dict[str, PreTrainedConfig]:
             **SMALLER, **EXPERTS, moe_intermediate_size=12, head_dim=12, norm_topk_prob=True, decoder_sparse_step=1
         ),
         "olmoe": OlmoeConfig(**SMALLER | {"intermediate_size": 12, "num_key_value_heads": 2}, **EXPERTS),
+        "granitemoe": GraniteMoeConfig(
+            **SMALLER | {"intermediate_size": 12},
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.4,
+            logits_scaling=0.7,
+        ),
+        "gpt_oss": GptOssConfig(
+            **SMALLER | {"intermediate_size": 12},
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            head_dim=12,
+            sliding_window=5,
+            swiglu_alpha=1.3,
+            swiglu_limit=0.7,
+            rope_parameters=YARN | {"truncate": False},
+        ),
+        "deepseek_v2": DeepseekV2Config(
+            **LATENT,
+            q_lora_rank=None,
+            n_group=4,
+            topk_group=1,
+            topk_method="group_limited_greedy",
+            n_shared_experts=2,
+            routed_scaling_factor=1.5,
+            rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.9},
+        ),
+        "deepseek_v3": DeepseekV3Config(
+            **LATENT,
+            q_lora_rank=10,
+            n_group=2,
+            topk_group=1,
+            num_nextn_predict_layers=0,
+            rms_norm_eps=1e-3,
+            rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        ),
+        "glm4_moe": Glm4MoeConfig(
+            **SMALLER,
+            head_dim=12,
+            attention_bias=True,
+            use_qk_norm=True,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=12,
+            num_nextn_predict_layers=0,
+            routed_scaling_factor=1.5,
+            rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        ),
     }
 
 
@@ -197,9 +264,10 @@ def deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def randomise(model: torch.nn.Module, rng: np.random.Generator) -> None:
-    """Draw every parameter anew, around its initial value where that is a constant (norms, biases)."""
+    """Draw every parameter, and bias of a router's choice, anew, around its initial value where that is a constant."""
+    biases = [(name, b) for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *biases]):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32) * deviation(name, tuple(parameter.shape))
             centre = parameter if parameter.ndim == 1 else torch.zeros(())
             parameter.copy_(centre + torch.from_numpy(noise))

@@ -1,5 +1,6 @@
 """The console command, before any subcommand runs."""
 
+import gc
 import os
 import signal
 import sys
@@ -20,9 +21,11 @@ def started(monkeypatch) -> Iterator[list]:
     monkeypatch.setattr(main, "main", lambda: 0)
     for name in ("stdout", "stderr"):  # which the command replaces
         monkeypatch.setattr(sys, name, getattr(sys, name))
-    handler = signal.getsignal(signal.SIGINT)
+    handler, threshold = signal.getsignal(signal.SIGINT), gc.get_threshold()
     yield found
     signal.signal(signal.SIGINT, handler)
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
 
 
 def _type(monkeypatch, *words: str) -> None:
@@ -60,6 +63,15 @@ def test_what_the_user_chose_for_glibc_stays(started, monkeypatch):
 def test_other_commands_run_at_once(started, monkeypatch):
     _type(monkeypatch, "plot", "runs/a")
     assert main.command() == 0 and not started
+
+
+def test_what_is_imported_is_seldom_searched_for_garbage(started, monkeypatch):
+    _type(monkeypatch, "plot", "runs/a")
+    during: list[tuple[int, int]] = []
+    monkeypatch.setattr(main, "main", lambda: during.append((gc.get_threshold()[0], gc.get_freeze_count())) or 0)
+    main.command()
+    assert during == [(main.OBJECTS_BETWEEN_COLLECTIONS, 0)]
+    assert gc.get_freeze_count() > 0  # nothing is searched at the end
 
 
 @pytest.mark.parametrize(("device", "platforms"), [("nvidia0", None), ("vfio/0", None), ("vfio/vfio", "cpu")])

@@ -26,6 +26,8 @@ FILES = sorted(path for path in FOLDER.glob("*.gin") if path.stem != "base")  # 
 COUNTED = {  # parameters, and operations a token at the first phase's length: what tokens/s and MFU are reported with
     "adam8bit_tiny": (1_263_232, 8_507_904),
     "chat_tiny": (1_025_152, 5_032_960),
+    "deepseek_v3": (671_026_404_352, 250_457_382_912),  # and 14,848 biases of the choice, which are buffers
+    "depths_tiny": (886_274, 3_401_664),
     "distill_tiny": (475_776, 4_917_760),  # a third of the teacher's operations among them
     "encoder_tiny": (936_192, 6_930_432),
     "finetune_tiny": (869_504, 5_753_856),
@@ -40,6 +42,7 @@ COUNTED = {  # parameters, and operations a token at the first phase's length: w
     "parquet_tiny": (869_504, 5_753_856),
     "phases_tiny": (869_504, 5_753_856),
     "pipeline_tiny": (1_656_960, 10_475_520),
+    "pr_moe_tiny": (2_640_512, 7_532_544),
     "qlora_tiny": (959_616, 4_566_016),  # 77,824 of them trained; scales of blocks are counted
     "quickstart": (869_504, 5_753_856),
     "wandb_tiny": (869_504, 5_753_856),

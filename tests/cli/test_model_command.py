@@ -56,6 +56,6 @@ def test_frozen_weights_and_averages_are_told_apart(printed, tmp_path):
 def test_every_array_is_listed_once(name):
     model = load(CONFIGS / f"{name}.gin").config.model
     abstract = abstract_model(model)
-    found = list(variables(abstract, model.repeats))
+    found = list(variables(abstract))
     assert sum(variable.size for variable in found) == sum(leaf.size for leaf in jax.tree.leaves(abstract.shapes))
     assert len({(variable.layer, variable.name) for variable in found}) == len(found)

@@ -92,7 +92,7 @@ def test_the_predictor_learns_which_tokens_pass_and_nothing_else_learns_from_its
 
     def loss(params, x):
         sums = nnx.merge(graph, params)(x, context_of(BATCH, KEYS)).sums
-        return sums.terms["predictor"], sums.counts["depth"]
+        return sums.terms["membership"], sums.counts["depth"]
 
     (value, counts), gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, X)
     up, down = np.asarray(block.predictor_up[...]), np.asarray(block.predictor_down[...])

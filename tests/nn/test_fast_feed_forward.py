@@ -12,10 +12,10 @@ from tolerances import CLOSED_FORM, EXACT, SAME_SUMS, assert_close
 
 from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.fast import FastFeedForwardConfig
-from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.linear.int8 import Int8
 
 D, F, LEVELS = 8, 3, 3
 LEAVES = 2**LEVELS
@@ -141,10 +141,9 @@ def test_the_operations_of_a_path_are_a_gate_a_level():
 
 
 def test_a_leaf_that_a_path_cannot_reach_alone_is_refused():
-    with refused(ValueError, "gate", "linears"):
-        _refused_leaf(SigmoidGatedConfig(layer=MLPConfig(hidden=F)))
-    with refused(ValueError, "expert", "load"):
-        _refused_leaf(MixtureConfig(experts=2, top_k=1, renormalise=False, expert=MLPConfig(hidden=F)))
+    for leaf in (SigmoidGatedConfig(layer=MLPConfig(hidden=F)), MLPConfig(hidden=F, linear=Int8())):
+        with refused(ValueError, f"leaf={leaf!r}", "MLPConfig"):
+            _refused_leaf(leaf)
     with refused(ValueError, "levels=0"):
         FastFeedForwardConfig(levels=0, leaf=CONFIG.leaf, hardening=0.0)
 

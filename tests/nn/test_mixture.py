@@ -15,7 +15,9 @@ from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward import mixture
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
+from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, ZLoss
 from jaxtrain.nn.moe.routers import Sigmoid, Softmax
@@ -232,3 +234,24 @@ def test_identical_experts_are_one_layer(router):
 def test_numbers_that_do_not_fit_are_refused(changes, facts):
     with refused(ValueError, *facts):
         _built(**changes)
+
+
+@pytest.mark.parametrize(("d_model", "low", "high", "billions"), [(1024, 32, 64, 4), (2048, 64, 128, 31)])
+def test_a_pyramid_of_residual_mixtures_has_the_published_number_of_parameters(d_model, low, high, billions):
+    """Rajbhandari et al. (2022), arXiv:2201.05596, table 6: every second of 24 blocks, and the last two have more."""
+    dense = MLPConfig(hidden=4 * d_model)
+    heads = AttentionConfig(heads=d_model // 64, kv_heads=d_model // 64, head_dim=64)
+
+    def blocks(experts: int) -> tuple[BlockConfig, ...]:
+        residual = MixtureConfig(experts=experts, top_k=1, renormalise=False, expert=dense, shared=dense)
+        return tuple(BlockConfig(mixer=heads, mlp=mlp) for mlp in (dense, residual))
+
+    pattern = blocks(low) * 10 + blocks(high) * 2
+    model = DecoderConfig(
+        vocab_size=50_257, d_model=d_model, repeats=1, pattern=pattern, max_length=2048, head=TiedHead()
+    )
+    layer, experts = 8 * d_model**2, 10 * low + 2 * high
+    closed = 50_257 * d_model + d_model + 24 * (4 * d_model**2 + layer + 2 * d_model) + experts * (layer + d_model)
+    assert model.parameter_count == closed and round(closed / 1e9) == billions
+    active = closed - experts * layer + 12 * layer
+    assert model.active_parameter_count == active  # one expert of each mixture

@@ -10,6 +10,7 @@ from flax import nnx
 from messages import refused
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
+from jaxtrain.nn.feed_forward.clamped_gated_mlp import ClampedGatedMLPConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.layer import TokenContext
@@ -51,6 +52,15 @@ def test_gated_feed_forward_is_its_formula(x, activation):
     w = _arrays(layer)
     hidden = FORMULAS[activation](x @ w["gate"]["kernel"]) * (x @ w["up"]["kernel"])
     desired = hidden @ w["down"]["kernel"]
+    assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
+
+
+def test_clamped_feed_forward_is_its_formula(x):
+    layer = ClampedGatedMLPConfig(hidden=12, alpha=1.3, limit=0.5).build(8, rngs=nnx.Rngs(0))
+    w = _arrays(layer)
+    gate, up = np.minimum(x @ w["gate"]["kernel"], 0.5), np.clip(x @ w["up"]["kernel"], -0.5, 0.5)
+    assert (gate == 0.5).any() and (np.abs(up) == 0.5).any()
+    desired = (gate / (1 + np.exp(-1.3 * gate)) * (up + 1)) @ w["down"]["kernel"]
     assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
 
 

@@ -21,7 +21,7 @@ from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
-from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert
+from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert, Exchange
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.nn.moe.selections import ExpertChoice, TopK
 from jaxtrain.nn.param import merge, split
@@ -32,7 +32,16 @@ BATCH = training_batch(ROWS, LENGTH, vocab_size=64)
 CONTEXT = context_of(BATCH, None)
 X = np.random.default_rng(0).standard_normal((ROWS, LENGTH, WIDTH)).astype(np.float32)
 MIXTURE = MixtureConfig(experts=EXPERTS, top_k=2, expert=GatedMLPConfig(hidden=24))
-DISPATCHES = {"Capacity": Capacity(factor=4.0), "Dropless": Dropless(pieces=4), "EveryExpert": EveryExpert()}
+DISPATCHES = {
+    "Capacity": Capacity(factor=4.0),
+    "Dropless": Dropless(pieces=4),
+    "EveryExpert": EveryExpert(),
+    "Exchange": Exchange(factor=1.0),  # some pairs of devices have more rows than room
+}
+OTHER_EXCHANGES = {
+    "expert 8": Exchange(factor=1.0, near=4),
+    "expert 4 x tensor 2": Exchange(factor=4.0, pieces=2, near=2),  # all have room
+}
 MESHES = {
     "one device": None,
     "expert 8": MeshConfig(expert=8, fsdp=1),
@@ -59,16 +68,19 @@ def _found(config: MixtureConfig, mesh: str) -> tuple:
         return jax.device_get(take(model.params, X))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", DISPATCHES)
+WAYS = [(name, mesh) for name in DISPATCHES for mesh in MESHES if (name, mesh) != ("Exchange", "one device")]
+
+
+@pytest.mark.parametrize(("name", "mesh"), WAYS)
 def test_a_dispatch_that_drops_nothing_has_the_sums_and_gradients_of_the_definition(name, mesh):
+    dispatch = OTHER_EXCHANGES.get(mesh, DISPATCHES[name]) if name == "Exchange" else DISPATCHES[name]
     desired = _found(dataclasses.replace(MIXTURE, dispatch=EveryExpert()), "one device")
-    assert_close(_found(dataclasses.replace(MIXTURE, dispatch=DISPATCHES[name]), mesh), desired, SAME_GRADIENT)
+    assert_close(_found(dataclasses.replace(MIXTURE, dispatch=dispatch), mesh), desired, SAME_GRADIENT)
 
 
 def test_every_dispatch_is_held_to_it():
     ours = [name for name, cls in subclasses(Dispatch).items() if cls.__module__.startswith("jaxtrain.")]
-    assert sorted(ours) == sorted(DISPATCHES)
+    assert sorted(ours) == sorted([*DISPATCHES, "Auto"])  # which is one of the others
 
 
 @pytest.mark.parametrize("mesh", ["one device", "expert 4 x tensor 2"])

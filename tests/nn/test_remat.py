@@ -11,7 +11,7 @@ from tiny import bytes_of, random_params, training_batch, variant
 from tolerances import SAME_GRADIENT, assert_close
 
 from jaxtrain.models.decoder import abstract_model
-from jaxtrain.nn.remat import FullRemat, NoRemat, OffloadOutputs, SaveDots, SaveOutputs
+from jaxtrain.nn.remat import FullRemat, NoRemat, OffloadOutputs, SaveDots, SaveExchanged, SaveOutputs
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.train.step import step_keys
 
@@ -42,7 +42,7 @@ def kept_everything():
     return jax.jit(jax.value_and_grad(_loss_of(config)))(PARAMS)
 
 
-POLICIES = [NoRemat(), FullRemat(offload=True), SaveOutputs(), SaveDots(), OffloadOutputs()]
+POLICIES = [NoRemat(), FullRemat(offload=True), SaveOutputs(), SaveDots(), SaveExchanged(), OffloadOutputs()]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=type)

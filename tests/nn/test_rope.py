@@ -4,11 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from messages import refused
 from tolerances import CLOSED_FORM, assert_close
 
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.nn.positions import InterleavedRotary, PartialRotary, Rotary
 from jaxtrain.nn.rope import (
     DynamicScaling,
@@ -149,3 +152,14 @@ def test_angles_are_of_the_paper():
     assert frequencies[0] == 1.0
     assert frequencies[-1] == pytest.approx(10_000.0 ** (-126 / 128), rel=1e-6)
     assert math.isclose(frequencies[32], 0.01, rel_tol=1e-6)
+
+
+def test_one_cpu_computes_sines_once_and_other_meshes_compile_what_they_did():
+    x, positions = jax.ShapeDtypeStruct((2, 6, 4, HEAD_DIM), "float32"), jax.ShapeDtypeStruct((2, 6), "int32")
+    gradient = jax.jit(jax.grad(lambda x, at: jnp.sum(Rotary().rotate(x, at, length=LENGTH) ** 3)))
+    texts = {}
+    for devices in (1, 2):
+        with jax.set_mesh(MeshConfig().build(jax.devices()[:devices])):
+            texts[devices] = gradient.lower(x, positions)
+    assert texts[1].compile().as_text().count(" cosine(") == 1
+    assert "optimization_barrier" not in texts[2].as_text()

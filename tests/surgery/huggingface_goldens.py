@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import apart
+from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ParamTree
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "huggingface"
 NAMES = (
     *("llama", "qwen3", "gemma2", "mistral", "gpt2", "qwen2", "gemma", "gemma3_text", "phi3", "olmo2"),
     *("smollm3", "starcoder2", "gpt_neox", "granite", "cohere2", "bert", "modernbert"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe"),
 )
 TYPES = "bert.embeddings.token_type_embeddings.weight"  # the first row is added to the positions
 POSITIONS = "bert.embeddings.position_embeddings.weight"
@@ -64,12 +65,13 @@ def save(arrays: dict[str, np.ndarray], folder: Path) -> None:
 
 
 def logits(config: DecoderConfig, params: ParamTree, tokens: np.ndarray) -> np.ndarray:
-    graph, state = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))), nnx.Param)
-    nnx.replace_by_pure_dict(state, params)
+    """Return what a model computes with the arrays of a folder, parameters and buffers."""
+    graph, shapes, _ = abstract_model(config)
+    state = apart(params, shapes)
     ones = np.ones(tokens.shape, np.int32)
     positions = ones.cumsum(axis=1, dtype=np.int32) - 1
     batch = Batch(tokens, tokens, ones.astype(np.float32), ones, positions)
-    return np.asarray(jax.jit(lambda state, batch: nnx.merge(graph, state)(batch))(state, batch))
+    return np.asarray(jax.jit(lambda state, batch: merge(graph, state)(batch))(state, batch))
 
 
 def golden(family: str) -> tuple[np.ndarray, np.ndarray]:

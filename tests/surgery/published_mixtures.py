@@ -108,9 +108,232 @@ OLMOE_1B_7B = {
     "tie_word_embeddings": False,
     "vocab_size": 50304,
 }
+DEEPSEEK = {  # what both have
+    **COMMON,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "aux_loss_alpha": 0.001,
+    "ep_size": 1,
+    "hidden_act": "silu",
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_layer_freq": 1,
+    "pretraining_tp": 1,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "seq_aux": True,
+    "tie_word_embeddings": False,
+    "v_head_dim": 128,
+}
+DEEPSEEK_V2_LITE = {
+    **DEEPSEEK,
+    "model_type": "deepseek_v2",
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV2Config",
+        "AutoModel": "modeling_deepseek.DeepseekV2Model",
+        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM",
+    },
+    "first_k_dense_replace": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "vocab_size": 102400,
+}
+DEEPSEEK_V3 = {
+    **DEEPSEEK,
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+        "AutoModel": "modeling_deepseek.DeepseekV3Model",
+        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+    },
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "vocab_size": 129280,
+}
+GPT_OSS_20B = {
+    **COMMON,
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 201088,
+}
+GLM_45_AIR = {
+    **COMMON,
+    "model_type": "glm4_moe",
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 10944,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "use_qk_norm": False,
+    "vocab_size": 151552,
+}
+GRANITE_1B_A400M = {
+    **COMMON,
+    "model_type": "granitemoe",
+    "architectures": ["GraniteMoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.1,
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "logits_scaling": 6.0,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "router_aux_loss_coef": 0.001,
+    "tie_word_embeddings": True,
+    "vocab_size": 49155,
+}
+
+
+def latent_attention(d, heads, query_latent=None):
+    """Return the parameters of DeepSeek's attention, counted by hand."""
+    queries = d * query_latent + query_latent + query_latent * heads * 192 if query_latent else d * heads * 192
+    return queries + d * (512 + 64) + 512 + 512 * heads * (128 + 128) + heads * 128 * d
+
+
+def grouped_attention(d, heads, kv_heads, head_dim):
+    return 2 * d * (heads + kv_heads) * head_dim
+
+
+def by_hand(vocab, d, layers, attention, experts, width, *, shared=0, first=0, dense=0):
+    """Return the parameters of untied tables, blocks of two norms and gated experts, and the last norm."""
+    mixture = 3 * d * width * (experts + shared) + experts * d
+    return 2 * vocab * d + layers * (attention + 2 * d) + first * 3 * d * dense + (layers - first) * mixture + d
+
+
+V2_LITE = {"shared": 2, "first": 1, "dense": 10944}
+V3 = {"shared": 1, "first": 3, "dense": 18432}
+AIR = {"shared": 1, "first": 1, "dense": 10944}
+OSS_BIASES = 24 * (64 * 64 + 2 * 8 * 64 + 2880 + 64 + 32 + 32 * 3 * 2880)  # with the sinks and the router's
 MIXTURES = {  # and the number of parameters of the published model
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE, 14_315_784_192),
     "Qwen3-30B-A3B": (QWEN3_30B_A3B, 30_532_122_624),
     "OLMoE-1B-7B-0924": (OLMOE_1B_7B, 6_919_161_856),
+    "granite-3.0-1b-a400m": (
+        GRANITE_1B_A400M,
+        by_hand(49155, 1024, 24, grouped_attention(1024, 16, 8, 64), 32, 512) - 49155 * 1024,
+    ),
+    "gpt-oss-20b": (
+        GPT_OSS_20B,
+        by_hand(201088, 2880, 24, grouped_attention(2880, 64, 8, 64), 32, 2880) + OSS_BIASES,
+    ),
+    "DeepSeek-V2-Lite": (DEEPSEEK_V2_LITE, by_hand(102400, 2048, 27, latent_attention(2048, 16), 64, 1408, **V2_LITE)),
+    "DeepSeek-V3": (DEEPSEEK_V3, by_hand(129280, 7168, 61, latent_attention(7168, 128, 1536), 256, 2048, **V3)),
+    "GLM-4.5-Air": (
+        GLM_45_AIR,
+        by_hand(151552, 4096, 46, grouped_attention(4096, 96, 8, 128), 128, 1408, **AIR) + 46 * (96 + 16) * 128,
+    ),
 }

@@ -40,6 +40,19 @@ def half_of_the_layers(arrays):
     arrays[name] = arrays[name].astype(np.float16)
 
 
+def fused(arrays):
+    """Put the experts of a layer into one tensor, as other programs do."""
+    for name in ("w1", "w2", "w3"):
+        experts = [arrays.pop(f"model.layers.0.block_sparse_moe.experts.{e}.{name}.weight") for e in range(4)]
+        arrays[f"model.layers.0.mlp.experts.{name}"] = np.stack(experts)
+
+
+def in_blocks(arrays):
+    name = "model.layers.0.mlp.experts.down_proj"
+    whole = arrays.pop(name)
+    arrays[f"{name}_blocks"], arrays[f"{name}_scales"] = whole.astype(np.uint8), whole[0].astype(np.uint8)
+
+
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -233,6 +246,21 @@ FOLDERS = {
         ("added_tokens.json",),
     ),
     "quantized": ("qwen3", lambda f: change_config(f, quantization_config={"bits": 4}), ("quantization_config",)),
+    "quantized to MXFP4": (
+        "gpt_oss",
+        lambda f: change_config(f, quantization_config={"quant_method": "mxfp4"}),
+        ("quantization_config", "mxfp4", "Mxfp4Config(dequantize=True)"),
+    ),
+    "experts in the layout of MXFP4": (
+        "gpt_oss",
+        lambda f: change_tensors(f, in_blocks),
+        ("down_proj_blocks", "gpt_oss"),
+    ),
+    "experts in one tensor": (
+        "mixtral",
+        lambda f: change_tensors(f, fused),
+        ("model.layers.0.mlp.experts.w2", "model.layers.0.block_sparse_moe.experts.0.w2.weight", "mixtral"),
+    ),
     "no weights": ("qwen3", lambda f: (f / "model.safetensors").unlink(), ("neither model.safetensors nor",)),
     "missing shard": (
         "llama",

@@ -1,10 +1,12 @@
 """Published config.json files of the families without presets, and what these families refuse."""
 
 import dataclasses
+import math
 
+import jax
 import pytest
 from messages import refused
-from published_mixtures import MIXTRAL_8X7B, MIXTURES, OLMOE_1B_7B, QWEN3_30B_A3B
+from published_mixtures import DEEPSEEK_V3, MIXTRAL_8X7B, MIXTURES, OLMOE_1B_7B, QWEN3_30B_A3B
 from published_settings import (
     COMMAND_R7B,
     GEMMA3_1B,
@@ -16,6 +18,7 @@ from published_settings import (
     SMOLLM3_3B,
 )
 
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.presets import llama3_tiny
 from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.moe.balances import RouterBias
@@ -60,6 +63,17 @@ def test_the_family_is_found_from_the_decoder(family):
     assert family_of(read(OF_FAMILY[family])).model_type == family
 
 
+def test_deepseek_v3_has_the_published_size_and_the_biases_of_its_choice():
+    """671,026,419,200 is the size of the published tensors, without the layer that predicts further tokens."""
+    config = read(DEEPSEEK_V3)
+    biases = sum(leaf.size for leaf in jax.tree.leaves(abstract_model(config).shapes.buffers))
+    assert config.parameter_count + biases == 671_026_419_200
+    assert 37.4e9 < config.active_parameter_count < 37.7e9
+    positions = config.pattern[0].mixer.positions
+    assert positions.scaling.amplitude() == 1.0  # the factor of YaRN is in the scale of the scores
+    assert config.pattern[0].mixer.scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2)
+
+
 def test_the_balance_loss_of_a_mixture_is_that_of_transformers_where_loads_are_alike():
     """Their loss of 32 layers is 0.02 * 2 there, over means of all layers; ours is the sum of 32 losses."""
     (block,), layers = read(MIXTRAL_8X7B).pattern, 32
@@ -84,8 +98,10 @@ def test_what_a_family_of_mixtures_does_not_have_is_not_exported(changes):
         (QWEN3_30B_A3B | {"decoder_sparse_step": 2}, ("decoder_sparse_step",)),
         (QWEN3_30B_A3B | {"num_local_experts": 64}, ("num_local_experts", "128", "64")),
         (OLMOE_1B_7B | {"clip_qkv": 8.0}, ("clip_qkv",)),
+        (DEEPSEEK_V3 | {"first_k_dense_replace": 61}, ("first_k_dense_replace=61", "num_hidden_layers=61")),
+        (DEEPSEEK_V3 | {"scoring_func": "softmax"}, ("scoring_func='softmax'", "'sigmoid'")),
     ],
-    ids=["some layers", "every other layer", "two numbers", "clipping"],
+    ids=["some layers", "every other layer", "two numbers", "clipping", "dense layers alone", "another router"],
 )
 def test_mixtures_that_are_not_understood_are_refused(settings, facts):
     with refused(ValueError, *facts):

@@ -16,11 +16,14 @@ from flax import nnx
 from messages import refused
 
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.presets import llama
+from jaxtrain.models.trees import together
 from jaxtrain.nn.embeddings import TokenEmbedding
 from jaxtrain.nn.heads import LinearHead, TiedHead
 from jaxtrain.nn.joins import PreNorm
 from jaxtrain.nn.masks import Causal, SlidingWindow
+from jaxtrain.nn.moe.selections import TopK
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.positions import Rotary, RotaryEmbedding
 from jaxtrain.nn.qk_norms import AllHeads
@@ -47,6 +50,14 @@ def test_logits_are_those_of_transformers(family):
 def with_mixer(config, **changes):
     blocks = (dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, **changes)) for b in config.pattern)
     return dataclasses.replace(config, pattern=tuple(blocks))
+
+
+def with_mlp(config, **changes):
+    return with_block(config, mlp=dataclasses.replace(config.pattern[0].mlp, **changes))
+
+
+def with_expert(config, **changes):
+    return with_mlp(config, expert=dataclasses.replace(config.pattern[0].mlp.expert, **changes))
 
 
 def with_block(config, **changes):
@@ -116,6 +127,14 @@ WITHOUT = {
     "granite scale of layers": ("granite", lambda c: with_block(c, join=PreNorm())),
     "cohere2 pairs of neighbours": ("cohere2", with_plain_rope),
     "cohere2 scale of logits": ("cohere2", with_plain_head),
+    "gpt_oss limit of activations": ("gpt_oss", lambda c: with_expert(c, limit=7.0)),
+    "gpt_oss slope of activations": ("gpt_oss", lambda c: with_expert(c, alpha=1.702)),
+    "gpt_oss window": ("gpt_oss", lambda c: with_mixer(c, mask=Causal())),
+    "deepseek_v2 scale of scores": ("deepseek_v2", lambda c: with_mixer(c, scale=None)),
+    "deepseek_v2 groups": ("deepseek_v2", lambda c: with_mlp(c, selection=TopK())),
+    "deepseek_v3 scale of experts": ("deepseek_v3", lambda c: with_mlp(c, scale=1.0)),
+    "deepseek_v3 pairs of neighbours": ("deepseek_v3", with_plain_rope),
+    "deepseek_v3 bias in the choice": ("deepseek_v3", lambda c: with_mlp(c, balances=())),
     "mistral window": ("mistral", lambda c: with_mixer(c, mask=Causal())),
     "mistral window off by one": ("mistral", lambda c: with_mixer(c, mask=SlidingWindow(window=7))),
 }
@@ -130,8 +149,7 @@ def test_goldens_notice_every_setting(family, change):
 @pytest.mark.parametrize("family", goldens.NAMES)
 def test_tree_is_the_decoders_own(family):
     config, params = imported(family)
-    state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))), nnx.Param)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(state))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, together(abstract_model(config).shapes))
     assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
 
 
@@ -245,6 +263,16 @@ def test_exporting_holds_no_more_than_the_two_largest_tensors(larger_folder, tmp
     peak = peak_bytes(lambda: export_folder(config, leaves, tmp_path / "again"))
     assert peak < limit + BOOKKEEPING_BYTES
     assert goldens.bits(tmp_path / "again") == goldens.bits(larger_folder)
+
+
+def test_layers_that_predict_further_tokens_are_passed_over(tmp_path):
+    """The published DeepSeek-V3 has one behind its last layer."""
+    folder = goldens.copy("deepseek_v3", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_nextn_predict_layers": 1}))
+    further = {"model.layers.3.eh_proj.weight": np.ones((32, 64), np.float32)}
+    goldens.save(goldens.tensors(folder) | further, folder)
+    assert open_folder(folder)[0] == imported("deepseek_v3")[0]
 
 
 def test_settings_left_out_take_the_familys_default(tmp_path):

@@ -14,7 +14,8 @@ from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.moe.balances import RouterBias, RowLoss
-from jaxtrain.nn.remat import FullRemat
+from jaxtrain.nn.moe.dispatch import Dispatch, Exchange
+from jaxtrain.nn.remat import FullRemat, SaveExchanged
 from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
 from jaxtrain.pipeline.schedules.zb_h1 import ZBH1
@@ -23,11 +24,12 @@ from jaxtrain.train.gradients.pipelined import Pipelined
 
 EXPERT = GatedMLPConfig(hidden=24)
 BALANCES = (RowLoss(coefficient=0.1), RouterBias(rate=0.05))
-MIXTURE = MixtureConfig(experts=4, top_k=2, expert=EXPERT, balances=BALANCES)
+MIXTURE = MixtureConfig(experts=8, top_k=2, expert=EXPERT, balances=BALANCES)
+EXCHANGED = Exchange(factor=1.0)
 
 
-def _decoder(**changes) -> DecoderConfig:
-    block = dataclasses.replace(variant().pattern[0], mlp=MIXTURE)
+def _decoder(dispatch: Dispatch = MIXTURE.dispatch, **changes) -> DecoderConfig:
+    block = dataclasses.replace(variant().pattern[0], mlp=dataclasses.replace(MIXTURE, dispatch=dispatch))
     return variant(pattern=(block,), **changes)
 
 
@@ -38,6 +40,11 @@ def alone():
 
 WAYS = {
     "experts": {"mesh_config": MeshConfig(fsdp=2, expert=2, tensor=2)},
+    "experts alone": {"mesh_config": MeshConfig(fsdp=1, expert=8), "config": _decoder(EXCHANGED)},
+    "experts with tensor": {
+        "mesh_config": MeshConfig(fsdp=1, expert=4, tensor=2),
+        "config": _decoder(Exchange(pieces=2), remat=SaveExchanged()),
+    },
     "context": {"mesh_config": MeshConfig(context=2, fsdp=4)},
     "microbatches and remat": {
         "mesh_config": MeshConfig(fsdp=2),
@@ -48,6 +55,7 @@ WAYS = {
     "zero bubble": {
         "mesh_config": MeshConfig(stage=2, fsdp=1, expert=4),
         "gradients": Pipelined(microbatches=4, schedule=ZBH1()),
+        "config": _decoder(EXCHANGED),
     },
     "two copies": {
         "mesh_config": MeshConfig(stage=2, fsdp=2, tensor=2),

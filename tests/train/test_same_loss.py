@@ -20,7 +20,11 @@ from tolerances import SAME_LOSS_IN_CODES, SAME_LOSS_ON_ANY_MESH, assert_close
 
 from jaxtrain.cli.config_types import subclasses
 from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.sharing import SharedLayers, Sharing
+from jaxtrain.nn.depth import Depth, ExpertChoiceRecursion, MixtureOfDepths, TokenChoiceRecursion
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.feed_forward.clamped_gated_mlp import ClampedGatedMLPConfig
+from jaxtrain.nn.feed_forward.fast import FastFeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
@@ -31,7 +35,7 @@ from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.linear.low_rank import LowRank
 from jaxtrain.nn.linear.nf4 import NF4
-from jaxtrain.nn.masks import SlidingWindow
+from jaxtrain.nn.masks import Causal, SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.decay import StepDecay
@@ -58,7 +62,7 @@ from jaxtrain.pipeline.schedules.chimera import Chimera
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.pipeline.schedules.paired_interleaved import PairedInterleaved
 from jaxtrain.pipeline.schedules.two_bp import TwoBP
-from jaxtrain.train.gradients import Accumulate
+from jaxtrain.train.gradients import Accumulate, Strategy
 from jaxtrain.train.gradients.pipelined import Pipelined
 
 
@@ -111,7 +115,15 @@ TECHNIQUES = {  # a new one is a line here
         ),
         "LinearAttentionConfig": LinearAttentionConfig(**RECURRENT),
     },
+    Depth: {
+        "ExpertChoiceRecursion": ExpertChoiceRecursion(capacities=(1.0, 0.5), shared_keys=True),
+        "MixtureOfDepths": MixtureOfDepths(capacity=0.5, predictor=8),
+        "TokenChoiceRecursion": TokenChoiceRecursion(times=2),
+    },
+    Sharing: {"SharedLayers": SharedLayers()},
     FeedForwardConfig: {
+        "ClampedGatedMLPConfig": ClampedGatedMLPConfig(hidden=64, limit=1.0, bias=True),
+        "FastFeedForwardConfig": FastFeedForwardConfig(levels=2, leaf=MLPConfig(hidden=16), hardening=0.1),
         "GatedMLPConfig": GatedMLPConfig(hidden=64),
         "MLPConfig": MLPConfig(hidden=64, bias=True),
         "SigmoidGatedConfig": SigmoidGatedConfig(layer=MLPConfig(hidden=64)),
@@ -141,6 +153,9 @@ TECHNIQUES = {  # a new one is a line here
 ELSEWHERE = {  # and where
     "Dense": "every other case",
     "Distill": "test_taught_run.py: it needs a teacher",
+    "SharedBlocks": "as SharedLayers, with fewer norms",
+    "NoFeedForward": "nothing to compute",
+    "NoMixer": "nothing to compute",
     "NF4": "under LoRA",
     "Some": "the linears that it chooses",
 }
@@ -148,14 +163,17 @@ OWN = {name: own for cases in TECHNIQUES.values() for name, own in cases.items()
 TOGETHER = [  # of different keys, in one run
     ("AttentionConfig", "GatedMLPConfig", "NextToken", "AdamW"),
     ("DeltaRuleConfig", "MLPConfig"),
-    ("LinearAttentionConfig", "MixtureConfig"),
+    ("LinearAttentionConfig", "MixtureConfig", "SharedLayers"),
+    ("MixtureOfDepths", "FastFeedForwardConfig"),
     ("LoRA", "DoRA"),  # in the mixer, and in the feed-forward layer
 ]
 RUNS = [*TOGETHER, *((name,) for name in OWN if not any(name in names for names in TOGETHER))]
 
 
 @functools.cache
-def _run_with(names: tuple[str, ...], mesh: MeshConfig, devices: int = 8) -> list[float]:
+def _run_with(
+    names: tuple[str, ...], mesh: MeshConfig, devices: int = 8, gradients: Strategy = same_loss.WHOLE
+) -> list[float]:
     def of(kind: type, otherwise):
         return next((OWN[name] for name in names if isinstance(OWN[name], kind)), otherwise)
 
@@ -163,14 +181,19 @@ def _run_with(names: tuple[str, ...], mesh: MeshConfig, devices: int = 8) -> lis
     mixer, mlp = of(MixerConfig, block.mixer), of(FeedForwardConfig, block.mlp)
     if linears := [OWN[name] for name in names if isinstance(OWN[name], LinearConfig)]:
         mixer, mlp = dataclasses.replace(mixer, linear=linears[0]), dataclasses.replace(mlp, linear=linears[-1])
+    depth = of(Depth, None)
+    if depth:
+        mixer = dataclasses.replace(mixer, mask=Causal())
     adapted = any(isinstance(linear, DoRA | LoRA) for linear in linears)
     return same_loss.losses(
         mesh,
         dropout=DROPOUT,
         devices=jax.devices()[:devices],
+        gradients=gradients,
         config=dataclasses.replace(
             same_loss.DECODER,
-            pattern=(dataclasses.replace(block, mixer=mixer, mlp=mlp),),
+            pattern=(dataclasses.replace(block, mixer=mixer, mlp=mlp, depth=depth),),
+            sharing=of(Sharing, None),
             trainable=Adapters() if adapted else Everything(),
         ),
         objective=of(Objective, same_loss.OBJECTIVE),
@@ -187,6 +210,13 @@ def _alone(names: tuple[str, ...]) -> list[float]:
 def test_the_loss_with_every_technique_is_that_of_one_device(names):
     tolerance = SAME_LOSS_IN_CODES if "Int8" in names else SAME_LOSS_ON_ANY_MESH
     assert_close(np.array(_run_with(names, TWO_PROCESSES)), np.array(_alone(names)), tolerance)
+
+
+def test_a_pipeline_chooses_the_tokens_that_one_device_chooses():
+    """And its leaves are weighed in microbatches."""
+    names, mesh = ("MixtureOfDepths", "FastFeedForwardConfig"), MeshConfig(stage=2, data=2, fsdp=2)
+    found = _run_with(names, mesh, gradients=Pipelined(schedule=GPipe(), microbatches=2))
+    assert_close(np.array(found), np.array(_alone(names)), SAME_LOSS_ON_ANY_MESH)
 
 
 @pytest.mark.parametrize(

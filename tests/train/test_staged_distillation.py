@@ -69,10 +69,6 @@ def test_it_goes_on_exactly_behind_the_border(staged, tmp_path):
 
 def test_a_phase_that_asks_for_a_teacher_needs_one(staged):
     config, *_ = staged
+    phase = dataclasses.replace(config.phases[0], objective=Distill())
     with refused(ValueError, "phases[0].objective=Distill"):
-        dataclasses.replace(
-            config,
-            model=STUDENT,
-            objective=NextToken(),
-            phases=(dataclasses.replace(config.phases[0], objective=Distill()),),
-        )
+        dataclasses.replace(config, model=STUDENT, objective=NextToken(), phases=(phase,))

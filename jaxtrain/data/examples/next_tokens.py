@@ -21,9 +21,9 @@ class NextTokens(Examples):
         return row
 
     def check(self, model: DecoderConfig) -> None:
-        for index, block in enumerate(model.pattern):
+        for key, block in model.named_blocks.items():
             if not block.mixer.causal:
                 raise ValueError(
-                    f"model.pattern[{index}].mixer: causal=False, it sees the tokens that it is asked for; set "
+                    f"model.{key}.mixer: causal=False, it sees the tokens that it is asked for; set "
                     "data.examples to MaskedTokens(mask=...), or give it a causal mask"
                 )

@@ -3,6 +3,7 @@
 from jaxtrain.data.sources.array_record import ArrayRecord
 from jaxtrain.data.sources.base import Document, Part, Source
 from jaxtrain.data.sources.chats import Chats
+from jaxtrain.data.sources.domain import Domain
 from jaxtrain.data.sources.hugging_face_folder import HuggingFaceFolder
 from jaxtrain.data.sources.hugging_face_hub import HuggingFaceHub
 from jaxtrain.data.sources.json_lines import JsonLines
@@ -14,6 +15,7 @@ __all__ = [
     "ArrayRecord",
     "Chats",
     "Document",
+    "Domain",
     "HuggingFaceFolder",
     "HuggingFaceHub",
     "JsonLines",

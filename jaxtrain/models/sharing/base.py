@@ -14,8 +14,8 @@ from jaxtrain.technique import Technique
 class Sharing(Technique):
     """A frozen dataclass that says which parameters of the pattern are one for all repeats.
 
-    The others, and all buffers, are each repeat's own. A shared parameter has no axis of repeats. Its gradient is the sum
-    of those of all repeats.
+    The others, and all buffers, are each repeat's own. A shared parameter has no axis of repeats; its gradient is the
+    sum of theirs.
     """
 
     __slots__ = ()

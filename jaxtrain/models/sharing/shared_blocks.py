@@ -1,4 +1,4 @@
-"""The same blocks at every depth: Dehghani et al. (2019), arXiv:1807.03819; Lan et al. (2020, ALBERT), arXiv:1909.11942."""
+"""The same blocks at every depth: Lan et al. (2020, ALBERT), arXiv:1909.11942; Dehghani et al. (2019), 1807.03819."""
 
 from dataclasses import dataclass
 from typing import ClassVar

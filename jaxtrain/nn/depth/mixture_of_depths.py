@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, only, taken
+from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
 from jaxtrain.nn.joins.base import Join
-from jaxtrain.nn.layer import Out, Sums, TokenContext, joined
+from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
-from jaxtrain.nn.moe.routing import TINY
 from jaxtrain.nn.param import normal, vector
 from jaxtrain.ranges import check_at_least_one, check_positive
 from jaxtrain.sharding import constrain
@@ -92,7 +92,10 @@ class MixtureOfDepths(Depth):
         out = layers(few_BKD, context.at(places_BK), None)
         added_BKD = (out.y - few_BKD) * taken(score_BL, places_BK)[..., None].astype(x.dtype)
         y = added_at(x, places_BK, constrain(added_BKD, "batch", None, None))
-        sums = out.sums if self.predictor is None else self._learned(x, context, places_BK, out.sums, own)
+        sums = out.sums
+        if self.predictor is not None:
+            logit_BL = _prediction(jax.lax.stop_gradient(x), own)
+            sums = with_own(sums, membership(logit_BL, places_BK, context.real, self.coefficient))
         return Out(constrain(y, "batch", "residual_length", None), sums=sums)
 
     def _predicted(self, layers: Layers, x, context: TokenContext, state: Any, score: Float[Array, "B L"], own) -> Out:
@@ -108,21 +111,8 @@ class MixtureOfDepths(Depth):
         y = x + (out.y - x) * weight_BL[..., None]
         return Out(constrain(y, "batch", "residual_length", None), state, out.sums)
 
-    def _learned(self, x, context: TokenContext, places, sums: Sums, own) -> Sums:
-        """Return the sums with the loss of the predictor, and with how often it is wrong."""
-        logit_BL = _prediction(jax.lax.stop_gradient(x), own)
-        passes_BL = added_at(jnp.zeros_like(logit_BL), places, jnp.ones(places.shape))
-        nll_BL = jax.nn.softplus(jnp.where(passes_BL > 0, -logit_BL, logit_BL))
-        wrong_BL = (logit_BL > 0) != (passes_BL > 0)
-        real_BL = context.real
-        counts = {"wrong": jnp.sum(wrong_BL * real_BL), "tokens": jnp.sum(real_BL)}
-        loss = self.coefficient * jnp.sum(nll_BL * real_BL)
-        own_sums = joined(depth=Sums({"predictor": loss}, counts))
-        return Sums({**sums.terms, **own_sums.terms}, {**sums.counts, **own_sums.counts})
-
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-        """Return the share of tokens of which the predictor says the wrong thing."""
-        return {"mispredicted": counts["wrong"] / jnp.maximum(counts["tokens"], TINY)} if counts else {}
+        return mispredicted(counts)
 
 
 class Passed(NamedTuple):

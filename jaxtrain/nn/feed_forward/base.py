@@ -1,8 +1,10 @@
 """The base class of feed-forward layers' configurations."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from jaxtrain.nn.layer import Layer
 from jaxtrain.technique import Technique
@@ -15,12 +17,17 @@ class FeedForwardConfig(Technique):
     """
 
     __slots__ = ()
+    absent: ClassVar[bool] = False  # the block has no such layer
 
     def check_decoding(self) -> None:
         """Raise ValueError where a token's result depends on later ones, so that nothing can be generated."""
 
     def check_alone(self) -> None:
         """Raise ValueError where a token's result depends on others of its row, those of other documents among them."""
+
+    def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
+        """Return what a user should know before a run with activations of this shape, of values so large; or None."""
+        return None
 
     @abstractmethod
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Layer: ...

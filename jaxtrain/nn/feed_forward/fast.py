@@ -1,9 +1,9 @@
 """Fast feedforward networks: Belcak and Wattenhofer (2023), arXiv:2308.14711.
 
 A binary tree of gates, each one neuron, over leaves that are small feed-forward layers. In training the result is the
-sum of all leaves, each weighed by the chance that a token reaches it: FORWARD_T of the paper. The entropies of the gates
-are part of the loss, so that they become decisions. Evaluation and generation follow one path to one leaf: FORWARD_I.
-The paper adds up the entropies of a batch; here, as in all losses, the sum is divided by the tokens.
+sum of all leaves, each weighed by the chance that a token reaches it: FORWARD_T of the paper. The loss has the gates'
+entropies, so that gates become decisions. Evaluation and generation follow one path to one leaf: FORWARD_I. The paper
+adds up the entropies of a batch; here, as in all losses, the sum is divided by the tokens.
 """
 
 import math
@@ -58,10 +58,7 @@ class FastFeedForward(Layer):
         self.gates = nnx.Param(drawn[...], axes=Axes((None, "embed"), Kind.MATRIX, cast=False))
         self.gate_bias = vector(jnp.zeros(c.leaves - 1), (None,))
         self.leaves = build_experts(c.leaf, c.leaves, d_model, used=1.0, rngs=rngs)
-        experts = Experts(self.leaves)  # a leaf that one path cannot reach by itself is refused now, not in evaluation
-        jax.eval_shape(
-            experts.grouped, experts.arrays, jnp.zeros((c.leaves, d_model)), jnp.ones(c.leaves, dtype=jnp.int32)
-        )
+        self._check_path(d_model)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
         """Return the sum of all leaves in training, which has keys, and one leaf's result without them."""
@@ -94,6 +91,18 @@ class FastFeedForward(Layer):
             right = gates[..., (1 << level) - 1 : (2 << level) - 1]
             chance = jnp.stack((chance * (1 - right), chance * right), axis=-1).reshape(*gates.shape[:2], 2 << level)
         return chance
+
+    def _check_path(self, d_model: int) -> None:
+        """Raise ValueError for leaves that evaluation could not compute one by one."""
+        experts, leaves = Experts(self.leaves), self.config.leaves
+        rows, sizes = jnp.zeros((leaves, d_model)), jnp.ones(leaves, dtype=jnp.int32)
+        try:
+            jax.eval_shape(experts.grouped, experts.arrays, rows, sizes)
+        except ValueError as error:
+            raise ValueError(
+                f"leaf={self.config.leaf!r}: a token computes one leaf alone, which takes plain linears and nothing "
+                "else; take MLPConfig or GatedMLPConfig"
+            ) from error
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
         """Return the mean entropy of a gate in bits: 1 where it never decides, 0 where it always does."""

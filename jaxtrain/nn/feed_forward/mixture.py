@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
+from jaxtrain.nn.moe.dispatch.region import load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
 from jaxtrain.nn.moe.observed import ROUTING, observed, scores_in_bfloat16
 from jaxtrain.nn.moe.routers import Router, Softmax
@@ -79,6 +81,10 @@ class MixtureConfig(FeedForwardConfig):
                 f"dispatch={self.dispatch!r}: the tokens of a row compete, so what one document is worth depends on "
                 "others; take dispatch=@Dropless()"
             )
+
+    def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
+        text = self.dispatch.remark(load_of(shape, self.experts, self.top_k, mesh), value_bytes)
+        return text and f"dispatch=@{type(self.dispatch).__name__}() {text}"
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "Mixture":
         return Mixture(self, d_model, rngs=rngs)

@@ -32,11 +32,13 @@ class Branch(Protocol):
 class Join(Technique):
     """A frozen dataclass that joins the mixer and the feed-forward layer of a block to the residual stream.
 
-    The block has the norms that `norms` names. A join with other parameters builds them in `build`. With
-    `normalises_stream` the stream behind the block is normalised, so a model that ends with it has no final norm.
+    `layers` names those of the two that the block has, and `norms` its norms. A join with other parameters builds them
+    in `build`. With `normalises_stream` the stream behind the block is normalised, so a model that ends with it has no
+    final norm.
     """
 
     __slots__ = ()
+    layers: ClassVar[tuple[str, ...]] = ("mixer", "mlp")
     norms: ClassVar[tuple[str, ...]]
     normalises_stream: ClassVar[bool] = False
 
@@ -48,4 +50,4 @@ class Join(Technique):
     def __call__(
         self, x: Float[Array, "B L D"], mixer: Branch, mlp: Branch, own: Mapping[str, Any]
     ) -> Float[Array, "B L D"]:
-        """Return the stream behind the block. It calls each layer once; `own` is what `build` made."""
+        """Return the stream behind the block. It calls each of its layers once; `own` is what `build` made."""

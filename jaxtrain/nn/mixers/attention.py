@@ -22,7 +22,7 @@ from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.masks.base import Mask
 from jaxtrain.nn.masks.causal import Causal
-from jaxtrain.nn.mixers.base import Mixer, MixerConfig
+from jaxtrain.nn.mixers.base import Keep, Mixer, MixerConfig
 from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.param import constant
 from jaxtrain.nn.positions.base import Positions
@@ -125,7 +125,7 @@ class Attention(Mixer):
         shape = (batch, length, self.config.kv_heads, self.config.head_dim)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | None = None) -> Out:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: KVCache | Keep | None = None) -> Out:
         """Attend. With a state, write the L new tokens to it at `context.cache_index` and attend to all cached ones."""
         c = self.config
         q_BLHK, k_BLJK, v_BLJK = self.query(x), self.key(x), self.value(x)
@@ -139,17 +139,18 @@ class Attention(Mixer):
         v_BLJK = constrain(v_BLJK, "batch", "length", "kv_heads", None)
         sinks = None if self.sinks is None else self.sinks[...]
 
-        if state is None:
+        if state is None or state is Keep.KEYS:
+            state = KVCache(k_BLJK, v_BLJK) if state else None
             if c.kv_heads % axis_size("heads"):  # the devices do not divide them: give every query head a copy
                 k_BLJK, v_BLJK = (constrain(repeat(x, c), "batch", "length", "heads", None) for x in (k_BLJK, v_BLJK))
             y_BLHK = attend(q_BLHK, k_BLJK, v_BLJK, sinks, context, c)
         else:
-            assert context.cache_index is not None, "a decoding state comes with a cache_index"
-            start = (0, context.cache_index, 0, 0)
-            state = KVCache(
-                jax.lax.dynamic_update_slice(state.keys, k_BLJK.astype(state.keys.dtype), start),
-                jax.lax.dynamic_update_slice(state.values, v_BLJK.astype(state.values.dtype), start),
-            )
+            if context.cache_index is not None:
+                start = (0, context.cache_index, 0, 0)
+                state = KVCache(
+                    jax.lax.dynamic_update_slice(state.keys, k_BLJK.astype(state.keys.dtype), start),
+                    jax.lax.dynamic_update_slice(state.values, v_BLJK.astype(state.values.dtype), start),
+                )
             y_BLHK = attend_to_cache(q_BLHK, state, sinks, context, c)
         y_BLHK = constrain(y_BLHK, "batch", "length", "heads", None)  # so that its gradient has this layout as well
         return Out(self.output(y_BLHK), state)

@@ -1,13 +1,20 @@
 """The base classes of mixers, the layers that move information between positions."""
 
+import enum
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.nn.layer import Layer
 from jaxtrain.technique import Technique
+
+
+class Keep(enum.Enum):
+    """What stands in the place of a state where a mixer is asked for the keys and values of whole rows, as a state."""
+
+    KEYS = enum.auto()
 
 
 class Mixer(Layer):
@@ -26,6 +33,7 @@ class MixerConfig(Technique):
 
     __slots__ = ()
     heads: int  # the tensor axis divides it
+    absent: ClassVar[bool] = False  # the block has no such layer
 
     @property
     def causal(self) -> bool:
@@ -39,7 +47,11 @@ class MixerConfig(Technique):
         """Raise ValueError where a row cannot be decoded while it grows from `first` to `last` tokens."""
 
     def check_gaps(self) -> None:
-        """Raise ValueError where it cannot mix rows some of whose tokens are left out, each at its own position."""
+        """Raise ValueError where it cannot mix rows some of whose tokens are left out, each at its own position.
+
+        A mixer that can also takes `Keep` for its state. With a state and no cache_index it attends to what is in that
+        state, and writes nothing.
+        """
         raise ValueError(
             f"mixer={type(self).__name__}: it goes by the places of tokens in a row, so none can be left out "
             "(depth); take attention"

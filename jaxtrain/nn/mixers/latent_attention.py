@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.mixers.base import Mixer, MixerConfig
+from jaxtrain.nn.mixers.base import Keep, Mixer, MixerConfig
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.positions.base import Positions
@@ -105,7 +105,7 @@ class LatentAttention(Mixer):
             jnp.zeros((batch, length, c.latent), dtype), jnp.zeros((batch, length, 1, c.rotated_dim), dtype)
         )
 
-    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: LatentCache | None = None) -> Out:
+    def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state: LatentCache | Keep | None = None) -> Out:
         """Attend. With a state, write the L new tokens to it at `context.cache_index` and attend to all cached ones."""
         c, row = self.config, context.key_positions.shape[1]
         q_BLHK = self.query(self.query_norm(self.query_down(x)) if c.query_latent else x)
@@ -113,13 +113,16 @@ class LatentAttention(Mixer):
         q_BLHK = jnp.concatenate((q_BLHK[..., : c.head_dim], rotated_q), axis=-1)
         latent_BLC = self.latent_norm(self.down(x))
         rotated_k = c.positions.rotate(self.rotated_key(x)[:, :, None], context.positions, length=row)
-        if state is not None:
-            assert context.cache_index is not None, "a decoding state comes with a cache_index"
-            state = LatentCache(*map(_written, state, (latent_BLC, rotated_k), (context.cache_index,) * 2))
+        whole_rows = state is None or state is Keep.KEYS
+        if state is Keep.KEYS:
+            state = LatentCache(latent_BLC, rotated_k)
+        elif state is not None:
+            if context.cache_index is not None:
+                state = LatentCache(*map(_written, state, (latent_BLC, rotated_k), (context.cache_index,) * 2))
             latent_BLC, rotated_k = (part.astype(x.dtype) for part in state)
         k_BSHK, v_BSHV = self._keys_and_values(latent_BLC, rotated_k)
         q_BLHK = constrain(q_BLHK, "batch", "length", "heads", None)
-        if state is None:
+        if whole_rows:
             blocks = Blocks(rows=x.shape[0]) if axis_size("batch") > 1 else None
             documents = {"segment_ids": context.segment_ids, "key_segment_ids": context.key_segment_ids}
             y_BLHV = self._attend(q_BLHK, k_BSHK, v_BSHV, **documents, blocks=blocks)

@@ -44,6 +44,7 @@ class Experts:
     def __init__(self, stacked: Layer):
         self.graph, self.arrays = split(stacked)
         self.axes = axes_of(stacked)
+        self.count = len(jax.tree.leaves(self.arrays)[0])
 
     def each(self, arrays: ModelState, x: Float[Array, "E B L D"]) -> Float[Array, "E B L D"]:
         """Return what each expert makes of its own rows."""

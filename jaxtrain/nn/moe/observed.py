@@ -1,6 +1,7 @@
 """What is counted of a mixture's routing where it is asked for.
 
-After Kang et al. (2025), arXiv:2505.20225, section 5: which experts a token has together, and how sure the router is.
+After Kang et al. (2025), arXiv:2505.20225: co-activation, which experts a token has together, and the entropy of the
+router.
 Routing in float32 is that of Fedus et al. (2021), arXiv:2101.03961, section 2.4: `moved` says what it is good for.
 """
 

@@ -6,12 +6,14 @@ a head are rotated, and which are a pair.
 
 from abc import abstractmethod
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.nn.positions.base import Positions
 from jaxtrain.nn.rope.base import RopeScaling
+from jaxtrain.sharding import on_one_cpu
 
 
 class RotaryEmbedding(Positions):
@@ -44,6 +46,8 @@ class RotaryEmbedding(Positions):
         head_dim, rotated = x.shape[-1], self.rotated(x.shape[-1])
         angle_BLK = positions[..., None].astype(jnp.float32) * self.frequencies(head_dim, length)[None, None, :]
         cos, sin = jnp.cos(angle_BLK)[:, :, None, :], jnp.sin(angle_BLK)[:, :, None, :]
+        if on_one_cpu():  # where XLA would compute them again for every head, and in the backward pass
+            cos, sin = jax.lax.optimization_barrier((cos, sin))
         if self.scaling and self.scaling.amplitude() != 1.0:
             cos, sin = cos * self.scaling.amplitude(), sin * self.scaling.amplitude()
         part = x if rotated == head_dim else x[..., :rotated]

@@ -5,6 +5,7 @@ from jaxtrain.nn.remat.full_remat import FullRemat
 from jaxtrain.nn.remat.no_remat import NoRemat
 from jaxtrain.nn.remat.offload_outputs import OffloadOutputs
 from jaxtrain.nn.remat.save_dots import SaveDots
+from jaxtrain.nn.remat.save_exchanged import SaveExchanged
 from jaxtrain.nn.remat.save_outputs import SaveOutputs
 
-__all__ = ["FullRemat", "NoRemat", "OffloadOutputs", "RematPolicy", "SaveDots", "SaveOutputs"]
+__all__ = ["FullRemat", "NoRemat", "OffloadOutputs", "RematPolicy", "SaveDots", "SaveExchanged", "SaveOutputs"]

@@ -213,23 +213,26 @@ def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPa
         own = dataclasses.replace(kind, base=linear)
         return own if names == all_names else Some(names=tuple(sorted(names)), linear=own, others=linear)
 
-    blocks = []
+    patterns = {}
     linears = {path[:-1] for path in flatten_dict(abstract_model(plain(config)).shapes.params) if path[-1] == "kernel"}
-    for position, block in enumerate(config.pattern):
-        layers = {}
-        for layer in ("mixer", "mlp"):
-            at = ("stacks", "blocks", "blocks", position, layer)
-            names, of_layer = ({path[-1] for path in some if path[:-1] == at} for some in (paths, linears))
-            before = getattr(block, layer)
-            layers[layer] = dataclasses.replace(before, linear=around(before.linear, names, of_layer))
-        blocks.append(dataclasses.replace(block, **layers))
+    for stack, (blocks, _) in config.stacks.items():
+        adapted = []
+        for position, block in enumerate(blocks):
+            layers = {}
+            for layer in ("mixer", "mlp"):
+                at = ("stacks", stack, "blocks", position, layer)
+                names, of_layer = ({path[-1] for path in some if path[:-1] == at} for some in (paths, linears))
+                before = getattr(block, layer)
+                layers[layer] = dataclasses.replace(before, linear=around(before.linear, names, of_layer))
+            adapted.append(dataclasses.replace(block, **layers))
+        patterns["pattern" if stack == "blocks" else stack] = tuple(adapted)
     head = config.head
     if head.linear and ("output",) in paths:
         head = dataclasses.replace(head, linear=around(head.linear, {"output"}, {"output"}))
     for path in paths:
         if path[0] != "stacks" and path != ("output",):
             raise ValueError(f"{'.'.join(map(str, path))}: this linear takes no adapter here: merge it with peft")
-    return dataclasses.replace(config, pattern=tuple(blocks), head=head, trainable=Adapters())
+    return dataclasses.replace(config, **patterns, head=head, trainable=Adapters())
 
 
 def _stacked(
@@ -239,7 +242,7 @@ def _stacked(
     params = {}
     for path, like in flatten_dict(abstract_model(config).shapes.params).items():
         linear = path[: -1 if path[-1] == "magnitude" else -2]
-        repeats = [None] if (linear, None) in read else list(range(config.repeats))
+        repeats = [None] if (linear, None) in read else list(range(config.stacks[linear[1]].repeats))
         parts = [read.get((linear, repeat), {}).get(path[-1]) for repeat in repeats]
         shape = like.shape if repeats == [None] else like.shape[1:]
         for repeat, part in zip(repeats, parts, strict=True):

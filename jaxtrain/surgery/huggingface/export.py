@@ -34,12 +34,12 @@ def export_folder(
 ) -> None:
     """Write a new folder, whole or not at all.
 
-    Leaves of `params` are arrays, or `LazyLeaf`s, which are read one at a time. Beside them, host memory has one tensor
-    and the values read of its parameter.
+    `params` has the buffers, too, in one tree. Its leaves are arrays, or `LazyLeaf`s, which are read one at a time.
+    Beside them, host memory has one tensor and the values read of its parameter.
 
     Args:
         family: its name in config.json; by default the first family that expresses the decoder.
-        dtype: of all tensors; by default each keeps its own dtype, and so its bits.
+        dtype: of all tensors but exact ones; by default each keeps its own dtype, and so its bits.
         token_ids: by the names in TOKEN_IDS. A missing one is written as null, because transformers replaces an absent
             key by an id of its own.
         generation: other content of generation_config.json; token ids in it take precedence over `token_ids` there.
@@ -54,7 +54,7 @@ def export_folder(
     check_expressible(config, chosen)
     leaves = {tuple(_key(k) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     tensors = list(chosen.tensors(config))
-    planned = {t.name: Planned(_dtype(leaves[t.parts[0].path], dtype), t.shape) for t in tensors}
+    planned = {t.name: Planned(_dtype(leaves[t.parts[0].path], None if t.exact else dtype), t.shape) for t in tensors}
     main_dtype = max(planned.values(), key=lambda tensor: tensor.size_bytes).dtype
     ids = {**dict.fromkeys(TOKEN_IDS), **(token_ids or {})}
     written = {

@@ -42,6 +42,10 @@ class Family(abc.ABC):
     renamed: Mapping[str, str] = {}
     copies: Mapping[str, str] = {}
 
+    def passed_over(self, settings: Mapping[str, Any]) -> str:
+        """Return a regular expression for the names of tensors that are not read, with this config.json."""
+        return self.ignored
+
     def read(self, settings: Mapping[str, Any]) -> DecoderConfig:
         """Return the decoder of a config.json. Raises ValueError for settings that are not understood."""
         s = Settings(settings, self.defaults)

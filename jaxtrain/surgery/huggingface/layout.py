@@ -8,6 +8,7 @@ of the same inputs may be one tensor: side by side (GPT-2, Phi-3), or the parts 
 and head dim are one axis in all of these, and two axes in our parameters.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -36,12 +37,16 @@ class Part(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor of a family. Its parts are the slice `repeat` of stacked parameters, or for None whole parameters."""
+    """One tensor of a family. Its parts are the slice `repeat` of stacked parameters, or for None whole parameters.
+
+    An `exact` one is never rounded to another dtype.
+    """
 
     name: str
     shape: Axes
     parts: tuple[Part, ...]
     repeat: int | None = None
+    exact: bool = False
 
 
 def as_is(name: str, shape: Axes, *path: str | int) -> Tensor:
@@ -95,6 +100,11 @@ def conv1d(name: str, inputs: Axes, outputs: Axes, *path: str | int) -> list[Ten
     return [weight, _bias(name, outputs, *path)]
 
 
+def fused(name: str, shape: Axes, *parts: tuple[Path, View]) -> Tensor:
+    """Return a tensor of several parameters, or of those of all experts, given by their paths and their views."""
+    return Tensor(name, shape, tuple(Part(path, view) for path, view in parts))
+
+
 def of_expert(expert: int, tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors of one of the experts whose parameters are stacked."""
     return [t._replace(parts=tuple(part._replace(expert=expert) for part in t.parts)) for t in tensors]
@@ -129,10 +139,12 @@ def in_layers(
     config: DecoderConfig, prefix: str, block_tensors: Callable[[DecoderConfig, BlockConfig], list[Tensor]]
 ) -> Iterator[Tensor]:
     """Yield the tensors of every layer, named `prefix` + layer, as slices of the parameters stacked over repeats."""
-    for layer in range(config.layers):
-        repeat, position = divmod(layer, len(config.pattern))
-        for tensor in block_tensors(config, config.pattern[position]):
-            parts = tuple(
-                part._replace(path=("stacks", "blocks", "blocks", position, *part.path)) for part in tensor.parts
-            )
-            yield Tensor(f"{prefix}{layer}.{tensor.name}", tensor.shape, parts, repeat)
+    layer = 0
+    for stack, (blocks, repeats) in config.stacks.items():
+        for repeat, (position, block) in itertools.product(range(repeats), enumerate(blocks)):
+            for tensor in block_tensors(config, block):
+                parts = tuple(
+                    part._replace(path=("stacks", stack, "blocks", position, *part.path)) for part in tensor.parts
+                )
+                yield tensor._replace(name=f"{prefix}{layer}.{tensor.name}", parts=parts, repeat=repeat)
+            layer += 1

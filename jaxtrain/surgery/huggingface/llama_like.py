@@ -5,7 +5,6 @@ Attention dropout is left out, as in the layer itself: it changes training only.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 from jaxtrain.models.decoder import DecoderConfig
@@ -14,6 +13,7 @@ from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import LINEARS, AttentionConfig
+from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.mixers.scores import Scores
 from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
@@ -97,6 +97,23 @@ class LlamaLike(Family):
     def mlp(self, s: Settings, hidden: int, activation: str, bias: bool) -> FeedForwardConfig:
         return GatedMLPConfig(hidden=hidden, activation=activation, bias=bias)
 
+    def mixer(self, s: Settings, layer: int, window: int | None) -> MixerConfig:
+        """Return the mixer of a layer."""
+        heads = s["num_attention_heads"]
+        attention = AttentionConfig(
+            heads=heads,
+            kv_heads=self._size(s, "num_key_value_heads", heads),
+            head_dim=self._size(s, "head_dim", s["hidden_size"] // max(heads, 1)),
+            positions=self.positions(s, layer, window),
+            mask=mask_of(window),
+            biases=LINEARS if self._bias(s, self.biases[0], "attention_bias") else (),
+        )
+        return self.attention(s, attention)
+
+    def first_layers(self, s: Settings) -> int:
+        """Return how many layers come first that are not as the others: their feed-forward layers are dense."""
+        return 0
+
     def block(self, s: Settings, common: BlockConfig) -> BlockConfig:
         return common
 
@@ -113,11 +130,13 @@ class LlamaLike(Family):
 
     def decoder(self, s: Settings) -> DecoderConfig:
         norm = self.norm(float(s[self.epsilon]))
-        blocks = tuple(self._block(s, norm, layer, window) for layer, window in enumerate(self.windows(s)))
-        pattern, repeats = shortest_pattern(blocks)
+        blocks = tuple(self._block(s, layer, window) for layer, window in enumerate(self.windows(s)))
+        first = self.first_layers(s)
+        pattern, repeats = shortest_pattern(blocks[first:])
         common = DecoderConfig(
             vocab_size=s["vocab_size"],
             d_model=s["hidden_size"],
+            first=blocks[:first],
             repeats=repeats,
             pattern=pattern,
             max_length=s["max_position_embeddings"],
@@ -126,19 +145,11 @@ class LlamaLike(Family):
         )
         return self.whole(s, common)
 
-    def _block(self, s: Settings, norm: NormConfig, layer: int, window: int | None) -> BlockConfig:
-        heads = s["num_attention_heads"]
-        attention_bias, mlp_bias = map(partial(self._bias, s), self.biases, ("attention_bias", "mlp_bias"))
-        attention = AttentionConfig(
-            heads=heads,
-            kv_heads=self._size(s, "num_key_value_heads", heads),
-            head_dim=self._size(s, "head_dim", s["hidden_size"] // max(heads, 1)),
-            positions=self.positions(s, layer, window),
-            mask=mask_of(window),
-            biases=LINEARS if attention_bias else (),
-        )
-        mlp = self.mlp(s, s["intermediate_size"], s.activation(self.activation), mlp_bias)
-        return self.block(s, BlockConfig(mixer=self.attention(s, attention), mlp=mlp))
+    def _block(self, s: Settings, layer: int, window: int | None) -> BlockConfig:
+        bias = self._bias(s, self.biases[1], "mlp_bias")
+        build = LlamaLike.mlp if layer < self.first_layers(s) else type(self).mlp
+        mlp = build(self, s, s["intermediate_size"], s.activation(self.activation), bias)
+        return self.block(s, BlockConfig(mixer=self.mixer(s, layer, window), mlp=mlp))
 
     def _bias(self, s: Settings, key: str | None, usual: str) -> bool:
         if key is not None:
@@ -153,28 +164,40 @@ class LlamaLike(Family):
         return usual
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        mixer, mlp = attention_of(config.pattern[0]), self.dense(config.pattern[0])
-        attentions = [attention_of(block) for block in config.pattern * config.repeats]
-        attention_bias, mlp_bias = self.biases
         written = {
             "vocab_size": config.vocab_size,
             "hidden_size": config.d_model,
-            "intermediate_size": mlp.hidden,
             "num_hidden_layers": config.layers,
-            "num_attention_heads": mixer.heads,
-            "num_key_value_heads": mixer.kv_heads,
-            "head_dim": mixer.head_dim,
             "max_position_embeddings": config.max_length,
             self.epsilon: epsilon_of(config.norm),
             "tie_word_embeddings": config.head.tied,
-            **({attention_bias: bool(mixer.biases)} if attention_bias else {}),
-            **({mlp_bias: mlp.bias} if mlp_bias else {}),
-            self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
-            **self.write_rope(attentions),
-            **self.write_windows(tuple(attention.mask.span.window for attention in attentions)),
+            **self.write_mixers(config),
+            **self.write_mlp(config),
             **self.write_more(config),
         }
         return {key: value for key, value in written.items() if key not in self.derived}
+
+    def write_mixers(self, config: DecoderConfig) -> dict[str, Any]:
+        """Return the settings of the mixers."""
+        attentions = [attention_of(block) for block in config.blocks]
+        mixer, bias = attentions[0], self.biases[0]
+        return {
+            "num_attention_heads": mixer.heads,
+            "num_key_value_heads": mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            **({bias: bool(mixer.biases)} if bias else {}),
+            **self.write_rope(attentions),
+            **self.write_windows(tuple(attention.mask.span.window for attention in attentions)),
+        }
+
+    def write_mlp(self, config: DecoderConfig) -> dict[str, Any]:
+        """Return the settings of the dense MLPs."""
+        mlp, bias = self.dense(config.pattern[0]), self.biases[1]
+        return {
+            "intermediate_size": mlp.hidden,
+            **({bias: mlp.bias} if bias else {}),
+            self.activation: write_activation(mlp.activation, tanh="gelu_pytorch_tanh"),
+        }
 
     # The tensors.
 
@@ -190,12 +213,16 @@ class LlamaLike(Family):
             yield as_is(self.head, table, "output", "kernel")
 
     def _block_tensors(self, config: DecoderConfig, block: BlockConfig) -> list[Tensor]:
-        mixer, D = attention_of(block), (config.d_model,)
-        H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
-        tensors = [*self.attention_tensors(mixer, D, H, J), *self.feed_forward_tensors(block, D)]
+        D = (config.d_model,)
+        tensors = [*self.mixer_tensors(block, D), *self.feed_forward_tensors(block, D)]
         for ours in block.join.norms:
-            theirs = self.norms[ours]
-            tensors += norm_tensors(theirs, config.norm, config.d_model, ours)
+            tensors += norm_tensors(self.norms[ours], config.norm, config.d_model, ours)
+        return tensors
+
+    def mixer_tensors(self, block: BlockConfig, D: Axes) -> list[Tensor]:
+        mixer = attention_of(block)
+        H, J = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim)
+        tensors = self.attention_tensors(mixer, D, H, J)
         if isinstance(mixer.qk_norm, PerHead | AllHeads):  # no family has another
             for ours, theirs, heads in (("query_norm", "q_norm", mixer.heads), ("key_norm", "k_norm", mixer.kv_heads)):
                 width = mixer.head_dim * (heads if isinstance(mixer.qk_norm, AllHeads) else 1)

@@ -28,13 +28,13 @@ MIXTURE = DEFAULTS | {
 }
 
 
-COUNTS = ("num_experts", "num_local_experts")  # transformers writes one for the other, by its version
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # transformers writes one for another
 
 
 class MixtureLike(LlamaLike):
-    """A family whose feed-forward layers are all mixtures.
+    """A family whose feed-forward layers are mixtures, all of them but for the first ones of some families.
 
-    `width` is the setting for the hidden size of experts. Their number has either of two names, of which `count` is
+    `width` is the setting for the hidden size of experts. Their number has one of several names, of which `count` is
     written. `within` begins the names of a mixture's tensors, and `projections` are the linears of an expert there.
     `always_renormalises` is for families in which that is no setting.
     """
@@ -55,7 +55,7 @@ class MixtureLike(LlamaLike):
         top_k, weight = s["num_experts_per_tok"], float(s["router_aux_loss_coef"])
         coefficient = weight * top_k / s["num_hidden_layers"]
         return MixtureConfig(
-            experts=self._count(s),
+            experts=self.experts(s),
             top_k=top_k,
             expert=GatedMLPConfig(hidden=s[self.width], activation=activation, bias=bias),
             renormalise=self.always_renormalises or s["norm_topk_prob"],
@@ -63,7 +63,8 @@ class MixtureLike(LlamaLike):
             shared=self.shared(s, activation),
         )
 
-    def _count(self, s: Settings) -> int:
+    def experts(self, s: Settings) -> int:
+        """Return the number of experts."""
         names = [name for name in COUNTS if s.given(name) is not None] or [self.count]
         found = {name: s[name] for name in names}
         if len(set(found.values())) > 1:
@@ -82,11 +83,15 @@ class MixtureLike(LlamaLike):
         return mlp_of(mixture_of(block).expert)
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
+        return self.write_experts(config, self.dense(config.pattern[0]).hidden)
+
+    def write_experts(self, config: DecoderConfig, hidden: int) -> dict[str, Any]:
+        """Return the settings of the mixtures, whose experts have this hidden size."""
         mixture = mixture_of(config.pattern[0])
         told = {} if self.always_renormalises else {"norm_topk_prob": mixture.renormalise, "mlp_only_layers": []}
         return {
             self.count: mixture.experts,
-            self.width: self.dense(config.pattern[0]).hidden,
+            self.width: hidden,
             "num_experts_per_tok": mixture.top_k,
             "router_aux_loss_coef": sum(balance.weight for balance in mixture.balances) * config.layers / mixture.top_k,
             **told,
@@ -94,11 +99,12 @@ class MixtureLike(LlamaLike):
         }
 
     def feed_forward_tensors(self, block: BlockConfig, D: Axes) -> list[Tensor]:
-        mixture, expert = mixture_of(block), self.dense(block)
-        F = (expert.hidden,)
+        if not isinstance(block.mlp, MixtureConfig):
+            return self.mlp_tensors(mlp_of(block.mlp).bias, D, (mlp_of(block.mlp).hidden,))
+        F = (self.dense(block).hidden,)
         sides = {"gate": (D, F), "up": (D, F), "down": (F, D)}
-        tensors = [_router(f"{self.within}.gate", D, mixture.experts)]
-        for number in range(mixture.experts):
+        tensors = [router_tensor(f"{self.within}.gate", D, block.mlp.experts)]
+        for number in range(block.mlp.experts):
             name = f"{self.within}.experts.{number}"
             for ours, theirs in zip(sides, self.projections, strict=True):
                 tensors += of_expert(number, torch_linear(f"{name}.{theirs}", *sides[ours], "mlp", "experts", ours))
@@ -112,7 +118,8 @@ def mixture_of(block: BlockConfig) -> MixtureConfig:
     return block.mlp
 
 
-def _router(name: str, D: Axes, experts: int) -> Tensor:
+def router_tensor(name: str, D: Axes, experts: int) -> Tensor:
+    """Return the tensor of a router's matrix."""
     (weight,) = torch_linear(name, D, (experts,), "mlp", "router")
     (part,) = weight.parts
     return weight._replace(parts=(part._replace(path=("mlp", "router")),))

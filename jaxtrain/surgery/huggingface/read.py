@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import together
 from jaxtrain.shapes import ParamTree
 from jaxtrain.sharding import shardings
 from jaxtrain.surgery.huggingface.families import check_unquantized, family_named
@@ -26,10 +27,13 @@ from jaxtrain.surgery.huggingface.token_ids import check_tokens
 from jaxtrain.surgery.lazy import Box
 
 log = logging.getLogger(__name__)
+EXPERTS = re.compile(r"expert|moe|(in|out)put_linear")  # in the names of their tensors
 
 
 def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
-    """Return the decoder of a Hugging Face folder and the tree of its parameters. Each is a Leaf, which is read later.
+    """Return the decoder of a Hugging Face folder and the tree of its arrays. Each is a Leaf, which is read later.
+
+    Parameters and buffers are in one tree (`models/trees.py: apart`).
 
     Raises:
         ValueError: the family is unknown; a setting is not understood; files or tensors are missing, unexpected, of the
@@ -44,7 +48,7 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
         check_unquantized(settings)
         family = family_named(settings.get("model_type"))
     check_tokens(folder)
-    stored = _renamed(folder, stored_tensors(folder, family.ignored), family)
+    stored = _renamed(folder, stored_tensors(folder, family.passed_over(settings)), family)
     stored = _with_prefix(stored, family)
     with reading(file):
         _check_layers(family, settings, stored)
@@ -53,12 +57,12 @@ def open_folder(folder: str | Path) -> tuple[DecoderConfig, ParamTree]:
     stored = _without_copies(folder, stored, family)
     with reading(file):
         expected = list(family.tensors(config))
-    _check(folder, expected, stored)
+    _check(folder, family, expected, stored)
     return config, _tree(expected, stored)
 
 
 def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[DecoderConfig, ParamTree]:
-    """Return the decoder of a Hugging Face folder and its parameters, in the dtypes of the files.
+    """Return the decoder of a Hugging Face folder and its arrays, in the dtypes of the files.
 
     With a mesh, each device on each host gets its own shards, and each host reads only these. Beside the parameters,
     host memory has one leaf and one tensor.
@@ -66,7 +70,7 @@ def import_folder(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder
     config, leaves = open_folder(folder)
     if mesh is None:
         return config, jax.tree.map(lambda leaf: jax.device_put(leaf.read()).block_until_ready(), leaves)
-    axes = abstract_model(config).axes.params
+    axes = together(abstract_model(config).axes)
 
     def place(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         def read(box: Box | None) -> np.ndarray:
@@ -131,8 +135,16 @@ def _tied_if_equal(
     return dataclasses.replace(config, head=config.head.untied()), stored
 
 
-def _check(folder: Path, expected: list[Tensor], stored: dict[str, Stored]) -> None:
+def _check(folder: Path, family: Family, expected: list[Tensor], stored: dict[str, Stored]) -> None:
     names = {tensor.name for tensor in expected}
+    ours, theirs = (
+        {name for name in left if EXPERTS.search(name)} for left in (names - stored.keys(), stored.keys() - names)
+    )
+    if ours and theirs:
+        raise ValueError(
+            f"{folder} has its experts in a layout that is not known: {some(theirs)}, where {family.model_type} has "
+            f"{some(ours)}; load it with transformers and save it with save_pretrained"
+        )
     if names - stored.keys():
         raise ValueError(f"{folder} lacks tensors that config.json asks for: {some(names - stored.keys())}")
     if stored.keys() - names:

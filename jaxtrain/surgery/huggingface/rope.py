@@ -105,6 +105,31 @@ def write_rope(rope: RotaryEmbedding | None, keys: RopeKeys) -> dict[str, Any]:
     return written
 
 
+def mscale_of(s: Settings) -> float:
+    """Return what multiplies queries and keys of families that put YaRN's factor into the scale of the scores."""
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = _object(key, s.given(key))
+        if rope.get("mscale_all_dim") and rope.get("rope_type", rope.get("type")) == "yarn":
+            return _mscale(float(_of(rope, "factor")), float(_of(rope, "mscale_all_dim")))
+    return 1.0
+
+
+def write_mscale(scaling: YarnScaling, scale: float | None, usual: float) -> dict[str, float]:
+    """Return the setting by which `mscale_of` gives the scale of the scores, as short as rounding lets it be."""
+    if scale is None or scaling.factor == 1:
+        return {}
+    exact = (math.sqrt(scale / usual) - 1) / (0.1 * math.log(scaling.factor))
+    for digits in (4, 8, 12):
+        short = round(exact, digits)
+        if usual * _mscale(scaling.factor, short) * _mscale(scaling.factor, short) == scale:
+            return {"mscale_all_dim": short}
+    return {"mscale_all_dim": exact}
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(max(factor, 1)) + 1
+
+
 def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     match scaling:
         case None:
@@ -180,8 +205,7 @@ def _scaling(key: str, rope: Mapping[str, Any], beside: Any, s: Settings, types:
 def _yarn(numbers: Mapping[str, Any]) -> YarnScaling:
     factor, attention_factor = float(numbers["factor"]), numbers["attention_factor"]
     if attention_factor is None and numbers["mscale"] and numbers["mscale_all_dim"]:
-        above, below = (0.1 * numbers[name] * math.log(max(factor, 1)) + 1 for name in ("mscale", "mscale_all_dim"))
-        attention_factor = above / below
+        attention_factor = _mscale(factor, numbers["mscale"]) / _mscale(factor, numbers["mscale_all_dim"])
     return YarnScaling(
         factor=factor,
         original_length=numbers[LENGTH],

@@ -65,13 +65,14 @@ class Assembly(Merge):
                 if near.any():
                     child[near] = base.read(box)[near]
                 return child
-            start = base.read(box).astype(np.float32, copy=False)
-            child = start.copy()
+            # The mean so far moves towards each parent: equal tensors stay as they are, and two boxes are in memory.
+            child, total = base.read(box).astype(np.float32, copy=False), self.weights[0]
             for other, weight in zip(others, self.weights[1:], strict=True):
                 if weight:
+                    total += weight
                     step = other.read(box).astype(np.float32, copy=False)
-                    step -= start
-                    step *= np.float32(weight)
+                    step -= child
+                    step *= np.float32(weight / total)
                     step[near] = 0
                     child += step
             return child

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model, context_of
 from jaxtrain.models.members import Members
-from jaxtrain.models.trees import of_stack, whole
+from jaxtrain.models.trees import of_stack, over_repeats
 from jaxtrain.nn.heads.head import Head
-from jaxtrain.nn.layer import Keys, Out, TokenContext
+from jaxtrain.nn.layer import Keys, Out, TokenContext, joined
 from jaxtrain.pipeline.executor import Parts, Result, value_and_grad
 from jaxtrain.pipeline.lower import lower
 from jaxtrain.pipeline.residuals import RepeatResiduals, Residuals
@@ -50,6 +50,11 @@ class Pipelined(Strategy):
             raise ValueError(
                 f"model.remat={model.remat}: a pipeline keeps its buffers on the device; "
                 "use SaveOutputs() or FullRemat()"
+            )
+        if model.first:
+            raise ValueError(
+                f"model.first has {len(model.first)} blocks, and stages run the repeats of the pattern alone: use "
+                "gradients=Accumulate(...), or give all blocks in model.pattern"
             )
         if model.sharing:
             raise ValueError(
@@ -102,7 +107,7 @@ def taken_apart(loss: Loss, params: ParamTree) -> tuple[ParamTree, ModelState]:
 def put_together(loss: Loss, result: Result) -> tuple[Value, ParamTree]:
     """Return value and gradient in the form in which every strategy returns them."""
     value, terms = result.head
-    layers = whole(result.repeats)
+    layers = joined(blocks=over_repeats(result.repeats))
     gradient = {**result.outer_gradient, "stacks": {"blocks": result.blocks_gradient}}
     return (value + loss.of_layers(layers), terms._replace(layers=layers)), gradient
 
@@ -146,7 +151,7 @@ def parts(loss: Loss, params: ParamTree) -> Parts:
         return loss.model(params | outer).embed(data.batch.tokens, context_of(data.batch, data.keys))
 
     def repeat(x, state: ModelState, context: TokenContext):
-        y, _, sums, _ = pattern(state, x, context, model.no_states())
+        y, _, sums, _ = pattern(state, x, context, model.no_states()["blocks"])
         return y, sums
 
     def with_loss(weights, inputs, x):

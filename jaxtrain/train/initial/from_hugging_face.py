@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.trees import apart
 from jaxtrain.paths import Folder
 from jaxtrain.shapes import ModelState
 from jaxtrain.surgery.huggingface import import_folder
@@ -33,13 +34,12 @@ class FromHuggingFace(Initial):
     paper: ClassVar[str] = "common practice"
 
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
-        source, params = import_folder(self.path, mesh)
+        source, arrays = import_folder(self.path, mesh)
         if self.model is not None and plain(self.model) != source:
             raise ValueError(f"path={self.path!r}: its config.json is not the one any more that `model` was read from")
         check_same_architecture(source, config, path=self.path, what="a model")
         check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)
-        shapes = abstract_model(source).shapes.params
-        model = ModelState(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes))
-        more = abstract_model(config).shapes
-        whole = has_plain_linears(config) and not more.buffers and not more.frozen
-        return model if whole else taken_over(model, source, config, mesh, key)
+        shapes = abstract_model(source).shapes
+        model = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), apart(arrays, shapes), shapes)
+        same = jax.tree.structure(abstract_model(config).shapes) == jax.tree.structure(shapes)
+        return model if same and has_plain_linears(config) else taken_over(model, source, config, mesh, key)

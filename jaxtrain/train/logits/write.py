@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtrain.data import DataConfig, batches_of, open_rows
 from jaxtrain.models.decoder import Decoder, DecoderConfig, frozen_teacher
 from jaxtrain.models.members import Members
-from jaxtrain.models.trees import frozen
+from jaxtrain.models.trees import together
 from jaxtrain.nn.param import merge, split
 from jaxtrain.objectives.base import Objective
 from jaxtrain.shapes import Batch, ModelState
@@ -62,7 +62,7 @@ def write_logits(
         return hints["words"], hints["logits"]
 
     with jax.set_mesh(mesh):
-        arrays = ModelState({}, frozen(teacher.arrays(mesh)))
+        arrays = ModelState({}, together(teacher.arrays(mesh)))
 
         def answers(taken: Taken) -> Iterator[Answers]:
             rows = open_rows(

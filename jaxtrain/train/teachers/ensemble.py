@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.members import stacked_axes
 from jaxtrain.models.teacher import Teacher
-from jaxtrain.models.trees import frozen
+from jaxtrain.models.trees import together
 from jaxtrain.nn.remat import NoRemat
 from jaxtrain.nn.trainable import Everything
 from jaxtrain.shapes import ModelState, ParamTree
@@ -61,16 +61,16 @@ class Ensemble(Teacher):
         assert self.model is not None, "a student of it could not be built"
         _, shapes, axes = abstract_model(self.model)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.members, *x.shape), x.dtype), shapes)
-        layout = frozen(shardings(stacked_axes(axes), shapes, mesh))
+        layout = together(shardings(stacked_axes(axes), shapes, mesh))
 
         def put(stack, member, index):
             return jax.tree.map(lambda into, leaf: into.at[index].set(leaf), stack, member)
 
         with jax.set_mesh(mesh):
             put = jax.jit(put, donate_argnums=0, out_shardings=layout)
-            stack = jax.jit(lambda: _zeros(frozen(shapes)), out_shardings=layout)()
+            stack = jax.jit(lambda: _zeros(together(shapes)), out_shardings=layout)()
             for index, teacher in enumerate(self.teachers):
-                stack = put(stack, frozen(teacher.arrays(mesh)), index)
+                stack = put(stack, together(teacher.arrays(mesh)), index)
         return ModelState({}, {"members": stack})
 
 

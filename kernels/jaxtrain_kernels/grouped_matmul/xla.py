@@ -1,8 +1,8 @@
 """Plain XLA: a scan over groups, and in it a loop over blocks of the group's rows.
 
 The loop has as many rounds as the group has blocks, so an empty group costs no product. Shapes are static: the last
-block of a group reaches into rows of others, which are masked. `jax.lax.ragged_dot` is a dense product over all groups on CPUs
-and GPUs: it multiplies every row with every matrix.
+block of a group reaches into rows of others, which are masked. `jax.lax.ragged_dot` is a dense product over all groups
+on CPUs and GPUs: it multiplies every row with every matrix.
 """
 
 import jax

@@ -19,6 +19,7 @@ class RouterBias(Balance):
 
     rate: float
     paper: ClassVar[str] = "arXiv:2408.15664"
+    neutral: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __post_init__(self):
         check_positive(self, "rate")

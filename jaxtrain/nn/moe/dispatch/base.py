@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
+from jaxtrain.nn.moe.dispatch.region import Load
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.technique import Technique
@@ -22,6 +23,18 @@ class Dispatch(Technique):
     def kept(self, routing: Routing) -> Float[Array, "B L E"]:
         """Return 1 for the chosen experts that do compute the token: all of them, where none is dropped."""
         return routing.chosen
+
+    def sent(self, load: Load) -> int:
+        """Return how many values a device sends in the forward pass of a layer. The backward pass sends as many.
+
+        Raises:
+            NotImplementedError: the class does not say so.
+        """
+        raise NotImplementedError(f"{self!r} has no method sent, so Auto cannot weigh it: take others in Auto.ways")
+
+    def remark(self, load: Load, value_bytes: int) -> str | None:
+        """Return what a user should know before a run of a layer with this load, or None."""
+        return None
 
     @abstractmethod
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxtrain.nn.moe.dispatch.base import Dispatch
-from jaxtrain.nn.moe.dispatch.region import Split, in_region
+from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
+from jaxtrain.nn.moe.dispatch.rows import computed
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.ranges import check_at_least_one
@@ -36,25 +37,22 @@ class Dropless(Dispatch):
         check_at_least_one(self, "pieces")
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
-        numbers_BLK, weights_BLK, there_BLK = routing.listed()
-        numbers_BLK = jnp.where(there_BLK > 0, numbers_BLK, routing.chosen.shape[-1])  # none has this number
-
-        def of_device(arrays: ModelState, split: Split, x_BLD, *chosen):
-            tokens = x_BLD.shape[0] * x_BLD.shape[1]
-            pieces = math.gcd(self.pieces, tokens)
-            parts = [part.reshape(pieces, tokens // pieces, -1) for part in (x_BLD, *chosen)]
-            of_piece = functools.partial(_of_piece, experts, arrays, split)
+        def of_device(arrays: ModelState, split: Split, *tokens):
+            pieces = math.gcd(self.pieces, len(tokens[0]))
+            of_piece = functools.partial(sum_over_devices, experts, arrays, split)
             if pieces == 1:
-                y = of_piece(*(part[0] for part in parts))
-            else:
-                y = jax.lax.map(lambda part: jax.checkpoint(of_piece, prevent_cse=False)(*part), parts)
-            return y.reshape(x_BLD.shape)
+                return of_piece(*tokens)
+            parts = [part.reshape(pieces, len(part) // pieces, -1) for part in tokens]
+            return jax.lax.map(lambda part: jax.checkpoint(of_piece, prevent_cse=False)(*part), parts)
 
-        names = ("batch", "residual_length", None)
-        return in_region(of_device, experts, *((part, names) for part in (x, numbers_BLK, weights_BLK.astype(x.dtype))))
+        return in_region_of_tokens(of_device, x, routing, experts)
+
+    def sent(self, load: Load) -> int:
+        gathered = load.apart * load.tokens * load.width
+        return 2 * gathered * (load.apart - 1) // load.apart + 2 * gathered * (load.alike - 1) // load.alike
 
 
-def _of_piece(
+def sum_over_devices(
     experts: Experts,
     arrays: ModelState,
     split: Split,
@@ -63,9 +61,7 @@ def _of_piece(
     weights: Float[Array, "T K"],
 ) -> Float[Array, "T D"]:
     """Return the sums of a device's tokens over all devices that have experts."""
-    gathered = tuple(axis for axis in split.experts if axis in split.rows)
-    summed = tuple(axis for axis in split.experts if axis not in split.rows)
-    count = len(jax.tree.leaves(arrays)[0])
+    gathered, summed, count = split.apart, split.alike, len(jax.tree.leaves(arrays)[0])
     first = jax.lax.axis_index(split.experts) * count if split.experts else 0
     tokens, numbers, weights = (_gather(part, gathered) for part in (x, numbers, weights))
     y_TD = _sum_of_own(experts, arrays, tokens, numbers - first, weights, count)
@@ -86,29 +82,6 @@ def _sum_of_own(
     count: int,
 ) -> Float[Array, "T D"]:
     """Return the weighed sum of the experts 0 to `count` that each token asked for. Others have other numbers."""
-    tokens, most = numbers.shape
-    group_N = jnp.where((numbers >= 0) & (numbers < count), numbers, count).reshape(-1)
-    order_N = jnp.argsort(group_N, stable=True)
-    place_N = jnp.argsort(order_N)
-    sizes_E = jnp.sum(group_N[:, None] == jnp.arange(count)[None], axis=0, dtype=jnp.int32)
-    asked_ND = jnp.broadcast_to(x[:, None], (tokens, most, x.shape[-1])).reshape(-1, x.shape[-1])
-    y_ND = experts.grouped(arrays, _permuted(asked_ND, order_N, place_N), sizes_E)
-    y_TKD = _permuted(y_ND, place_N, order_N).reshape(tokens, most, -1)
-    return jnp.einsum("TKD,TK->TD", y_TKD, weights)
-
-
-@jax.custom_vjp
-def _permuted(x: Float[Array, "N D"], order: Int[Array, " N"], inverse: Int[Array, " N"]) -> Float[Array, "N D"]:
-    """Return `x[order]`, for a permutation and its inverse. The gradient is a look-up too, not a sum by index."""
-    return x[order]
-
-
-def _permuted_forward(x, order, inverse):
-    return x[order], inverse
-
-
-def _permuted_backward(inverse, dy):
-    return dy[inverse], None, None
-
-
-_permuted.defvjp(_permuted_forward, _permuted_backward)
+    group_TK = jnp.where((numbers >= 0) & (numbers < count), numbers, count)
+    y_ND = computed(experts, arrays, x, group_TK.reshape(-1), count)
+    return jnp.einsum("TKD,TK->TD", y_ND.reshape(*numbers.shape, -1), weights)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -34,5 +35,5 @@ class Router(Technique):
 
 
 def linear_logits(x: Float[Array, "B L D"], own: Mapping[str, Any]) -> Float[Array, "B L E"]:
-    """Return `x` times the router's matrix, in float32."""
-    return x.astype(jnp.float32) @ own["router"][...]
+    """Return `x` times the router's matrix, in float32. By default matrix units would round to bfloat16 or TF32."""
+    return jnp.matmul(x.astype(jnp.float32), own["router"][...], precision=jax.lax.Precision.HIGHEST)

@@ -79,7 +79,7 @@ class ModernBERT(LlamaLike):
         s.pass_over("layer_norm_eps", "position_embedding_type")  # which no program reads
         s.require("the rotary embeddings of this model_type have none", rope_scaling=None)
         s.require("dropout is a setting of ours: --set it", embedding_dropout=0.0, mlp_dropout=0.0)
-        first, *others = common.pattern * common.repeats
+        first, *others = common.blocks
         pattern, repeats = shortest_pattern((replace(first, join=FeedForwardNorm()), *others))
         head = TransformedHead(
             activation=s.activation("classifier_activation"),

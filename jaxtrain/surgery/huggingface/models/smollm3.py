@@ -40,7 +40,7 @@ class SmolLM3(LlamaLike):
         return rope if _have_rope(s)[layer] else NoPositions()
 
     def write_more(self, config: DecoderConfig) -> dict[str, Any]:
-        blocks = config.pattern * config.repeats
+        blocks = config.blocks
         return {"no_rope_layers": [int(attention_of(block).positions != NoPositions()) for block in blocks]}
 
 

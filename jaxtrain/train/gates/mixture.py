@@ -1,0 +1,104 @@
+"""Experts that were trained apart as one language model: the sum of their probabilities times the weights of a gate.
+
+The experts run one after another, by the program of one of them. Left out: running only those that a gate's `top_k`
+leaves.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxtrain.models.generate import Sampling, draw, first_logits, keys_of, next_logits, prepared
+from jaxtrain.nn.param import merge
+from jaxtrain.objectives.base import Sums, Terms
+from jaxtrain.shapes import Batch, ModelState
+from jaxtrain.train.gates.base import Gate
+
+Models = Sequence[ModelState]
+
+
+def make_mixture_step(graph: nnx.GraphDef, gate: Gate) -> Callable[[Models, Batch], tuple[Terms, Sums]]:
+    """Return an evaluation step of the mixture of models of one structure, as `evaluate` takes it."""
+    say = make_log_probs(graph)
+
+    @jax.jit
+    def mixed(batch: Batch, log_probs: Float[Array, "M B L"]) -> tuple[Terms, Sums]:
+        of_target = jax.nn.logsumexp(gate.log_weights(batch, log_probs) + log_probs, axis=0)
+        return Terms({}, {"nll": -jnp.sum(of_target * batch.weights)}), {"nll": jnp.sum(batch.weights)}
+
+    return lambda models, batch: mixed(batch, jnp.stack([say(model, batch) for model in models]))
+
+
+def make_log_probs(graph: nnx.GraphDef) -> Callable[[ModelState, Batch], Float[Array, "B L"]]:
+    """Return a jitted function of a model and a batch: the logarithm of what it says of each target."""
+
+    @jax.jit
+    def log_probs(model: ModelState, batch: Batch) -> Float[Array, "B L"]:
+        decoder = merge(graph, model)
+        return -decoder.head.cross_entropy(decoder.hidden(batch).y, batch.targets)[0]
+
+    return log_probs
+
+
+_first = jax.jit(first_logits, static_argnums=(0, 4))
+_next = jax.jit(next_logits, static_argnums=(0, 6, 7), donate_argnums=3)
+
+
+def generate_mixed(
+    graph: nnx.GraphDef,
+    models: Models,
+    gate: Gate,
+    prompt: Sequence[int],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    key: Key[Array, ""],
+    stop_token: int | None = None,
+) -> list[int]:
+    """Return the continuation of a prompt by the mixture: up to `tokens` tokens, up to but without `stop_token`.
+
+    Raises:
+        ValueError: as `generate` does.
+    """
+    padded, lengths = prepared(merge(graph, models[0]).config, [prompt], tokens)
+    width, count = padded.shape[1], len(prompt)
+    slots, keys, say = width + tokens, keys_of(key, 1), make_log_probs(graph)
+    context, log_probs = np.zeros((1, slots), np.int32), np.zeros((len(models), 1, slots), np.float32)
+    context[:, :width] = padded
+    log_probs[:, :, :width] = [say(model, _document(padded)) for model in models]
+    runs = [_first(graph, model, padded, lengths, slots) for model in models]
+    written: list[int] = []
+    for t in range(tokens):
+        place = count - 1 + t
+        said = jnp.stack([jax.nn.log_softmax(logits) for logits, _ in runs])
+        token = _drawn(gate, _document(context), log_probs, said, place, keys, t, sampling)
+        if (new := int(token[0])) == stop_token:
+            break
+        written.append(new)
+        if t + 1 < tokens:
+            context[0, place + 1], log_probs[:, 0, place] = new, said[:, 0, new]
+            runs = [
+                _next(graph, model, token, states, lengths, t + 1, width, slots)
+                for model, (_, states) in zip(models, runs, strict=True)
+            ]
+    return written
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _drawn(gate: Gate, batch: Batch, log_probs, said: Float[Array, "M B W"], place, keys, t, sampling: Sampling):
+    """Return the next token of a context, from what each expert says of it and of the context."""
+    weights = gate.log_weights(batch, log_probs)[:, :, place]
+    return draw(jax.nn.logsumexp(weights[..., None] + said, axis=0), keys, t, sampling)
+
+
+def _document(tokens: np.ndarray) -> Batch:
+    """Return rows of one document. What lies behind a place has no part in what is said at it."""
+    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    ones = np.ones_like(tokens)
+    columns = tokens, np.roll(tokens, -1, axis=1), ones.astype(np.float32), ones, places
+    return Batch(*map(jnp.asarray, columns))

@@ -1,0 +1,92 @@
+"""Blocks before the pattern are a stack of their own, and otherwise as blocks of a longer pattern."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from messages import refused
+from tiny import DECODER, packed_batch, random_model, variant
+from tolerances import EXACT, SAME_LOGITS, assert_close
+
+from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.generate import Sampling, generate
+from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.moe.balances import RouterBias, RowLoss
+from jaxtrain.nn.param import merge
+from jaxtrain.pipeline.schedules.gpipe import GPipe
+from jaxtrain.shapes import ModelState
+from jaxtrain.train.gradients.pipelined import Pipelined
+
+[DENSE] = DECODER.pattern
+MIXTURE = dataclasses.replace(
+    DENSE,
+    mlp=MixtureConfig(
+        experts=4,
+        top_k=2,
+        expert=GatedMLPConfig(hidden=16),
+        balances=(RowLoss(coefficient=0.1), RouterBias(rate=0.1)),
+    ),
+)
+FIRST = variant(first=(DENSE,), pattern=(MIXTURE,), repeats=2)
+LONG = variant(pattern=(DENSE, MIXTURE, MIXTURE), repeats=1)
+
+
+def as_long(model: ModelState) -> ModelState:
+    """Return the arrays of FIRST as those of LONG, whose three blocks are one repeat."""
+    return ModelState(*map(_as_long, model))
+
+
+def _as_long(tree):
+    long = {}
+    for path, leaf in flatten_dict(tree).items():
+        if path[:2] == ("stacks", "first"):
+            long[("stacks", "blocks", *path[2:])] = leaf
+        elif path[0] == "stacks":
+            long |= {(*path[:3], 1 + repeat, *path[4:]): leaf[repeat][None] for repeat in range(2)}
+        else:
+            long[path] = leaf
+    return unflatten_dict(long)
+
+
+def test_first_blocks_are_the_beginning_of_a_longer_pattern():
+    """In hidden states, losses of layers, gradients, new buffers, counts of parameters and FLOPs, and generation."""
+    model, batch = random_model(FIRST), packed_batch([[20, 12], [16]], 32, vocab_size=64)
+
+    def loss(params, buffers, graph):
+        decoder = merge(graph, ModelState(params, {}, buffers))
+        out = decoder.hidden(batch)
+        total = (out.y**2).sum() + out.sums.terms["balance"]
+        return total, (out.y, decoder.updated_buffers(out.sums.counts), decoder.reported(out.sums.counts))
+
+    def of(config, model):
+        graph = abstract_model(config).graph
+        return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b, graph), has_aux=True))(model.params, model.buffers)
+
+    (value, (y, buffers, report)), gradient = of(FIRST, model)
+    (long_value, (long_y, long_buffers, long_report)), long_gradient = of(LONG, as_long(model))
+    assert_close((value, y), (long_value, long_y), SAME_LOGITS)
+    assert_close(_as_long(gradient), long_gradient, SAME_LOGITS)
+    assert_close(_as_long(buffers), long_buffers, EXACT)
+    assert_close(report, long_report, EXACT)
+    assert FIRST.layers == LONG.layers == 3 and FIRST.blocks == LONG.blocks
+    assert FIRST.parameter_count == LONG.parameter_count
+    assert FIRST.active_parameter_count == LONG.active_parameter_count
+    assert FIRST.flops_per_token(32) == LONG.flops_per_token(32)
+
+
+def test_a_cache_holds_the_first_blocks_as_well():
+    model, key = random_model(FIRST), jax.random.key(0)
+    options = {"tokens": 5, "sampling": Sampling(temperature=0.0), "key": key}
+    [written] = generate(abstract_model(FIRST).graph, model, [[1, 2, 3]], **options)
+    tokens = np.array([[1, 2, 3, *written]], np.int32)
+    batch = packed_batch([[8]], 8, vocab_size=64)._replace(tokens=tokens)
+    logits = jax.jit(lambda model: merge(abstract_model(FIRST).graph, model)(batch))(model)
+    assert np.argmax(logits[0, 2:7], axis=-1).tolist() == written
+
+
+def test_stages_do_not_run_them():
+    gradients = Pipelined(schedule=GPipe(), microbatches=2)
+    with refused(ValueError, "model.first", "Accumulate"):
+        gradients.check(2, FIRST)

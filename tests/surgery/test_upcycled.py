@@ -1,0 +1,61 @@
+"""A dense model becomes a mixture of experts that computes the same."""
+
+import dataclasses
+
+import huggingface_goldens as goldens
+import jax
+import numpy as np
+import pytest
+from messages import refused
+
+from jaxtrain.mesh import MeshConfig
+from jaxtrain.models.trees import together
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.moe.balances import RouterBias
+from jaxtrain.nn.moe.selections import ExpertChoice
+from jaxtrain.surgery.huggingface import import_folder, open_folder
+from jaxtrain.train.initial import FromHuggingFace, Upcycled
+
+KEPT = 1e-6  # the difference of logits, of order one
+
+
+def upcycled(folder, mesh=None, **changes):
+    """Return the folder's model with experts in all layers, and its arrays."""
+    dense = open_folder(folder)[0]
+    [block] = dense.pattern
+    mixture = MixtureConfig(**{"experts": 4, "top_k": 2, "expert": block.mlp, **changes})
+    config = dataclasses.replace(dense, pattern=(dataclasses.replace(block, mlp=mixture),))
+    initial = Upcycled(weights=FromHuggingFace(path=str(folder)))
+    return config, initial(config, (mesh or MeshConfig()).build(), jax.random.key(0))
+
+
+def test_the_mixture_computes_what_the_dense_model_did():
+    """On a mesh that splits the experts, each of which is the dense layer, with a router that has been drawn."""
+    folder = goldens.GOLDENS / "llama"
+    config, model = upcycled(folder, MeshConfig(fsdp=2, expert=4), balances=(RouterBias(rate=0.1),))
+    arrays = jax.tree.map(np.asarray, together(model))
+    mlp, of_dense = (tree["stacks"]["blocks"]["blocks"][0]["mlp"] for tree in (arrays, import_folder(folder)[1]))
+    for name in ("gate", "up", "down"):
+        for expert in range(4):
+            np.testing.assert_array_equal(mlp["experts"][name]["kernel"][:, expert], of_dense[name]["kernel"])
+    assert len(np.unique(mlp["router"])) == mlp["router"].size
+    tokens, expected = goldens.golden("llama")
+    before = goldens.logits(open_folder(folder)[0], import_folder(folder)[1], tokens)
+    assert np.abs(goldens.logits(config, arrays, tokens) - before).max() < KEPT * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"renormalise": False}, {"scale": 2.0}, {"zero_experts": 1}, {"selection": ExpertChoice()}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_copies_that_add_up_to_something_else_are_refused(changes):
+    [(name, _)] = changes.items()
+    with refused(ValueError, f"model.pattern[0].mlp.{name}", "initial=Upcycled"):
+        upcycled(goldens.GOLDENS / "llama", **changes)
+
+
+def test_a_model_without_a_mixture_is_refused():
+    config = open_folder(goldens.GOLDENS / "llama")[0]
+    with refused(ValueError, "initial=Upcycled", "mixture"):
+        Upcycled(weights=FromHuggingFace(path="none"))(config, MeshConfig().build(), jax.random.key(0))
