@@ -58,17 +58,17 @@ class Experts(NamedTuple):
         run = self.runs[0]
         tokenizer = run.data.tokenizer
         ids = tokenizer.encode_prompt(prompt)
-        with jax.set_mesh(run.mesh):
-            new = generate_mixed(
-                abstract_model(run.config.model).graph,
-                self._models,
-                self.gate,
-                ids,
-                tokens=tokens,
-                sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
-                key=jax.random.key(seed),
-                stop_token=tokenizer.end_of_document_id,
-            )
+        new = generate_mixed(
+            abstract_model(run.config.model).graph,
+            self._models,
+            self.gate,
+            ids,
+            mesh=run.mesh,
+            tokens=tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            key=jax.random.key(seed),
+            stop_token=tokenizer.end_of_document_id,
+        )
         return tokenizer.decode(ids + new)
 
     @property

@@ -22,6 +22,7 @@ from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.cli.one_object import one_object
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.trees import apart
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.record.files import RunFiles
 from jaxtrain.shapes import ParamTree
@@ -120,4 +121,6 @@ def opened(parents: list[Parent]) -> Iterator[tuple[list[int], list[ParamTree]]]
     with contextlib.ExitStack() as stack:
         which = {"weights": None, "step": None, "best": False}
         found = [stack.enter_context(weights_of(one.folder, one.config.model, one.config, **which)) for one in parents]
-        yield [step for step, _ in found], [params for _, params in found]
+        shapes = [abstract_model(plain(one.config.model)).shapes for one in parents]
+        arrays = [apart(tree, like).params for (_, tree), like in zip(found, shapes, strict=True)]
+        yield [step for step, _ in found], arrays
