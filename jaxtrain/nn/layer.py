@@ -49,12 +49,17 @@ class TokenContext(NamedTuple):
 
         `key_positions` stay those of the whole row: by its length positions may be scaled.
         """
-        positions, segment_ids, tokens, tasks = (
-            None if of_row is None else jnp.take_along_axis(of_row, places, axis=1)
-            for of_row in (self.positions, self.segment_ids, self.tokens, self.tasks)
-        )
+
+        def there(of_row: Int[Array, "B L"]) -> Int[Array, "B K"]:
+            return jnp.take_along_axis(of_row, places, axis=1)
+
+        segment_ids = there(self.segment_ids)
         return self._replace(
-            positions=positions, segment_ids=segment_ids, key_segment_ids=segment_ids, tokens=tokens, tasks=tasks
+            positions=there(self.positions),
+            segment_ids=segment_ids,
+            key_segment_ids=segment_ids,
+            tokens=None if self.tokens is None else there(self.tokens),
+            tasks=None if self.tasks is None else there(self.tasks),
         )
 
     @property

@@ -36,7 +36,8 @@ class Auto(Dispatch):
         return min(self.ways, key=lambda way: way.sent(load))
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
-        load = load_of(x.shape, experts.count, routing.top_k, jax.sharding.get_abstract_mesh())
+        rows, length, width = x.shape
+        load = load_of((rows, length, width), experts.count, routing.top_k, jax.sharding.get_abstract_mesh())
         return self.chosen(load)(x, routing, experts)
 
     def sent(self, load: Load) -> int:
