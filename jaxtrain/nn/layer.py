@@ -49,9 +49,12 @@ class TokenContext(NamedTuple):
 
         `key_positions` stay those of the whole row: by its length positions may be scaled.
         """
-        positions, segment_ids, tokens, tasks = (
+        positions, segment_ids = (
+            jnp.take_along_axis(of_row, places, axis=1) for of_row in (self.positions, self.segment_ids)
+        )
+        tokens, tasks = (
             None if of_row is None else jnp.take_along_axis(of_row, places, axis=1)
-            for of_row in (self.positions, self.segment_ids, self.tokens, self.tasks)
+            for of_row in (self.tokens, self.tasks)
         )
         return self._replace(
             positions=positions, segment_ids=segment_ids, key_segment_ids=segment_ids, tokens=tokens, tasks=tasks
