@@ -210,9 +210,9 @@ class TrainConfig:
             rows = phase.batch_size // self.gradients.microbatches
             shape = rows, phase.sequence_length, self.model.d_model
             value_bytes = jnp.dtype(self.model.compute_dtype).itemsize
-            for position, block in enumerate(self.model.pattern):
+            for key, block in self.model.named_blocks.items():
                 if remark := block.mlp.remark(shape, mesh, value_bytes):
-                    lines[f"model.pattern[{position}].mlp: {remark}"] = None
+                    lines[f"model.{key}.mlp: {remark}"] = None
         return list(lines)
 
     def _check_batch(self, key: str, batch_size: int, sizes: dict[str, int]) -> None:

@@ -58,17 +58,17 @@ class Experts(NamedTuple):
         run = self.runs[0]
         tokenizer = run.data.tokenizer
         ids = tokenizer.encode_prompt(prompt)
-        with jax.set_mesh(run.mesh):
-            new = generate_mixed(
-                abstract_model(run.config.model).graph,
-                self._models,
-                self.gate,
-                ids,
-                tokens=tokens,
-                sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
-                key=jax.random.key(seed),
-                stop_token=tokenizer.end_of_document_id,
-            )
+        new = generate_mixed(
+            abstract_model(run.config.model).graph,
+            self._models,
+            self.gate,
+            ids,
+            mesh=run.mesh,
+            tokens=tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            key=jax.random.key(seed),
+            stop_token=tokenizer.end_of_document_id,
+        )
         return tokenizer.decode(ids + new)
 
     @property
@@ -91,7 +91,7 @@ def load_experts(folders: Sequence[str | Path], *, by: Gate, import_from: Sequen
         check_same_architecture(run.config.model, first.config.model, path=path, what="a run")
         for key, theirs, ours in differences(run.config.model, first.config.model, "model"):
             raise ValueError(f"{path}: {key}={theirs!r}, and {ours!r} in {first.folder.path}: experts are of one model")
-        if jax.tree.structure(run.model) != jax.tree.structure(first.model):
+        if run.config.model.trainable != first.config.model.trainable or run.config.model.teacher:
             raise ValueError(
                 f"{path}: it trains other parameters than {first.folder.path}, or has a teacher: convert both"
             )

@@ -1,7 +1,7 @@
 """`jaxtrain merge RUN RUN ... --by MERGE --out FOLDER`: the weights of several runs as those of a new one.
 
-The new run has checkpoint 0, with the merged parameters, and the configuration of the first run, whose buffers (such as
-the biases of routers) it has too. Weights are read and written one chunk at a time: host memory holds the two largest
+The new run has checkpoint 0, with the merged parameters and buffers (such as the biases of routers), and the
+configuration of the first run. Weights are read and written one chunk at a time: host memory holds the two largest
 tensors and a few chunks. Adapters are merged and quantized weights made plain first; a run that has them is read whole.
 """
 
@@ -22,6 +22,7 @@ from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.cli.one_object import one_object
 from jaxtrain.config import TrainConfig
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.trees import apart, together
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.record.files import RunFiles
 from jaxtrain.shapes import ParamTree
@@ -94,13 +95,11 @@ def write(merge: Merge, parents: list[Parent], target: Path) -> int:
     """Write the run folder whole or not at all. Return the number of parameters."""
     base = parents[0]
     model = plain(base.config.model)
-    with opened(parents) as (steps, params), whole_folder(target) as path:
+    with opened(parents) as params, whole_folder(target) as path:
         folder = RunFolder(path)
-        write_params(folder.checkpoints / "0", merged(merge, params, abstract_model(model).axes.params))
-        buffers = base.folder.checkpoints / str(steps[0]) / "buffers"
-        if buffers.is_dir():
-            shutil.copytree(buffers, folder.checkpoints / "0" / "buffers")
-            print(f"buffers are those of {base.folder.path}")
+        shapes, axes = abstract_model(model)[1:]
+        child = apart(merged(merge, params, together(axes)), shapes)
+        write_params(folder.checkpoints / "0", child.params, child.buffers)
         write_manifest(folder.checkpoints / "0")
         RunFiles.of(configuration(base.config)).write(folder)
         if (base.folder.path / IMPORTED).is_dir():
@@ -115,9 +114,12 @@ def configuration(base: TrainConfig) -> TrainConfig:
 
 
 @contextlib.contextmanager
-def opened(parents: list[Parent]) -> Iterator[tuple[list[int], list[ParamTree]]]:
-    """Yield the step and the parameters of the latest valid checkpoint of each run."""
+def opened(parents: list[Parent]) -> Iterator[list[ParamTree]]:
+    """Yield the parameters and buffers of the latest valid checkpoint of each run."""
     with contextlib.ExitStack() as stack:
-        which = {"weights": None, "step": None, "best": False}
-        found = [stack.enter_context(weights_of(one.folder, one.config.model, one.config, **which)) for one in parents]
-        yield [step for step, _ in found], [params for _, params in found]
+        yield [
+            stack.enter_context(
+                weights_of(one.folder, one.config.model, one.config, weights=None, step=None, best=False)
+            )[1]
+            for one in parents
+        ]

@@ -5,7 +5,7 @@ The form is that of a value of `--set`. The text is parsed, never evaluated.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from jaxtrain.cli.config_imports import Imports
 from jaxtrain.cli.config_object import Reader
@@ -15,9 +15,9 @@ from jaxtrain.record.literal import shorten
 from jaxtrain.record.walk import config_fields
 
 
-def one_object[Kind](
-    text: str, kind: type[Kind], key: str, *, examples: str, import_from: Sequence[str | Path] = ()
-) -> Kind:
+def one_object(
+    text: str, kind: type, key: str, *, examples: str, import_from: Sequence[str | Path] = ()
+) -> Any:  # of the kind, which may be abstract
     """Build the object of a base class that the text names, with the given parameters and defaults for the others.
 
     Raises:
@@ -33,7 +33,7 @@ def one_object[Kind](
     for at, node in nodes(tree, key):
         for missing in required(node):
             raise ValueError(f"{origin}: {at}={node.cls.__name__} needs `{missing}`; write {missing}=...")
-    return cast(Kind, build(tree, {}))  # `read` has checked that the node fits its slot
+    return build(tree, {})  # `read` has checked that the node fits its slot
 
 
 def required(node: Node) -> list[str]:

@@ -94,7 +94,7 @@ def draw(run: Routed) -> Figure:
     """Return the picture: loads above, pairs of experts in the middle, numbers of the layers below."""
     last = run.counts[max(run.counts)]
     figure = Figure(figsize=(11, 10), layout="constrained", facecolor="white")
-    above, middle, below = figure.subfigures(3, 1, height_ratios=(2, 1.2, 1))
+    above, middle, below = np.ravel(figure.subfigures(3, 1, height_ratios=(2, 1.2, 1)))
     _draw_loads(above, run, list(last))
     shown = _spread(list(last), MOST_PAIRS)
     for axes, layer in zip(middle.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):

@@ -2,7 +2,7 @@
 
 The parameters of the pattern are stacked over its repeats ([R, ...] on every leaf) and the repeats run in a scan, so
 neither the program nor its compile time grows with depth. The layout of the parameters is the same with the scan
-unrolled. Blocks that come first and only once are a stack of one repeat. Nothing here depends on devices: `gather` and
+unrolled. Blocks that come before the pattern are a stack of their own. Nothing here depends on devices: `gather` and
 `constrain` take logical names only.
 """
 
@@ -22,6 +22,7 @@ from jaxtrain.fully_sharded import gather, narrow_gradients, of_repeat
 from jaxtrain.models.counts import Counts, counts
 from jaxtrain.models.members import Members
 from jaxtrain.models.sharing import Sharing, own_and_shared, share, whole_repeat
+from jaxtrain.models.stacks import Stack, shortest
 from jaxtrain.models.teacher import Teacher
 from jaxtrain.models.trees import in_stacks, over_repeats, taught
 from jaxtrain.nn.block import BlockConfig
@@ -40,13 +41,6 @@ from jaxtrain.shapes import Batch, ModelState, ParamTree
 from jaxtrain.sharding import axis_size, constrain, on_one_device
 
 HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
-
-
-class Stack(NamedTuple):
-    """Blocks, and how often they are repeated."""
-
-    blocks: tuple[BlockConfig, ...]
-    repeats: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +106,7 @@ class DecoderConfig:
     @property
     def stacks(self) -> dict[str, Stack]:
         """The stacks by name, in the order of the forward pass."""
-        first = {"first": Stack(self.first, 1)} if self.first else {}
+        first = {"first": shortest(self.first)} if self.first else {}
         return first | {"blocks": Stack(self.pattern, self.repeats)}
 
     @property

@@ -22,6 +22,8 @@ from jaxtrain.nn.norms.base import NormConfig
 from jaxtrain.nn.param import attach, attached, is_variable
 from jaxtrain.sharding import constrain
 
+TAPS = frozenset(("block_input", "mixer_output", "mlp_output"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockConfig:
@@ -71,7 +73,7 @@ class Block(Layer):
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext, state=None) -> Out:
         if self.config.depth is None:
             return self._pass(x, context, state)
-        if context.taps:
+        if not TAPS.isdisjoint(context.taps):
             raise ValueError(f"depth={self.config.depth!r}: not all tokens pass through the block, so it has no taps")
         return self.config.depth(self._pass, x, context, state, attached(self, self.of_depth))
 
@@ -100,7 +102,7 @@ class Block(Layer):
         self.mlp.update_buffers(counts.get("mlp", {}))
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-        parts = {"mixer": self.mixer, "mlp": self.mlp, "depth": self.config.depth}
+        parts: dict[str, Any] = {"mixer": self.mixer, "mlp": self.mlp, "depth": self.config.depth}
         return greatest(parts[name].report(own) for name, own in counts.items())
 
 

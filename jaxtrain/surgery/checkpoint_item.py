@@ -14,7 +14,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import cast
 
 import jax
@@ -62,7 +61,7 @@ def boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Box]:
         yield tuple(slice(at, min(at + step, size)) for at, step, size in zip(corner, chunk, shape, strict=True))
 
 
-def write_params(step: Path, params: ParamTree, buffers: ParamTree = MappingProxyType({})) -> None:
+def write_params(step: Path, params: ParamTree, buffers: ParamTree | None = None) -> None:
     """Write the folder of a checkpoint that has no training state. Leaves are LazyLeafs.
 
     Raises:

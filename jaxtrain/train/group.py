@@ -119,8 +119,9 @@ def group_step(program: Program, mesh: Mesh) -> jax.stages.Wrapped:
         state = jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), state, program.target)
         return jax.tree.map(jnp.atleast_1d, program.plain(state, batch, jax.random.wrap_key_data(key)))
 
-    apart = {"in_specs": P(APART), "out_specs": P(APART), "axis_names": {APART}}
-    region = jax.shard_map(of_one, mesh=mesh, check_vma=False, **apart)
+    region = jax.shard_map(
+        of_one, mesh=mesh, in_specs=P(APART), out_specs=P(APART), axis_names={APART}, check_vma=False
+    )
     layout = jax.tree.map(lambda like: end_to_end(like.sharding, mesh), program.target)
     return jax.jit(region, donate_argnums=0, out_shardings=(layout, NamedSharding(mesh, P(APART))))
 
@@ -161,7 +162,8 @@ def part[Tree](tree: Tree, target: Tree) -> Tree:
 
 def _scalar(values: jax.Array, mesh: Mesh) -> jax.Array:
     """Return the number of one run, from those of all."""
-    return part(values, jax.ShapeDtypeStruct((), values.dtype, sharding=NamedSharding(mesh, P())))
+    like: Any = jax.ShapeDtypeStruct((), values.dtype, sharding=NamedSharding(mesh, P()))
+    return part(values, like)
 
 
 def _key_data(run: Run) -> jax.Array:

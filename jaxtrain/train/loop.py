@@ -227,7 +227,8 @@ class Opened:
         self.profiler = profiler
         self._trainer, self._start, self._stop = trainer, start, stop
         self._checkpoints, self._recorder, self._taken = checkpoints, recorder, taken
-        self._hooks, self._saved, self._state = HookStates(trainer.hooks), start, None
+        self._hooks, self._saved = HookStates(trainer.hooks), start
+        self._state: TrainState | None = None
         self._graph, _, _ = abstract_model(trainer.recipe.model)
         self._evaluation_step = functools.cache(functools.partial(make_evaluation_step, self._graph))
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.models.decoder import DecoderConfig, Stack, abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.stacks import Stack
 from jaxtrain.nn.moe.observed import ROUTING
 from jaxtrain.nn.param import merge
 from jaxtrain.shapes import Batch, ModelState
@@ -78,16 +80,20 @@ def numbers(layers: Mapping[str, Counted]) -> dict[str, float]:
 def has_mixtures(model: DecoderConfig) -> bool:
     """Tell whether a layer of the model counts where its tokens go. Nothing is computed."""
     graph, shapes, _ = abstract_model(model)
-    ints, floats = (jax.ShapeDtypeStruct((1, model.max_length), dtype) for dtype in (np.int32, np.float32))
-    batch = Batch(ints, ints, floats, ints, ints)
-    counts = jax.eval_shape(lambda s, b: merge(graph, s).hidden(b, taps=(ROUTING,)).sums.counts, shapes, batch)
-    return any(path[-1] == "together" for path in flatten_dict(counts))
+
+    def count(state: ModelState) -> Mapping[str, Any]:
+        ids = jnp.zeros((1, model.max_length), jnp.int32)
+        batch = Batch(ids, ids, ids.astype(jnp.float32), ids, ids)
+        return merge(graph, state).hidden(batch, taps=(ROUTING,)).sums.counts
+
+    return any(path[-1] == "together" for path in flatten_dict(jax.eval_shape(count, shapes)))
 
 
 def written(layers: Mapping[str, Counted]) -> bytes:
     """Return the content of a file of counts."""
     file = io.BytesIO()
-    np.savez_compressed(file, **{f"{layer}/{name}": own[name] for layer, own in layers.items() for name in own})
+    arrays: dict[str, Any] = {f"{layer}/{name}": own[name] for layer, own in layers.items() for name in own}
+    np.savez_compressed(file, **arrays)
     return file.getvalue()
 
 

@@ -29,22 +29,23 @@ MIXTURE = dataclasses.replace(
         balances=(RowLoss(coefficient=0.1), RouterBias(rate=0.1)),
     ),
 )
-FIRST = variant(first=(DENSE,), pattern=(MIXTURE,), repeats=2)
-LONG = variant(pattern=(DENSE, MIXTURE, MIXTURE), repeats=1)
+FIRST = variant(first=(DENSE,) * 2, pattern=(MIXTURE,), repeats=2)
+LONG = variant(pattern=(DENSE, DENSE, MIXTURE, MIXTURE), repeats=1)
 
 
 def as_long(model: ModelState) -> ModelState:
-    """Return the arrays of FIRST as those of LONG, whose three blocks are one repeat."""
+    """Return the arrays of FIRST as those of LONG, whose four blocks are one repeat."""
     return ModelState(*map(_as_long, model))
 
 
 def _as_long(tree):
     long = {}
     for path, leaf in flatten_dict(tree).items():
-        if path[:2] == ("stacks", "first"):
-            long[("stacks", "blocks", *path[2:])] = leaf
-        elif path[0] == "stacks":
-            long |= {(*path[:3], 1 + repeat, *path[4:]): leaf[repeat][None] for repeat in range(2)}
+        if path[0] == "stacks":
+            place = 0 if path[1] == "first" else 2
+            long |= {
+                ("stacks", "blocks", "blocks", place + repeat, *path[4:]): leaf[repeat][None] for repeat in range(2)
+            }
         else:
             long[path] = leaf
     return unflatten_dict(long)
@@ -70,7 +71,7 @@ def test_first_blocks_are_the_beginning_of_a_longer_pattern():
     assert_close(_as_long(gradient), long_gradient, SAME_LOGITS)
     assert_close(_as_long(buffers), long_buffers, EXACT)
     assert_close(report, long_report, EXACT)
-    assert FIRST.layers == LONG.layers == 3 and FIRST.blocks == LONG.blocks
+    assert FIRST.layers == LONG.layers == 4 and FIRST.blocks == LONG.blocks
     assert FIRST.parameter_count == LONG.parameter_count
     assert FIRST.active_parameter_count == LONG.active_parameter_count
     assert FIRST.flops_per_token(32) == LONG.flops_per_token(32)

@@ -18,6 +18,7 @@ from jaxtrain.models.decoder import DecoderConfig, abstract_model, context_of
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.depth import MixtureOfDepths
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.joins import PostNorm
 from jaxtrain.nn.layer import Keys
@@ -25,6 +26,7 @@ from jaxtrain.nn.masks import Bidirectional, SlidingWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.decay import StepDecay
 from jaxtrain.nn.mixers.delta_rule import DeltaRuleConfig
+from jaxtrain.nn.moe.observed import ROUTING
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.param import merge
 from jaxtrain.nn.positions import ALiBi
@@ -170,6 +172,16 @@ def test_the_operations_of_a_token_are_those_that_are_multiplied(monkeypatch):
     keys = Keys(jax.random.split(jax.random.key(0), 1), jax.random.key(1))
     counted = matmul_flops(lambda state: merge(GRAPH, state)(batch, keys), STATE)
     assert 3 * counted == MODEL.flops_per_token(16) * 16
+
+
+def test_a_mixture_counts_the_tokens_that_pass():
+    mixture = MixtureConfig(experts=4, top_k=2, expert=MLPConfig(hidden=4))
+    block = _built(dataclasses.replace(_routed(), mlp=mixture))
+    counted = jax.jit(lambda keys: block(X, context_of(BATCH, keys, [ROUTING])).sums.counts["mlp"]["load"])
+    hidden = np.maximum(X @ np.asarray(block.predictor_up[...]), 0)
+    predicted = ((hidden @ np.asarray(block.predictor_down[...]))[..., 0] > 0) & (BATCH.segment_ids > 0)
+    taken = np.minimum((BATCH.segment_ids > 0).sum(axis=1), L // 2)
+    assert counted(None).sum() == 2 * predicted.sum() != counted(KEYS).sum() == 2 * taken.sum()
 
 
 def test_a_model_that_sees_ahead_needs_no_predictor():

@@ -57,7 +57,7 @@ def test_attention_and_a_dense_layer_are_the_usual_block_bit_for_bit():
 
 def test_any_order_scanned_is_that_order_unrolled_and_compiles_once():
     """And the mixture's drops are shown."""
-    config = _model(*pattern_of("DMA", LAYERS))
+    config = _model(*pattern_of("MA", LAYERS))
     state, found = random_model(config), []
     for scan in (True, False):
         graph = abstract_model(dataclasses.replace(config, scan=scan)).graph
@@ -78,7 +78,7 @@ def test_any_order_scanned_is_that_order_unrolled_and_compiles_once():
 
 
 def test_cached_generation_is_the_uncached_forward():
-    config = _model(*pattern_of("AMA", LAYERS | {"M": dataclasses.replace(MIXTURE, dispatch=Capacity(factor=4.0))}))
+    config = _model(*pattern_of("MA", LAYERS | {"M": dataclasses.replace(MIXTURE, dispatch=Capacity(factor=4.0))}))
     state, prompt = random_model(config, seed=1), [3, 1, 4]
     graph = abstract_model(config).graph
     (drawn,) = generate(graph, state, [prompt], tokens=5, sampling=Sampling(temperature=0.0), key=jax.random.key(0))

@@ -21,7 +21,7 @@ from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.linear.int8 import Int8
 from jaxtrain.nn.linear.lora import LoRA
-from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert, Exchange
+from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert, Exchange, Materialise
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.nn.moe.selections import ExpertChoice, TopK
 from jaxtrain.nn.param import merge, split
@@ -37,6 +37,7 @@ DISPATCHES = {
     "Dropless": Dropless(pieces=4),
     "EveryExpert": EveryExpert(),
     "Exchange": Exchange(factor=1.0),  # some pairs of devices have more rows than room
+    "Materialise": Materialise(slots=3),
 }
 OTHER_EXCHANGES = {
     "expert 8": Exchange(factor=1.0, near=4),
@@ -68,7 +69,8 @@ def _found(config: MixtureConfig, mesh: str) -> tuple:
         return jax.device_get(take(model.params, X))
 
 
-WAYS = [(name, mesh) for name in DISPATCHES for mesh in MESHES if (name, mesh) != ("Exchange", "one device")]
+BETWEEN_DEVICES = ("Exchange", "Materialise")  # on one device they are Dropless
+WAYS = [(name, mesh) for name in DISPATCHES for mesh in MESHES if name not in BETWEEN_DEVICES or MESHES[mesh]]
 
 
 @pytest.mark.parametrize(("name", "mesh"), WAYS)

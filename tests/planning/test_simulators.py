@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -80,18 +82,18 @@ def test_slices_cover_every_byte_once_and_lengthen_nothing():
 
 def test_a_gradient_reduced_in_slices_is_that_reduced_whole_bit_for_bit():
     layer = MixtureLayer(
-        moved_bytes=1e4, tokens=1e4, between=Linear(0.0, 1.0), within=Linear(0.0, 0.4), experts=Linear(0.0, 0.1)
+        moved_bytes=1e4, tokens=1e4, between=Linear(0.0, 1.0), within=Linear(0.0, 0.4), experts=Linear(0.0, 2.0)
     )
-    cuts = [(one.start, one.end) for one in layer.gradient_slices(2, 1000)]
+    cuts = [(one.start, one.end) for one in layer.gradient_slices(2, 20_000)]
     assert len(cuts) > 1
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    gradient = np.random.default_rng(0).normal(size=(8, 1000)).astype(np.float32)
+    gradient = np.random.default_rng(0).normal(size=(8, 20_000)).astype(np.float32)
 
     def reduced(cuts, x):
         return jnp.concatenate([jax.lax.psum(x[:, a:b], "d") for a, b in cuts], axis=1)
 
     sums = []
-    for own in (cuts, [(0, 1000)]):
+    for own in (cuts, [(0, 20_000)]):
         region = jax.shard_map(functools.partial(reduced, own), mesh=mesh, in_specs=P("d"), out_specs=P())
         sums.append(np.asarray(jax.jit(region)(gradient)))
     np.testing.assert_array_equal(*sums)
@@ -220,3 +222,11 @@ def test_stale_updates_of_several_trainers_take_less_time_and_learn(faultless):
     stale = dataclasses.replace(NETWORK, waits=False, trainers=4, kill_rate=0.02).start().run(500)
     assert len(stale.losses) == 500 and stale.seconds < faultless.seconds / 3
     assert stale.losses[-100:].mean() < faultless.losses[-100:].mean() + 0.1
+
+
+def test_the_examples_of_the_page_run(capsys):
+    page = (Path(__file__).parents[2] / "docs/experts.md").read_text()
+    examples = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "simulators" in code]
+    for code in examples:
+        exec(code, {})
+    assert len(examples) == 2 and len(capsys.readouterr().out.split()) == 6

@@ -73,7 +73,7 @@ def test_a_child_with_the_experts_of_another_run_is_theirs_bit_for_bit(runs, tmp
     by = "Assembly(weights=(0.0, 1.0), names=('*.experts.*',))"
     assert main(["merge", str(runs / "a"), str(runs / "b"), "--by", by, "--out", str(tmp_path / "child")]) == 0
     assert not [event for event in compiled if "backend_compile" in event]
-    assert f"buffers are those of {runs / 'a'}" in capsys.readouterr().out
+    assert str(tmp_path / "child") in capsys.readouterr().out
     config = load(tmp_path / "child").config
     assert config == CONFIG
     mesh = MeshConfig(fsdp=1, data=2).build(jax.devices()[:2])

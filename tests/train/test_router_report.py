@@ -15,7 +15,7 @@ from tolerances import EXACT, assert_close
 from jaxtrain.cli.main import main
 from jaxtrain.cli.plot_experts import loads, read_routed, together
 from jaxtrain.mesh import MeshConfig
-from jaxtrain.models.decoder import Stack
+from jaxtrain.models.stacks import Stack
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.train.folder import RunFolder

@@ -165,6 +165,8 @@ TOGETHER = [  # of different keys, in one run
     ("DeltaRuleConfig", "MLPConfig"),
     ("LinearAttentionConfig", "MixtureConfig", "SharedLayers"),
     ("MixtureOfDepths", "FastFeedForwardConfig"),
+    ("ExpertChoiceRecursion", "LowRank"),
+    ("TokenChoiceRecursion", "SigmoidGatedConfig"),
     ("LoRA", "DoRA"),  # in the mixer, and in the feed-forward layer
 ]
 RUNS = [*TOGETHER, *((name,) for name in OWN if not any(name in names for names in TOGETHER))]

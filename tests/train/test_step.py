@@ -23,7 +23,7 @@ from jaxtrain.optim.schedules import Linear
 from jaxtrain.shapes import ModelState
 from jaxtrain.train.gradients import Accumulate, Loss
 from jaxtrain.train.state import create_state, state_of
-from jaxtrain.train.step import make_train_step, step_keys
+from jaxtrain.train.step import _after, make_train_step, step_keys
 
 ROWS, LENGTH = 8, 12
 OPTIMIZER = AdamW(learning_rate=Linear(peak=0.01, warmup_steps=4))
@@ -334,3 +334,10 @@ def test_values_at_creation_do_not_depend_on_the_mesh(created):
     alone = MeshConfig().build(jax.devices()[:1])
     state = create_state(ODD_SIZES, _tx(ODD_SIZES), abstract_model(ODD_SIZES).axes, alone, jax.random.key(0))
     assert_close(created[0], state, EXACT._replace(absolute=1e-7))
+
+
+def test_the_update_is_ordered_by_a_barrier_but_on_one_cpu():
+    for devices, barriers in ((1, 0), (2, 1)):
+        with jax.set_mesh(MeshConfig().build(jax.devices()[:devices])):
+            text = str(jax.make_jaxpr(_after)(jnp.ones(2), jnp.ones(3)))
+        assert text.count("optimization_barrier") == barriers

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, TokenContext
@@ -95,3 +95,9 @@ def only(
         segment_ids=jnp.where(passing, context.segment_ids, 0),
         key_segment_ids=jnp.where(passing if cached is None else cached, context.key_segment_ids, 0),
     )
+
+
+def written(passed: Bool[Array, "B S"], new: Bool[Array, "B L"], index: Int[Array, ""] | None) -> Bool[Array, "B S"]:
+    """Return which tokens of a cache passed, with the new ones that begin at an index."""
+    assert index is not None, "a decoding state comes with a cache_index"
+    return jax.lax.dynamic_update_slice(passed, new, (0, index))

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, only, taken
+from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, only, taken, written
 from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
 from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, TokenContext
@@ -61,7 +61,7 @@ class MixtureOfDepths(Depth):
             )
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Variable]:
-        built = {"router": _matrix(rngs, (d_model, 1), ("embed", None))}
+        built: dict[str, nnx.Variable] = {"router": _matrix(rngs, (d_model, 1), ("embed", None))}
         if self.predictor is not None:
             built["predictor_up"] = _matrix(rngs, (d_model, self.predictor), ("embed", None))
             built["predictor_down"] = _matrix(rngs, (self.predictor, 1), (None, None))
@@ -103,8 +103,7 @@ class MixtureOfDepths(Depth):
         if state is None:
             out = layers(constrain(x, "batch", "residual_length", None), only(context, passing_BL), None)
         else:
-            start = (0, context.cache_index)
-            passed_BS = jax.lax.dynamic_update_slice(state.passed, passing_BL, start)
+            passed_BS = written(state.passed, passing_BL, context.cache_index)
             out = layers(x, only(context, passing_BL, passed_BS), state.layers)
             state = Passed(out.state, passed_BS)
         weight_BL = jnp.where(passing_BL, score, 0.0).astype(x.dtype)

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxtrain.nn.depth.base import Layers, only
+from jaxtrain.nn.depth.base import Layers, only, written
 from jaxtrain.nn.layer import Out, Sums, TokenContext, added
 from jaxtrain.nn.mixers.base import Keep
 
@@ -47,7 +47,7 @@ def all_computed(
     passing_BL = context.segment_ids != 0
     for number in range(times):
         passing_BL, weight_BL = choose(number, x, passing_BL)
-        passed.append(passing_BL if state is None else _written(state.passed[number], passing_BL, context.cache_index))
+        passed.append(passing_BL if state is None else written(state.passed[number], passing_BL, context.cache_index))
         of_first = shared_keys and number > 0
         own = only(context.in_layer(number), passing_BL, passed[0 if shared_keys else -1])
         if of_first:
@@ -59,8 +59,3 @@ def all_computed(
         sums.append(out.sums)
         x = x + (out.y - x) * jnp.where(passing_BL, weight_BL, 0.0).astype(x.dtype)[..., None]
     return Out(x, None if state is None else Passes(tuple(states), tuple(passed)), added(*sums))
-
-
-def _written(passed: Bool[Array, "B S"], new: Bool[Array, "B L"], index: Int[Array, ""] | None) -> Bool[Array, "B S"]:
-    assert index is not None, "a decoding state comes with a cache_index"
-    return jax.lax.dynamic_update_slice(passed, new, (0, index))

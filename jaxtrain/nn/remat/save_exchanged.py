@@ -1,6 +1,6 @@
 """What came from other devices saved, so that nothing is sent again for the backward pass.
 
-Singh et al. (2023), arXiv:2303.06318, section 5: communication-aware checkpointing.
+Singh et al. (2023), arXiv:2303.06318: communication-aware checkpointing.
 """
 
 from collections.abc import Callable

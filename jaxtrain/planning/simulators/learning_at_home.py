@@ -9,6 +9,7 @@ peers hold none. Experts are stored every so many updates. One whose peer dies c
 Left out: the hash table's own messages, and joining of peers that were never there.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def beam_search(scores: Sequence[np.ndarray], alive: np.ndarray, *, top_k: int, 
     for axis, own in enumerate(scores):
         lives = alive.any(axis=tuple(range(axis + 1, alive.ndim)))
         longer = [
-            Found((*place, index), score + float(own[index]))
+            Found((*place, int(index)), score + float(own[index]))
             for place, score in prefixes
             for index in np.flatnonzero(lives[place])
         ]
@@ -253,7 +254,7 @@ class Network:
                 self._begin()
 
         for place, rows in gradients.items():
-            self._send(place, step.x, 2 * len(rows), lambda place=place: take(place))
+            self._send(place, step.x, 2 * len(rows), functools.partial(take, place))
         if not (self.config.waits and left):
             self._begin()
 

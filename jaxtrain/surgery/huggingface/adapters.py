@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.linear.adapted import Adapted
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
@@ -213,9 +214,9 @@ def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPa
         own = dataclasses.replace(kind, base=linear)
         return own if names == all_names else Some(names=tuple(sorted(names)), linear=own, others=linear)
 
-    patterns = {}
+    patterns: dict[str, tuple[BlockConfig, ...]] = {"first": ()}
     linears = {path[:-1] for path in flatten_dict(abstract_model(plain(config)).shapes.params) if path[-1] == "kernel"}
-    for stack, (blocks, _) in config.stacks.items():
+    for stack, (blocks, repeats) in config.stacks.items():
         adapted = []
         for position, block in enumerate(blocks):
             layers = {}
@@ -225,14 +226,16 @@ def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPa
                 before = getattr(block, layer)
                 layers[layer] = dataclasses.replace(before, linear=around(before.linear, names, of_layer))
             adapted.append(dataclasses.replace(block, **layers))
-        patterns["pattern" if stack == "blocks" else stack] = tuple(adapted)
+        patterns[stack] = tuple(adapted) if stack == "blocks" else tuple(adapted) * repeats
     head = config.head
     if head.linear and ("output",) in paths:
         head = dataclasses.replace(head, linear=around(head.linear, {"output"}, {"output"}))
     for path in paths:
         if path[0] != "stacks" and path != ("output",):
             raise ValueError(f"{'.'.join(map(str, path))}: this linear takes no adapter here: merge it with peft")
-    return dataclasses.replace(config, **patterns, head=head, trainable=Adapters())
+    return dataclasses.replace(
+        config, first=patterns["first"], pattern=patterns["blocks"], head=head, trainable=Adapters()
+    )
 
 
 def _stacked(

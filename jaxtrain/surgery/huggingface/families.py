@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.stacks import shortest
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.mixers.latent_attention import LatentAttentionConfig
 from jaxtrain.nn.moe.balances.base import choosing
 from jaxtrain.nn.remat import NoRemat
-from jaxtrain.surgery.huggingface.family import Family, shortest_pattern
+from jaxtrain.surgery.huggingface.family import Family
 from jaxtrain.surgery.huggingface.models.bert import BERT
 from jaxtrain.surgery.huggingface.models.cohere2 import Cohere2
 from jaxtrain.surgery.huggingface.models.deepseek import DeepSeekV2, DeepSeekV3
@@ -100,7 +101,7 @@ def differences(config: DecoderConfig, family: Family) -> list[str]:
 
 def _essence(config: DecoderConfig) -> DecoderConfig:
     """Return the configuration with fixed values for settings of training and computation, and the shortest pattern."""
-    pattern, repeats = shortest_pattern(config.blocks)
+    pattern, repeats = shortest(config.blocks)
     return dataclasses.replace(
         config,
         first=(),

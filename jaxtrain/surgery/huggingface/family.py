@@ -111,12 +111,3 @@ def epsilon_of(norm: NormConfig) -> float:
 def write_activation(activation: str, *, tanh: str) -> str:
     """Return a family's name for an activation. The tanh form of GELU has the name `tanh`."""
     return tanh if activation == "gelu_tanh" else activation
-
-
-def shortest_pattern(blocks: tuple[BlockConfig, ...]) -> tuple[tuple[BlockConfig, ...], int]:
-    """Return the shortest pattern that gives the blocks when it is repeated, and the number of repeats."""
-    for length in range(1, len(blocks) + 1):
-        repeats, rest = divmod(len(blocks), length)
-        if not rest and blocks[:length] * repeats == blocks:
-            return blocks[:length], repeats
-    raise ValueError("num_hidden_layers must be at least 1")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.stacks import shortest
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
@@ -26,7 +27,6 @@ from jaxtrain.surgery.huggingface.family import (
     epsilon_of,
     head_of,
     mlp_of,
-    shortest_pattern,
     write_activation,
 )
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, in_layers, torch_linear
@@ -132,7 +132,9 @@ class LlamaLike(Family):
         norm = self.norm(float(s[self.epsilon]))
         blocks = tuple(self._block(s, layer, window) for layer, window in enumerate(self.windows(s)))
         first = self.first_layers(s)
-        pattern, repeats = shortest_pattern(blocks[first:])
+        if not blocks[first:]:
+            raise ValueError("num_hidden_layers must be at least 1")
+        pattern, repeats = shortest(blocks[first:])
         common = DecoderConfig(
             vocab_size=s["vocab_size"],
             d_model=s["hidden_size"],

@@ -113,6 +113,7 @@ class SharedMixtureLike(MixtureLike):
         tensors = super().feed_forward_tensors(block, D)
         if not isinstance(block.mlp, MixtureConfig):
             return tensors
+        assert block.mlp.shared is not None, "the family does not express a mixture without one"
         F, path = (mlp_of(block.mlp.shared).hidden,), ("mlp", "shared")
         if self.sigmoid:
             bias = as_is(f"{self.within}.gate.e_score_correction_bias", (block.mlp.experts,), "mlp", "bias")

@@ -28,8 +28,8 @@ ELEMENTS = 1 << 18  # of a tensor that are compared at once
 class Assembly(Merge):
     """Interpolates tensors: the sum of the parents' times `weights`, for the parameters that `names` match.
 
-    All other parameters are the first parent's, and so are tensors that differ by at most `threshold` from that in
-    every other parent: root mean square of the differences of their elements.
+    All other parameters, and integers, are the first parent's. So are tensors that differ by at most `threshold` from
+    that in every other parent: root mean square of the differences of their elements.
     """
 
     weights: tuple[float, ...]
@@ -50,7 +50,8 @@ class Assembly(Merge):
 
     def leaf(self, name: str, parents: Sequence[LazyLeaf], axes: Axes) -> LazyLeaf:
         base, *others = parents
-        if self.threshold == math.inf or not any(fnmatchcase(name, pattern) for pattern in self.names):
+        meant = any(fnmatchcase(name, pattern) for pattern in self.names)
+        if self.threshold == math.inf or not meant or not jnp.issubdtype(base.dtype, jnp.floating):
             return base
         dtype = functools.reduce(jnp.promote_types, (parent.dtype for parent in parents))
         whole = next((parent for parent, weight in zip(parents, self.weights, strict=True) if weight == 1), None)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxtrain.models.generate import Sampling, draw, first_logits, keys_of, next_logits, prepared
@@ -24,25 +25,20 @@ Models = Sequence[ModelState]
 
 def make_mixture_step(graph: nnx.GraphDef, gate: Gate) -> Callable[[Models, Batch], tuple[Terms, Sums]]:
     """Return an evaluation step of the mixture of models of one structure, as `evaluate` takes it."""
-    say = make_log_probs(graph)
 
     @jax.jit
     def mixed(batch: Batch, log_probs: Float[Array, "M B L"]) -> tuple[Terms, Sums]:
         of_target = jax.nn.logsumexp(gate.log_weights(batch, log_probs) + log_probs, axis=0)
         return Terms({}, {"nll": -jnp.sum(of_target * batch.weights)}), {"nll": jnp.sum(batch.weights)}
 
-    return lambda models, batch: mixed(batch, jnp.stack([say(model, batch) for model in models]))
+    return lambda models, batch: mixed(batch, jnp.stack([said(graph, model, batch) for model in models]))
 
 
-def make_log_probs(graph: nnx.GraphDef) -> Callable[[ModelState, Batch], Float[Array, "B L"]]:
-    """Return a jitted function of a model and a batch: the logarithm of what it says of each target."""
-
-    @jax.jit
-    def log_probs(model: ModelState, batch: Batch) -> Float[Array, "B L"]:
-        decoder = merge(graph, model)
-        return -decoder.head.cross_entropy(decoder.hidden(batch).y, batch.targets)[0]
-
-    return log_probs
+@functools.partial(jax.jit, static_argnums=0)
+def said(graph: nnx.GraphDef, model: ModelState, batch: Batch) -> Float[Array, "B L"]:
+    """Return the logarithm of the probability that a model gives each target."""
+    decoder = merge(graph, model)
+    return -decoder.head.cross_entropy(decoder.hidden(batch).y, batch.targets)[0]
 
 
 _first = jax.jit(first_logits, static_argnums=(0, 4))
@@ -55,6 +51,7 @@ def generate_mixed(
     gate: Gate,
     prompt: Sequence[int],
     *,
+    mesh: Mesh,
     tokens: int,
     sampling: Sampling,
     key: Key[Array, ""],
@@ -62,38 +59,37 @@ def generate_mixed(
 ) -> list[int]:
     """Return the continuation of a prompt by the mixture: up to `tokens` tokens, up to but without `stop_token`.
 
+    The models lie on `mesh`. Each token is drawn on the host.
+
     Raises:
         ValueError: as `generate` does.
     """
     padded, lengths = prepared(merge(graph, models[0]).config, [prompt], tokens)
     width, count = padded.shape[1], len(prompt)
-    slots, keys, say = width + tokens, keys_of(key, 1), make_log_probs(graph)
+    slots, keys, weigh = width + tokens, keys_of(key, 1), jax.jit(gate.log_weights)
     context, log_probs = np.zeros((1, slots), np.int32), np.zeros((len(models), 1, slots), np.float32)
     context[:, :width] = padded
-    log_probs[:, :, :width] = [say(model, _document(padded)) for model in models]
-    runs = [_first(graph, model, padded, lengths, slots) for model in models]
+    with jax.set_mesh(mesh):
+        log_probs[:, :, :width] = [np.asarray(said(graph, model, _document(padded))) for model in models]
+        runs = [_first(graph, model, padded, lengths, slots) for model in models]
     written: list[int] = []
     for t in range(tokens):
         place = count - 1 + t
-        said = jnp.stack([jax.nn.log_softmax(logits) for logits, _ in runs])
-        token = _drawn(gate, _document(context), log_probs, said, place, keys, t, sampling)
+        said_MBW = np.stack([np.asarray(jax.nn.log_softmax(logits)) for logits, _ in runs])
+        weights_MB = np.asarray(weigh(_document(context), log_probs))[:, :, place]
+        mixed_BW = np.logaddexp.reduce(weights_MB[..., None] + said_MBW, axis=0)
+        token = draw(jnp.asarray(mixed_BW), keys, t, sampling)
         if (new := int(token[0])) == stop_token:
             break
         written.append(new)
         if t + 1 < tokens:
-            context[0, place + 1], log_probs[:, 0, place] = new, said[:, 0, new]
-            runs = [
-                _next(graph, model, token, states, lengths, t + 1, width, slots)
-                for model, (_, states) in zip(models, runs, strict=True)
-            ]
+            context[0, place + 1], log_probs[:, 0, place] = new, said_MBW[:, 0, new]
+            with jax.set_mesh(mesh):
+                runs = [
+                    _next(graph, model, np.array([new]), states, lengths, t + 1, width, slots)
+                    for model, (_, states) in zip(models, runs, strict=True)
+                ]
     return written
-
-
-@functools.partial(jax.jit, static_argnums=(0, 7))
-def _drawn(gate: Gate, batch: Batch, log_probs, said: Float[Array, "M B W"], place, keys, t, sampling: Sampling):
-    """Return the next token of a context, from what each expert says of it and of the context."""
-    weights = gate.log_weights(batch, log_probs)[:, :, place]
-    return draw(jax.nn.logsumexp(weights[..., None] + said, axis=0), keys, t, sampling)
 
 
 def _document(tokens: np.ndarray) -> Batch:
@@ -101,4 +97,4 @@ def _document(tokens: np.ndarray) -> Batch:
     places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     ones = np.ones_like(tokens)
     columns = tokens, np.roll(tokens, -1, axis=1), ones.astype(np.float32), ones, places
-    return Batch(*map(jnp.asarray, columns))
+    return jax.tree.map(jnp.array, Batch(*columns))  # type: ignore[arg-type]  # of numpy arrays up to here

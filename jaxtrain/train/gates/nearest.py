@@ -57,8 +57,10 @@ class Nearest(Gate):
             2 * products / length_BL[None] - jnp.asarray(np.sum(domains.centres**2, axis=1), jnp.float32)[:, None, None]
         )
         if self.top_k is not None:
-            least = jax.lax.top_k(jnp.moveaxis(near, 0, -1), self.top_k)[0][..., -1][None]
-            near = jnp.where(near < least, -jnp.inf, near)
+            # By their numbers and not by a comparison: compiled twice, `near` may be rounded in two ways.
+            _, chosen_BLK = jax.lax.top_k(jnp.moveaxis(near, 0, -1), self.top_k)
+            is_chosen = (chosen_BLK[None] == jnp.arange(len(near))[:, None, None, None]).any(axis=-1)
+            near = jnp.where(is_chosen, near, -jnp.inf)
         return jax.nn.log_softmax(near / self.temperature, axis=0)
 
 

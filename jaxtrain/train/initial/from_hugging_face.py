@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
@@ -41,5 +42,6 @@ class FromHuggingFace(Initial):
         check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)
         shapes = abstract_model(source).shapes
         model = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), apart(arrays, shapes), shapes)
-        same = jax.tree.structure(abstract_model(config).shapes) == jax.tree.structure(shapes)
+        trees = zip(abstract_model(config).shapes, shapes, strict=True)
+        same = all(flatten_dict(ours).keys() == flatten_dict(theirs).keys() for ours, theirs in trees)
         return model if same and has_plain_linears(config) else taken_over(model, source, config, mesh, key)

@@ -6,5 +6,6 @@ from jaxtrain.nn.moe.dispatch.capacity import Capacity
 from jaxtrain.nn.moe.dispatch.dropless import Dropless
 from jaxtrain.nn.moe.dispatch.every_expert import EveryExpert
 from jaxtrain.nn.moe.dispatch.exchange import Exchange
+from jaxtrain.nn.moe.dispatch.materialise import Materialise
 
-__all__ = ["Auto", "Capacity", "Dispatch", "Dropless", "EveryExpert", "Exchange"]
+__all__ = ["Auto", "Capacity", "Dispatch", "Dropless", "EveryExpert", "Exchange", "Materialise"]

@@ -1,6 +1,6 @@
 """The all-to-all over the devices that hold experts, in one hop or in hops by the speed of links.
 
-The hops are 2DH of Hwang et al. (2022), arXiv:2206.03382, section 3.4: messages over slow links are fewer and larger.
+The hops are 2DH of Hwang et al. (2022), arXiv:2206.03382: messages over slow links are fewer and larger.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The way that sends least, chosen for the layer and the mesh at hand, as in Tutel: Hwang et al. (2022).
 
-arXiv:2206.03382, section 3.1. All ways read the same arrays, so nothing moves where the choice changes.
+arXiv:2206.03382. All ways read the same arrays, so nothing moves where the choice changes.
 """
 
 from dataclasses import dataclass

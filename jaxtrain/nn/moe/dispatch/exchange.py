@@ -1,13 +1,13 @@
 """Tokens sent to their experts by all-to-alls over the devices that hold them: Rajbhandari et al. (2022).
 
-arXiv:2201.05596, section 5. Each device sorts its tokens by the expert they ask for and sends each device those for its
+arXiv:2201.05596. Each device sorts its tokens by the expert they ask for and sends each device those for its
 experts, as many at a time as there is room for. What a pair of devices has no room for goes in further rounds of the
 same size, as many as the fullest pair needs: none where loads are near the mean. So no token is dropped, and memory
 does not grow with the loads.
 
 Devices along mesh axes over which experts are split and tokens are not (`tensor`, where it does not divide the length)
-have the same tokens. Each sends those whose experts are at its own place of these axes, so none is sent twice (Singh et
-al., 2023, arXiv:2303.06318, section 4), and the sums are added up over the axes.
+have the same tokens. Each sends those whose experts are at its own place of these axes, so none is sent twice (the
+duplicate token dropping of Singh et al., 2023, arXiv:2303.06318), and the sums are added up over the axes.
 """
 
 import functools
@@ -26,7 +26,7 @@ from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
 from jaxtrain.nn.moe.dispatch.base import Dispatch
 from jaxtrain.nn.moe.dispatch.dropless import Dropless, sum_over_devices
 from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
-from jaxtrain.nn.moe.dispatch.rounds import further_rounds
+from jaxtrain.nn.moe.dispatch.rounds import further_rounds, zeros
 from jaxtrain.nn.moe.dispatch.rows import computed, moved, places_of
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
@@ -54,8 +54,8 @@ class Exchange(Dispatch):
             raise ValueError(f"factor={self.factor}: must be at least 1, room for the tokens of balanced experts")
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
-        of_device = functools.partial(_of_device, self, experts, routing.top_k)
-        return in_region_of_tokens(of_device, x, routing, experts)
+        function = functools.partial(of_device, self, experts, routing.top_k)
+        return in_region_of_tokens(function, x, routing, experts)
 
     def room(self, tokens: int, top_k: int, devices: int) -> int:
         """Return how many rows a device can send another in a round."""
@@ -83,7 +83,7 @@ class Plan(NamedTuple):
     theirs: Int[Array, "*P X E"]  # of each device's rows, for each expert of this one
 
 
-def _of_device(
+def of_device(
     way: Exchange,
     experts: Experts,
     top_k: int,
@@ -92,14 +92,19 @@ def _of_device(
     x: Float[Array, "T D"],
     numbers: Int[Array, "T K"],
     weights: Float[Array, "T K"],
+    *,
+    always: bool = True,
 ) -> Float[Array, "T D"]:
-    """Return the sums of a device's tokens over all devices that have experts."""
-    count, devices, tokens = len(jax.tree.leaves(arrays)[0]), _size(split.apart), len(x)
+    """Return the sums of a device's tokens over all devices that have experts.
+
+    The first round runs in any case, so that the compiler may run other work beside it; not so without `always`.
+    """
+    count, devices, tokens = len(jax.tree.leaves(arrays)[0]), size_of(split.apart), len(x)
     if devices == 1:
         return sum_over_devices(experts, arrays, split, x, numbers, weights)
     pieces = math.gcd(way.pieces, tokens)
     most = tokens // pieces * min(numbers.shape[-1], count)  # rows that a pair of devices can have at all
-    room = min(way.room(tokens // pieces, top_k, _size(split.experts)), most)
+    room = min(way.room(tokens // pieces, top_k, size_of(split.experts)), most)
     swap = functools.partial(all_to_all, axes=split.apart, near=way.near)
     x_PTD, numbers_PTK, weights_PTK = (part.reshape(pieces, tokens // pieces, -1) for part in (x, numbers, weights))
     plans = [_plan(split, swap, piece, count, devices) for piece in numbers_PTK]
@@ -107,16 +112,18 @@ def _of_device(
     over = frozenset().union(*map(varying, jax.tree.leaves((arrays, x, plans))))
     arrays, x_PTD, weights_PTK, plans = _vary(over, (arrays, x_PTD, weights_PTK, plans))
     one_round = functools.partial(_round, experts, swap, room)
-    # The pieces do not depend on each other: the compiler may compute one while it sends another.
-    y_PTD = jnp.stack([
-        one_round(arrays, x_TD, weights_TK, plan, 0)
-        for x_TD, weights_TK, plan in zip(x_PTD, weights_PTK, plans, strict=True)
-    ])  # fmt: skip
-    if room < most:
+    if always:
+        # The pieces do not depend on each other: the compiler may compute one while it sends another.
+        parts = zip(x_PTD, weights_PTK, plans, strict=True)
+        y_PTD = jnp.stack([one_round(arrays, x_TD, weights_TK, plan, 0) for x_TD, weights_TK, plan in parts])
+    else:
+        y_PTD = zeros(x_PTD)
+    if room < most or not always:
         stacked = jax.tree.map(lambda *of_pieces: jnp.stack(of_pieces), *plans)
         fullest = jax.lax.pmax(jnp.max(jnp.sum(stacked.counts, axis=-1)), tuple(sorted(over)))
         rounds = checkpoint_name(-(-fullest // room), EXCHANGED)
-        y_PTD = y_PTD + further_rounds(one_round, room, rounds, stacked, arrays, x_PTD, weights_PTK)
+        run = functools.partial(further_rounds, one_round, room, int(always), rounds)
+        y_PTD = y_PTD + run(stacked, arrays, x_PTD, weights_PTK)
     y_PTD = jax.lax.psum(y_PTD, split.alike) if split.alike else y_PTD
     return y_PTD.reshape(x.shape)
 
@@ -139,7 +146,7 @@ def _target(split: Split, owner: Int[Array, " N"], devices: int) -> Int[Array, "
 
     It is `devices` for rows that another device sends, at another place of the axes `alike`, and for rows of no expert.
     """
-    sends, target, stride, rest = owner < _size(split.experts), jnp.zeros_like(owner), 1, owner
+    sends, target, stride, rest = owner < size_of(split.experts), jnp.zeros_like(owner), 1, owner
     for axis in reversed(split.experts):
         rest, at = jnp.divmod(rest, jax.lax.axis_size(axis))
         if axis in split.apart:
@@ -183,5 +190,5 @@ def _vary(over: frozenset[str], tree):
     return jax.tree.unflatten(structure, vary(over, *leaves))
 
 
-def _size(axes: tuple[str, ...]) -> int:
+def size_of(axes: tuple[str, ...]) -> int:
     return math.prod(map(jax.lax.axis_size, axes))

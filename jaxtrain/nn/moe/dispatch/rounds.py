@@ -15,16 +15,17 @@ from jaxtrain.shapes import ModelState
 def further_rounds(
     one_round: Callable,
     room: int,
+    start: int,
     rounds: Int[Array, ""],
     plans: Any,
     arrays: ModelState,
     x: Float[Array, "P T D"],
     weights: Float[Array, "P T K"],
 ) -> Float[Array, "P T D"]:
-    """Return the sums of `one_round(arrays, x, weights, plan, first)` for each piece, but for its first round.
+    """Return the sums of `one_round(arrays, x, weights, plan, first)` for each piece over some rounds.
 
-    `first` is `room`, twice that and so on, below `rounds` times that. The loop saves nothing: the backward pass
-    computes each round again. It has a derivative of its own, since JAX has none for a loop of unknown length.
+    `first` is `room` times the number of a round, from `start` to below `rounds`. The loop saves nothing: the backward
+    pass computes each round again. It has a derivative of its own, since JAX has none for a loop of unknown length.
     """
 
     def of_round(params, x, weights, plans, others, index, piece):
@@ -32,22 +33,22 @@ def further_rounds(
         return one_round(others._replace(params=params), x, weights, plan, index * room)
 
     others = arrays._replace(params={})
-    return _sum_of_rounds(of_round, arrays.params, x, weights, plans, others, rounds)
+    return _sum_of_rounds(of_round, start, arrays.params, x, weights, plans, others, rounds)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_of_rounds(of_round: Callable, params, x, weights, plans, others, rounds):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_of_rounds(of_round: Callable, start: int, params, x, weights, plans, others, rounds):
     def add(y, index, piece):
         return y.at[piece].add(of_round(params, x, weights, plans, others, index, piece))
 
-    return _loop(add, _zeros(x), rounds, len(x))
+    return _loop(add, zeros(x), start, rounds, len(x))
 
 
-def _forward(of_round, *arguments):
-    return _sum_of_rounds(of_round, *arguments), arguments
+def _forward(of_round, start, *arguments):
+    return _sum_of_rounds(of_round, start, *arguments), arguments
 
 
-def _backward(of_round, arguments, dy):
+def _backward(of_round, start, arguments, dy):
     *differentiated, plans, others, rounds = arguments
 
     def add(gradients, index, piece):
@@ -56,22 +57,23 @@ def _backward(of_round, arguments, dy):
 
         return jax.tree.map(jnp.add, gradients, jax.vjp(one, *differentiated)[1](dy[piece]))
 
-    gradients = _loop(add, jax.tree.map(_zeros, tuple(differentiated)), rounds, len(dy))
+    gradients = _loop(add, jax.tree.map(zeros, tuple(differentiated)), start, rounds, len(dy))
     return *gradients, None, None, None
 
 
 _sum_of_rounds.defvjp(_forward, _backward)
 
 
-def _loop(add: Callable, start: Any, rounds: Int[Array, ""], pieces: int) -> Any:
-    """Return `start` with `add(sums, index, piece)` called for each piece in the rounds 1 to `rounds`."""
+def _loop(add: Callable, sums: Any, start: int, rounds: Int[Array, ""], pieces: int) -> Any:
+    """Return the sums after `add(sums, index, piece)` for each piece in each round."""
 
     def body(carry):
         step, sums = carry
         return step + 1, add(sums, step // pieces, step % pieces)
 
-    return jax.lax.while_loop(lambda carry: carry[0] < rounds * pieces, body, (jnp.int32(pieces), start))[1]
+    return jax.lax.while_loop(lambda carry: carry[0] < rounds * pieces, body, (jnp.int32(start * pieces), sums))[1]
 
 
-def _zeros(like: Array) -> Array:
+def zeros(like: Array) -> Array:
+    """Return zeros that vary over the same axes of a mesh."""
     return vary(varying(like), jnp.zeros_like(like))[0]

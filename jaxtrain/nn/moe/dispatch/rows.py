@@ -19,7 +19,8 @@ def moved(x: Float[Array, "T D"], rows: Int[Array, " S"], places: Int[Array, " N
 
 
 def _found(x: Float[Array, "T D"], rows: Int[Array, " S"]) -> Float[Array, "S D"]:
-    return x.at[rows].get(mode="fill", fill_value=0)
+    # Not `x.at`: outside of jit, JAX 0.11.2 gives the function of a custom derivative constants that have none.
+    return jnp.take(x, rows, axis=0, mode="fill", fill_value=0)
 
 
 def _moved_forward(x, rows, places):

@@ -1,7 +1,7 @@
 """Granite 3: Llama with four multipliers. Granite Team, IBM (2024), Granite 3.0 Language Models."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
@@ -18,7 +18,7 @@ MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multipl
 class Granite(LlamaLike):
     model_type = "granite"
     architecture = "GraniteForCausalLM"
-    biases = ("attention_bias", "mlp_bias")
+    biases: ClassVar[tuple[str | None, str | None]] = ("attention_bias", "mlp_bias")
     defaults = DEFAULTS | {"max_position_embeddings": 2048, **dict.fromkeys(MULTIPLIERS, 1.0)}
 
     def attention(self, s: Settings, common: AttentionConfig) -> AttentionConfig:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.stacks import shortest
 from jaxtrain.nn.embeddings import NormalisedEmbedding
 from jaxtrain.nn.heads import TransformedHead
 from jaxtrain.nn.joins import FeedForwardNorm
@@ -13,7 +14,6 @@ from jaxtrain.nn.masks import Bidirectional, BidirectionalWindow
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.norms.layer_norm import LayerNormConfig
 from jaxtrain.nn.positions import Positions
-from jaxtrain.surgery.huggingface.family import shortest_pattern
 from jaxtrain.surgery.huggingface.layout import Axes, Tensor, as_is, torch_linear, torch_linears
 from jaxtrain.surgery.huggingface.llama_like import DEFAULTS, LlamaLike, norm_tensors, write_two_ropes
 from jaxtrain.surgery.huggingface.rope import RopeKeys, read_rope
@@ -80,7 +80,7 @@ class ModernBERT(LlamaLike):
         s.require("the rotary embeddings of this model_type have none", rope_scaling=None)
         s.require("dropout is a setting of ours: --set it", embedding_dropout=0.0, mlp_dropout=0.0)
         first, *others = common.blocks
-        pattern, repeats = shortest_pattern((replace(first, join=FeedForwardNorm()), *others))
+        pattern, repeats = shortest((replace(first, join=FeedForwardNorm()), *others))
         head = TransformedHead(
             activation=s.activation("classifier_activation"),
             bias=s["classifier_bias"],
