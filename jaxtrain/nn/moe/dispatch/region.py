@@ -95,7 +95,7 @@ class Load(NamedTuple):
     alike: int
 
 
-def load_of(shape: tuple[int, int, int], experts: int, top_k: int, mesh) -> Load:
+def load_of(shape: Sequence[int], experts: int, top_k: int, mesh) -> Load:
     """Return what a layer has to move for an array of tokens [B, L, D] over a mesh."""
     if mesh.empty:
         return Load(shape[0] * shape[1], shape[2], top_k, experts, 1, 1)
