@@ -14,7 +14,7 @@ from jaxtrain.axes import Axes
 from jaxtrain.mesh import OUTER
 from jaxtrain.sharding import axis_size, parameter_spec
 
-GATHERED = ("fsdp", OUTER, "expert")  # mesh axes over which parameters are stored in shards, but for those of experts
+GATHERED = ("fsdp", OUTER, "expert")  # over which parameters are stored in shards; experts stay split over `expert`
 
 
 def lay_out(params, axes):

@@ -69,6 +69,10 @@ SAME_NUMBERS = Tolerance(relative=2.4e-7)
 SAME_EXPANDED_NUMBERS = Tolerance(relative=8e-6)
 AVERAGE = Tolerance(absolute=1e-6)  # of the parameters of a dozen steps
 SHUT_GATES = Tolerance(absolute=1e-4)  # a recurrence whose decays are e^-20 or 1, against float64
+CHANCES = Tolerance(absolute=1e-6)  # probabilities that add up to 1
+# Probabilities from sums of log-probabilities, and from distances of embeddings over a temperature of 0.3, in float32.
+POSTERIOR = Tolerance(relative=1e-4)
+BY_DISTANCE = Tolerance(relative=1e-3)
 SCHEDULE = Tolerance(relative=1e-6)  # a learning rate against its formula
 
 

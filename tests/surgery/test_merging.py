@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from messages import check, refusal, refused
 from tiny import random_model, variant
+from tolerances import AVERAGE, assert_close
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
@@ -105,7 +106,7 @@ def test_the_first_parent_comes_back_and_weights_interpolate():
     child = assembled(parents, weights=(0.5, 0.25, 0.25))
     for name, leaf in child.items():
         expected = 0.5 * first[name].astype(np.float64) + 0.25 * second[name] + 0.25 * third[name]
-        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-6)
+        assert_close(leaf, expected, AVERAGE, name)
     same = assembled([parents[0]] * 2, weights=(0.3, 0.7))
     jax.tree.map(np.testing.assert_array_equal, same, first)
 

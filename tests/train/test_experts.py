@@ -8,6 +8,7 @@ import pytest
 import runs
 from messages import refused
 from tiny import packed_batch
+from tolerances import BY_DISTANCE, CHANCES, POSTERIOR, assert_close
 
 from jaxtrain.data import ByteTokenizer, DataConfig, Domain, TextFiles, open_stores
 from jaxtrain.data.domains import DomainsFile, counted, embedded
@@ -44,25 +45,25 @@ def documents(batch):
 def test_the_posterior_is_bayes_rule_over_the_tokens_before():
     prior = (0.5, 0.3, 0.2)
     found = weights(Posterior(prior=prior))
-    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-6)
+    assert_close(found.sum(0), np.ones_like(found[0]), CHANCES)
     for row, places in documents(BATCH):
         for number, place in enumerate(places):
             joint = prior * np.exp(LOG_PROBS[:, row, places[:number]].astype(np.float64).sum(1))
-            np.testing.assert_allclose(found[:, row, place], joint / joint.sum(), rtol=1e-4)
+            assert_close(found[:, row, place], joint / joint.sum(), POSTERIOR)
 
 
 def test_weights_by_distance_are_those_of_the_embedded_context(domains):
     """The oracle embeds the beginning of each document as a document of its own."""
     file, path = domains
     found = weights(Nearest(path=path, temperature=0.3))
-    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-6)
+    assert_close(found.sum(0), np.ones_like(found[0]), CHANCES)
     for row, places in documents(BATCH):
         contexts = [np.asarray(BATCH.tokens)[row, places[: n + 1]] for n in range(len(places))]
         counts = counted(contexts, without=(11,))
         dense = embedded(counts, file.frequencies).products(np.eye(12))
         squares = ((dense[:, None] - file.centres) ** 2).sum(-1)
         expected = np.exp(-squares / 0.3)
-        np.testing.assert_allclose(found[:, row, places].T, expected / expected.sum(1, keepdims=True), rtol=1e-3)
+        assert_close(found[:, row, places].T, expected / expected.sum(1, keepdims=True), BY_DISTANCE)
 
 
 def test_a_low_temperature_and_one_expert_take_the_nearest(domains):
@@ -72,7 +73,7 @@ def test_a_low_temperature_and_one_expert_take_the_nearest(domains):
         np.testing.assert_array_equal(weights(gate), np.arange(3)[:, None, None] == nearest)
     two = weights(Nearest(path=path, top_k=2))
     assert ((two > 0).sum(0) == 2).all()
-    np.testing.assert_allclose(two.sum(0), 1, rtol=1e-6)
+    assert_close(two.sum(0), np.ones_like(two[0]), CHANCES)
 
 
 @pytest.mark.parametrize("kind", ["posterior", "nearest"])

@@ -60,8 +60,10 @@ def outer(x: Float[Array, "T D"], dy: Float[Array, "T F"], sizes: Int[Array, " G
 def _rows(
     start: Int[Array, ""], end: Int[Array, ""], index: Int[Array, ""] | int, block: int, rows: int
 ) -> tuple[Int[Array, ""], Bool[Array, "C 1"]]:
-    """Return where a block of a group begins, and which of its rows the group has there. None begins behind the last
-    row less a block, so the last one may begin with rows of the block before it."""
+    """Return where a block of a group begins, and which of its rows are the group's and in no block before.
+
+    A block that would reach beyond the last row begins earlier, with rows of the block before it.
+    """
     first = start + index * block
     at = jnp.minimum(first, rows - block)
     row = at + jnp.arange(block)
