@@ -98,10 +98,10 @@ def transformation(
     if clip_norm is None:
         return optax.chain(optax.identity(), tx)
     clip = optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, _with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
+    return optax.chain(clip, with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
 
 
-def _with_grad_fn(
+def with_grad_fn(
     tx: optax.GradientTransformation, change: Callable[[dict], dict]
 ) -> optax.GradientTransformationExtraArgs:
     """Return `tx` with the gradients of its `grad_fn` changed."""
