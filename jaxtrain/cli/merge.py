@@ -39,30 +39,33 @@ EXAMPLES = "`Assembly(weights=(0.5,0.5))`"
 
 
 class Parent(NamedTuple):
+    """A run and one of its steps, None for the latest."""
+
     folder: RunFolder
     config: TrainConfig
+    step: int | None = None
 
 
 def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     target, trusted = arguments.out, arguments.import_from
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists: name a new folder")
+    check_is_new(target)
     merge = one_object(arguments.by, Merge, "merge", examples=EXAMPLES, import_from=trusted)
-    parents = [_parent(Path(path), trusted) for path in arguments.parents]
+    parents = [parent(Path(path), trusted) for path in arguments.parents]
     for other in parents[1:]:
         check_same_model(parents[0], other)
-    try:
-        count = write(merge, parents, target)
-    except (OSError, ValueError) as error:  # TensorStore raises ValueError where the disk is full
-        if is_full(error):
-            raise SaveError(f"{target} could not be written", error) from error
-        raise
+    count = write(merge, parents, target)
     print(f"{count:,} parameters of {len(parents)} runs by {merge!r}; the run is in {target}")
     return 0
 
 
-def _parent(path: Path, import_from: list[str]) -> Parent:
+def check_is_new(target: Path) -> None:
+    """Raise ValueError where a folder to be made is there already, and not empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists: name a new folder")
+
+
+def parent(path: Path, import_from: list[str]) -> Parent:
     check_exists(path)
     folder = RunFolder(path)
     if not folder.config.exists():
@@ -93,6 +96,15 @@ def check_same_model(base: Parent, other: Parent) -> None:
 
 def write(merge: Merge, parents: list[Parent], target: Path) -> int:
     """Write the run folder whole or not at all. Return the number of parameters."""
+    try:
+        return _write(merge, parents, target)
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError where the disk is full
+        if is_full(error):
+            raise SaveError(f"{target} could not be written", error) from error
+        raise
+
+
+def _write(merge: Merge, parents: list[Parent], target: Path) -> int:
     base = parents[0]
     model = plain(base.config.model)
     with opened(parents) as params, whole_folder(target) as path:
@@ -115,11 +127,11 @@ def configuration(base: TrainConfig) -> TrainConfig:
 
 @contextlib.contextmanager
 def opened(parents: list[Parent]) -> Iterator[list[ParamTree]]:
-    """Yield the parameters and buffers of the latest valid checkpoint of each run."""
+    """Yield the parameters and buffers of a valid checkpoint of each run."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
-                weights_of(one.folder, one.config.model, one.config, weights=None, step=None, best=False)
+                weights_of(one.folder, one.config.model, one.config, weights=None, step=one.step, best=False)
             )[1]
             for one in parents
         ]
