@@ -51,7 +51,6 @@ def converted(model: ModelState, source: DecoderConfig, target: DecoderConfig, i
     """Return the model `source` as the model `target`. Call it jitted.
 
     The two differ in linears and in what is trained. What `target` has beside, such as adapters, it has from `initial`.
-
     Linears that the repeats share are taken over once.
 
     Raises:

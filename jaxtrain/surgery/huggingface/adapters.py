@@ -87,7 +87,7 @@ def export_adapter(
         if len(site.parts) > 1 and any(part.path[:-1] in kinds for part in site.parts):
             raise ValueError(f"--adapter: {site.module} of {chosen.model_type} is several linears here: merge them")
         if (path := site.parts[0].path[:-1]) in kinds:
-            _check_no_expert(site, "merge them")
+            _check_no_expert("--adapter", site, "merge them")
             tensors |= _written(site, {name: leaf for name, leaf in _leaves_of(leaves, path)})
     modules = sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors})
     settings = {
@@ -133,7 +133,7 @@ def read_adapter(
             continue
         if len(site.parts) > 1:
             raise ValueError(f"{folder / WEIGHTS}: {site.module} is several linears here: merge the adapter with peft")
-        _check_no_expert(site, "merge the adapter with peft")
+        _check_no_expert(folder / WEIGHTS, site, "merge the adapter with peft")
         _check_base(folder / WEIGHTS, site, tensors.pop(f"{PREFIX}{site.module}.base_layer.weight", None), leaves)
         read[site.parts[0].path[:-1], site.repeat] = _taken(folder / WEIGHTS, site, tensors)
     if tensors:
@@ -177,10 +177,10 @@ def _leaves_of(leaves: Mapping[LeafPath, Any], path: LeafPath) -> Iterator[tuple
     return ((own[-1], leaf) for own, leaf in leaves.items() if own[: len(path)] == path)
 
 
-def _check_no_expert(site: Site, remedy: str) -> None:
+def _check_no_expert(where: Path | str, site: Site, remedy: str) -> None:
     """Raise ValueError for a linear of one expert. Here an adapter of experts is one stack of adapters of them all."""
     if EXPERTS in site.parts[0].path:
-        raise ValueError(f"--adapter: {site.module} is that of an expert, and experts are one stack here: {remedy}")
+        raise ValueError(f"{where}: {site.module} is that of an expert, and experts are one stack here: {remedy}")
 
 
 def _written(site: Site, leaves: Mapping[Any, jax.Array]) -> dict[str, np.ndarray]:
