@@ -99,6 +99,11 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     for length in dict.fromkeys(phase.sequence_length for phase in config.phases):
         flops = model.flops_per_token(length)
         yield f"{flops:,.0f} FLOPs a token, forward and backward, in rows of {length} tokens"
+    for key, block in model.named_blocks.items():
+        used, neurons = block.mlp.evaluated_neurons, block.mlp.neurons
+        if used and neurons and used < neurons:
+            share = f"{used:,} of {neurons:,} neurons, {used / neurons:.1%}"
+            yield f"model.{key}.mlp: in evaluation a token computes {share}"
     tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=config.clip_norm)
     parts = {name: _bytes(tree) for name, tree in shapes._asdict().items()}
     parts["optimizer"] = _bytes(jax.eval_shape(tx.init, shapes.params))

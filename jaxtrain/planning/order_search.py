@@ -28,8 +28,13 @@ def best_order(
     `loss` is called once for an order, and for at most `tries` of them.
 
     Raises:
-        ValueError: no order of one letter again and again is cheap enough.
+        ValueError: no order of one letter again and again is cheap enough, or there is nothing to choose from.
     """
+    if not letters:
+        raise ValueError(f"{letters=}: give at least one")
+    for name, number in (("length", length), ("tries", tries), ("population", population)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1")
     choose = random.Random(seed)
     start = min((letter * length for letter in letters), key=cost)
     if cost(start) > budget:

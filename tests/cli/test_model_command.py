@@ -52,6 +52,12 @@ def test_frozen_weights_and_averages_are_told_apart(printed, tmp_path):
     assert f"params {4 * size / 1e3:.3g} kB" in text and f"averages {4 * size / 1e3:.3g} kB" in text
 
 
+def test_what_a_token_computes_in_evaluation_is_told(printed):
+    tree = "@FastFeedForwardConfig(levels=3, leaf=@MLPConfig(hidden=48), hardening=1.0)"
+    text = printed(QUICKSTART, *sets({"model.pattern[0].mlp": tree}))
+    assert "model.pattern[0].mlp: in evaluation a token computes 51 of 391 neurons, 13.0%" in text
+
+
 @pytest.mark.parametrize("name", ["moe_tiny", "hybrid_tiny"])
 def test_every_array_is_listed_once(name):
     model = load(CONFIGS / f"{name}.gin").config.model

@@ -118,6 +118,10 @@ def test_what_is_no_order_is_refused():
         pattern_of("AX", LAYERS)
     with refused(ValueError, "budget=1", "AAA"):
         best_order("AD", 3, loss=len, cost=len, budget=1, tries=5)
+    with refused(ValueError, "population=0"):
+        best_order("AD", 3, loss=len, cost=len, budget=9, tries=5, population=0)
+    with refused(ValueError, "letters=''"):
+        best_order("", 3, loss=len, cost=len, budget=9, tries=5)
     with refused(ValueError, "mlp=NoFeedForward()", "join=PreNorm()"):
         BlockConfig(mixer=LAYERS["A"], mlp=NoFeedForward())
     with refused(ValueError, "mlp=GatedMLPConfig", "join=MixerAlone()"):

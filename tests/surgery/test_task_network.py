@@ -14,6 +14,7 @@ from jaxtrain.cli.main import main
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, Mixture, TextFiles, Weighted, open_rows
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.sharing import SharedLayers
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.moe.balances import RouterBias
@@ -65,14 +66,29 @@ def test_its_logits_are_those_of_the_whole_model_and_its_parameters_the_shared_o
     assert size_of(model.params) - size_of(state.params) == 2 * (8 - chosen) * of_expert + routing - 2 * chosen
 
 
+def test_blocks_before_the_pattern_have_the_experts_of_the_task_as_well():
+    """Two of them, which differ in nothing but in how experts are chosen, so they are repeats of one afterwards."""
+    others = dataclasses.replace(TASKS, router=Equal(), selection=BySkills(skills=((0, 3), (1, 2))), balances=())
+    first = tuple(dataclasses.replace(BLOCK, mlp=layer) for layer in (TASKS, others))
+    config = variant(first=first)
+    assert config.task_count == 2 and variant(first=first[:1]).task_count == 3
+    model = random_model(config)
+    small, state = of_task(config, model, 1)
+    assert small.task_count is None and small.stacks["first"].repeats == 2
+    assert jax.tree.map(np.shape, state) == jax.tree.map(lambda leaf: leaf.shape, abstract_model(small).shapes)
+    batch = BATCH._replace(tasks=np.full((3, 12), 1, np.int32))
+    assert_close(_logits(small, state, BATCH._replace(tasks=None)), _logits(config, model, batch), EXACT)
+
+
 @pytest.mark.parametrize(
     ("config", "task", "facts"),
     [
         (variant(), 0, ("task=0",)),
         (_decoder(TASKS), 3, ("task=3", 2)),
         (_decoder(dataclasses.replace(SKILLS, router=Softmax())), 0, ("model.pattern[0].mlp", "@ByTask()")),
+        (_decoder(TASKS, sharing=SharedLayers()), 0, ("task=0", "model.sharing=SharedLayers()")),
     ],
-    ids=["none", "number", "by tokens"],
+    ids=["none", "number", "by tokens", "shared"],
 )
 def test_a_model_without_such_a_task_is_refused(config, task, facts):
     with refused(ValueError, *facts):

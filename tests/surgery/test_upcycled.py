@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from messages import refused
+from tiny import variant
 from tolerances import SAME_SUMS, assert_close
 
 from jaxtrain.mesh import MeshConfig
@@ -15,7 +16,8 @@ from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.moe.balances import RouterBias
 from jaxtrain.nn.moe.selections import ExpertChoice
 from jaxtrain.surgery.huggingface import import_folder, open_folder
-from jaxtrain.train.initial import FromHuggingFace, Upcycled
+from jaxtrain.train.initial import FromHuggingFace, Random, Upcycled
+from jaxtrain.train.initial.upcycled import dense
 
 
 def upcycled(folder, mesh=None, **changes):
@@ -41,6 +43,19 @@ def test_the_mixture_computes_what_the_dense_model_did():
     tokens, _ = goldens.golden("llama")
     before = goldens.logits(open_folder(folder)[0], import_folder(folder)[1], tokens)
     assert_close(goldens.logits(config, arrays, tokens), before, SAME_SUMS)
+
+
+def test_blocks_before_the_pattern_are_copied_from_repeats_of_one():
+    """The dense model has two layers that are alike, and the new one a dense layer and a mixture in their place."""
+    [block] = variant().pattern
+    mixture = dataclasses.replace(block, mlp=MixtureConfig(experts=4, top_k=2, expert=block.mlp))
+    config, mesh, key = variant(first=(block, mixture)), MeshConfig(fsdp=1).build(jax.devices()[:1]), jax.random.key(0)
+    model, before = Upcycled(weights=Random())(config, mesh, key), Random()(dense(config), mesh, key)
+    kernel = before.params["stacks"]["first"]["blocks"][0]["mlp"]["up"]["kernel"]
+    layers = model.params["stacks"]["first"]["blocks"]
+    np.testing.assert_array_equal(layers[0]["mlp"]["up"]["kernel"], kernel[:1])
+    for expert in range(4):
+        np.testing.assert_array_equal(layers[1]["mlp"]["experts"]["up"]["kernel"][:, expert], kernel[1:])
 
 
 @pytest.mark.parametrize(

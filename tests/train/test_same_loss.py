@@ -201,9 +201,12 @@ def test_the_loss_with_every_technique_is_that_of_one_device(names):
     assert_close(np.array(_run_with(names, TWO_PROCESSES)), np.array(_alone(names)), tolerance)
 
 
-def test_a_pipeline_chooses_the_tokens_that_one_device_chooses():
-    """And its leaves are weighed in microbatches."""
-    names, mesh = ("MixtureOfDepths", "FastFeedForwardConfig"), MeshConfig(stage=2, data=2, fsdp=2)
+@pytest.mark.parametrize(
+    "names", [names for names in RUNS if OWN[names[0]] in TECHNIQUES[Depth].values()], ids=" ".join
+)
+def test_a_pipeline_chooses_the_tokens_that_one_device_chooses(names):
+    """And leaves of trees are weighed in microbatches."""
+    mesh = MeshConfig(stage=2, data=2, fsdp=2)
     found = _run_with(names, mesh, gradients=Pipelined(schedule=GPipe(), microbatches=2))
     assert_close(np.array(found), np.array(_alone(names)), SAME_LOSS_ON_ANY_MESH)
 

@@ -24,6 +24,21 @@ class FeedForwardConfig(Technique):
         """The number of tasks that it tells apart; None where it reads no task."""
         return None
 
+    @property
+    def neurons(self) -> int | None:
+        """The number of its hidden neurons; None where it does not say."""
+        return None
+
+    @property
+    def evaluated_neurons(self) -> int | None:
+        """How many of them a token computes in evaluation and generation; by default all."""
+        return self.neurons
+
+    @property
+    def competition(self) -> str | None:
+        """The key by which tokens of a row compete, so that one's result depends on which others there are, or None."""
+        return None
+
     def check_vocab(self, vocab_size: int) -> None:
         """Raise ValueError where it cannot have all tokens of a vocabulary."""
 

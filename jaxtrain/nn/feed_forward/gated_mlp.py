@@ -30,6 +30,10 @@ class GatedMLPConfig(FeedForwardConfig):
         check_at_least_one(self, "hidden")
         check_activation(self.activation)
 
+    @property
+    def neurons(self) -> int:
+        return self.hidden
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "GatedMLP":
         return GatedMLP(self, d_model, rngs=rngs)
 

@@ -104,6 +104,12 @@ class MixtureConfig(FeedForwardConfig):
         if not self.selection.causal:
             raise ValueError(f"selection={self.selection!r}: it chooses by later tokens, so the model cannot generate")
 
+    @property
+    def competition(self) -> str | None:
+        if not self.selection.causal:
+            return f"selection={self.selection!r}"
+        return f"dispatch={self.dispatch!r}" if self.dispatch.drops else None
+
     def check_alone(self) -> None:
         self.check_decoding()
         if self.dispatch.drops:
@@ -155,7 +161,7 @@ class Mixture(Layer):
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
         if self.shared is not None:
             y = y + output_alone(self.shared(x, context), "shared")
-        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.real)
+        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.loss_weights)
         if ROUTING in context.taps:
             own = attached(self, self.of_router)
             rounded = self.routing(scores_in_bfloat16(c.router, x, context, own).of_each(c.routed), context)

@@ -24,6 +24,10 @@ class SigmoidGatedConfig(FeedForwardConfig):
     def task_count(self) -> int | None:
         return self.layer.task_count
 
+    @property
+    def competition(self) -> str | None:
+        return self.layer.competition
+
     def check_vocab(self, vocab_size: int) -> None:
         self.layer.check_vocab(vocab_size)
 

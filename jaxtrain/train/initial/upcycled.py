@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from jaxtrain.axes import EXPERTS
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.models.trees import apart, together
+from jaxtrain.models.trees import apart, in_stacks, of_stack, regrouped, together
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.shapes import ModelState
@@ -39,6 +39,8 @@ class Upcycled(Initial):
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
         source = dense(config)
         model = self.weights(source, mesh, key)
+        stacks = {name: (of_stack(model, name), source.stacks[name], own) for name, own in config.stacks.items()}
+        model = in_stacks(model, {name: regrouped(*of_both) for name, of_both in stacks.items()})
         shapes = abstract_model(config).shapes
         mixtures = {
             ("stacks", stack, "blocks", position, "mlp")

@@ -57,7 +57,11 @@ class Balance(Technique):
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
     ) -> dict[str, Float[Array, ""]]:
-        """Return the losses by name, each summed over the real tokens. `chosen` is 0 in padding."""
+        """Return the losses by name, each summed over the tokens, weighed by `real`. `chosen` is 0 in padding.
+
+        `real` is 0 in padding and 1 elsewhere; where a part of a row passes the block, it is what a token of that part
+        stands for, one number a row.
+        """
         return {}
 
     def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:

@@ -80,7 +80,7 @@ class Stable(RouterWrapper):
     ) -> dict[str, Float[Array, ""]]:
         assert scores.aside is not None
         share_BLE = chosen / jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), TINY)
-        entropy = -jnp.sum(share_BLE * jax.nn.log_softmax(scores.aside, axis=-1))
+        entropy = -jnp.sum(share_BLE * jax.nn.log_softmax(scores.aside, axis=-1) * real[..., None])
         light = {"distilled_router": self.coefficient * self.balanced(own) * entropy}
         return self.router.loss(scores, chosen, real, own) | light
 
