@@ -168,6 +168,32 @@ def test_a_run_says_which_way_it_takes_and_why():
     check(remark, "dispatch=@Auto()", "Exchange(factor=1.25, pieces=1, near=1)")
 
 
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        (["mesh.expert=8", "model.pattern[0].mlp.experts=6"], ("experts=6", "mesh.expert=8")),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Exchange(near=3)"], ("near=3", "mesh.expert=8")),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Materialise(slots=1,rest=@Exchange(near=5))"], ("near=5",)),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Auto(ways=(@Exchange(near=6),))"], ("near=6",)),
+        (["mesh.expert=8", "model.pattern[0].mlp=@FastFeedForwardConfig(levels=2,hardening=0.1)"], ("levels=2", 4)),
+    ],
+    ids=["experts", "near", "near of the rest", "near of a choice", "leaves"],
+)
+def test_experts_that_a_mesh_cannot_split_are_refused_before_anything_is_built(changes, facts, monkeypatch):
+    monkeypatch.delattr("jaxtrain.config.abstract_model")
+    if "FastFeedForward" in changes[1]:
+        changes = [*changes, "model.pattern[0].mlp.leaf=@GatedMLPConfig(hidden=8)"]
+    with refused(ValueError, "model.pattern[0].mlp", *facts):
+        load(CONFIGS / "moe_tiny.gin", changes).config.check_devices(8)
+
+
+def test_axes_that_do_not_divide_the_width_together_are_refused_by_their_keys():
+    """Each of them divides it."""
+    config = load(CONFIGS / "moe_tiny.gin", ["mesh.expert=8", "model.d_model=32", "phases[0].batch_size=64"]).config
+    with refused(ValueError, "model.d_model=32", "mesh.fsdp=8", "mesh.expert=8"):
+        config.check_devices(64)
+
+
 def test_a_choice_that_would_change_the_result_is_refused():
     with refused(ValueError, "Capacity(factor=1.25)", "ways"):
         Auto(ways=(Dropless(), Capacity()))
