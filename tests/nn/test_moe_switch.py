@@ -46,7 +46,7 @@ def test_a_switch_moves_nothing_compiles_each_way_once_and_changes_no_result():
     layouts = [shardings(axes_of(_built(way)).params, start, mesh) for way in WAYS]
     assert layouts == layouts[:1] * len(WAYS)
     stored = jax.device_put(start, layouts[0])
-    step = jax.jit(_step, static_argnames="dispatch", donate_argnums=0)
+    step = jax.jit(_step, static_argnames="dispatch", donate_argnums=0, out_shardings=(layouts[0], None))  # as programs
     found, losses = stored, []
     with jax.set_mesh(mesh):
         for number, way in enumerate((*WAYS, *WAYS)):

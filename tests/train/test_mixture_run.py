@@ -123,7 +123,7 @@ def test_losses_and_counts_of_twenty_steps_are_those_of_one_device(way):
 
 def test_every_step_counts_the_experts_of_all_real_tokens():
     real = [(same_loss.batch_of(step).segment_ids > 0).sum() for step in range(same_loss.STEPS)]
-    counts = _alone().buffers["blocks"][0]["mlp"]["counts"]
+    counts = _alone().buffers["stacks"]["blocks"]["blocks"][0]["mlp"]["counts"]
     np.testing.assert_array_equal(counts.sum(-1), [np.multiply(MIXTURE.top_k, real)] * 2)
 
 

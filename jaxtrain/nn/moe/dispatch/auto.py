@@ -31,6 +31,8 @@ class Auto(Dispatch):
         for way in self.ways:
             if way.drops:
                 raise ValueError(f"ways: {way!r} drops tokens, so the choice would change the result; leave it out")
+            if type(way).sent is Dispatch.sent:
+                raise ValueError(f"ways: {way!r} does not say how many bytes it sends; leave it out")
 
     def check_mesh(self, mesh: AbstractMesh) -> None:
         for way in self.ways:
