@@ -19,8 +19,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtrain_kernels.varying import vary, varying
 from jax.sharding import AbstractMesh
+from jaxtrain_kernels.varying import vary, varying
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import EXPERTS
