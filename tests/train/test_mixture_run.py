@@ -153,17 +153,20 @@ ELSEWHERE = {  # and where; tokens and tasks come to them as to those above
 }
 
 
+# With an epsilon of 1e-8 Adam makes a full step of a gradient that is rounding alone: 1.3e-5 was seen, now 1e-6.
+STEADY = dataclasses.replace(same_loss.OPTIMIZER, epsilon=1e-5)
+
+
 def test_the_loss_is_that_of_one_device_with_every_router_selection_and_balance():
     """In a pipeline whose stages have experts and shards on devices of their own."""
     block = variant().pattern[0]
     config = variant(pattern=tuple(dataclasses.replace(block, mlp=mixture) for mixture in ROUTED))
-    desired = same_loss.losses(MeshConfig(), config=config, dropout=0.0, devices=jax.devices()[:1], steps=4)
+    options = {"config": config, "optimizer": STEADY, "dropout": 0.0, "steps": 4}
+    desired = same_loss.losses(MeshConfig(), **options, devices=jax.devices()[:1])
     found = same_loss.losses(
         MeshConfig(stage=2, fsdp=2, expert=2),
         gradients=Pipelined(microbatches=4, schedule=ZBH1()),
-        config=config,
-        dropout=0.0,
-        steps=4,
+        **options,
     )
     assert_close(np.array(found), np.array(desired), SAME_LOSS_ON_ANY_MESH)
 
