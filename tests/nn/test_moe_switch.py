@@ -17,7 +17,7 @@ from jaxtrain.nn.moe.dispatch import Capacity, Dispatch, Dropless, EveryExpert, 
 from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.sharding import constrain, shardings
 
-WIDTH, ROWS, LENGTH, RATE = 16, 8, 16, 0.05
+WIDTH, ROWS, LENGTH, RATE = 16, 8, 16, 1.0
 MIXTURE = MixtureConfig(experts=8, top_k=2, expert=MLPConfig(hidden=24))
 CONTEXT = context_of(training_batch(ROWS, LENGTH, vocab_size=64), None)
 X = np.random.default_rng(0).standard_normal((ROWS, LENGTH, WIDTH)).astype(np.float32)
