@@ -200,8 +200,8 @@ class TrainConfig:
             try:
                 shardings(axes, shapes, mesh)
             except IndivisibleError as error:
-                key = DIMENSIONS.get(error.name)
-                raise ValueError(error.text(f"{key}={error.size}") if key else str(error)) from error
+                known = DIMENSIONS.get(error.name)
+                raise ValueError(error.text(f"{known}={error.size}") if known else str(error)) from error
 
     def remarks(self, devices: int) -> list[str]:
         """Return what a user should know of these devices before a run.
