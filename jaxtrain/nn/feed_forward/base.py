@@ -48,6 +48,9 @@ class FeedForwardConfig(Technique):
     def check_alone(self) -> None:
         """Raise ValueError where a token's result depends on others of its row, those of other documents among them."""
 
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        """Raise ValueError where the mesh cannot split it as it would have to."""
+
     def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
         """Return what a user should know before a run with activations of this shape, of values so large; or None."""
         return None

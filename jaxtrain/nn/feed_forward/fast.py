@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.dispatch import Dropless, EveryExpert
+from jaxtrain.nn.moe.dispatch.region import check_experts
 from jaxtrain.nn.moe.experts import Experts, build_experts
 from jaxtrain.nn.moe.routing import TINY, Routing, in_float32
 from jaxtrain.nn.param import normal, vector
@@ -57,6 +59,9 @@ class FastFeedForwardConfig(FeedForwardConfig):
         """A gate a level and one leaf, d + l neurons of 2^d - 1 + 2^d l."""
         of_leaf = self.leaf.neurons
         return None if of_leaf is None else self.levels + of_leaf
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        check_experts(self.leaves, f"levels={self.levels}: its number of leaves, {self.leaves},", mesh)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "FastFeedForward":
         return FastFeedForward(self, d_model, rngs=rngs)

@@ -22,7 +22,7 @@ from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
 from jaxtrain.nn.moe.balances.base import Numbers
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
-from jaxtrain.nn.moe.dispatch.region import load_of
+from jaxtrain.nn.moe.dispatch.region import check_experts, load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
 from jaxtrain.nn.moe.observed import ROUTING, observed, scores_in_bfloat16
 from jaxtrain.nn.moe.routers import Router, Softmax
@@ -117,6 +117,10 @@ class MixtureConfig(FeedForwardConfig):
                 f"dispatch={self.dispatch!r}: the tokens of a row compete, so what one document is worth depends on "
                 "others; take dispatch=@Dropless()"
             )
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        check_experts(self.experts, f"experts={self.experts}", mesh)
+        self.dispatch.check_mesh(mesh)
 
     def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
         text = self.dispatch.remark(load_of(shape, self.experts, self.top_k, mesh), value_bytes)

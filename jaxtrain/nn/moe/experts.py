@@ -15,13 +15,14 @@ from jaxtyping import Array, Float, Int
 from jaxtrain.axes import EXPERTS
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
-from jaxtrain.nn.linear.base import Linear
+from jaxtrain.nn.linear.base import Linear, grouped_product
 from jaxtrain.nn.param import axes_of, is_variable, merge, split
 from jaxtrain.shapes import ModelState
 
 
 def build_experts(config: FeedForwardConfig, experts: int, d_model: int, *, used: float, rngs: nnx.Rngs) -> Layer:
     """Return the layers as one module, with the variables of all of them. A token has the share `used` of them."""
+    grouped_product()
     built = nnx.vmap(lambda r: config.build(d_model, rngs=r))(rngs.split(experts))
     for variable in jax.tree.leaves(nnx.state(built), is_leaf=is_variable):
         variable.set_metadata(axes=replace(variable.axes, used=variable.axes.used * used).stacked(EXPERTS))

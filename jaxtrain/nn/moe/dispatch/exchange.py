@@ -19,10 +19,12 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh
 from jaxtrain_kernels.varying import vary, varying
 from jaxtyping import Array, Float, Int
 
-from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
+from jaxtrain.axes import EXPERTS
+from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all, check_near
 from jaxtrain.nn.moe.dispatch.base import Dispatch
 from jaxtrain.nn.moe.dispatch.dropless import Dropless, sum_over_devices
 from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
@@ -32,6 +34,7 @@ from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import RULES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,10 @@ class Exchange(Dispatch):
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
         function = functools.partial(of_device, self, experts, routing.top_k)
         return in_region_of_tokens(function, x, routing, experts)
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        last = RULES[EXPERTS][-1]
+        check_near(self.near, last, mesh.shape[last])
 
     def room(self, tokens: int, top_k: int, devices: int) -> int:
         """Return how many rows a device can send another in a round."""
