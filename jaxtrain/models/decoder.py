@@ -91,7 +91,7 @@ class DecoderConfig:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         if self.head.linear:
             self.head.linear.check_head()
-        for block in self.pattern:
+        for block in self.named_blocks.values():
             block.mlp.check_vocab(self.vocab_size)
         if self.teacher and self.teacher.vocab_size not in (None, self.vocab_size):
             raise ValueError(
@@ -132,7 +132,7 @@ class DecoderConfig:
     @property
     def task_count(self) -> int | None:
         """The number of tasks that its layers, or those of its teacher, tell apart; None where none reads a task."""
-        counts = [block.mlp.task_count for block in self.pattern]
+        counts = [block.mlp.task_count for block in self.named_blocks.values()]
         counts += [self.teacher.model.task_count] if self.teacher and self.teacher.model else []
         return min((count for count in counts if count is not None), default=None)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model
 from jaxtrain.models.trees import of_stack
+from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.mixture import Mixture, MixtureConfig
 from jaxtrain.nn.layer import TokenContext
@@ -34,13 +35,32 @@ def of_task(config: DecoderConfig, model: ModelState, task: int) -> tuple[Decode
         raise ValueError(f"task={task}: the model has tasks 0 to {config.task_count - 1}")
     if config.trainable != Everything():
         raise ValueError(f"task={task}: the model trains a part of its weights; give it trainable=Everything() first")
+    if config.sharing is not None:
+        raise ValueError(
+            f"model.sharing={config.sharing!r}: repeats that share their experts may choose different ones for a task; "
+            "take a model without it"
+        )
     decoder: Decoder = merge(abstract_model(config).graph, model)
-    graph, arrays = split(decoder.stacks["blocks"])
-    pattern, blocks = list(config.pattern), of_stack(model, "blocks")
-    for index, block in enumerate(config.pattern):
+    blocks = {"first": config.first, "blocks": config.pattern}
+    stacks: dict[str, ModelState] = {}
+    for name, keyed in (("first", "model.first"), ("blocks", "model.pattern")):
+        if blocks[name]:
+            blocks[name], stacks[name] = _of_stack(decoder, model, name, keyed, task)
+    small = dataclasses.replace(config, first=blocks["first"], pattern=blocks["blocks"])
+    trees = [{name: stack[kind] for name, stack in stacks.items()} for kind in range(len(model))]
+    return small, ModelState(*map(_with_stacks, model, trees))
+
+
+def _of_stack(
+    decoder: Decoder, model: ModelState, name: str, key: str, task: int
+) -> tuple[tuple[BlockConfig, ...], ModelState]:
+    """Return the blocks of a stack and its arrays, with the experts of a task alone."""
+    graph, arrays = split(decoder.stacks[name])
+    pattern, found = list(decoder.config.stacks[name].blocks), of_stack(model, name)
+    for index, block in enumerate(pattern):
         if block.mlp.task_count is None:
             continue
-        small = _without_routing(block.mlp, f"model.pattern[{index}].mlp")
+        small = _without_routing(block.mlp, f"{key}[{index}].mlp")
 
         def routed(repeat: ModelState, index: int = index) -> tuple[jax.Array, jax.Array]:
             layer = merge(graph, repeat).blocks[index].mlp
@@ -50,19 +70,19 @@ def of_task(config: DecoderConfig, model: ModelState, task: int) -> tuple[Decode
         chosen_RE, weights_RE = map(np.asarray, jax.vmap(routed)(arrays))
         experts_RK = np.stack([np.flatnonzero(chosen) for chosen in chosen_RE])
         weights_RK = np.take_along_axis(weights_RE, experts_RK, axis=1)
-        mixture = decoder.stacks["blocks"].blocks[index].mlp
+        mixture = decoder.stacks[name].blocks[index].mlp
         assert isinstance(mixture, Mixture)
-        removed = {*mixture.of_router, *(name for names in mixture.of_balances for name in names)}
-        blocks = ModelState(*(_taken(tree, index, experts_RK, removed) for tree in blocks))
-        blocks.params["blocks"][index]["mlp"]["weights"] = jnp.asarray(weights_RK)
+        removed = {*mixture.of_router, *(own for names in mixture.of_balances for own in names)}
+        found = ModelState(*(_taken(tree, index, experts_RK, removed) for tree in found))
+        found.params["blocks"][index]["mlp"]["weights"] = jnp.asarray(weights_RK)
         count = experts_RK.shape[1]
         pattern[index] = dataclasses.replace(block, mlp=dataclasses.replace(small, experts=count, top_k=count))
-    return dataclasses.replace(config, pattern=tuple(pattern)), ModelState(*map(_with_blocks, model, blocks))
+    return tuple(pattern), found
 
 
-def _with_blocks(tree: ParamTree, blocks: ParamTree) -> ParamTree:
-    """Return a tree of a model with its blocks replaced, and without stacks where no block has arrays of its kind."""
-    stacks = {name: stack for name, stack in (tree.get("stacks", {}) | {"blocks": blocks}).items() if stack}
+def _with_stacks(tree: ParamTree, own: dict[str, ParamTree]) -> ParamTree:
+    """Return a tree of a model with stacks replaced, and without those where no block has arrays of its kind."""
+    stacks = {name: stack for name, stack in (tree.get("stacks", {}) | own).items() if stack}
     return {name: leaf for name, leaf in (tree | {"stacks": stacks}).items() if name != "stacks" or leaf}
 
 

@@ -22,6 +22,7 @@ from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
 from jaxtrain.nn.depth.passes import Passes, all_computed, initial_passes
 from jaxtrain.nn.layer import Out, Sums, TokenContext, added
 from jaxtrain.nn.mixers.base import Keep, MixerConfig
+from jaxtrain.nn.moe.routing import float32_product
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_positive
 from jaxtrain.sharding import constrain
@@ -117,4 +118,4 @@ class ExpertChoiceRecursion(Depth):
 
 
 def _logits(x: Float[Array, "B L D"], own: Mapping[str, Any], number: int) -> Float[Array, "B L"]:
-    return x.astype(jnp.float32) @ own["router"][...][:, number]
+    return float32_product(x, own["router"][...][:, number])

@@ -22,6 +22,7 @@ from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
 from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.moe.routing import float32_product
 from jaxtrain.nn.param import normal, vector
 from jaxtrain.ranges import check_at_least_one, check_positive
 from jaxtrain.sharding import constrain
@@ -83,7 +84,7 @@ class MixtureOfDepths(Depth):
         self, layers: Layers, x: Float[Array, "B L D"], context: TokenContext, state: Any, own: Mapping[str, Any]
     ) -> Out:
         x = constrain(x, "batch", None, None)  # tokens are taken from anywhere in a row
-        score_BL = (x.astype(jnp.float32) @ own["router"][...])[..., 0]
+        score_BL = float32_product(x, own["router"][...])[..., 0]
         if context.keys is None and self.predictor is not None:
             return self._predicted(layers, x, context, state, score_BL, own)
         of_real_BL = jnp.where(context.real > 0, score_BL, -jnp.inf)
@@ -128,5 +129,5 @@ def _matrix(rngs: nnx.Rngs, shape: tuple[int, int], names: tuple[str | None, ...
 
 def _prediction(x: Float[Array, "B L D"], own: Mapping[str, Any]) -> Float[Array, "B L"]:
     """Return the logit of every token's passing, in float32."""
-    hidden_BLP = jax.nn.relu(x.astype(jnp.float32) @ own["predictor_up"][...])
-    return (hidden_BLP @ own["predictor_down"][...])[..., 0] + own["predictor_bias"][...][None]
+    hidden_BLP = jax.nn.relu(float32_product(x, own["predictor_up"][...]))
+    return float32_product(hidden_BLP, own["predictor_down"][...])[..., 0] + own["predictor_bias"][...][None]

@@ -21,7 +21,7 @@ from jaxtrain.nn.depth.passes import Passes, all_computed, initial_passes
 from jaxtrain.nn.layer import Out, Sums, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.moe.balances.row_loss import RowLoss
-from jaxtrain.nn.moe.routing import TINY, Scores
+from jaxtrain.nn.moe.routing import TINY, Scores, float32_product
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one, check_positive
 
@@ -61,7 +61,7 @@ class TokenChoiceRecursion(Depth):
     def __call__(
         self, layers: Layers, x: Float[Array, "B L D"], context: TokenContext, state: Any, own: Mapping[str, Any]
     ) -> Out:
-        logits_BLE = x.astype(jnp.float32) @ own["router"][...]
+        logits_BLE = float32_product(x, own["router"][...])
         scores = Scores(logits_BLE, jax.nn.softmax(logits_BLE, axis=-1))
         last_BL = jnp.argmax(logits_BLE, axis=-1)
         weight_BL = jnp.max(scores.weights, axis=-1)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
@@ -32,6 +33,9 @@ class SigmoidGatedConfig(FeedForwardConfig):
 
     def check_alone(self) -> None:
         self.layer.check_alone()
+
+    def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
+        return self.layer.remark(shape, mesh, value_bytes)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "SigmoidGated":
         return SigmoidGated(self, d_model, rngs=rngs)
