@@ -181,7 +181,8 @@ def assert_as_exact(actual: dict, oracle: dict, plain: dict, dtype: str) -> None
         nothing = np.isneginf(desired)
         assert (np.isneginf(found) == nothing).all(), name
         found, other, desired = (np.where(nothing, 0, x) for x in (found, other, desired))
-        rounding = float(jnp.finfo(dtype).eps) * np.abs(desired).max()
+        # Two roundings: of sinks, four sums of 200 terms, 0.8 of one was seen beyond the first term, with AVX-512.
+        rounding = 2 * float(jnp.finfo(dtype).eps) * np.abs(desired).max()
         assert _rms(found - desired) <= 2 * _rms(other - desired) + rounding, name
 
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_cases import ALL, build, draw_tree, every, follow
-from tiny import matrix, vector
-from tolerances import EXACT, SAME_UPDATE, assert_close
+from optimizer_cases import ALL, LARGE_FACTS, build, draw_large, every, follow
+from tolerances import EXACT, SAME_BATCHED_UPDATE, assert_close
 
 from jaxtrain.axes import Axes
 from jaxtrain.optim.adamw_8bit import AdamW8bit
@@ -15,42 +14,8 @@ from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.per_layer import per_layer
 
-# Matrices large enough to be factored and quantized, vectors, and experts; two stacks of different length, and a table.
-FACTS = {
-    "encoder": {
-        "query": matrix("repeats", "embed", "heads", "head_dim"),
-        "output": matrix("repeats", "heads", "head_dim", "embed"),
-        "scale": vector("repeats", "width"),
-    },
-    "decoder": {
-        "up": matrix("repeats", "embed", "mlp"),
-        "small": matrix("repeats", "mlp", "embed"),
-        "bias": vector("repeats", "mlp"),
-        "experts": matrix("repeats", "experts", "embed", "mlp"),
-    },
-    "embedding": {"table": matrix("vocab", "embed")},
-}
-SHAPES = {
-    "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
-    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160), "experts": (2, 3, 32, 128)},
-    "embedding": {"table": (9, 128)},
-}
 VARIANTS = [AdamW8bit(learning_rate=ALL[0].learning_rate, moments=Float8Moments())]
-SIZES = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}  # of the layers
-EXPERT_SIZES = np.float32([1e-2, 1.0, 30.0])[:, None, None]
-
-
-def _trees(seed: int) -> dict:
-    """Return a tree whose layers and experts differ by far in size, as norms over a stack would show."""
-
-    def scaled(stack: str, name: str, x: np.ndarray) -> np.ndarray:
-        x = x * EXPERT_SIZES if name == "experts" else x
-        return x if stack not in SIZES else x * SIZES[stack].reshape(-1, *(1,) * (x.ndim - 1))
-
-    return {
-        stack: {name: scaled(stack, name, x) for name, x in draw_tree(seed, shapes).items()}
-        for stack, shapes in SHAPES.items()
-    }
+BATCHED = (Muon,)  # products of matrices, which are batched over the stack
 
 
 def _alone(tree: dict, index: int) -> dict:
@@ -60,18 +25,18 @@ def _alone(tree: dict, index: int) -> dict:
         x = x[min(index, len(x) - 1)][None] if axes.in_stack else x
         return x[:, index : index + 1] if "experts" in axes.names else x
 
-    return jax.tree.map(one, FACTS, tree)
+    return jax.tree.map(one, LARGE_FACTS, tree)
 
 
 @every(ALL + VARIANTS)
 def test_every_optimizer_moves_the_layers_of_a_stack_and_their_experts_as_each_alone(optimizer):
-    tx, params, gradients = build(optimizer, axes=FACTS), _trees(0), [_trees(seed) for seed in (1, 2, 3)]
+    tx, params, gradients = build(optimizer, axes=LARGE_FACTS), draw_large(0), [draw_large(seed) for seed in (1, 2, 3)]
 
     def averages(state, params):
         return optimizer.evaluation_params(state, params)
 
     stacked = follow(tx, params, gradients, averages)
-    tolerance = SAME_UPDATE if isinstance(optimizer, Muon) else EXACT  # Muon's products are batched over the stack
+    tolerance = SAME_BATCHED_UPDATE if isinstance(optimizer, BATCHED) else EXACT
     for index in range(3):
         alone = follow(tx, _alone(params, index), [_alone(gradient, index) for gradient in gradients], averages)
         for step in range(3):
@@ -79,10 +44,10 @@ def test_every_optimizer_moves_the_layers_of_a_stack_and_their_experts_as_each_a
 
 
 def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
-    params, gradients = _trees(0), [_trees(1)]
+    params, gradients = draw_large(0), [draw_large(1)]
     tx = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-1.0))
     [plain] = follow(tx, params, gradients, lambda state, params: params)
-    [layered] = follow(per_layer(tx, FACTS), params, gradients, lambda state, params: params)
+    [layered] = follow(per_layer(tx, LARGE_FACTS), params, gradients, lambda state, params: params)
     for index in range(3):
         flat = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _alone(params, index))
         gradient = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, _alone(gradients[0], index))
@@ -93,11 +58,14 @@ def test_a_transformation_that_takes_norms_takes_those_of_a_layer():
 
 
 def test_the_state_has_the_structure_of_the_transformation_with_one_count():
-    tx, params = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: 0.1 * count)), _trees(0)
-    plain, layered = tx.init(params), per_layer(tx, FACTS).init(params)
+    tx, params = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: 0.1 * count)), draw_large(0)
+    plain, layered = tx.init(params), per_layer(tx, LARGE_FACTS).init(params)
     assert_close(layered, plain, EXACT)
     [(counts, moments)] = follow(
-        per_layer(tx, FACTS), params, [_trees(1)], lambda state, params: ((state[0].count, state[1].count), state[0].mu)
+        per_layer(tx, LARGE_FACTS),
+        params,
+        [draw_large(1)],
+        lambda state, params: ((state[0].count, state[1].count), state[0].mu),
     )
     assert [(count.shape, int(count)) for count in counts] == 2 * [((), 1)]
     assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, params)
@@ -105,4 +73,6 @@ def test_the_state_has_the_structure_of_the_transformation_with_one_count():
 
 def test_a_transformation_of_all_parameters_together_is_none_of_layers():
     with pytest.raises(ValueError, match="vmap"):
-        follow(per_layer(optax.clip_by_global_norm(1.0), FACTS), _trees(0), [_trees(1)], lambda *seen: seen)
+        follow(
+            per_layer(optax.clip_by_global_norm(1.0), LARGE_FACTS), draw_large(0), [draw_large(1)], lambda *seen: seen
+        )

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +15,18 @@ from optimizer_cases import (
     ALL,
     DECAY,
     FACTS,
+    LARGE_FACTS,
     RATE,
     RATES,
     build,
     case_of,
+    draw_large,
     draw_tree,
     every,
     follow,
 )
-from tiny import variant
-from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, assert_close
+from tiny import matrix, variant
+from tolerances import CLOSED_FORM, CLOSED_FORM_LAYER, SAME_STEPS_ON_ANY_MESH, assert_close
 
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import abstract_model
@@ -36,17 +39,32 @@ from jaxtrain.optim.lion import Lion
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.schedule_free import ScheduleFree
 from jaxtrain.optim.schedules import Linear
+from jaxtrain.optim.wrapper import Wrapper
 from jaxtrain.shapes import ModelState
 from jaxtrain.sharding import shardings
 from jaxtrain.train.state import state_of, state_shardings
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "optimizers.md"
+
+
+def _parabola(params: dict) -> jax.Array:
+    goal = draw_tree(1)
+    return sum(jnp.sum(jnp.square(params[name] - goal[name])) for name in params)
+
+
+def _valley(params: dict) -> jax.Array:
+    """Rosenbrock's function of each pair of neighbours along the last axis, with 5 in place of 100."""
+    pairs = [(x[..., :-1], x[..., 1:]) for x in params.values()]
+    return sum(jnp.sum(jnp.square(1 - x) + 5 * jnp.square(y - jnp.square(x))) for x, y in pairs)
+
 
 @every(ALL)
-def test_descends(optimizer):
-    tx, params, goal = build(case_of(type(optimizer), decay=0.0), rate=0.1), draw_tree(0), draw_tree(1)
-
-    def loss(params):
-        return sum(jnp.sum(jnp.square(params[name] - goal[name])) for name in params)
+@pytest.mark.parametrize(
+    ("loss", "dtype", "left"), [(_parabola, "float32", 0.05), (_valley, "bfloat16", 0.1)], ids=["parabola", "valley"]
+)
+def test_descends_and_keeps_the_dtype(optimizer, loss, dtype, left):
+    tx = build(case_of(type(optimizer), decay=0.0), rate=0.1)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw_tree(0))
 
     def step(carry, _):
         params, state = carry
@@ -54,7 +72,32 @@ def test_descends(optimizer):
         return (optax.apply_updates(params, updates), state), None
 
     (end, state), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=200))(params)
-    assert loss(optimizer.evaluation_params(state, end)) < 0.05 * loss(params)
+    assert loss(optimizer.evaluation_params(state, end)) < left * loss(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(end)} == {jnp.dtype(dtype)}
+
+
+@every(ALL)
+def test_a_step_is_the_same_over_a_mesh_and_where_one_axis_of_it_is_manual(optimizer):
+    """Norms and matrices are those of whole parameters, wherever their shards are."""
+    mesh = MeshConfig(replica=2, fsdp=2, tensor=2).build()
+    tx, params = build(optimizer, axes=LARGE_FACTS), draw_large(0)
+    gradients = draw_large(1), draw_large(2)
+
+    def step(params: dict, state: optax.OptState, gradient: dict) -> tuple[dict, optax.OptState]:
+        updates, state = tx.update(gradient, state, params, grad_fn=lambda _: gradient)
+        return optax.apply_updates(params, updates), state
+
+    desired, state = params, tx.init(params)
+    for gradient in gradients:
+        desired, state = jax.jit(step)(desired, state, gradient)
+    layout = state_shardings(state_of(ModelState(params), tx), ModelState(LARGE_FACTS), mesh)
+    where = layout.model.params, layout.opt_state
+    apart = jax.shard_map(step, in_specs=P(), out_specs=P(), axis_names={"replica"}, check_vma=False)
+    with jax.set_mesh(mesh):
+        found, state = jax.device_put((params, tx.init(params)), where)
+        for run, gradient in zip((step, apart), gradients, strict=True):
+            found, state = jax.jit(run, out_shardings=where)(found, state, jax.device_put(gradient, where[0]))
+    assert_close(found, desired, SAME_STEPS_ON_ANY_MESH)
 
 
 @every(ALL)
@@ -68,11 +111,7 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_no_vector(optimiz
         return (optax.apply_updates(params, updates), state), None
 
     (end, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
-    left = (1 - RATE * DECAY) ** steps
-    if isinstance(optimizer, ScheduleFree):
-        left = _mixture_left(steps)
-    if isinstance(optimizer, LAMB):  # whose steps are of one size: all of it is decay, where the gradient is 0
-        left = (1 - RATE) ** steps
+    left = LEFT_BY_DECAY.get(type(optimizer), lambda steps: (1 - RATE * DECAY) ** steps)(steps)
     for name, before in params.items():
         desired = before * np.float32(left if FACTS[name].decays else 1.0)
         assert_close(end[name], desired, CLOSED_FORM_LAYER, name)
@@ -86,6 +125,12 @@ def _mixture_left(steps: int) -> float:
         x += (z - x) / step
         y = 0.9 * x + 0.1 * z
     return y
+
+
+LEFT_BY_DECAY = {
+    ScheduleFree: _mixture_left,
+    LAMB: lambda steps: (1 - RATE) ** steps,  # steps are of one size: all of it is decay, where the gradient is 0
+}
 
 
 @every(ALL)
@@ -169,6 +214,26 @@ def test_an_optimizer_whose_rate_is_unknown_is_refused():
     state = optimizer.build(RATES.build(1), FACTS).init(draw_tree(0))
     with refused(ValueError, "optimizer=_Uncounted", "count", "used_rate"):
         optimizer.used_rate(state, RATES.build(1))
+
+
+def _documented(column: int) -> dict[str, str]:
+    """Return a column of the tables in docs/optimizers.md, by class."""
+    rows = [line.split("|")[1:-1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): row[column].strip() for row in rows}
+
+
+@every([optimizer for optimizer in ALL if not isinstance(optimizer, Wrapper)])
+def test_the_state_of_a_matrix_has_the_bytes_that_are_documented(optimizer):
+    shape = jax.ShapeDtypeStruct((4, 2048, 1024), jnp.float32)
+    state = jax.eval_shape(build(optimizer, axes={"up": matrix("repeats", "embed", "mlp")}).init, {"up": shape})
+    found = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / shape.size
+    assert round(found, 2) == float(_documented(1)[type(optimizer).__name__])
+
+
+@every(ALL)
+def test_what_it_costs_in_gradients_is_documented(optimizer):
+    documented = int(_documented(2)[type(optimizer).__name__]) if isinstance(optimizer, Wrapper) else 1
+    assert optimizer.gradients_per_step == documented
 
 
 REFUSED = [

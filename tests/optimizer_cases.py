@@ -15,7 +15,7 @@ from jaxtrain.optim.base import Optimizer
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.optim.wrapper import Wrapper
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 RATE, DECAY = 0.02, 0.5
 RATES = Constant(peak=RATE)
 OPTIMIZERS = [cls for _, cls in sorted(subclasses(Optimizer).items()) if cls.__module__.startswith("jaxtrain.")]
@@ -42,9 +42,46 @@ FACTS = {
 SHAPES = {"up": (2, 6, 8), "query": (2, 6, 2, 3), "up_bias": (2, 8), "query_bias": (2, 2, 3), "scale": (2, 6)}
 
 
+# Matrices large enough to be factored and quantized, vectors, and experts; two stacks of different length, and a table.
+LARGE_FACTS = {
+    "encoder": {
+        "query": matrix("repeats", "embed", "heads", "head_dim"),
+        "output": matrix("repeats", "heads", "head_dim", "embed"),
+        "scale": vector("repeats", "width"),
+    },
+    "decoder": {
+        "up": matrix("repeats", "embed", "mlp"),
+        "small": matrix("repeats", "mlp", "embed"),
+        "bias": vector("repeats", "mlp"),
+        "experts": matrix("repeats", "experts", "embed", "mlp"),
+    },
+    "embedding": {"table": matrix("vocab", "embed")},
+}
+LARGE_SHAPES = {
+    "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
+    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160), "experts": (2, 3, 32, 128)},
+    "embedding": {"table": (9, 128)},
+}
+LAYER_SIZES = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}
+EXPERT_SIZES = np.float32([1e-2, 1.0, 30.0])[:, None, None]
+
+
 def draw_tree(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def draw_large(seed: int) -> dict:
+    """Return a tree whose layers and experts differ by far in size, as norms over a stack would show."""
+
+    def scaled(stack: str, name: str, x: np.ndarray) -> np.ndarray:
+        x = x * EXPERT_SIZES if name == "experts" else x
+        return x if stack not in LAYER_SIZES else x * LAYER_SIZES[stack].reshape(-1, *(1,) * (x.ndim - 1))
+
+    return {
+        stack: {name: scaled(stack, name, x) for name, x in draw_tree(seed, shapes).items()}
+        for stack, shapes in LARGE_SHAPES.items()
+    }
 
 
 def build(optimizer: Optimizer, rate: float = RATE, axes: dict = FACTS) -> optax.GradientTransformationExtraArgs:
