@@ -23,6 +23,8 @@ from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.moe.dispatch import Auto, Capacity, Dropless, Exchange, Materialise
+
+from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
 from jaxtrain.nn.moe.dispatch.region import Load, load_of
 from jaxtrain.nn.param import merge, split
@@ -212,6 +214,15 @@ def test_axes_that_do_not_divide_the_width_together_are_refused_by_their_keys():
     config = load(CONFIGS / "moe_tiny.gin", ["mesh.expert=8", "model.d_model=32", "phases[0].batch_size=64"]).config
     with refused(ValueError, "model.d_model=32", "mesh.fsdp=8", "mesh.expert=8"):
         config.check_devices(64)
+
+def test_a_run_says_what_of_an_exchange_is_unused_where_nothing_is_exchanged():
+    """On one device, and behind a gate as well; without such numbers, and over devices with experts, nothing."""
+    way, shape = Exchange(pieces=2, near=4), (8, 16, 8)
+    mixture = dataclasses.replace(MIXTURE, dispatch=way)
+    for layer in (mixture, SigmoidGatedConfig(layer=mixture)):
+        check(layer.remark(shape, _mesh(fsdp=2), 4) or "", "dispatch=@Exchange()", "pieces=2", "near=4")
+        assert layer.remark(shape, _mesh(expert=4), 4) is None
+    assert dataclasses.replace(MIXTURE, dispatch=Exchange()).remark(shape, _mesh(fsdp=2), 4) is None
 
 
 def test_a_choice_that_would_change_the_result_is_refused():

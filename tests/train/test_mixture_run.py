@@ -21,6 +21,7 @@ from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.moe.balances import (
     Balance,
     ClusterLoss,
+    ExcessLoss,
     LoadLoss,
     MutualInformation,
     RouterBias,
@@ -133,7 +134,7 @@ ROUTED = (  # the mixtures of a pattern
         MIXTURE,
         router=Stable(vocab_size=64, switch_step=2, width=8, router=NOISY),
         selection=ClusterDropout(clusters=2, rate=0.5),
-        balances=(ClusterLoss(clusters=2, coefficient=0.1), LoadLoss(coefficient=0.1)),
+        balances=(ClusterLoss(clusters=2, coefficient=0.1), LoadLoss(coefficient=0.1), ExcessLoss(coefficient=0.1)),
     ),
     dataclasses.replace(
         MIXTURE,

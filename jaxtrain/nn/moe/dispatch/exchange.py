@@ -75,6 +75,12 @@ class Exchange(Dispatch):
         room = pieces * self.room(load.tokens // pieces, load.top_k, load.apart * load.alike)
         return 2 * (load.apart - 1) * room * load.width + 2 * load.tokens * load.width * (load.alike - 1) // load.alike
 
+    def remark(self, load: Load, value_bytes: int) -> str | None:
+        idle = [f"{name}={getattr(self, name)}" for name in ("pieces", "near") if getattr(self, name) > 1]
+        if load.apart > 1 or not idle:
+            return None
+        return f"exchanges nothing on this mesh, where tokens have their experts beside them: {', '.join(idle)} unused"
+
 
 EXCHANGED = "exchanged"  # the name of what came from other devices, for remat policies
 

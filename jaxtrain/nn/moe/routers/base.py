@@ -39,8 +39,8 @@ class Router(Technique):
         """Whether the biases of balances may have a part in the choice."""
         return True
 
-    def check(self, experts: int) -> None:
-        """Raise ValueError where it cannot score so many experts."""
+    def check(self, experts: int, top_k: int) -> None:
+        """Raise ValueError where it cannot score so many experts, or so many cannot be chosen by it."""
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise ValueError where it cannot have all tokens of a vocabulary."""
