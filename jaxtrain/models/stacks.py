@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtrain.nn.block import BlockConfig
 
 # A compiled train step of a stack of so many blocks takes about as long to compile unrolled as with a scan, and each
-# further block a second more (docs/log.md, Layers unrolled).
+# further block half a second to a second more (docs/log.md, A small decoder on CPU).
 MOST_UNROLLED = 4
 
 
