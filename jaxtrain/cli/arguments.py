@@ -128,7 +128,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 def _merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parents", nargs="+", metavar="RUN", help="runs of one architecture; the first is the base")
-    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/finetuning.md lists what there is"
+    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/experts.md lists what there is"
     parser.add_argument("--by", required=True, metavar="MERGE", help=help)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for the run to make")
     _add_import(parser)

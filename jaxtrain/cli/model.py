@@ -96,6 +96,10 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     active = model.active_parameter_count
     of_token = f"; a token uses {active:,}" if active < model.parameter_count else ""
     yield f"{model.parameter_count:,} parameters, {trained:,} of them trained{of_token}"
+    for name, stack in model.stacks.items():
+        on_one_cpu, elsewhere = (_form(model.scans(stack, one_cpu=one_cpu)) for one_cpu in (True, False))
+        forms = elsewhere if on_one_cpu == elsewhere else f"{on_one_cpu} on one CPU, {elsewhere} elsewhere"
+        yield f"{name}: {stack.repeats} x {len(stack.blocks)} layers, {forms}"
     for length in dict.fromkeys(phase.sequence_length for phase in config.phases):
         flops = model.flops_per_token(length)
         yield f"{flops:,.0f} FLOPs a token, forward and backward, in rows of {length} tokens"
@@ -111,6 +115,10 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     listed = ", ".join(f"{name} {shown_bytes(size)}" for name, size in parts.items() if size)
     yield f"{shown_bytes(sum(parts.values()))} of state over all devices: {listed}"
     yield "a step needs more, for gradients and activations: jaxtrain compile, or jaxtrain train --dry-run"
+
+
+def _form(scans: bool) -> str:
+    return "in a scan" if scans else "unrolled"
 
 
 def _bytes(tree) -> int:

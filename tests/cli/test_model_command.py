@@ -34,6 +34,7 @@ def test_layers_shapes_parameters_and_memory_are_listed(printed):
     assert layers[0] == "embedding" and layers[-1] == "output" and layers[1] == "block 0, mixer_norm"
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+) parameters,", text)) == size_of(shapes.params)
     assert f"{config.model.flops_per_token(256):,.0f} FLOPs a token" in text
+    assert "blocks: 4 x 1 layers, unrolled on one CPU, in a scan elsewhere" in text
     assert (
         f"params {bytes_of(shapes.params) / 1e6:.3g} MB, optimizer {2 * bytes_of(shapes.params) / 1e6:.3g} MB" in text
     )
