@@ -22,9 +22,8 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.moe.dispatch import Auto, Capacity, Dropless, Exchange, Materialise
-
 from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
+from jaxtrain.nn.moe.dispatch import Auto, Capacity, Dropless, Exchange, Materialise
 from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
 from jaxtrain.nn.moe.dispatch.region import Load, load_of
 from jaxtrain.nn.param import merge, split
@@ -214,6 +213,7 @@ def test_axes_that_do_not_divide_the_width_together_are_refused_by_their_keys():
     config = load(CONFIGS / "moe_tiny.gin", ["mesh.expert=8", "model.d_model=32", "phases[0].batch_size=64"]).config
     with refused(ValueError, "model.d_model=32", "mesh.fsdp=8", "mesh.expert=8"):
         config.check_devices(64)
+
 
 def test_a_run_says_what_of_an_exchange_is_unused_where_nothing_is_exchanged():
     """On one device, and behind a gate as well; without such numbers, and over devices with experts, nothing."""
