@@ -71,7 +71,16 @@ def on_one_device() -> bool:
 def on_one_cpu() -> bool:
     """Return whether the current mesh is one CPU device. XLA for CPU fuses otherwise than for accelerators."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+    return mesh.size == 1 and _platform(mesh) == "cpu"
+
+
+def on_tpu() -> bool:
+    """Return whether the current mesh is of TPUs, also of those that a program is compiled for ahead of time."""
+    return _platform(jax.sharding.get_abstract_mesh()) == "tpu"
+
+
+def _platform(mesh: jax.sharding.AbstractMesh) -> str | None:
+    return mesh.abstract_device.platform if mesh.abstract_device is not None else None
 
 
 def _product(axes: tuple[str, ...], mesh) -> int:
