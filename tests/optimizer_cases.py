@@ -10,14 +10,27 @@ import pytest
 from tiny import matrix, vector
 
 from jaxtrain.cli.config_types import subclasses
+from jaxtrain.optim.adabound import AdaBound
+from jaxtrain.optim.adamod import AdaMod
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.d_adaptation import DAdaptation
+from jaxtrain.optim.lars import LARS
+from jaxtrain.optim.prodigy import Prodigy
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.optim.wrapper import Wrapper
 
 GOLDEN = Path(__file__).parent / "golden"
 RATE, DECAY = 0.02, 0.5
 RATES = Constant(peak=RATE)
+OTHERWISE = {  # where the few steps of a test would go nowhere with the defaults, or too far
+    AdaBound: {"final_factor": 0.1},
+    AdaMod: {"b3": 0.9},
+    DAdaptation: {"d0": 0.1, "b2": 0.9},
+    LARS: {"trust_coefficient": 0.1},
+    Prodigy: {"d0": 0.1},
+}
+ONE_RATE = (DAdaptation, Prodigy)  # which find one rate for all parameters together
 OPTIMIZERS = [cls for _, cls in sorted(subclasses(Optimizer).items()) if cls.__module__.startswith("jaxtrain.")]
 
 
@@ -25,7 +38,7 @@ def case_of(optimizer: type[Optimizer], decay: float) -> Optimizer:
     """Return an optimizer with the rate of the tests; a wrapper is one around AdamW."""
     if issubclass(optimizer, Wrapper):
         return optimizer(optimizer=AdamW(learning_rate=RATES, weight_decay=decay))
-    return optimizer(learning_rate=RATES, weight_decay=decay)
+    return optimizer(learning_rate=RATES, weight_decay=decay, **OTHERWISE.get(optimizer, {}))
 
 
 ALL = [case_of(optimizer, DECAY) for optimizer in OPTIMIZERS]
@@ -125,3 +138,15 @@ def steps_of(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 def as_float32(tree: dict) -> dict:
     return jax.tree.map(lambda x: x.astype(np.float32), tree)
+
+
+SMALL_FACTS = {"matrix": matrix("embed", "mlp"), "vector": vector("width")}
+
+
+def follow_golden(name: str, optimizer: Optimizer) -> tuple[list[dict], list[dict]]:
+    """Return the points behind each step of a recorded matrix and vector at a rate of 0.05, and those recorded."""
+    golden = read_golden(name)
+    tx = build(optimizer, rate=0.05, axes=SMALL_FACTS)
+    gradients = [as_float32(step) for step in steps_of(golden["gradient"])]
+    seen = follow(tx, as_float32(golden["initial"]), gradients, lambda _, params: params)
+    return seen, steps_of(golden["point"])

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class Optimizer(Technique):
 
     __slots__ = ()
     learning_rate: Schedule
+    decays_in_direction: ClassVar[bool] = False  # whether decay is a part of what the optimizer normalises
 
     @property
     def weight_decay(self) -> float:
@@ -57,7 +59,16 @@ class Optimizer(Technique):
         return matrix.decays(axes)
 
     def undecayed(self) -> "Optimizer":
-        """Return the optimizer without weight decay."""
+        """Return the optimizer without weight decay.
+
+        Raises:
+            ValueError: its weight decay is a part of its direction.
+        """
+        if self.weight_decay and self.decays_in_direction:
+            raise ValueError(
+                f"weight_decay={self.weight_decay}: {type(self).__name__}'s decay is a part of its direction and "
+                "cannot be taken out of it; set weight_decay to 0"
+            )
         return replace(self, weight_decay=0.0) if self.weight_decay else self
 
     def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
