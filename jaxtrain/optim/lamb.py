@@ -33,6 +33,10 @@ class LAMB(Optimizer):
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def momentum_key(self) -> str:
+        return "b1"
+
     def undecayed(self) -> Optimizer:
         if self.weight_decay:
             raise ValueError(

@@ -27,11 +27,6 @@ class WarmupStableDecay(Schedule):
         check_share(self, "final_ratio")
 
     def after_warmup(self, steps: int) -> optax.Schedule:
-        stable = steps - self.decay_steps
-        if stable < 0:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed the "
-                f"{steps + self.warmup_steps} steps there are: make them smaller or the run longer"
-            )
+        stable = self.stable_steps(steps, self.decay_steps)
         decay = optax.linear_schedule(self.peak, self.peak * self.final_ratio, max(self.decay_steps, 1))
         return optax.join_schedules([optax.constant_schedule(self.peak), decay], [stable])
