@@ -29,7 +29,7 @@ from jaxtrain.train.initial import Initial, Random
 from jaxtrain.train.lock import RunLock
 from jaxtrain.train.loop import Result, Trainer
 from jaxtrain.train.needs import Room, check_run, room_of
-from jaxtrain.train.phases import Phase, learning_rate, spans, total_steps
+from jaxtrain.train.phases import Phase, learning_rate, momentum, spans, total_steps
 from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
@@ -158,12 +158,14 @@ class TrainConfig:
             raise ValueError(f"hooks[{index}] ({hook.name}) goes by {by!r}, which no hook measures: {known}")
 
     def _check_learning_rates(self) -> None:
-        """Build every phase's learning rate, so that an error in one is raised now and not when its phase begins."""
+        """Build every phase's learning rate and momentum: an error is raised now and not when its phase begins."""
         for span in spans(self.phases):
             own = f"phases[{span.number}].learning_rate"
             where = f"optimizer.{self.optimizer.rate_key}" if span.phase.learning_rate is None else own
             try:
-                learning_rate(span, self.optimizer.learning_rate, total_steps=total_steps(self.phases))
+                learning_rate(span, self.optimizer.learning_rate, self.phases)
+                if momentum(span, self.optimizer.learning_rate, self.phases) is not None:
+                    self.optimizer.with_momentum(jnp.zeros(()))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import optax
 from jaxtyping import Array, Float
 
-from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.base import Optimizer, unchecked
 from jaxtrain.optim.schedules import Schedule
 
 
@@ -38,6 +38,14 @@ class Wrapper(Optimizer):
     @property
     def gradients_per_step(self) -> int:
         return self.optimizer.gradients_per_step
+
+    @property
+    def momentum_key(self) -> str | None:
+        key = self.optimizer.momentum_key
+        return key and f"optimizer.{key}"
+
+    def with_momentum(self, value: Float[Array, ""]) -> Optimizer:
+        return unchecked(self, "optimizer", self.optimizer.with_momentum(value))
 
     def decays(self, axes: dict) -> dict:
         return self.optimizer.decays(axes)
