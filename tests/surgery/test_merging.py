@@ -34,7 +34,7 @@ from jaxtrain.train.state import state_of
 EXPERTS = ("*.experts.*",)
 MIXTURE = MixtureConfig(experts=4, top_k=2, expert=GatedMLPConfig(hidden=16), balances=(RouterBias(rate=1e-3),))
 MODEL = variant(vocab_size=320, pattern=(dataclasses.replace(variant().pattern[0], mlp=MIXTURE),))
-AXES = abstract_model(MODEL).axes.params
+SHAPES, AXES = (trees.params for trees in abstract_model(MODEL)[1:])
 CONFIG = TrainConfig(
     model=MODEL,
     data=DataConfig(source=StandardLibrary()),
@@ -95,7 +95,7 @@ def test_a_child_with_the_experts_of_another_run_is_theirs_bit_for_bit(runs, tmp
 
 
 def assembled(parents, **how):
-    return by_name(jax.tree.map(lambda leaf: leaf.read(), merged(Assembly(**how), parents, AXES)))
+    return by_name(jax.tree.map(lambda leaf: leaf.read(), merged(Assembly(**how), parents, AXES, SHAPES)))
 
 
 def test_the_first_parent_comes_back_and_weights_interpolate():
@@ -138,7 +138,7 @@ def test_only_tensors_that_differ_by_more_than_the_threshold_are_taken():
 def test_what_cannot_be_assembled_is_refused(how, facts):
     a = random_model(MODEL).params
     with refused(ValueError, *facts):
-        merged(Assembly(**how), [a, a], AXES)
+        merged(Assembly(**how), [a, a], AXES, SHAPES)
 
 
 def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, capsys):
