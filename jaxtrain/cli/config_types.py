@@ -116,8 +116,9 @@ def classes_in(hint: object) -> list[type]:
 
 def in_a_tuple(hint: object, cls: type | None) -> str:
     """Return what to write for one object where a tuple of such is asked for; nothing for any other annotation."""
-    asked = cls is not None and item_hint(hint) is not object and takes(item_hint(hint), cls)
-    return f"; write (@{label(cls)}(),)" if asked else ""
+    if cls is None or item_hint(hint) is object or not takes(item_hint(hint), cls):
+        return ""
+    return f"; write (@{label(cls)}(),)"
 
 
 def describe_hint(hint: object) -> str:
