@@ -330,7 +330,7 @@ class TrainConfig:
             files = files_of(self, trainer.folder)
             changes = check_same(trainer.folder, files, allow_change=allow_config_change) if files else []
             start = checked_start(trainer, changes)
-            trainer.check_hints(start)
+            trainer.check_start(start)
             if files:
                 write_record(trainer.folder, files)
                 config: TrainConfig = files.from_copies(trainer.folder)

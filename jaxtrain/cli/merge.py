@@ -21,7 +21,7 @@ from jaxtrain.cli.imported import IMPORTED
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.cli.one_object import one_object
 from jaxtrain.config import TrainConfig
-from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.trees import apart, together
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.record.files import RunFiles
@@ -35,7 +35,7 @@ from jaxtrain.train.initial import Random
 from jaxtrain.train.initial.same_model import check_same_architecture, differences
 from jaxtrain.train.manifest import write_manifest
 
-EXAMPLES = "`Assembly(weights=(0.5,0.5))`"
+EXAMPLES = "`Assembly(weights=(0.5,0.5))`, `WeightEnsemble()`"
 
 
 class Parent(NamedTuple):
@@ -106,23 +106,23 @@ def write(merge: Merge, parents: list[Parent], target: Path) -> int:
 
 def _write(merge: Merge, parents: list[Parent], target: Path) -> int:
     base = parents[0]
-    model = plain(base.config.model)
+    model = merge.model(plain(base.config.model), len(parents))
+    shapes, axes = abstract_model(model)[1:]
     with opened(parents) as params, whole_folder(target) as path:
         folder = RunFolder(path)
-        shapes, axes = abstract_model(model)[1:]
-        child = apart(merged(merge, params, together(axes)), shapes)
+        child = apart(merged(merge, params, together(axes), together(shapes)), shapes)
         write_params(folder.checkpoints / "0", child.params, child.buffers)
         write_manifest(folder.checkpoints / "0")
-        RunFiles.of(configuration(base.config)).write(folder)
+        RunFiles.of(configuration(base.config, model)).write(folder)
         if (base.folder.path / IMPORTED).is_dir():
             shutil.copytree(base.folder.path / IMPORTED, path / IMPORTED)
     return model.parameter_count
 
 
-def configuration(base: TrainConfig) -> TrainConfig:
-    """Return the configuration of the child: that of the first parent, with plain linears and without a teacher."""
+def configuration(base: TrainConfig, model: DecoderConfig) -> TrainConfig:
+    """Return the configuration of the child: that of the first parent with another model, which nobody teaches."""
     objective = base.objective if base.model.teacher is None else NextToken()
-    return dataclasses.replace(base, model=plain(base.model), initial=Random(), objective=objective)
+    return dataclasses.replace(base, model=model, initial=Random(), objective=objective)
 
 
 @contextlib.contextmanager

@@ -164,7 +164,7 @@ ERRORS = {
     "optimizer=@.Lion()": ("cannot be read", "@Name(key=value, ...)"),
     "optimizer=@os.path.join()": ("os.path",),
     "optimizer=@a['b.c']()": ("a['b.c']", "optimizer takes Adam, Lion"),
-    "phases=@Phase(steps=1)": ("phases=@config.Phase()", "tuple[toy.config.Phase, ...]"),
+    "phases=@Phase(steps=1)": ("phases=@config.Phase()", "tuple[toy.config.Phase, ...]", "(@config.Phase(),)"),
     "phases=(@toy.optim.lion.Lion(), @Phase(steps=1))": ("phases[0]=@lion.Lion()", "Phase"),
     "model=(@tiny(),)": ("model[0]=@layers.tiny()", "tuple"),
 }

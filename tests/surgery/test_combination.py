@@ -11,12 +11,12 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.surgery.merging import Combination, evolved, merged, moving_average
 
 PARENTS = [random_model(DECODER, seed).params for seed in range(4)]
-AXES = abstract_model(DECODER).axes.params
+_, (SHAPES, *_), (AXES, *_) = abstract_model(DECODER)
 
 
 def _combined(*coefficients: float) -> dict:
     merge = Combination(coefficients=coefficients)
-    return jax.tree.map(lambda leaf: leaf.read(), merged(merge, PARENTS, AXES))
+    return jax.tree.map(lambda leaf: leaf.read(), merged(merge, PARENTS, AXES, SHAPES))
 
 
 def test_one_checkpoint_alone_comes_back_bit_for_bit():

@@ -12,9 +12,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.axes import Axes
 from jaxtrain.surgery.lazy import Box, LazyLeaf
-from jaxtrain.surgery.merging.base import Merge, Merged
+from jaxtrain.surgery.merging.base import Merge, Merged, Own, Parameters
 
 PARENTS = 5
 NOISE = (0.1, 0.5, 2.0)  # deviations of the noise, of which a child has one; in units of a uniform mean's coefficient
@@ -35,9 +34,9 @@ class Combination(Merge):
         if len(self.coefficients) != parents:
             raise ValueError(f"coefficients={self.coefficients}: there are {parents} parents; give one for each")
 
-    def leaf(self, name: str, parents: Sequence[LazyLeaf], axes: Axes) -> LazyLeaf:
-        last = parents[-1]
-        used = [(parent, c) for parent, c in zip(parents, self.coefficients, strict=True) if c]
+    def leaf(self, name: str, parents: Sequence[Parameters], own: Own) -> LazyLeaf:
+        last = parents[-1][name]
+        used = [(parent[name], c) for parent, c in zip(parents, self.coefficients, strict=True) if c]
         if not jnp.issubdtype(last.dtype, jnp.floating):
             return last
         if len(used) == 1:
