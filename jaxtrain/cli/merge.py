@@ -120,9 +120,13 @@ def _write(merge: Merge, parents: list[Parent], target: Path) -> int:
 
 
 def configuration(base: TrainConfig, model: DecoderConfig) -> TrainConfig:
-    """Return the configuration of the child: that of the first parent with another model, which nobody teaches."""
+    """Return the configuration of the child: that of the first parent with another model, which nobody teaches.
+
+    A model of other layers might not decode, so hooks that do are left out then.
+    """
     objective = base.objective if base.model.teacher is None else NextToken()
-    return dataclasses.replace(base, model=model, initial=Random(), objective=objective)
+    hooks = base.hooks if model == plain(base.model) else tuple(hook for hook in base.hooks if not hook.decoded_tokens)
+    return dataclasses.replace(base, model=model, initial=Random(), objective=objective, hooks=hooks)
 
 
 @contextlib.contextmanager
