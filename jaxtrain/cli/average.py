@@ -102,7 +102,7 @@ def searched(arguments: argparse.Namespace, steps: list[int]) -> Coefficients:
 @jax.jit
 def _combined(weights: list[ParamTree], coefficients: jax.Array) -> ParamTree:
     def leaf(*parents: jax.Array) -> jax.Array:
-        total = sum(c * w.astype(jnp.float32) for c, w in zip(coefficients, parents, strict=True))
-        return total.astype(parents[-1].dtype)
+        terms = [c * w.astype(jnp.float32) for c, w in zip(coefficients, parents, strict=True)]
+        return functools.reduce(jnp.add, terms).astype(parents[-1].dtype)
 
     return jax.tree.map(leaf, *weights)

@@ -6,6 +6,7 @@ version 1.1.1 of the authors' package, a bias keeps Adam's moments, and another 
 layer, and of each expert. Queries and keys are known by their names, as there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,7 +77,7 @@ def within_block(path: tuple, axes: Axes) -> tuple[int, ...]:
     """Return the axes of a parameter over which a block extends."""
     names, keys = axes.names[axes.leading :], {getattr(key, "key", None) for key in path}
     if axes.kind is Kind.VECTOR:
-        inner = () if "bias" in keys else range(len(names))
+        inner: Iterable[int] = () if "bias" in keys else range(len(names))
     elif "vocab" in names:
         inner = (axis for axis, name in enumerate(names) if name != "vocab")
     elif keys & BY_HEAD and HEADS & set(names):

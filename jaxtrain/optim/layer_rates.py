@@ -67,7 +67,7 @@ class LayerRates(Wrapper):
         if shared and self.by_depth != 1:
             raise ValueError(f"by_depth={self.by_depth}: {shared[0]} is one for all layers; leave by_depth at 1")
 
-    def _factor(self, path: tuple, facts: Axes, layers: Layers) -> np.ndarray:
+    def _factor(self, path: tuple, facts: Axes, layers: Layers) -> np.ndarray | np.float32:
         """Return the factor of a parameter: a number, or `[repeats, 1, ...]` in a stack."""
         name = keystr(path, simple=True, separator=".")
         own = np.float32(next((factor for pattern, factor in self.factors if fnmatchcase(name, pattern)), 1.0))

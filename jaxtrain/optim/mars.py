@@ -51,7 +51,7 @@ class MARS(Wrapper):
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         inner = optax.with_extra_args_support(self.optimizer.build(rate, axes))
-        b1 = self.optimizer.b1
+        b1: float = self.optimizer.b1  # type: ignore[attr-defined]  # checked above
         share = self.gamma * b1 / (1 - b1)
 
         def init(params: dict) -> MARSState:
