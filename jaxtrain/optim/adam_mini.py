@@ -6,6 +6,7 @@ version 1.1.1 of the authors' package, a bias keeps Adam's moments, and another 
 layer, and of each expert. Queries and keys are known by their names, as there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +75,7 @@ class AdamMini(Optimizer):
 
 def within_block(path: tuple, axes: Axes) -> tuple[int, ...]:
     """Return the axes of a parameter over which a block extends."""
+    inner: Iterable[int]
     names, keys = axes.names[axes.leading :], {getattr(key, "key", None) for key in path}
     if axes.kind is Kind.VECTOR:
         inner = () if "bias" in keys else range(len(names))
