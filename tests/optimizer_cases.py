@@ -59,20 +59,18 @@ SHAPES = {"up": (2, 6, 8), "query": (2, 6, 2, 3), "up_bias": (2, 8), "query_bias
 LARGE_FACTS = {
     "encoder": {
         "query": matrix("repeats", "embed", "heads", "head_dim"),
-        "output": matrix("repeats", "heads", "head_dim", "embed"),
         "scale": vector("repeats", "width"),
     },
     "decoder": {
         "up": matrix("repeats", "embed", "mlp"),
-        "small": matrix("repeats", "mlp", "embed"),
         "bias": vector("repeats", "mlp"),
         "experts": matrix("repeats", "experts", "embed", "mlp"),
     },
     "embedding": {"table": matrix("vocab", "embed")},
 }
 LARGE_SHAPES = {
-    "encoder": {"query": (3, 128, 2, 64), "output": (3, 2, 64, 128), "scale": (3, 128)},
-    "decoder": {"up": (2, 128, 160), "small": (2, 6, 8), "bias": (2, 160), "experts": (2, 3, 32, 128)},
+    "encoder": {"query": (3, 128, 2, 64), "scale": (3, 128)},
+    "decoder": {"up": (2, 128, 160), "bias": (2, 160), "experts": (2, 3, 32, 128)},
     "embedding": {"table": (9, 128)},
 }
 LAYER_SIZES = {"encoder": np.float32([1e-2, 1.0, 30.0]), "decoder": np.float32([0.1, 10.0])}
@@ -116,7 +114,7 @@ def _step(tx: optax.GradientTransformation):
 
     @jax.jit
     def step(params: dict, state: optax.OptState, gradient: dict) -> tuple[dict, optax.OptState]:
-        updates, state = update(gradient, state, params, grad_fn=lambda _: gradient)
+        updates, state = update(gradient, state, params, value=0.0, grad_fn=lambda _: gradient)
         return optax.apply_updates(params, updates), state
 
     return step

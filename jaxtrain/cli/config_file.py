@@ -39,7 +39,7 @@ from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_override import apply_override
 from jaxtrain.cli.config_paths import check_copies, resolve
 from jaxtrain.cli.config_python import python_tree
-from jaxtrain.cli.config_runs import attach_models, attach_own_model
+from jaxtrain.cli.config_runs import attach_models, attach_own_model, attach_rates
 from jaxtrain.cli.config_symbols import Delegate, Symbols
 from jaxtrain.cli.config_tree import Node, build
 from jaxtrain.cli.neighbours import folders_beside
@@ -111,6 +111,7 @@ def load(
         apply_override(tree, override, imports)
     attach_models(tree, read)
     attach_own_model(tree, read)
+    attach_rates(tree)
     check_copies(tree)
     origins: dict[str, str] = {}
     return LoadedConfig(config=build(tree, origins), origins=origins)

@@ -2,8 +2,8 @@
 
 `FromRun(path=...)` gets the model of that run's config.gin, and `FromHuggingFace(path=...)` that of the folder's
 config.json. So the configuration of a run that begins with such weights says what they were, even when the folder is
-gone. In the same way `StoredLogits(path=...)` gets what tells its logits from others. A file without `model` gets the
-model of its `initial`.
+gone. In the same way `StoredLogits(path=...)` gets what tells its logits from others, and a schedule that begins at the
+last rate of a run gets that of the run of `initial`. A file without `model` gets the model of its `initial`.
 """
 
 import copy
@@ -30,6 +30,36 @@ def attach_models(tree: Tree, read: Read) -> None:
             _attach_logits(node)
         if node.cls in (initial.FromRun, initial.FromHuggingFace, teachers.FromRun):
             _attach(node, read)
+
+
+def attach_rates(tree: Node) -> None:
+    """Give schedules that begin where another run has ended the last rate of the run of `initial`.
+
+    Raises:
+        ValueError: the run has no checkpoint, or its metrics lack the rate.
+    """
+    from jaxtrain.optim.schedules import Continuing
+    from jaxtrain.train import initial
+
+    source = tree.children.get("initial")
+    if not isinstance(source, Node) or source.cls is not initial.FromRun:
+        return
+    for node in _nodes(tree):
+        if issubclass(node.cls, Continuing) and _is_none(node.children.get("begin")):
+            node.children["begin"] = Leaf(value=_last_rate(source), origin=f"the run of {source.origin}")
+
+
+def _last_rate(source: Node) -> float:
+    from jaxtrain.train.initial import FromRun
+
+    run = Node(
+        cls=FromRun,
+        children={name: of for name, of in source.children.items() if name != "model"},
+        origin=source.origin,
+    )
+    built = build(run, {})
+    assert isinstance(built, FromRun)
+    return built.last_rate()
 
 
 def attach_own_model(tree: Node, read: Read) -> None:

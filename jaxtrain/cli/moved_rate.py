@@ -34,7 +34,7 @@ def rate_after(config: TrainConfig, step: int) -> float:
     steps = total_steps(config.phases)
     at = min(step, steps - 1)
     span = next(span for span in spans(config.phases) if at < span.end)
-    return float(learning_rate(span, config.optimizer.learning_rate, total_steps=steps)(at))
+    return float(learning_rate(span, config.optimizer.learning_rate, config.phases)(at))
 
 
 def longer_phase(config: TrainConfig) -> str:

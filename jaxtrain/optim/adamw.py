@@ -27,6 +27,10 @@ class AdamW(Optimizer):
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def momentum_key(self) -> str:
+        return "b1"
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         return optax.adamw(
             rate, b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay, mask=decays(axes)

@@ -1,14 +1,14 @@
 """The base class of optimizers, and an optimizer together with the clipping of gradients."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtrain.optim import matrix
 from jaxtrain.optim.schedules import Schedule
@@ -41,6 +41,11 @@ class Optimizer(Technique):
         return 1
 
     @property
+    def momentum_key(self) -> str | None:
+        """The key of the decay of the first moment, which a schedule may give; None where it cannot."""
+        return None
+
+    @property
     def rate_key(self) -> str:
         """The key of the learning rate, below that of the optimizer."""
         return "learning_rate"
@@ -53,6 +58,19 @@ class Optimizer(Technique):
         (`optax.GradientTransformationExtraArgs`) gets `value`, the loss, and `grad_fn`: parameters to their gradient on
         the same batch, with the same noise. `grad_fn` is called outside of loops and branches of JAX.
         """
+
+    def with_momentum(self, value: Float[Array, ""]) -> "Optimizer":
+        """Return the optimizer with another value, of the step, at `momentum_key`. It may be traced, so is unchecked.
+
+        Raises:
+            ValueError: the optimizer has no such key.
+        """
+        if self.momentum_key is None:
+            raise ValueError(
+                f"optimizer={type(self).__name__}: its momentum cannot follow the schedule; take AdamW, LAMB, Lion or "
+                "Muon, or set least_momentum to None"
+            )
+        return unchecked(self, self.momentum_key, value)
 
     def decays(self, axes: dict) -> dict:
         """Return a tree of booleans: the parameters to which `weight_decay` applies."""
@@ -69,7 +87,7 @@ class Optimizer(Technique):
                 f"weight_decay={self.weight_decay}: {type(self).__name__}'s decay is a part of its direction and "
                 "cannot be taken out of it; set weight_decay to 0"
             )
-        return replace(self, weight_decay=0.0) if self.weight_decay else self
+        return unchecked(self, "weight_decay", 0.0) if self.weight_decay else self
 
     def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
         """Return the learning rate of the update that led to a state, for the metrics.
@@ -80,17 +98,44 @@ class Optimizer(Technique):
         Raises:
             ValueError: the state has no `count`.
         """
-        counts = optax.tree.get_all_with_path(opt_state, "count", lambda _, value: _is_counter(value))
-        if not counts:
-            raise ValueError(
-                f"optimizer={type(self).__name__}: its state has no `count` of updates, so its learning rate is "
-                "unknown; scale by optax.scale_by_learning_rate(rate), or define `used_rate`"
-            )
-        return jnp.asarray(rate(counts[0][1] - 1), jnp.float32)
+        return jnp.asarray(rate(updates_made(self, opt_state) - 1), jnp.float32)
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         """Return the parameters to evaluate, sample and export with."""
         return params
+
+
+def updates_made(optimizer: Optimizer, opt_state: optax.OptState) -> Int[Array, ""]:
+    """Return the number of updates that a state of the optimizer has counted.
+
+    Raises:
+        ValueError: the state has no `count`.
+    """
+    counts = optax.tree.get_all_with_path(opt_state, "count", lambda _, value: _is_counter(value))
+    if not counts:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__}: its state has no `count` of updates, so its learning rate is "
+            "unknown; scale by optax.scale_by_learning_rate(rate), or define `used_rate`"
+        )
+    return counts[0][1]
+
+
+def unchecked(optimizer: Optimizer, key: str, value: object) -> Optimizer:
+    """Return a copy with another value of a field, which `__post_init__` does not see."""
+    changed = copy.copy(optimizer)
+    object.__setattr__(changed, key, value)
+    return changed
+
+
+def _following(optimizer: Optimizer, rate: optax.Schedule, momentum: optax.Schedule, axes: dict):
+    """Return the transformation of an optimizer whose momentum is `momentum` at the number of updates made."""
+    plain = optax.with_extra_args_support(optimizer.build(rate, axes))
+
+    def update(gradient: dict, state: optax.OptState, params: dict | None = None, **extra) -> tuple:
+        now = optimizer.with_momentum(jnp.asarray(momentum(updates_made(optimizer, state)), jnp.float32))
+        return optax.with_extra_args_support(now.build(rate, axes)).update(gradient, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(plain.init, update)
 
 
 def _is_counter(value) -> bool:
@@ -99,20 +144,25 @@ def _is_counter(value) -> bool:
 
 
 def transformation(
-    optimizer: Optimizer, rate: optax.Schedule, axes: dict, *, clip_norm: float | None
+    optimizer: Optimizer,
+    rate: optax.Schedule,
+    axes: dict,
+    *,
+    clip_norm: float | None,
+    momentum: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063), then the optimizer.
 
-    Gradients that the optimizer asks of `grad_fn` are clipped as well.
+    Gradients that the optimizer asks of `grad_fn` are clipped as well. `momentum` is that of the schedule.
     """
-    tx = optimizer.build(rate, axes)
+    tx = optimizer.build(rate, axes) if momentum is None else _following(optimizer, rate, momentum, axes)
     if clip_norm is None:
         return optax.chain(optax.identity(), tx)
     clip = optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, _with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
+    return optax.chain(clip, with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
 
 
-def _with_grad_fn(
+def with_grad_fn(
     tx: optax.GradientTransformation, change: Callable[[dict], dict]
 ) -> optax.GradientTransformationExtraArgs:
     """Return `tx` with the gradients of its `grad_fn` changed."""

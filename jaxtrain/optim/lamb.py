@@ -34,6 +34,10 @@ class LAMB(Optimizer):
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def momentum_key(self) -> str:
+        return "b1"
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_adam(self.b1, self.b2, self.epsilon),

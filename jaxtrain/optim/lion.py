@@ -25,5 +25,9 @@ class Lion(Optimizer):
         check_decay(self, "b1", "b2")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def momentum_key(self) -> str:
+        return "b1"
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         return optax.lion(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays(axes))

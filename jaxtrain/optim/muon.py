@@ -43,6 +43,10 @@ class Muon(Optimizer):
         check_decay(self, "momentum", "b1", "b2")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def momentum_key(self) -> str:
+        return "momentum"
+
     def decays(self, axes: dict) -> dict:
         return jax.tree.map(takes, axes)
 

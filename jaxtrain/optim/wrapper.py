@@ -5,15 +5,15 @@ from dataclasses import replace
 import optax
 from jaxtyping import Array, Float
 
-from jaxtrain.optim.base import Optimizer
+from jaxtrain.optim.base import Optimizer, unchecked
 from jaxtrain.optim.schedules import Schedule
 
 
 class Wrapper(Optimizer):
     """An optimizer around another one. State, learning rate, weight decay and averages are those of that one.
 
-    A wrapper that changes any of these overrides it. So a checkpoint of an optimizer also restores with a wrapper
-    around it.
+    A wrapper that changes any of these overrides it. One that has a state of its own keeps the other's in it, and
+    overrides `within`. A checkpoint of an optimizer also restores with a wrapper around it that has none.
     """
 
     __slots__ = ()
@@ -39,14 +39,26 @@ class Wrapper(Optimizer):
     def gradients_per_step(self) -> int:
         return self.optimizer.gradients_per_step
 
+    @property
+    def momentum_key(self) -> str | None:
+        key = self.optimizer.momentum_key
+        return key and f"optimizer.{key}"
+
+    def with_momentum(self, value: Float[Array, ""]) -> Optimizer:
+        return unchecked(self, "optimizer", self.optimizer.with_momentum(value))
+
     def decays(self, axes: dict) -> dict:
         return self.optimizer.decays(axes)
 
     def undecayed(self) -> Optimizer:
         return replace(self, optimizer=self.optimizer.undecayed())
 
+    def within(self, opt_state: optax.OptState) -> optax.OptState:
+        """Return the state of the optimizer within."""
+        return opt_state
+
     def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
-        return self.optimizer.used_rate(opt_state, rate)
+        return self.optimizer.used_rate(self.within(opt_state), rate)
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
-        return self.optimizer.evaluation_params(opt_state, params)
+        return self.optimizer.evaluation_params(self.within(opt_state), params)

@@ -10,14 +10,15 @@ import optax
 from jaxtrain.data.config import DataConfig
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.objectives.base import Objective
-from jaxtrain.optim.schedules import Schedule
+from jaxtrain.optim.schedules.base import Batches, Schedule
+from jaxtrain.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
     """`batch_size` counts sequences over all devices. A field that is None is the run's.
 
-    A phase's own `learning_rate` starts counting at the phase's first step.
+    A phase's own `learning_rate` starts counting at the phase's first step. `rate_factor` multiplies it, or the run's.
     """
 
     steps: int
@@ -25,6 +26,7 @@ class Phase:
     sequence_length: int
     data: DataConfig | None = None
     learning_rate: Schedule | None = None
+    rate_factor: float = 1.0
     mesh: MeshConfig | None = None
     objective: Objective | None = None
 
@@ -32,6 +34,7 @@ class Phase:
         for name in ("steps", "batch_size", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_positive(self, "rate_factor")
 
     @property
     def tokens_per_step(self) -> int:
@@ -60,13 +63,40 @@ def remaining(phases: tuple[Phase, ...], step: int) -> Iterator[Span]:
     return (span for span in spans(phases) if step < span.end or (span == last and step >= last.end))
 
 
-def learning_rate(span: Span, schedule: Schedule, *, total_steps: int) -> optax.Schedule:
+def learning_rate(span: Span, schedule: Schedule, phases: tuple[Phase, ...]) -> optax.Schedule:
     """Return the rate of a phase: its own from its first step on, or the run's `schedule` over all steps of the run."""
     phase = span.phase
     if phase.learning_rate is None:
-        return schedule.build(total_steps)
-    rate = phase.learning_rate.build(phase.steps)
-    return lambda count: rate(jnp.maximum(count - span.first, 0))  # less than the steps by those that were skipped
+        rate = schedule.build(total_steps(phases), Batches(phase.batch_size, tokens_before(phases)))
+    else:
+        own = phase.learning_rate.build(phase.steps, Batches(phase.batch_size, tokens_before((phase,))))
+        rate = _from_first(span, own)
+    return rate if phase.rate_factor == 1 else lambda count: phase.rate_factor * rate(count)
+
+
+def momentum(span: Span, schedule: Schedule, phases: tuple[Phase, ...]) -> optax.Schedule | None:
+    """Return the momentum that the schedule of a phase gives, counted as its rate is; None if it gives none."""
+    if span.phase.learning_rate is None:
+        return schedule.momentum(total_steps(phases))
+    own = span.phase.learning_rate.momentum(span.phase.steps)
+    return own and _from_first(span, own)
+
+
+def _from_first(span: Span, own: optax.Schedule) -> optax.Schedule:
+    return lambda count: own(jnp.maximum(count - span.first, 0))  # less than the steps by those that were skipped
+
+
+def tokens_before(phases: tuple[Phase, ...]) -> optax.Schedule:
+    """Return the tokens that were read before an update, by the number of updates made."""
+
+    def tokens(count):
+        made = [
+            jnp.clip(count - span.first, 0, span.phase.steps) * float(span.phase.tokens_per_step)
+            for span in spans(phases)
+        ]
+        return sum(made)
+
+    return tokens
 
 
 def total_steps(phases: tuple[Phase, ...]) -> int:

@@ -20,7 +20,7 @@ from jaxtrain.planning.topology import compile_ahead_of_time
 from jaxtrain.shapes import Batch
 from jaxtrain.sharding import activation_spec
 from jaxtrain.train.gradients import Strategy
-from jaxtrain.train.phases import Phase, Span, learning_rate, spans, total_steps
+from jaxtrain.train.phases import Phase, Span, learning_rate, momentum, spans, total_steps
 from jaxtrain.train.state import TrainState, abstract_state
 from jaxtrain.train.step import TrainStep, make_train_step
 
@@ -52,8 +52,9 @@ class Recipe:
     def program(self, span: Span, mesh: Mesh) -> "Program":
         """Return the program of a phase on a mesh; nothing is computed or compiled."""
         graph, _, axes = abstract_model(self.model)
-        rate = learning_rate(span, self.optimizer.learning_rate, total_steps=self.total_steps)
-        tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm)
+        schedule = self.optimizer.learning_rate
+        rate, decay = (of(span, schedule, self.phases) for of in (learning_rate, momentum))
+        tx = transformation(self.optimizer, rate, axes.params, clip_norm=self.clip_norm, momentum=decay)
         target = abstract_state(self.model, tx, axes, mesh)
         objective = self.objective_of(span.phase)
         plain = make_train_step(graph, objective, self.gradients, tx, used_rate(self.optimizer, rate))

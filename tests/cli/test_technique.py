@@ -44,7 +44,7 @@ CASES = {
     "two bases": (
         "(Optimizer, Schedule)",
         RATE + BUILD,
-        ("Mine", "jaxtrain.optim.base.Optimizer", "jaxtrain.optim.schedules.Schedule"),
+        ("Mine", "jaxtrain.optim.base.Optimizer", "jaxtrain.optim.schedules.base.Schedule"),
     ),
     "no base": ("", RATE + BUILD, ("optimizer=@outside.Mine()", "AdamW8bit")),
     "another base": ("(Hook)", RATE + BUILD, ("optimizer=@outside.Mine()", "AdamW8bit")),

@@ -16,7 +16,7 @@ from jaxtrain.train.checkpoint import Retention
 from jaxtrain.train.feed import Feed
 from jaxtrain.train.hooks import Checkpoint, ExponentialMovingAverage
 from jaxtrain.train.hooks.base import Hook
-from jaxtrain.train.phases import Phase, Span, learning_rate, remaining
+from jaxtrain.train.phases import Phase, Span, learning_rate, remaining, spans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ def test_a_phase_has_the_schedule_of_the_run_unless_it_has_its_own():
     run = Linear(peak=1.0)
     own = Phase(steps=4, batch_size=1, sequence_length=1, learning_rate=Linear(peak=2.0))
     plain = Phase(steps=6, batch_size=1, sequence_length=1)
-    rates = [learning_rate(span, run, total_steps=10) for span in (Span(0, plain, 0, 6), Span(1, own, 6, 10))]
+    rates = [learning_rate(span, run, (plain, own)) for span in spans((plain, own))]
     assert [float(rate(8)) for rate in rates] == [pytest.approx(0.2), pytest.approx(1.0)]
 
 
