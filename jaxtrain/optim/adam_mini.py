@@ -75,6 +75,7 @@ class AdamMini(Optimizer):
 
 def within_block(path: tuple, axes: Axes) -> tuple[int, ...]:
     """Return the axes of a parameter over which a block extends."""
+    inner: Iterable[int]
     names, keys = axes.names[axes.leading :], {getattr(key, "key", None) for key in path}
     if axes.kind is Kind.VECTOR:
         inner: Iterable[int] = () if "bias" in keys else range(len(names))
