@@ -54,11 +54,12 @@ def _last_rate(source: Node) -> Leaf | None:
     """Return the last rate of a run; None where its keys are wrong, which is said when they are built."""
     from jaxtrain.train.initial import FromRun
 
-    match source.children.get("path"), source.children.get("step"):
-        case Leaf(value=str() as path, origin=origin), None | Leaf(value=int() | None) as step:
+    given = source.children.get("step")
+    step = given.value if isinstance(given, Leaf) else None
+    match source.children.get("path"):
+        case Leaf(value=str() as path, origin=origin) if step is None or isinstance(step, int):
             try:
-                run = FromRun(path=path, step=step and step.value)
-                return Leaf(value=run.last_rate(), origin=origin)
+                return Leaf(value=FromRun(path=path, step=step).last_rate(), origin=origin)
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from error
     return None
