@@ -20,8 +20,10 @@ class Kind(enum.Enum):
 class Axes:
     """Logical names of the axes, the kind, whether a gather may cast to the compute dtype, and how often it is used.
 
-    `used` is how often a token uses the parameter, in the mean: less than 1 for the experts of a mixture, more for what
-    it passes several times. A parameter of the pattern that is `shared` is one for all repeats: it has no axis of them.
+    `passes` is how often a token comes to the parameter, in the mean: less than 1 in a block that tokens leave out,
+    more in one that they pass several times. `used` is the share of it that a token uses when it comes: less than 1 for
+    the experts of a mixture. A parameter of the pattern that is `shared` is one for all repeats: it has no axis of
+    them.
 
     Not a tuple: JAX takes a tuple for a subtree, and this is a leaf in trees of facts, which are nested like the
     parameters.
@@ -31,6 +33,7 @@ class Axes:
     kind: Kind
     cast: bool
     used: float = 1.0
+    passes: float = 1.0
     shared: bool = False
 
     @property

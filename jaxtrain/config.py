@@ -19,7 +19,7 @@ from jaxtrain.optim.base import Optimizer
 from jaxtrain.pipeline.placement import nearest
 from jaxtrain.ranges import COUNTED, check_integers, check_positive_or_none
 from jaxtrain.record.run import check_same, checked_start, files_of, write_record
-from jaxtrain.sharding import RULES, shardings, undivided
+from jaxtrain.sharding import RULES, IndivisibleError, shardings, undivided
 from jaxtrain.train.evaluation import VALIDATION_LOSS, ValidationSet, label, validation_names
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.gradients import Accumulate, Strategy
@@ -33,13 +33,16 @@ from jaxtrain.train.phases import Phase, learning_rate, momentum, spans, total_s
 from jaxtrain.train.program import Recipe
 from jaxtrain.train.writers import TensorBoard, Writer
 
-# The keys of the dimensions that may be replicated.
+# The keys of the dimensions that mesh axes split.
 DIMENSIONS = {
     "repeats": "model.repeats",
     "vocab": "model.vocab_size",
     "kv_heads": "kv_heads",
+    "embed": "model.d_model",
     "embed_blocks": "d_model / block",
     "experts": "experts",
+    "latent": "latent",
+    "mlp": "hidden",
 }
 
 
@@ -180,9 +183,9 @@ class TrainConfig:
 
     def check_devices(self, devices: int) -> None:
         """Raise ValueError if this many devices cannot run the configuration, naming the key and the remedy."""
-        _, shapes, axes = abstract_model(self.model)
         for index, phase in enumerate(self.phases):
             sizes = dict(zip(AXES, (phase.mesh or self.mesh).sizes(devices), strict=True))
+            mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
             self._check_batch(f"phases[{index}].batch_size", phase.batch_size, sizes)
             self.gradients.check(sizes["stage"], self.model)
             for key, block in self.model.named_blocks.items():
@@ -191,7 +194,16 @@ class TrainConfig:
                         f"model.{key}.mixer.heads={block.mixer.heads} is not divisible by "
                         f"mesh.tensor={sizes['tensor']}: choose a tensor axis that divides the heads"
                     )
-            shardings(axes, shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+                try:
+                    block.mlp.check_mesh(mesh)
+                except ValueError as error:
+                    raise ValueError(f"model.{key}.mlp: {error}") from error
+            _, shapes, axes = abstract_model(self.model)
+            try:
+                shardings(axes, shapes, mesh)
+            except IndivisibleError as error:
+                known = DIMENSIONS.get(error.name)
+                raise ValueError(error.text(f"{known}={error.size}") if known else str(error)) from error
 
     def remarks(self, devices: int) -> list[str]:
         """Return what a user should know of these devices before a run.
@@ -318,7 +330,7 @@ class TrainConfig:
             files = files_of(self, trainer.folder)
             changes = check_same(trainer.folder, files, allow_change=allow_config_change) if files else []
             start = checked_start(trainer, changes)
-            trainer.check_hints(start)
+            trainer.check_start(start)
             if files:
                 write_record(trainer.folder, files)
                 config: TrainConfig = files.from_copies(trainer.folder)

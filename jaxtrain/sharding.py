@@ -71,7 +71,16 @@ def on_one_device() -> bool:
 def on_one_cpu() -> bool:
     """Return whether the current mesh is one CPU device. XLA for CPU fuses otherwise than for accelerators."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+    return mesh.size == 1 and _platform(mesh) == "cpu"
+
+
+def on_tpu() -> bool:
+    """Return whether the current mesh is of TPUs, also of those that a program is compiled for ahead of time."""
+    return _platform(jax.sharding.get_abstract_mesh()) == "tpu"
+
+
+def _platform(mesh: jax.sharding.AbstractMesh) -> str | None:
+    return mesh.abstract_device.platform if mesh.abstract_device is not None else None
 
 
 def _product(axes: tuple[str, ...], mesh) -> int:
@@ -97,21 +106,32 @@ def activation_spec(names: Sequence[str | None], shape: Sequence[int], mesh) -> 
     return P(*(a if a and size % _product(a, mesh) == 0 else None for a, size in zip(axes, shape, strict=True)))
 
 
+class IndivisibleError(ValueError):
+    """Mesh axes, of the sizes `over`, do not divide the dimension `name` of a parameter."""
+
+    def __init__(self, name: str, size: int, over: dict[str, int]):
+        self.name, self.size, self.over = name, size, over
+        super().__init__(self.text(f"dimension {name!r} of size {size}"))
+
+    def text(self, what: str) -> str:
+        """Return the text of the error, in which the dimension is called `what`."""
+        axes = " x ".join(f"mesh.{axis}={size}" for axis, size in self.over.items())
+        of_one = f"a divisor of {self.size} for {axes.partition('=')[0]}"
+        remedy = of_one if len(self.over) == 1 else f"axes whose product divides {self.size}"
+        return f"{what} is not divisible by {axes}: choose {remedy}"
+
+
 def parameter_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, drop: tuple[str, ...] = ()) -> P:
     """Return the PartitionSpec of a parameter that is not split over the mesh axes `drop`.
 
     Raises:
-        ValueError: mesh axes do not divide their dimension, and it is not one that may be replicated instead.
+        IndivisibleError: mesh axes do not divide their dimension, and it is not one that may be replicated instead.
     """
     parts = []
     for name, size in zip(names, shape, strict=True):
         axes = _dividing(name, size, _parameter_axes(name, names, mesh, drop), mesh)
-        if size % _product(axes, mesh):
-            shown = "x".join(axis for axis in axes if mesh.shape[axis] > 1)
-            raise ValueError(
-                f"mesh axis {shown}={_product(axes, mesh)} does not divide the "
-                f"dimension {name!r} of size {size}: choose a divisor of {size} for the axis"
-            )
+        if name is not None and size % _product(axes, mesh):
+            raise IndivisibleError(name, size, {axis: mesh.shape[axis] for axis in axes if mesh.shape[axis] > 1})
         parts.append(axes or None)
     return P(*parts)
 

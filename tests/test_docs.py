@@ -10,6 +10,7 @@ from beginnings import make_published
 from documents import ROOT, blocks, commands, files, text
 from tiny_tokenizer import write_tokenizer
 
+from jaxtrain.cli.arguments import COMMANDS
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main, parser
 from jaxtrain.record.files import RunFiles
@@ -75,6 +76,10 @@ def test_the_commands_of_a_page_are_run_in_order_as_printed(page, tmp_path, monk
                 assert main(words[1:]) == (2 if block.mark == "refused" else 0), capfd.readouterr().err
             else:
                 subprocess.run(["bash", "-ec", line], check=True)
+
+
+def test_readme_shows_every_command():
+    assert COMMANDS.keys() <= {words[0] for words in commands(text("README.md"))}
 
 
 def test_pages_that_are_named_exist():

@@ -65,6 +65,9 @@ SAME_UPDATE = OfNorm(1e-6)  # of a few optimizer steps, in another form
 # Of matrix products for one layer, and batched over a stack: 1.25e-6 was seen of Muon, with AVX-512.
 SAME_BATCHED_UPDATE = OfNorm(4e-6)
 SAME_STEPS_ON_ANY_MESH = OfNorm(1e-5)  # two steps of an optimizer from the same gradients; sums in another order
+RECTIFIER = Tolerance(relative=1e-6)  # of RAdam, and what it is found from, against float64
+# Points and rates behind 24 steps whose lengths are found from quotients of sums over all steps before.
+FOUND_RATE = Tolerance(absolute=1e-5, relative=1e-4)
 SCALES = Tolerance(relative=1e-6)  # of quantized blocks
 # The numbers that codes stand for: two products, which XLA of jax 0.11.2 puts in another order, and with an expansion
 # exp2(k log2 y) with |k log2 y| up to 100, in which half an ulp is 4e-6; 1.6e-7 and 1.9e-6 were seen.

@@ -128,8 +128,25 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 def _merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parents", nargs="+", metavar="RUN", help="runs of one architecture; the first is the base")
-    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/finetuning.md lists what there is"
+    help = "how, with its parameters, such as Assembly(weights=(0.5,0.5)); docs/experts.md lists what there is"
     parser.add_argument("--by", required=True, metavar="MERGE", help=help)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for the run to make")
+    _add_import(parser)
+
+
+def _average(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the folder of a run that keeps several checkpoints")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--window", type=int, default=2, metavar="K", help="the last K checkpoints")
+    which.add_argument(
+        "--steps", type=int, nargs="+", metavar="STEP", help="the checkpoints of these steps; by default the last"
+    )
+    help = "coefficients of an exponential moving average over the checkpoints; by default they are equal"
+    parser.add_argument("--decay", type=float, metavar="D", help=help)
+    help = "try N combinations, and take the one with the lowest validation loss; none by default"
+    parser.add_argument("--search", type=int, metavar="N", help=help)
+    help = "in a search, evaluate on so many batches; by default on the whole validation set"
+    parser.add_argument("--batches", type=int, help=help)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for the run to make")
     _add_import(parser)
 
@@ -266,6 +283,11 @@ COMMANDS = {
         "make a run of the weights of several, without training",
         _merge,
         'jaxtrain merge runs/a runs/b --by "Assembly(weights=(0.5,0.5))" --out runs/between',
+    ),
+    "average": Command(
+        "make a run of a linear combination of a run's checkpoints",
+        _average,
+        "jaxtrain average runs/quickstart --window 2 --out runs/averaged",
     ),
     "compile": Command(
         "compile the train step ahead of time for a TPU or GPU topology: memory and collectives",

@@ -1,7 +1,8 @@
 """What a user who gave an unknown name may have meant: a name spelled like it, or one that other libraries call so."""
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import types
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _SHOWN = 4  # most names in an error
 _PART = 3  # fewest letters of a name that is a part of another
@@ -67,9 +68,10 @@ def few(known: Collection[str]) -> str:
     return f"; it has {', '.join(known)}" if 0 < len(known) <= _SHOWN else ""
 
 
-def either(names: Sequence[str]) -> str:
-    """Return the end of an error, with what the user may have meant."""
-    if len(names) < 2:
-        return f"; the nearest valid name is {names[0]!r}" if names else ""
-    *others, last = map(repr, names[:_SHOWN])
+def either(names: Sequence[str], of: Mapping[str, str] = types.MappingProxyType({})) -> str:
+    """Return the end of an error, with what the user may have meant. `of` has the class that a name is a key of."""
+    shown = [f"{name!r} of {of[name]}" if name in of else repr(name) for name in names[:_SHOWN]]
+    if len(shown) < 2:
+        return f"; the nearest valid name is {shown[0]}" if shown else ""
+    *others, last = shown
     return f"; the nearest valid names are {', '.join(others)} and {last}"

@@ -12,6 +12,7 @@ from jaxtrain.record.literal import shorten
 from jaxtrain.record.walk import config_fields, join, label
 
 ORIGIN = "--set"
+_NAMED = 6  # most entries of a tuple in an error
 
 
 class Place(NamedTuple):
@@ -97,14 +98,23 @@ def _below(root: Node, parent: Tree, hint: object, at: str, key: str, *, may_be_
     match parent:
         case Node():
             if elsewhere := _elsewhere(root, parent.cls, at, key):
-                raise ValueError(f"{label(parent.cls)} has no key {shorten(key)!r}{either(elsewhere)}")
+                classes = {at: label(node.cls) for at, node in nodes(root, "")}
+                of = {path: classes[path.rpartition(".")[0]] for path in elsewhere if "[" in path}
+                raise ValueError(f"{label(parent.cls)} has no key {shorten(key)!r}{either(elsewhere, of)}")
             key = field_name(parent.cls, key)
             return Place(parent, key, get_type_hints(parent.cls)[key], join(at, key))
         case Items() if _is_index(key) and int(key) < len(parent.children) + may_be_new:
             return Place(parent, int(key), item_hint(hint), join(at, int(key)))
         case Items():
-            raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {len(parent.children)}, counted from 0")
+            raise ValueError(f"{at} has no entry {shorten(key)!r}; it has {_listed(parent)}")
     raise ValueError(f"{at} is a plain value, there is no {shorten(key)!r} below it; set it as a whole")
+
+
+def _listed(items: Items) -> str:
+    """Return the number of entries of a tuple, and the classes of the first."""
+    named = [f"{i} {item.cls.__name__}" for i, item in enumerate(items.children) if isinstance(item, Node)]
+    shown = ", ".join(named[:_NAMED] + ["..."] * (len(named) > _NAMED))
+    return f"{len(items.children)}, counted from 0" + (f": {shown}" if named else "")
 
 
 def _elsewhere(root: Node, cls: type, at: str, key: str) -> list[str]:

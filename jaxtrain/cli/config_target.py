@@ -15,7 +15,7 @@ from typing import Never, get_type_hints
 from jaxtrain.cli.config_imports import Imports, NoModuleError
 from jaxtrain.cli.config_names import nearest
 from jaxtrain.cli.config_tree import Slot
-from jaxtrain.cli.config_types import describe_hint, takes
+from jaxtrain.cli.config_types import describe_hint, in_a_tuple, takes
 from jaxtrain.record.walk import label
 
 
@@ -47,7 +47,8 @@ def check_fits(target: Callable, slot: Slot) -> None:
     if slot.hint is Never:
         raise ValueError(f"{slot.path}=@{label(target)}() is in a tuple, where none can be")
     if not _fits(target, slot):
-        raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}{slot.remedy}")
+        instead = slot.remedy or in_a_tuple(slot.hint, made_by(target))
+        raise ValueError(f"{slot.path}=@{label(target)}() must be {describe_hint(slot.hint)}{instead}")
 
 
 def _fits(target: Callable, slot: Slot) -> bool:

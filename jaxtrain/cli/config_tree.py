@@ -9,7 +9,7 @@ from typing import NamedTuple, get_type_hints
 
 from jaxtrain.cli.config_moved import CHANGED_VALUES, REMOVED_KEYS, RENAMED_KEYS
 from jaxtrain.cli.config_names import few, nearest
-from jaxtrain.cli.config_types import convert, describe_hint, item_hint
+from jaxtrain.cli.config_types import convert, describe_hint, in_a_tuple, item_hint
 from jaxtrain.record.walk import config_fields, describe, join, label
 from jaxtrain.technique import lacking
 
@@ -166,7 +166,9 @@ def _build_field(node: Node, hint: object, origins: dict[str, str], path: str, n
         return convert(value, hint)
     except TypeError:
         kind = "" if is_dataclass(value) or value is None else f", not {type(value).__name__}"
-        wrong = f"must be {describe_hint(hint)}{kind}{remedy(node.cls, name)}"
+        made = type(value) if is_dataclass(value) else None
+        instead = remedy(node.cls, name) or in_a_tuple(hint, made)
+        wrong = f"must be {describe_hint(hint)}{kind}{instead}"
     except ValueError as error:
         wrong = str(error)
     raise ValueError(f"{_at(node.children[name].origin)}{path}={describe(value)} {wrong}")

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Never, TypeAliasType, Union, get_args, get_origin
 
 from jaxtrain.cli.config_literal import check_encodable
+from jaxtrain.record.walk import label
 
 PLAIN = (bool, int, float, str, NoneType)
 
@@ -111,6 +112,13 @@ def classes_in(hint: object) -> list[type]:
     if arguments := get_args(hint):
         return [cls for argument in arguments for cls in classes_in(argument)]
     return [hint] if isinstance(hint, type) and hint not in (*PLAIN, tuple, object) else []
+
+
+def in_a_tuple(hint: object, cls: type | None) -> str:
+    """Return what to write for one object where a tuple of such is asked for; nothing for any other annotation."""
+    if cls is None or item_hint(hint) is object or not takes(item_hint(hint), cls):
+        return ""
+    return f"; write (@{label(cls)}(),)"
 
 
 def describe_hint(hint: object) -> str:

@@ -21,7 +21,7 @@ from jaxtrain.cli.imported import IMPORTED
 from jaxtrain.cli.neighbours import check_exists
 from jaxtrain.cli.one_object import one_object
 from jaxtrain.config import TrainConfig
-from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.trees import apart, together
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.record.files import RunFiles
@@ -35,34 +35,37 @@ from jaxtrain.train.initial import Random
 from jaxtrain.train.initial.same_model import check_same_architecture, differences
 from jaxtrain.train.manifest import write_manifest
 
-EXAMPLES = "`Assembly(weights=(0.5,0.5))`"
+EXAMPLES = "`Assembly(weights=(0.5,0.5))`, `WeightEnsemble()`"
 
 
 class Parent(NamedTuple):
+    """A run and one of its steps, None for the latest."""
+
     folder: RunFolder
     config: TrainConfig
+    step: int | None = None
 
 
 def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     target, trusted = arguments.out, arguments.import_from
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists: name a new folder")
+    check_is_new(target)
     merge = one_object(arguments.by, Merge, "merge", examples=EXAMPLES, import_from=trusted)
-    parents = [_parent(Path(path), trusted) for path in arguments.parents]
+    parents = [parent(Path(path), trusted) for path in arguments.parents]
     for other in parents[1:]:
         check_same_model(parents[0], other)
-    try:
-        count = write(merge, parents, target)
-    except (OSError, ValueError) as error:  # TensorStore raises ValueError where the disk is full
-        if is_full(error):
-            raise SaveError(f"{target} could not be written", error) from error
-        raise
+    count = write(merge, parents, target)
     print(f"{count:,} parameters of {len(parents)} runs by {merge!r}; the run is in {target}")
     return 0
 
 
-def _parent(path: Path, import_from: list[str]) -> Parent:
+def check_is_new(target: Path) -> None:
+    """Raise ValueError where a folder to be made is there already, and not empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists: name a new folder")
+
+
+def parent(path: Path, import_from: list[str]) -> Parent:
     check_exists(path)
     folder = RunFolder(path)
     if not folder.config.exists():
@@ -93,33 +96,46 @@ def check_same_model(base: Parent, other: Parent) -> None:
 
 def write(merge: Merge, parents: list[Parent], target: Path) -> int:
     """Write the run folder whole or not at all. Return the number of parameters."""
+    try:
+        return _write(merge, parents, target)
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError where the disk is full
+        if is_full(error):
+            raise SaveError(f"{target} could not be written", error) from error
+        raise
+
+
+def _write(merge: Merge, parents: list[Parent], target: Path) -> int:
     base = parents[0]
-    model = plain(base.config.model)
+    model = merge.model(plain(base.config.model), len(parents))
+    shapes, axes = abstract_model(model)[1:]
     with opened(parents) as params, whole_folder(target) as path:
         folder = RunFolder(path)
-        shapes, axes = abstract_model(model)[1:]
-        child = apart(merged(merge, params, together(axes)), shapes)
+        child = apart(merged(merge, params, together(axes), together(shapes)), shapes)
         write_params(folder.checkpoints / "0", child.params, child.buffers)
         write_manifest(folder.checkpoints / "0")
-        RunFiles.of(configuration(base.config)).write(folder)
+        RunFiles.of(configuration(base.config, model)).write(folder)
         if (base.folder.path / IMPORTED).is_dir():
             shutil.copytree(base.folder.path / IMPORTED, path / IMPORTED)
     return model.parameter_count
 
 
-def configuration(base: TrainConfig) -> TrainConfig:
-    """Return the configuration of the child: that of the first parent, with plain linears and without a teacher."""
+def configuration(base: TrainConfig, model: DecoderConfig) -> TrainConfig:
+    """Return the configuration of the child: that of the first parent with another model, which nobody teaches.
+
+    A model of other layers might not decode, so hooks that do are left out then.
+    """
     objective = base.objective if base.model.teacher is None else NextToken()
-    return dataclasses.replace(base, model=plain(base.model), initial=Random(), objective=objective)
+    hooks = base.hooks if model == plain(base.model) else tuple(hook for hook in base.hooks if not hook.decoded_tokens)
+    return dataclasses.replace(base, model=model, initial=Random(), objective=objective, hooks=hooks)
 
 
 @contextlib.contextmanager
 def opened(parents: list[Parent]) -> Iterator[list[ParamTree]]:
-    """Yield the parameters and buffers of the latest valid checkpoint of each run."""
+    """Yield the parameters and buffers of a valid checkpoint of each run."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
-                weights_of(one.folder, one.config.model, one.config, weights=None, step=None, best=False)
+                weights_of(one.folder, one.config.model, one.config, weights=None, step=one.step, best=False)
             )[1]
             for one in parents
         ]

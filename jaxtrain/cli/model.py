@@ -96,9 +96,18 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     active = model.active_parameter_count
     of_token = f"; a token uses {active:,}" if active < model.parameter_count else ""
     yield f"{model.parameter_count:,} parameters, {trained:,} of them trained{of_token}"
+    for name, stack in model.stacks.items():
+        on_one_cpu, elsewhere = (_form(model.scans(stack, one_cpu=one_cpu)) for one_cpu in (True, False))
+        forms = elsewhere if on_one_cpu == elsewhere else f"{on_one_cpu} on one CPU, {elsewhere} elsewhere"
+        yield f"{name}: {stack.repeats} x {len(stack.blocks)} layers, {forms}"
     for length in dict.fromkeys(phase.sequence_length for phase in config.phases):
         flops = model.flops_per_token(length)
         yield f"{flops:,.0f} FLOPs a token, forward and backward, in rows of {length} tokens"
+    for key, block in model.named_blocks.items():
+        used, neurons = block.mlp.evaluated_neurons, block.mlp.neurons
+        if used and neurons and used < neurons:
+            share = f"{used:,} of {neurons:,} neurons, {used / neurons:.1%}"
+            yield f"model.{key}.mlp: in evaluation a token computes {share}"
     tx = transformation(config.optimizer, optax.constant_schedule(0.0), axes.params, clip_norm=config.clip_norm)
     parts = {name: _bytes(tree) for name, tree in shapes._asdict().items()}
     parts["optimizer"] = _bytes(jax.eval_shape(tx.init, shapes.params))
@@ -106,6 +115,10 @@ def describe_costs(config: TrainConfig, abstract: AbstractModel) -> Iterator[str
     listed = ", ".join(f"{name} {shown_bytes(size)}" for name, size in parts.items() if size)
     yield f"{shown_bytes(sum(parts.values()))} of state over all devices: {listed}"
     yield "a step needs more, for gradients and activations: jaxtrain compile, or jaxtrain train --dry-run"
+
+
+def _form(scans: bool) -> str:
+    return "in a scan" if scans else "unrolled"
 
 
 def _bytes(tree) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,7 +21,8 @@ from jaxtrain.train.routed import Counted, read
 
 MOST_PAIRS = 4  # layers whose pairs of experts are drawn: the first, the last, and some between
 MOST_NAMED = 12  # layers that have their names beside them
-FULL = 2.0  # the load, over the mean, of the darkest colour
+FULL = 2.0  # the load, over the mean, of the darkest colour, where none is greater
+MOST_ROWS = 400  # of the picture of loads, so that each can be seen
 NUMBERS = {
     "validation_router_entropy_": "entropy of the router, nats",
     "validation_moved_by_bfloat16_": "tokens that bfloat16 would move",
@@ -31,7 +33,7 @@ NUMBERS = {
 class Routed(NamedTuple):
     """The counts of a run by step, and the numbers of its layers: by kind, by layer, steps and values.
 
-    Counts of other experts than the latest, as of an earlier phase, are left out.
+    Counts of other experts than the latest, as of an earlier phase, are left out, and so are numbers of other layers.
     """
 
     name: str
@@ -69,7 +71,8 @@ def read_routed(folder: Path) -> Routed:
                 values.append(record[key])
     counts = {step: read(path) for step, path in files.items()}
     last = _sizes(counts[max(counts)])
-    return Routed(folder.resolve().name, {s: own for s, own in counts.items() if _sizes(own) == last}, numbers)
+    of_layers = {kind: {layer: own[layer] for layer in last if layer in own} for kind, own in numbers.items()}
+    return Routed(folder.resolve().name, {s: own for s, own in counts.items() if _sizes(own) == last}, of_layers)
 
 
 def _sizes(counts: Mapping[str, Counted]) -> dict[str, int]:
@@ -97,18 +100,22 @@ def draw(run: Routed) -> Figure:
     ((above,), (middle,), (below,)) = figure.subfigures(3, 1, squeeze=False, height_ratios=(2, 1.2, 1))
     _draw_loads(above, run, list(last))
     shown = _spread(list(last), MOST_PAIRS)
-    for axes, layer in zip(middle.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        image = axes.imshow(together(last[layer]), cmap="viridis", vmin=0.0, interpolation="nearest")
-        middle.colorbar(image, ax=axes, shrink=0.8)
-        _label(axes, f"co-activation, layer {layer}", "expert", "expert")
+    pairs = {layer: together(last[layer]) for layer in shown}
+    most = max(float(np.max(own, where=~np.isnan(own), initial=0.0)) for own in pairs.values()) or 1.0
+    panels = middle.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (layer, own) in zip(panels, pairs.items(), strict=True):
+        image = axes.imshow(own, cmap="viridis", vmin=0.0, vmax=most, interpolation="nearest")
+        _label(axes, f"co-activation, layer {layer}", "also has expert", "tokens of expert")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    middle.colorbar(image, ax=list(panels), shrink=0.8)
     for axes, (kind, title) in zip(below.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
         for layer, points in run.numbers[kind].items():
             axes.plot(*points, marker="o", markersize=3, label=f"layer {layer}")
         axes.set_ylim(bottom=0)
         _label(axes, title, "step", "")
-    if len(last) <= MOST_NAMED:
-        below.axes[0].legend(fontsize=8, frameon=False, ncols=2)
+    drawn, names = below.axes[0].get_legend_handles_labels()
+    if 0 < len(names) <= MOST_NAMED:
+        below.legend(drawn, names, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(run.name, fontsize=14, parse_math=False)
     return figure
 
@@ -117,10 +124,10 @@ def _draw_loads(figure: SubFigure, run: Routed, layers: Sequence[str]) -> None:
     """Draw a column for each count, and in it a row for each expert, layer below layer."""
     axes = figure.subplots()
     steps = list(run.counts)
-    each = [loads(run.counts, layer) for layer in layers]
-    image = axes.imshow(
-        np.concatenate(each), cmap="RdBu_r", vmin=0.0, vmax=FULL, aspect="auto", interpolation="nearest"
-    )
+    each, group = fullest_of_groups([loads(run.counts, layer) for layer in layers])
+    drawn = np.concatenate(each)
+    scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=max(FULL, drawn.max()))
+    image = axes.imshow(drawn, cmap="RdBu_r", norm=scale, aspect="auto", interpolation="nearest")
     ends = np.cumsum([len(own) for own in each])
     for end in ends[:-1]:
         axes.axhline(end - 0.5, color="black", linewidth=1.0)
@@ -129,9 +136,16 @@ def _draw_loads(figure: SubFigure, run: Routed, layers: Sequence[str]) -> None:
     axes.set_yticks(middles[named], [f"layer {layers[index]}" for index in named])
     shown = _spread(range(len(steps)), 10)
     axes.set_xticks(shown, [str(steps[index]) for index in shown])
-    axes.set_title("load of each expert over the mean of its layer", loc="left", fontsize=12, fontweight="bold")
+    of = "each expert" if group == 1 else f"the fullest of each {group} experts"
+    axes.set_title(f"load of {of} over the mean of its layer", loc="left", fontsize=12, fontweight="bold")
     axes.set_xlabel("step", color="0.35")
-    figure.colorbar(image, ax=axes, extend="max")
+    figure.colorbar(image, ax=axes)
+
+
+def fullest_of_groups(loads: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Return the greatest load of every so many neighbours of a layer, [groups, steps], and how many these are."""
+    group = -(-sum(map(len, loads)) // MOST_ROWS)
+    return [np.maximum.reduceat(own, np.arange(0, len(own), group), axis=0) for own in loads], group
 
 
 def _label(axes: Axes, title: str, across: str, upwards: str) -> None:

@@ -98,7 +98,7 @@ def make_ready(arguments: argparse.Namespace, config: TrainConfig, trainer: Trai
     if folder.is_used and (arguments.overwrite or arguments.allow_config_change):
         check_steps(config)
     start = None if arguments.overwrite else checked_start(trainer, changes)
-    trainer.check_hints(start)
+    trainer.check_start(start)
     begin(folder, files, bigram, overwrite=arguments.overwrite)
     config = files.from_copies(folder)
     devices, lock = trainer.devices, trainer.lock

@@ -10,6 +10,8 @@ from jaxtrain.cli.chat_template import has_chats
 from jaxtrain.cli.example_prompt import example_prompt
 from jaxtrain.cli.moved_rate import another_phase, longer_phase
 from jaxtrain.config import TrainConfig
+from jaxtrain.models.decoder import DecoderConfig
+from jaxtrain.models.generate import check_decoding
 from jaxtrain.record.files import remarks
 from jaxtrain.train.evaluation import Evaluation, described
 from jaxtrain.train.folder import RunFolder
@@ -63,10 +65,23 @@ def conclude(
         say(f"to train longer, with the schedule spread over all steps: {command} {longer_phase(config)}")
         if at_its_rate := another_phase(config, config.phases[-1].steps):
             say(f"or at the learning rate that it ended with: {command} {at_its_rate}")
-    if config.model.causal:
+    if generates(config.model):
         asked = "--chat" if has_chats(config) else f"--prompt {shlex.quote(example_prompt(config))}"
         say(f"next: jaxtrain generate {path}{trusted} {asked}")
         say(f"      jaxtrain eval {path}{trusted}")
     else:
         say(f"next: jaxtrain eval {path}{trusted}")
+    if config.model.task_count is not None:
+        say(f"      jaxtrain convert {path} {shlex.quote(f'{folder.path}_task0')} --task 0{trusted}")
     say(f"      jaxtrain plot {path}")
+    if folder.routing_files():
+        say(f"      jaxtrain plot {path} --experts")
+
+
+def generates(model: DecoderConfig) -> bool:
+    """Tell whether a model can continue a prompt."""
+    try:
+        check_decoding(model, shortest=1, longest=1, tokens=1)
+    except ValueError:
+        return False
+    return model.causal

@@ -1,8 +1,8 @@
 """A causal decoder: embedding, a pattern of blocks repeated R times, final norm, head.
 
 The parameters of the pattern are stacked over its repeats ([R, ...] on every leaf) and the repeats run in a scan, so
-neither the program nor its compile time grows with depth. The layout of the parameters is the same with the scan
-unrolled. Blocks that come before the pattern are a stack of their own. Nothing here depends on devices: `gather` and
+neither the program nor its compile time grows with depth. A few layers on one CPU are unrolled (`DecoderConfig.scans`),
+from parameters of the same layout. Blocks that come before the pattern are a stack of their own. `gather` and
 `constrain` take logical names only.
 """
 
@@ -38,7 +38,7 @@ from jaxtrain.nn.remat import NoRemat, RematPolicy
 from jaxtrain.nn.trainable import Everything, Trainable, freeze_all, freeze_others
 from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import Batch, ModelState, ParamTree
-from jaxtrain.sharding import axis_size, constrain, on_one_device
+from jaxtrain.sharding import axis_size, constrain, on_one_cpu, on_one_device
 
 HEAD = Axes(("vocab", "embed"), Kind.MATRIX, cast=True)  # the facts about the table that the head multiplies with
 
@@ -51,7 +51,8 @@ class DecoderConfig:
     Where a device has more than two tiles of the vocabulary (`nn/heads/head.py: TILE`), a loss computes logits one tile
     at a time. The backward pass then recomputes them, which costs a product with the head. The tables of the vocabulary
     have a multiple of `vocab_multiple` rows; those that pad it are never looked up, and have no part in the loss.
-    `sharing` says which parameters all repeats share; by default there are none.
+    `sharing` says which parameters all repeats share; by default there are none. `scan` says whether repeats run in a
+    scan; by default `scans` decides.
     """
 
     vocab_size: int
@@ -68,7 +69,7 @@ class DecoderConfig:
     dropout: float = 0.0
     compute_dtype: str = "float32"
     remat: RematPolicy = NoRemat()
-    scan: bool = True
+    scan: bool | None = None
     trainable: Trainable = Everything()
     teacher: Teacher | None = None
     neutral: ClassVar[tuple[str, ...]] = (  # as in a Technique
@@ -91,7 +92,7 @@ class DecoderConfig:
             raise ValueError("pattern=(): a decoder needs at least one block; give a tuple of BlockConfig")
         if self.head.linear:
             self.head.linear.check_head()
-        for block in self.pattern:
+        for block in self.named_blocks.values():
             block.mlp.check_vocab(self.vocab_size)
         if self.teacher and self.teacher.vocab_size not in (None, self.vocab_size):
             raise ValueError(
@@ -108,6 +109,16 @@ class DecoderConfig:
         """The stacks by name, in the order of the forward pass."""
         first = {"first": shortest(self.first)} if self.first else {}
         return first | {"blocks": Stack(self.pattern, self.repeats)}
+
+    def scans(self, stack: Stack, *, one_cpu: bool) -> bool:
+        """Return whether the repeats of a stack run in a scan, on a mesh of one CPU or on another.
+
+        By default repeats are unrolled on one CPU, where the copies of a scan cost the most, if the program stays small
+        and no remat policy needs the scan.
+        """
+        if self.scan is not None:
+            return self.scan
+        return not one_cpu or self.remat.needs_scan or not stack.is_shallow
 
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -132,7 +143,7 @@ class DecoderConfig:
     @property
     def task_count(self) -> int | None:
         """The number of tasks that its layers, or those of its teacher, tell apart; None where none reads a task."""
-        counts = [block.mlp.task_count for block in self.pattern]
+        counts = [block.mlp.task_count for block in self.named_blocks.values()]
         counts += [self.teacher.model.task_count] if self.teacher and self.teacher.model else []
         return min((count for count in counts if count is not None), default=None)
 
@@ -298,13 +309,14 @@ class Decoder(nnx.Module):
 
         # Gradients of shared parameters are added up over the repeats, in float32.
         stacked, shared = own_and_shared(split(self.stacks[name])[1], axes)
-        own_axes, repeats = own_and_shared(axes, axes)[0], c.stacks[name].repeats
+        own_axes, stack = own_and_shared(axes, axes)[0], c.stacks[name]
+        scans = c.scans(stack, one_cpu=on_one_cpu())
         stacked = stacked._replace(params=narrow_gradients(stacked.params, own_axes.params, c.compute_dtype))
         in_stages = axis_size("repeats") > 1
-        xs = (jnp.arange(repeats), None if in_stages else stacked, states)
+        xs = (jnp.arange(stack.repeats), None if in_stages else stacked, states)
         # Over several devices, what is recomputed might be exchanged again.
-        body = c.remat.in_scan(repeat) if c.scan and on_one_device() else c.remat.wrap(repeat)
-        y, (states, sums, taps) = jax.lax.scan(body, x, xs, unroll=1 if c.scan else repeats)
+        body = c.remat.in_scan(repeat) if scans and on_one_device() else c.remat.wrap(repeat)
+        y, (states, sums, taps) = jax.lax.scan(body, x, xs, unroll=1 if scans else stack.repeats)
         return Out(y, states, over_repeats(sums), taps)
 
     def pattern(self, name: str = "blocks") -> Callable[..., Out]:

@@ -1,8 +1,12 @@
-"""Stacks: blocks whose parameters are stacked over their repeats, and run in a scan."""
+"""Stacks: blocks whose parameters are stacked over their repeats, and run in a scan or unrolled."""
 
 from typing import NamedTuple
 
 from jaxtrain.nn.block import BlockConfig
+
+# A compiled train step of a stack of so many blocks takes about as long to compile unrolled as with a scan, and each
+# further block half a second to a second more (docs/log.md, A small decoder on CPU).
+MOST_UNROLLED = 4
 
 
 class Stack(NamedTuple):
@@ -10,6 +14,11 @@ class Stack(NamedTuple):
 
     blocks: tuple[BlockConfig, ...]
     repeats: int
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether the program stays small with its repeats unrolled."""
+        return len(self.blocks) * self.repeats <= MOST_UNROLLED
 
 
 def shortest(blocks: tuple[BlockConfig, ...]) -> Stack:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxtrain.models.stacks import Stack
 from jaxtrain.nn.layer import Sums
 from jaxtrain.shapes import ModelState, ParamTree
 
@@ -25,6 +26,26 @@ def in_stacks(model: ModelState, stacks: dict[str, ModelState]) -> ModelState:
 def of_stack(model: ModelState, name: str) -> ModelState:
     """Return the trees of one stack."""
     return ModelState(*(tree.get("stacks", {}).get(name, {}) for tree in model))
+
+
+def regrouped(model: ModelState, before: Stack, after: Stack) -> ModelState:
+    """Return the arrays of the stack `before` as those of the stack `after`, which has as many layers.
+
+    Layers that differ in a linear or in their routing are repeats of one block where that is taken away, and blocks of
+    their own where it is added.
+    """
+
+    def one(tree: ParamTree) -> ParamTree:
+        layers: dict[tuple, list] = {}
+        by_path = {path[1:]: leaf for path, leaf in flatten_dict(tree).items()}  # without `blocks`
+        for layer in range(len(after.blocks) * after.repeats):
+            repeat, position = divmod(layer, len(before.blocks))
+            for (at, *rest), leaf in by_path.items():
+                if at == position:
+                    layers.setdefault(("blocks", layer % len(after.blocks), *rest), []).append(leaf[repeat])
+        return unflatten_dict({path: jnp.stack(leaves) for path, leaves in layers.items()})
+
+    return model if len(before.blocks) == len(after.blocks) else ModelState(*map(one, model))
 
 
 def together(model: ModelState) -> ParamTree:

@@ -43,7 +43,7 @@ class BlockConfig:
                 has = "a" if name in self.join.layers else "no"
                 raise ValueError(f"{name}={layer!r}: join={self.join!r} is for a block with {has} layer of this kind")
         if self.depth is not None:
-            self.depth.check(self.mixer, self.join)
+            self.depth.check(self.mixer, self.mlp, self.join)
 
     def mixing_flops(self, length: int) -> float:
         """Return the FLOPs that mixing takes for a token of a sequence of this length, forward and backward."""
@@ -108,7 +108,7 @@ class Block(Layer):
 
 def _passed(axes: Axes, passes: float) -> Axes:
     """Return the facts about a parameter that tokens pass so often, in the mean."""
-    return replace(axes, used=axes.used * passes)
+    return replace(axes, passes=axes.passes * passes)
 
 
 class _Run:

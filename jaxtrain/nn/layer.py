@@ -27,7 +27,8 @@ class TokenContext(NamedTuple):
     `cache_index` comes with a decoding state: the slot in the cache of the first new token. `keys` are the layer's
     random keys in every training step, and None in evaluation and decoding, which have no noise. `taps` names the
     values that the caller asked for (a dict, so that its names are static). `tokens` are the ids, and `tasks` those of
-    the batch: None where the caller has none, as in decoding.
+    the batch: None where the caller has none, as in decoding. `row_weight` is what a token of each row stands for in
+    the losses of layers, where a part of the row is there; None is 1.
     """
 
     positions: Int[Array, "B L"]
@@ -39,6 +40,7 @@ class TokenContext(NamedTuple):
     taps: Mapping[str, None] = {}
     tokens: Int[Array, "B L"] | None = None
     tasks: Int[Array, "B L"] | None = None
+    row_weight: Float[Array, " B"] | None = None
 
     def in_layer(self, layer: Int[Array, ""] | int) -> "TokenContext":
         """Return the context with the random keys of one layer of several."""
@@ -66,6 +68,11 @@ class TokenContext(NamedTuple):
     def real(self) -> Float[Array, "B L"]:
         """Return 1 for tokens and 0 for padding."""
         return (self.segment_ids != 0).astype(jnp.float32)
+
+    @property
+    def loss_weights(self) -> Float[Array, "B L"]:
+        """Return what each token weighs in the losses of layers: 0 in padding, and 1 or `row_weight` elsewhere."""
+        return self.real if self.row_weight is None else self.real * self.row_weight[:, None]
 
 
 @overload

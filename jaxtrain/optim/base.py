@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class Optimizer(Technique):
 
     __slots__ = ()
     learning_rate: Schedule
+    decays_in_direction: ClassVar[bool] = False  # whether decay is a part of what the optimizer normalises
 
     @property
     def weight_decay(self) -> float:
@@ -75,7 +77,16 @@ class Optimizer(Technique):
         return matrix.decays(axes)
 
     def undecayed(self) -> "Optimizer":
-        """Return the optimizer without weight decay."""
+        """Return the optimizer without weight decay.
+
+        Raises:
+            ValueError: its weight decay is a part of its direction.
+        """
+        if self.weight_decay and self.decays_in_direction:
+            raise ValueError(
+                f"weight_decay={self.weight_decay}: {type(self).__name__}'s decay is a part of its direction and "
+                "cannot be taken out of it; set weight_decay to 0"
+            )
         return unchecked(self, "weight_decay", 0.0) if self.weight_decay else self
 
     def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
@@ -148,10 +159,10 @@ def transformation(
     if clip_norm is None:
         return optax.chain(optax.identity(), tx)
     clip = optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, _with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
+    return optax.chain(clip, with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
 
 
-def _with_grad_fn(
+def with_grad_fn(
     tx: optax.GradientTransformation, change: Callable[[dict], dict]
 ) -> optax.GradientTransformationExtraArgs:
     """Return `tx` with the gradients of its `grad_fn` changed."""

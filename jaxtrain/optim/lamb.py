@@ -26,6 +26,7 @@ class LAMB(Optimizer):
     b2: float = 0.999
     epsilon: float = 1e-6
     weight_decay: float = 0.01
+    decays_in_direction: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv:1904.00962"
 
     def __post_init__(self):
@@ -36,14 +37,6 @@ class LAMB(Optimizer):
     @property
     def momentum_key(self) -> str:
         return "b1"
-
-    def undecayed(self) -> Optimizer:
-        if self.weight_decay:
-            raise ValueError(
-                f"weight_decay={self.weight_decay}: LAMB's decay is a part of its direction and cannot be taken out of "
-                "it; set weight_decay to 0"
-            )
-        return self
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         return optax.chain(

@@ -19,10 +19,10 @@ def decays(axes: dict) -> dict:
 
 def matrix_shape(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return (rows, columns) of a matrix, or (length,) of a vector. `shape` is that of one."""
-    return tuple(math.prod(shape[axis] for axis in side) for side in _sides(axes))
+    return tuple(math.prod(shape[axis] for axis in side) for side in sides(axes))
 
 
-def _sides(axes: Axes) -> list[list[int]]:
+def sides(axes: Axes) -> list[list[int]]:
     """Return the axes of each side, counted within one matrix."""
     sides: list[list[int]] = []
     for axis, name in enumerate(axes.of_one(STACK).of_one(EXPERTS).names):

@@ -36,9 +36,14 @@ class SAM(Wrapper):
         inner = optax.with_extra_args_support(self.optimizer.build(rate, axes))
 
         def update(gradient: dict, state: optax.OptState, params: dict, *, grad_fn, **extra) -> tuple:
-            norm = optax.tree.norm(gradient)
-            unit = jnp.where(norm > 0, norm, 1.0)  # where the gradient is 0, the point stays w
-            worst = jax.tree.map(lambda w, g: w + self.rho * (g / unit), params, gradient)
+            worst = worst_point(params, gradient, self.rho)
             return inner.update(grad_fn(worst), state, params, grad_fn=grad_fn, **extra)
 
         return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def worst_point(params: dict, gradient: dict, rho: float) -> dict:
+    """Return w + rho g / |g|, to first order the worst point of a ball of radius rho; w where the gradient is 0."""
+    norm = optax.tree.norm(gradient)
+    unit = jnp.where(norm > 0, norm, 1.0)
+    return jax.tree.map(lambda w, g: w + (rho * (g / unit)).astype(w.dtype), params, gradient)

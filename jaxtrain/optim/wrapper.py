@@ -12,8 +12,8 @@ from jaxtrain.optim.schedules import Schedule
 class Wrapper(Optimizer):
     """An optimizer around another one. State, learning rate, weight decay and averages are those of that one.
 
-    A wrapper that changes any of these overrides it. So a checkpoint of an optimizer also restores with a wrapper
-    around it.
+    A wrapper that changes any of these overrides it. One that has a state of its own keeps the other's in it, and
+    overrides `within`. A checkpoint of an optimizer also restores with a wrapper around it that has none.
     """
 
     __slots__ = ()
@@ -53,8 +53,12 @@ class Wrapper(Optimizer):
     def undecayed(self) -> Optimizer:
         return replace(self, optimizer=self.optimizer.undecayed())
 
+    def within(self, opt_state: optax.OptState) -> optax.OptState:
+        """Return the state of the optimizer within."""
+        return opt_state
+
     def used_rate(self, opt_state: optax.OptState, rate: optax.Schedule) -> Float[Array, ""]:
-        return self.optimizer.used_rate(opt_state, rate)
+        return self.optimizer.used_rate(self.within(opt_state), rate)
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
-        return self.optimizer.evaluation_params(opt_state, params)
+        return self.optimizer.evaluation_params(self.within(opt_state), params)

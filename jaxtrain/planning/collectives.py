@@ -153,8 +153,9 @@ def _collective(
 
 def _moved_bytes(kind: str, found: Instruction, group: int) -> int:
     sizes = array_bytes(found.type)
-    if found.opcode in ("all-gather-start", "collective-permute-start"):
-        # The type lists the operands, then the results, then scalars of the compiler.
+    if found.opcode in ("all-gather-start", "collective-permute-start") or found.type.startswith("(("):
+        # The type lists the operands, which stand in a tuple of their own where any operation is begun (GPU), then the
+        # results, then scalars of the compiler.
         sizes = sizes[len(found.operands) : 2 * len(found.operands)]
     size = sum(sizes)
     match found.opcode.removesuffix("-start"):

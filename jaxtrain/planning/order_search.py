@@ -5,6 +5,7 @@ layer, and the oldest of the population makes room. Orders that cost more than t
 the model to beat, are not tried. What an order is worth is for the caller to say, as by training a small model.
 """
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -25,15 +26,23 @@ def best_order(
 ) -> str:
     """Return the order with the least loss of those that were tried, each of which costs at most the budget.
 
-    `loss` is called once for an order, and for at most `tries` of them.
+    `loss` is called once for an order, and for at most `tries` of them. Where there are no more, all are tried.
 
     Raises:
-        ValueError: no order of one letter again and again is cheap enough.
+        ValueError: no order of one letter again and again is cheap enough, or there is nothing to choose from.
     """
+    if not letters:
+        raise ValueError(f"{letters=}: give at least one")
+    for name, number in (("length", length), ("tries", tries), ("population", population)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1")
     choose = random.Random(seed)
     start = min((letter * length for letter in letters), key=cost)
     if cost(start) > budget:
         raise ValueError(f"budget={budget}: the cheapest order, {start}, costs {cost(start)}; give at least that")
+    if len(letters) ** length <= tries:
+        every = map("".join, itertools.product(letters, repeat=length))
+        return min((order for order in every if cost(order) <= budget), key=loss)
     known = {start: loss(start)}
     alive = deque([start], maxlen=population)
     for _ in range(100 * tries):  # children that are known or cost too much are no try

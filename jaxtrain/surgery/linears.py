@@ -9,12 +9,15 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxtrain.axes import EXPERTS
-from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.models.trees import in_stacks
+from jaxtrain.axes import EXPERTS, Axes
+from jaxtrain.models.decoder import DecoderConfig, Pattern, abstract_model
+from jaxtrain.models.sharing import Sharing
+from jaxtrain.models.stacks import Stack
+from jaxtrain.models.trees import in_stacks, regrouped
+from jaxtrain.nn.block import Block
 from jaxtrain.nn.linear.base import Linear, LinearConfig
 from jaxtrain.nn.linear.dense import Dense
-from jaxtrain.nn.param import merge, split
+from jaxtrain.nn.param import axes_of, merge, split
 from jaxtrain.nn.trainable import Everything
 from jaxtrain.shapes import ModelState
 
@@ -48,21 +51,32 @@ def converted(model: ModelState, source: DecoderConfig, target: DecoderConfig, i
     """Return the model `source` as the model `target`. Call it jitted.
 
     The two differ in linears and in what is trained. What `target` has beside, such as adapters, it has from `initial`.
+    Linears that the repeats share are taken over once.
 
     Raises:
-        ValueError: repeats share parameters.
+        ValueError: repeats share other parameters in the two, or a part of a linear.
     """
-    if source.sharing:
-        raise ValueError(f"model.sharing={source.sharing!r}: linears that repeats share cannot become of another kind")
+    if source.sharing != target.sharing:
+        raise ValueError(f"model.sharing={target.sharing!r}: the weights are of sharing={source.sharing!r}; take that")
     names = abstract_model(source).graph, abstract_model(target).graph
     modules = merge(names[0], model), merge(names[1], initial)
-    stacks = {name: _each(modules[0].stacks[name], stack) for name, stack in modules[1].stacks.items()}
+    stacks: dict[str, ModelState] = {}
+    for name, (blocks, repeats) in target.stacks.items():
+        pair = modules[0].stacks[name], modules[1].stacks[name]
+        _check_whole_linears(*pair, source.sharing)
+        if len(source.stacks[name].blocks) == len(blocks):
+            stacks[name] = _each(*pair, repeats)
+        else:
+            stacks[name] = regrouped(_one_by_one(*pair, repeats), Stack(blocks * repeats, 1), Stack(blocks, repeats))
     _take_over(*modules)
     return in_stacks(split(modules[1])[1], stacks)
 
 
-def _each(source: nnx.Module, target: nnx.Module) -> ModelState:
-    """Return the arrays of a stack of modules, each of which has taken over the weights of its counterpart."""
+def _each(source: nnx.Module, target: nnx.Module, repeats: int | None = None) -> ModelState:
+    """Return the arrays of a stack of modules, each of which has taken over the weights of its counterpart.
+
+    Modules are those of `repeats`, which may share arrays: such have no axis of the stack. Experts share none.
+    """
     (old_graph, old), (new_graph, new) = split(source), split(target)
 
     def one(old: ModelState, new: ModelState) -> ModelState:
@@ -70,7 +84,44 @@ def _each(source: nnx.Module, target: nnx.Module) -> ModelState:
         _take_over(module, like)
         return split(like)[1]
 
-    return jax.vmap(one)(old, new)
+    def axis(facts: Axes) -> int | None:
+        return None if repeats is not None and facts.shared else 0
+
+    before, after = (jax.tree.map(axis, axes_of(of)) for of in (source, target))
+    return jax.vmap(one, in_axes=(before, after), out_axes=after, axis_size=repeats)(old, new)
+
+
+def _one_by_one(source: Pattern, target: Pattern, repeats: int) -> ModelState:
+    """Return the arrays of the blocks of `target` one by one, where it has another number of repeats than `source`."""
+    found: list[ModelState] = []
+    for layer in range(len(target.blocks) * repeats):
+        module, like = (_block(stack, layer) for stack in (source, target))
+        _take_over(module, like)
+        found.append(jax.tree.map(lambda x: x[None], split(like)[1]))
+    return ModelState(*({"blocks": dict(enumerate(trees))} for trees in zip(*found, strict=True)))
+
+
+def _block(stack: Pattern, layer: int) -> Block:
+    """Return one block of a stack."""
+    repeat, position = divmod(layer, len(stack.blocks))
+    graph, arrays = split(stack.blocks[position])
+    return merge(graph, jax.tree.map(lambda x: x[repeat], arrays))
+
+
+def _check_whole_linears(source: nnx.Module, target: nnx.Module, sharing: Sharing | None) -> None:
+    """Raise ValueError where the repeats would share a part of a linear that stands for several matrices."""
+    theirs = dict(nnx.iter_modules(source))
+    for path, module in nnx.iter_modules(target):
+        if isinstance(module, Linear) and path in theirs and any(_shared(module)) and not all(_shared(theirs[path])):
+            raise ValueError(
+                f"model.sharing={sharing!r}: of the linear {'.'.join(map(str, path))} repeats share a part alone; "
+                "share all of its parameters, or none"
+            )
+
+
+def _shared(module: nnx.Module) -> list[bool]:
+    """Tell of each variable of a module whether the repeats share it."""
+    return [facts.shared for facts in jax.tree.leaves(axes_of(module))]
 
 
 def _take_over(source: nnx.Module, target: nnx.Module) -> None:

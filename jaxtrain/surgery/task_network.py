@@ -5,13 +5,15 @@ are those that the model gave them, so its logits are the same bit for bit.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.models.decoder import Decoder, DecoderConfig, abstract_model
-from jaxtrain.models.trees import of_stack
+from jaxtrain.models.stacks import Stack
+from jaxtrain.models.trees import of_stack, regrouped
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.feed_forward.mixture import Mixture, MixtureConfig
 from jaxtrain.nn.layer import TokenContext
@@ -26,7 +28,7 @@ def of_task(config: DecoderConfig, model: ModelState, task: int) -> tuple[Decode
     """Return the network of a task: its configuration and its arrays.
 
     Raises:
-        ValueError: the model has no such task, or experts are weighed by more than the task.
+        ValueError: the model has no such task, experts are weighed by more than the task, or repeats share them.
     """
     if config.task_count is None:
         raise ValueError(f"task={task}: no layer of this model chooses experts by task")
@@ -34,13 +36,30 @@ def of_task(config: DecoderConfig, model: ModelState, task: int) -> tuple[Decode
         raise ValueError(f"task={task}: the model has tasks 0 to {config.task_count - 1}")
     if config.trainable != Everything():
         raise ValueError(f"task={task}: the model trains a part of its weights; give it trainable=Everything() first")
+    if config.sharing:
+        raise ValueError(
+            f"task={task}: repeats share experts, model.sharing={config.sharing!r}, and each may choose others; "
+            "only models without sharing have networks of tasks"
+        )
     decoder: Decoder = merge(abstract_model(config).graph, model)
-    graph, arrays = split(decoder.stacks["blocks"])
-    pattern, blocks = list(config.pattern), of_stack(model, "blocks")
-    for index, block in enumerate(config.pattern):
+    found = {name: _stack_of_task(decoder, name, of_stack(model, name), task) for name in config.stacks}
+    blocks = {name: stack.blocks for name, (stack, _) in found.items()}
+    first = blocks["first"] * config.stacks["first"].repeats if config.first else ()
+    small = dataclasses.replace(config, first=first, pattern=blocks["blocks"])
+    stacks = {name: regrouped(arrays, stack, small.stacks[name]) for name, (stack, arrays) in found.items()}
+    return small, ModelState(*(_with_stacks(tree, of, stacks) for of, tree in model._asdict().items()))
+
+
+def _stack_of_task(decoder: Decoder, name: str, model: ModelState, task: int) -> tuple[Stack, ModelState]:
+    """Return the blocks of a stack with the experts of a task, and their arrays."""
+    graph, arrays = split(decoder.stacks[name])
+    stack = decoder.config.stacks[name]
+    blocks = list(stack.blocks)
+    for index, block in enumerate(stack.blocks):
         if block.mlp.task_count is None:
             continue
-        small = _without_routing(block.mlp, f"model.pattern[{index}].mlp")
+        key = "pattern" if name == "blocks" else name
+        small = _without_routing(block.mlp, f"model.{key}[{index}].mlp")
 
         def routed(repeat: ModelState, index: int = index) -> tuple[jax.Array, jax.Array]:
             layer = merge(graph, repeat).blocks[index].mlp
@@ -50,20 +69,20 @@ def of_task(config: DecoderConfig, model: ModelState, task: int) -> tuple[Decode
         chosen_RE, weights_RE = map(np.asarray, jax.vmap(routed)(arrays))
         experts_RK = np.stack([np.flatnonzero(chosen) for chosen in chosen_RE])
         weights_RK = np.take_along_axis(weights_RE, experts_RK, axis=1)
-        mixture = decoder.stacks["blocks"].blocks[index].mlp
+        mixture = decoder.stacks[name].blocks[index].mlp
         assert isinstance(mixture, Mixture)
         removed = {*mixture.of_router, *(name for names in mixture.of_balances for name in names)}
-        blocks = ModelState(*(_taken(tree, index, experts_RK, removed) for tree in blocks))
-        blocks.params["blocks"][index]["mlp"]["weights"] = jnp.asarray(weights_RK)
+        model = ModelState(*(_taken(tree, index, experts_RK, removed) for tree in model))
+        model.params["blocks"][index]["mlp"]["weights"] = jnp.asarray(weights_RK)
         count = experts_RK.shape[1]
-        pattern[index] = dataclasses.replace(block, mlp=dataclasses.replace(small, experts=count, top_k=count))
-    return dataclasses.replace(config, pattern=tuple(pattern)), ModelState(*map(_with_blocks, model, blocks))
+        blocks[index] = dataclasses.replace(block, mlp=dataclasses.replace(small, experts=count, top_k=count))
+    return stack._replace(blocks=tuple(blocks)), model
 
 
-def _with_blocks(tree: ParamTree, blocks: ParamTree) -> ParamTree:
-    """Return a tree of a model with its blocks replaced, and without stacks where no block has arrays of its kind."""
-    stacks = {name: stack for name, stack in (tree.get("stacks", {}) | {"blocks": blocks}).items() if stack}
-    return {name: leaf for name, leaf in (tree | {"stacks": stacks}).items() if name != "stacks" or leaf}
+def _with_stacks(tree: ParamTree, collection: str, stacks: Mapping[str, ModelState]) -> ParamTree:
+    """Return a tree of a model with its stacks replaced, and without those that have no arrays of its kind."""
+    filled = {name: own for name, stack in stacks.items() if (own := getattr(stack, collection))}
+    return {name: leaf for name, leaf in (tree | {"stacks": filled}).items() if name != "stacks" or leaf}
 
 
 def _without_routing(layer: FeedForwardConfig, key: str) -> MixtureConfig:

@@ -75,14 +75,23 @@ class Trainer:
         """
         with self.lock:
             start = self.find_start()
-            self.check_hints(start)
+            self.check_start(start)
             return self.train_from(start)
 
     def find_start(self) -> int | None:
         """Return the step that `train` goes on from, None for a new run. Change nothing. Raises what `train` raises."""
         return find_start(self.folder, first_save=self._first_save)
 
-    def check_hints(self, start: int | None) -> None:
+    def check_start(self, start: int | None) -> None:
+        """Raise ValueError where a run cannot begin, or go on from `start`. Nothing is written.
+
+        A new run needs weights that fit its model, and any run the hints of a teacher whose logits are stored.
+        """
+        if start is None:
+            self.initial.check(dataclasses.replace(self.recipe.model, teacher=None))
+        self._check_hints(start)
+
+    def _check_hints(self, start: int | None) -> None:
         """Raise ValueError if a teacher's stored hints are not those of all rows that the run takes.
 
         A run that goes on from `start` may have taken other batches before than its phases say now.

@@ -69,7 +69,10 @@ def numbers(layers: Mapping[str, Counted]) -> dict[str, float]:
     found = {}
     for layer, own in layers.items():
         choices, tokens = max(own["load"].sum(), 1.0), max(float(own["tokens"]), 1.0)
-        found[f"validation_fullest_expert_{layer}"] = float(own["load"].max() * len(own["load"]) / choices)
+        computing = own["load"][: len(own["dropped"])]  # without zero experts
+        found[f"validation_fullest_expert_{layer}"] = float(
+            computing.max() * len(computing) / max(computing.sum(), 1.0)
+        )
         found[f"validation_router_entropy_{layer}"] = float(own["entropy"] / tokens)
         found[f"validation_dropped_{layer}"] = float(own["dropped"].sum() / choices)
         found[f"validation_moved_by_bfloat16_{layer}"] = float(own["moved"] / tokens)
@@ -83,7 +86,7 @@ def has_mixtures(model: DecoderConfig) -> bool:
 
     def count(state: ModelState) -> Mapping[str, Any]:
         ids = jnp.zeros((1, model.max_length), jnp.int32)
-        batch = Batch(ids, ids, ids.astype(jnp.float32), ids, ids)
+        batch = Batch(ids, ids, ids.astype(jnp.float32), ids, ids, ids)
         return merge(graph, state).hidden(batch, taps=(ROUTING,)).sums.counts
 
     return any(path[-1] == "together" for path in flatten_dict(jax.eval_shape(count, shapes)))

@@ -48,7 +48,7 @@ CONFIGURATIONS = {
         {"mesh.fsdp": 4, "mesh.tensor": 4},
         ("fsdp=4", "tensor=4", 8, -1, "XLA_FLAGS=--xla_force_host_platform_device_count=16"),
     ),
-    "mesh that does not divide the model": ({"model.d_model": 36}, ("fsdp=8", "embed", 36)),
+    "mesh that does not divide the model": ({"model.d_model": 36}, ("model.d_model=36", "mesh.fsdp=8")),
     "batch not divisible": (
         {"phases[0].batch_size": 12},
         ("phases[0].batch_size=12", "by 8", "fsdp=8", "microbatches=1", 16),

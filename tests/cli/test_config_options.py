@@ -76,6 +76,19 @@ def test_every_technique_says_what_it_does_and_where_it_is_from():
     assert not silent
 
 
+def test_every_class_that_others_are_made_of_is_abstract_so_that_the_list_has_a_section_for_it():
+    techniques.text()
+    (kinds, known) = ([Technique], set[type]())
+    while kinds:
+        below = [cls for cls in kinds.pop().__subclasses__() if cls.__module__.startswith("jaxtrain.")]
+        kinds += below
+        known.update(below)
+    assert len(known) > 200
+    for cls in known:
+        assert inspect.isabstract(cls) or not known.intersection(cls.__subclasses__()), cls
+        assert any(map(inspect.isabstract, cls.__mro__)), cls
+
+
 def test_the_list_of_techniques_is_that_of_the_classes():
     path = ROOT / "docs" / "techniques.md"
     assert path.read_text() == techniques.text(), "python -m jaxtrain.cli.techniques > docs/techniques.md"

@@ -34,6 +34,7 @@ def test_layers_shapes_parameters_and_memory_are_listed(printed):
     assert layers[0] == "embedding" and layers[-1] == "output" and layers[1] == "block 0, mixer_norm"
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+) parameters,", text)) == size_of(shapes.params)
     assert f"{config.model.flops_per_token(256):,.0f} FLOPs a token" in text
+    assert "blocks: 4 x 1 layers, unrolled on one CPU, in a scan elsewhere" in text
     assert (
         f"params {bytes_of(shapes.params) / 1e6:.3g} MB, optimizer {2 * bytes_of(shapes.params) / 1e6:.3g} MB" in text
     )
@@ -50,6 +51,12 @@ def test_frozen_weights_and_averages_are_told_apart(printed, tmp_path):
     [trained] = re.findall(r"parameters, ([\d,]+) of them trained", text)
     size = int(trained.replace(",", ""))
     assert f"params {4 * size / 1e3:.3g} kB" in text and f"averages {4 * size / 1e3:.3g} kB" in text
+
+
+def test_what_a_token_computes_in_evaluation_is_told(printed):
+    tree = "@FastFeedForwardConfig(levels=3, leaf=@MLPConfig(hidden=48), hardening=1.0)"
+    text = printed(QUICKSTART, *sets({"model.pattern[0].mlp": tree}))
+    assert "model.pattern[0].mlp: in evaluation a token computes 51 of 391 neurons, 13.0%" in text
 
 
 @pytest.mark.parametrize("name", ["moe_tiny", "hybrid_tiny"])

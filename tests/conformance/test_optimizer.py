@@ -16,6 +16,7 @@ from optimizer_cases import (
     DECAY,
     FACTS,
     LARGE_FACTS,
+    ONE_RATE,
     RATE,
     RATES,
     build,
@@ -34,11 +35,17 @@ from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.base import evaluation_params, transformation
+from jaxtrain.optim.d_adaptation import DAdaptation
+from jaxtrain.optim.gradient_noise import GradientNoise
 from jaxtrain.optim.lamb import LAMB
+from jaxtrain.optim.lars import LARS
 from jaxtrain.optim.lion import Lion
+from jaxtrain.optim.lookahead import Lookahead
+from jaxtrain.optim.madgrad import MADGRAD
 from jaxtrain.optim.muon import Muon
+from jaxtrain.optim.prodigy import Prodigy
 from jaxtrain.optim.schedule_free import ScheduleFree
-from jaxtrain.optim.schedules import Linear
+from jaxtrain.optim.schedules import Constant, Linear
 from jaxtrain.optim.wrapper import Wrapper
 from jaxtrain.shapes import ModelState
 from jaxtrain.sharding import shardings
@@ -63,16 +70,17 @@ def _valley(params: dict) -> jax.Array:
     ("loss", "dtype", "left"), [(_parabola, "float32", 0.05), (_valley, "bfloat16", 0.1)], ids=["parabola", "valley"]
 )
 def test_descends_and_keeps_the_dtype(optimizer, loss, dtype, left):
-    tx = build(case_of(type(optimizer), decay=0.0), rate=0.1)
+    optimizer = case_of(type(optimizer), decay=0.0)
+    tx = transformation(optimizer, Constant(peak=0.1).build(200), FACTS, clip_norm=1.0)  # some take plain steps
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw_tree(0))
 
     def step(carry, _):
         params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params), state, params, grad_fn=jax.grad(loss))
+        updates, state = tx.update(jax.grad(loss)(params), state, params, value=loss(params), grad_fn=jax.grad(loss))
         return (optax.apply_updates(params, updates), state), None
 
     (end, state), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=200))(params)
-    assert loss(optimizer.evaluation_params(state, end)) < left * loss(params)
+    assert loss(evaluation_params(optimizer, state, end)) < left * loss(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(end)} == {jnp.dtype(dtype)}
 
 
@@ -84,7 +92,7 @@ def test_a_step_is_the_same_over_a_mesh_and_where_one_axis_of_it_is_manual(optim
     gradients = draw_large(1), draw_large(2)
 
     def step(params: dict, state: optax.OptState, gradient: dict) -> tuple[dict, optax.OptState]:
-        updates, state = tx.update(gradient, state, params, grad_fn=lambda _: gradient)
+        updates, state = tx.update(gradient, state, params, value=0.0, grad_fn=lambda _: gradient)
         return optax.apply_updates(params, updates), state
 
     desired, state = params, tx.init(params)
@@ -100,14 +108,14 @@ def test_a_step_is_the_same_over_a_mesh_and_where_one_axis_of_it_is_manual(optim
     assert_close(found, desired, SAME_STEPS_ON_ANY_MESH)
 
 
-@every(ALL)
+@every([optimizer for optimizer in ALL if not isinstance(optimizer, GradientNoise)])  # whose noise moves, too
 def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_no_vector(optimizer):
     tx, params, steps = build(optimizer), draw_tree(0), 10
     zeros = jax.tree.map(np.zeros_like, params)
 
     def step(carry, _):
         params, state = carry
-        updates, state = tx.update(zeros, state, params, grad_fn=lambda _: zeros)
+        updates, state = tx.update(zeros, state, params, value=0.0, grad_fn=lambda _: zeros)
         return (optax.apply_updates(params, updates), state), None
 
     (end, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
@@ -127,8 +135,35 @@ def _mixture_left(steps: int) -> float:
     return y
 
 
+def _anchored_left(steps: int) -> float:
+    """Return what decay leaves of a weight that MADGRAD's momentum pulls back to 1, from where nothing moves it."""
+    left = 1.0
+    for _ in range(steps):
+        left = 0.9 * left + 0.1 - RATE * DECAY * left
+    return left
+
+
+def _with_momentum_left(steps: int) -> float:
+    """Return what decay leaves where a step is the rate times the weights and LARS's coefficient, with momentum."""
+    left, momentum = 1.0, 0.0
+    for _ in range(steps):
+        momentum = 0.9 * momentum + RATE * case_of(LARS, DECAY).trust_coefficient * left
+        left -= momentum
+    return left
+
+
+def _found_left(steps: int) -> float:
+    """Return what decay leaves at the distance that is found without a gradient, which is the first."""
+    return (1 - 0.1 * RATE * DECAY) ** steps
+
+
 LEFT_BY_DECAY = {
+    DAdaptation: _found_left,
+    LARS: _with_momentum_left,
+    MADGRAD: _anchored_left,
+    Prodigy: _found_left,
     ScheduleFree: _mixture_left,
+    Lookahead: lambda steps: (0.5 + 0.5 * (1 - RATE * DECAY) ** 5) ** (steps // 5),
     LAMB: lambda steps: (1 - RATE) ** steps,  # steps are of one size: all of it is decay, where the gradient is 0
 }
 
@@ -137,7 +172,7 @@ LEFT_BY_DECAY = {
 def test_a_rate_of_zero_changes_nothing_and_divides_by_nothing(optimizer):
     tx, params = build(optimizer, rate=0.0), draw_tree(0)
     gradient = draw_tree(1)
-    update = jax.jit(lambda state: tx.update(gradient, state, params, grad_fn=lambda _: gradient))
+    update = jax.jit(lambda state: tx.update(gradient, state, params, value=0.0, grad_fn=lambda _: gradient))
     updates, state = update(tx.init(params))
     assert_close(optax.apply_updates(params, updates), params, CLOSED_FORM)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -189,7 +224,7 @@ def test_other_optimizers_evaluate_the_parameters_they_train(optimizer):
     assert optimizer.evaluation_params(build(optimizer).init(params), params) is params
 
 
-@every(ALL)
+@every([optimizer for optimizer in ALL if not isinstance(optimizer, ONE_RATE)])  # tests/optim/test_d_adaptation.py
 def test_the_rate_that_was_used_is_read_from_the_state(optimizer):
     rate = Linear(peak=1.0, warmup_steps=4).build(100)
     tx = optimizer.build(rate, FACTS)
@@ -228,6 +263,8 @@ def test_the_state_of_a_matrix_has_the_bytes_that_are_documented(optimizer):
     state = jax.eval_shape(build(optimizer, axes={"up": matrix("repeats", "embed", "mlp")}).init, {"up": shape})
     found = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / shape.size
     assert round(found, 2) == float(_documented(1)[type(optimizer).__name__])
+    for stated in re.findall(r"The state has (\d+) bytes a parameter", type(optimizer).__doc__):
+        assert round(found, 2) == float(stated)
 
 
 @every(ALL)
@@ -249,6 +286,8 @@ REFUSED = [
     (Lion, "weight_decay", math.inf, "must not be negative"),
     (Adafactor, "decay_rate", 0.0, "must be above 0"),
     (Adafactor, "clipping_threshold", 0.0, "must be above 0"),
+    (MADGRAD, "epsilon", 0.0, "must be above 0"),
+    (Prodigy, "d0", 0.0, "must be above 0"),
     (Muon, "momentum", 1.0, "must be in [0, 1)"),
     (Muon, "b2", 1.0, "must be in [0, 1)"),
     (ScheduleFree, "b1", 0.0, "must be above 0"),

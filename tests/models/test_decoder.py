@@ -11,10 +11,13 @@ from jaxtrain_kernels.flash_attention import xla
 from tiny import DECODER, PRESETS, packed_batch, random_params, training_batch, variant
 from tolerances import CLOSED_FORM_LAYER, EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
+from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
+from jaxtrain.models.stacks import MOST_UNROLLED
 from jaxtrain.nn.embeddings import LearnedPositions, NormalisedEmbedding, ScaledEmbedding, TokenEmbedding
 from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.layer import TokenContext
+from jaxtrain.nn.remat import FullRemat
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.shapes import Batch
 from jaxtrain.train.step import step_keys
@@ -159,6 +162,21 @@ def _program_lines(*, scan: bool, repeats: int) -> int:
 def test_under_scan_the_program_does_not_grow_with_depth():
     assert _program_lines(scan=True, repeats=8) == _program_lines(scan=True, repeats=2)
     assert _program_lines(scan=False, repeats=4) > 1.5 * _program_lines(scan=False, repeats=2)
+
+
+@functools.cache
+def _program(devices: int, **changes) -> str:
+    config = variant(**changes)
+    with jax.set_mesh(MeshConfig(data=devices).build(jax.devices()[:devices])):
+        return jax.jit(_loss(config)).lower(random_params(config)).as_text()
+
+
+def test_by_default_a_few_layers_on_one_cpu_are_unrolled_and_all_others_run_in_a_scan():
+    deep = MOST_UNROLLED + 1
+    assert _program(1) == _program(1, scan=False) != _program(1, scan=True)
+    assert _program(2) == _program(2, scan=True) != _program(2, scan=False)
+    assert _program(1, repeats=deep) == _program(1, repeats=deep, scan=True)
+    assert _program(1, remat=FullRemat()) == _program(1, remat=FullRemat(), scan=True)
 
 
 def test_dropout_of_a_row_depends_on_its_own_key_alone():

@@ -13,10 +13,15 @@ from jaxtrain.models.decoder import abstract_model
 from jaxtrain.models.generate import Sampling, generate
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.linear.lora import LoRA
+from jaxtrain.nn.linear.some import Some
 from jaxtrain.nn.moe.balances import RouterBias, RowLoss
+from jaxtrain.nn.moe.routers import Stable
 from jaxtrain.nn.param import merge
+from jaxtrain.nn.trainable import Adapters
 from jaxtrain.pipeline.schedules.gpipe import GPipe
 from jaxtrain.shapes import ModelState
+from jaxtrain.surgery.linears import converted
 from jaxtrain.train.gradients.pipelined import Pipelined
 
 [DENSE] = DECODER.pattern
@@ -85,6 +90,27 @@ def test_a_cache_holds_the_first_blocks_as_well():
     batch = packed_batch([[8]], 8, vocab_size=64)._replace(tokens=tokens)
     logits = jax.jit(lambda model: merge(abstract_model(FIRST).graph, model)(batch))(model)
     assert np.argmax(logits[0, 2:7], axis=-1).tolist() == written
+
+
+def test_they_become_repeats_of_one_block_and_blocks_of_their_own():
+    """An adapter around one of two blocks that are alike, and the weights with it merged."""
+    mixer = dataclasses.replace(DENSE.mixer, linear=Some(names=("query",), linear=LoRA(rank=2)))
+    adapted = variant(first=(DENSE, dataclasses.replace(DENSE, mixer=mixer)), pattern=(MIXTURE,), trainable=Adapters())
+    assert [FIRST.stacks["first"].repeats, adapted.stacks["first"].repeats] == [2, 1]
+    around, random = jax.jit(converted, static_argnums=(1, 2)), random_model(adapted)
+    begun = around(random_model(FIRST), FIRST, adapted, random)
+    assert_close(begun.params, random.params, EXACT)
+    merged = around(begun, adapted, FIRST, random_model(FIRST, seed=1))
+    assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, random_model(FIRST))
+    batch = packed_batch([[20, 12], [16]], 32, vocab_size=64)
+    logits = jax.jit(lambda model, config: merge(abstract_model(config).graph, model)(batch), static_argnums=1)
+    assert_close(logits(merged, FIRST), logits(begun, adapted), SAME_LOGITS)
+
+
+def test_their_routers_have_the_vocabulary_of_the_model():
+    stable = dataclasses.replace(MIXTURE.mlp, router=Stable(vocab_size=63, switch_step=5), balances=())
+    with refused(ValueError, "vocab_size=63", "vocab_size=64"):
+        variant(first=(dataclasses.replace(DENSE, mlp=stable),))
 
 
 def test_stages_do_not_run_them():

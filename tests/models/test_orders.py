@@ -113,11 +113,30 @@ def test_the_search_finds_the_best_of_all_orders_in_the_budget(seed):
     assert loss(found) == min(map(loss, within))
 
 
+def test_of_no_more_orders_than_tries_the_best_is_found_for_certain():
+    """Two layers of three kinds, by 200 tables."""
+    every = ["".join(order) for order in itertools.product("ADM", repeat=2)]
+    for seed in range(200):
+        table = random.Random(seed)
+        losses = {order: table.random() for order in every}
+        costs = dict(zip("ADM", (1.0, table.uniform(1, 3), table.uniform(1, 3)), strict=True))
+
+        def cost(order: str, costs: dict[str, float] = costs) -> float:
+            return sum(costs[letter] for letter in order)
+
+        found = best_order("ADM", 2, loss=losses.__getitem__, cost=cost, budget=4.0, tries=9, seed=seed)
+        assert losses[found] == min(losses[order] for order in every if cost(order) <= 4.0)
+
+
 def test_what_is_no_order_is_refused():
     with refused(ValueError, "order='AX'", "ADM"):
         pattern_of("AX", LAYERS)
     with refused(ValueError, "budget=1", "AAA"):
         best_order("AD", 3, loss=len, cost=len, budget=1, tries=5)
+    with refused(ValueError, "population=0"):
+        best_order("AD", 3, loss=len, cost=len, budget=9, tries=5, population=0)
+    with refused(ValueError, "letters=''"):
+        best_order("", 3, loss=len, cost=len, budget=9, tries=5)
     with refused(ValueError, "mlp=NoFeedForward()", "join=PreNorm()"):
         BlockConfig(mixer=LAYERS["A"], mlp=NoFeedForward())
     with refused(ValueError, "mlp=GatedMLPConfig", "join=MixerAlone()"):

@@ -157,7 +157,8 @@ def test_every_number_of_passes_is_balanced():
         own = probabilities[row][REAL[row]]
         share = np.bincount(np.argmax(own, axis=-1), minlength=TIMES) / len(own)
         desired += 0.5 * TIMES * (share * own.sum(0)).sum()
-    assert float(sums.terms["balance"]) == pytest.approx(float(desired), rel=1e-5)
+    assert sums.terms.keys() == {"depth_balance"}  # that of experts is another number
+    assert float(sums.terms["depth_balance"]) == pytest.approx(float(desired), rel=1e-5)
     load = np.asarray(sums.counts["depth"]["load"])
     assert load.sum() == REAL.sum()
     assert float(block.report(sums.counts)["fullest_depth"]) == pytest.approx(load.max() / load.mean())
@@ -185,6 +186,22 @@ def test_operations_are_the_sum_of_the_capacities(shared_keys, monkeypatch):
     weights, router = 4 * D * D + 2 * D * 12, L + 12 + 8
     scores = sum(n * (L if shared_keys else n) for n in (12, 8, 4))
     assert counted == 2 * (24 * weights + router * D + 2 * scores * D)
+
+
+def test_the_operations_of_a_token_are_those_that_are_multiplied(monkeypatch):
+    """Those of the router among them, which reads the tokens of the pass before."""
+    for platform in ("CPU", "ACCELERATOR"):  # blocks of one query, so that no masked score is computed
+        monkeypatch.setattr(xla, platform, xla.Sizes(rows=1, queries=1, keys=16, written_out=16))
+    block = dataclasses.replace(DENSE, depth=ExpertChoiceRecursion(capacities=(1.0, 0.75, 0.25)))
+    config = DecoderConfig(vocab_size=20, d_model=D, repeats=1, pattern=(block,), max_length=L)
+    graph, state = abstract_model(config).graph, random_model(config)
+    batch, keys = packed_batch([[L]], L, vocab_size=20), Keys(KEYS.rows[:1], KEYS.step)
+    counted = matmul_flops(lambda state: merge(graph, state)(batch, keys), state)
+    assert 3 * counted == pytest.approx(config.flops_per_token(L) * L, rel=1e-12)
+
+
+def test_shares_of_a_row_are_rounded_as_they_are_written():
+    assert ExpertChoiceRecursion(capacities=(0.55, 0.07, 0.011)).tokens(100) == [55, 7, 2]
 
 
 LATENT = LatentAttentionConfig(heads=2, latent=6, head_dim=4, rotated_dim=2, value_dim=4)

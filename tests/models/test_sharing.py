@@ -1,24 +1,31 @@
 """Parameters that repeats share: counted once, and with the gradients of all depths."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
 from messages import refused
 from tiny import random_model, training_batch
-from tolerances import SAME_GRADIENT, SAME_LOGITS, assert_close
+from tolerances import EXACT, SAME_GRADIENT, SAME_LOGITS, assert_close
 
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.models.generate import Sampling, generate
-from jaxtrain.models.sharing import SharedBlocks, SharedLayers
+from jaxtrain.models.sharing import SharedBlocks, SharedLayers, Sharing
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
+from jaxtrain.nn.linear.lora import LoRA
+from jaxtrain.nn.linear.nf4 import NF4
 from jaxtrain.nn.mixers.attention import AttentionConfig
 from jaxtrain.nn.moe.balances import RouterBias, RowLoss
 from jaxtrain.nn.moe.dispatch import EveryExpert
 from jaxtrain.nn.param import merge
+from jaxtrain.nn.trainable import Adapters
 from jaxtrain.optim.muon import takes
 from jaxtrain.surgery.linears import converted
 from jaxtrain.train.gradients import Pipelined
@@ -119,8 +126,50 @@ def test_muon_takes_the_shared_matrices_too():
     assert taken(WIDE) == taken(APART) and any(taken(WIDE))
 
 
+def _adapted(config: DecoderConfig) -> DecoderConfig:
+    """Return the model with adapters around all linears of its blocks, those of the experts among them."""
+    linear, expert = LoRA(rank=2, base=NF4(block=8)), dataclasses.replace(MIXTURE.expert, linear=LoRA(rank=2))
+    mixer = dataclasses.replace(BLOCK.mixer, linear=linear)
+    block = dataclasses.replace(BLOCK, mixer=mixer, mlp=dataclasses.replace(MIXTURE, expert=expert))
+    return dataclasses.replace(config, pattern=(block,), trainable=Adapters())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config: DecoderConfig, state):
+    return merge(abstract_model(config).graph, state)(BATCH)
+
+
+@pytest.mark.parametrize("sharing", [SharedLayers(), SharedBlocks()], ids=lambda sharing: type(sharing).__name__)
+def test_adapters_are_shared_too_and_merge_into_the_shared_matrices(sharing):
+    base = _changed(sharing=sharing)
+    adapted, around = _adapted(base), jax.jit(converted, static_argnums=(1, 2))
+    state, random = random_model(base), random_model(adapted)
+    begun = around(state, base, adapted, random)
+    a = begun.params["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]["update"]["a"]
+    assert a.shape == (D, 2) and not any("norm" in path for path in flatten_dict(begun.params) for path in path[-2:-1])
+    assert_close(begun.params, random.params, EXACT)  # nothing but adapters is trained
+    merged = around(begun, adapted, base, random_model(base))
+    assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, state)
+    assert_close(_logits(base, merged), _logits(adapted, begun), SAME_LOGITS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _SharedKernels(Sharing):
+    """Shares a part of what adapters are around."""
+
+    paper = "none"
+
+    def selects(self, path: str, parameter: nnx.Variable) -> bool:
+        return path.endswith("base.kernel")
+
+
 def test_what_does_not_serve_shared_parameters_is_refused():
     with refused(ValueError, "model.sharing=SharedLayers()", "Accumulate"):
         Pipelined(microbatches=2).check(2, WIDE)
-    with refused(ValueError, "model.sharing=SharedLayers()", "linears"):
-        converted(random_model(WIDE), WIDE, WIDE, random_model(WIDE))
+    with refused(ValueError, "model.sharing=None", "sharing=SharedLayers()"):
+        converted(random_model(WIDE), WIDE, APART, random_model(APART))
+    mixer = dataclasses.replace(BLOCK.mixer, linear=LoRA(rank=2))
+    kernels = _changed(pattern=(dataclasses.replace(BLOCK, mixer=mixer),), sharing=_SharedKernels())
+    apart = _changed(sharing=_SharedKernels())
+    with refused(ValueError, "model.sharing=_SharedKernels()", "blocks.0.mixer.key"):
+        converted(random_model(apart), apart, kernels, random_model(kernels))

@@ -65,7 +65,7 @@ class _Held:
     [
         (TargetBias(rate=0.1, per_token=2.0), ("per_token=2.0", "top_k=2")),
         (TargetBias(rate=0.1, per_token=1.0), ("per_token=1.0", "zero_experts=1", 1)),
-        (ClusterLoss(clusters=3, coefficient=0.1), ("clusters=3", "experts=5")),
+        (ClusterLoss(clusters=3, coefficient=0.1), ("clusters=3", 5)),
     ],
     ids=repr,
 )

@@ -1,5 +1,6 @@
 """A fast feedforward layer is the tree of its paper: soft in training, one path to one leaf afterwards."""
 
+import dataclasses
 import functools
 
 import jax
@@ -138,6 +139,25 @@ def test_the_operations_of_a_path_are_a_gate_a_level():
         return sum(functools.reduce(int.__mul__, dot.invars[0].aval.shape) for dot in dots)
 
     assert [counted(levels) // X.size for levels in (1, 2, 5)] == [1, 2, 5]
+
+
+def test_a_path_has_a_gate_a_level_and_one_leaf_of_all_neurons():
+    """(d + l) / (2^d - 1 + 2^d l) of them, and half a percent with the paper's 11 levels of leaves of 8."""
+    params = _params()
+    neurons = params["gates"].shape[0] + params["leaves"]["up"]["kernel"].size // D
+    assert (CONFIG.evaluated_neurons, CONFIG.neurons) == (LEVELS + F, neurons) == (6, 31)
+    deep = dataclasses.replace(CONFIG, levels=11, leaf=MLPConfig(hidden=8))
+    assert deep.evaluated_neurons / deep.neurons == pytest.approx((11 + 8) / (2**11 - 1 + 8 * 2**11))
+    assert dataclasses.replace(CONFIG, leaf=SigmoidGatedConfig(layer=CONFIG.leaf)).neurons is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gates_are_computed_in_float32_on_every_device(training):
+    """Both forms alike, or a token would reach another leaf than training weighed most."""
+    layer = _layer(jax.tree.map(jax.numpy.asarray, _params()))
+    jaxpr = jax.make_jaxpr(lambda x: layer._logits(x) if training else layer.reached(x))(X.astype(jax.numpy.bfloat16))
+    dots = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    assert dots and all(dot.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for dot in dots)
 
 
 def test_a_leaf_that_a_path_cannot_reach_alone_is_refused():

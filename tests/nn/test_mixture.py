@@ -19,10 +19,11 @@ from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
 from jaxtrain.nn.heads import TiedHead
 from jaxtrain.nn.mixers.attention import AttentionConfig
-from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, ZLoss
-from jaxtrain.nn.moe.routers import Sigmoid, Softmax
-from jaxtrain.nn.moe.selections import ExpertChoice, GroupLimited
-from jaxtrain.nn.param import is_variable
+from jaxtrain.nn.moe.balances import LoadLoss, RouterBias, RowLoss, TargetBias, ZLoss
+from jaxtrain.nn.moe.routers import Equal, Sigmoid, Softmax
+from jaxtrain.nn.moe.selections import ExpertChoice, GroupLimited, Hash
+from jaxtrain.nn.param import is_variable, merge, split
+from jaxtrain.train.routed import numbers
 
 EXPERT, WIDTH, EXPERTS = GatedMLPConfig(hidden=24), 16, 4
 BATCH = training_batch(3, 12, vocab_size=64)
@@ -112,17 +113,58 @@ def test_a_step_shows_the_fullest_expert_of_all_layers_and_the_greatest_share_th
     assert found == {"fullest_expert": 2.5, "dropped": 0.5}
 
 
+def test_zero_experts_have_no_part_in_how_full_the_fullest_is():
+    counts = {"load": jnp.array([4.0, 4.0, 4.0, 4.0, 16.0]), "dropped": jnp.zeros(4)}
+    assert float(_built(zero_experts=1).report(counts)["fullest_expert"]) == 1
+    asked = {name: np.zeros(()) for name in ("tokens", "entropy", "moved")}
+    own = {**jax.tree.map(np.asarray, counts), **asked, "together": np.zeros((5, 5))}
+    assert numbers({"0": own})["validation_fullest_expert_0"] == 1
+
+
 def test_more_experts_a_token_than_there_are_is_refused():
     with refused(ValueError, "top_k=5", "experts=4"):
         _built(top_k=5)
 
 
-def test_one_expert_whose_weight_is_always_one_is_said_to_teach_the_router_nothing(caplog):
+@pytest.mark.parametrize("balance", [RouterBias(rate=0.1), RowLoss(coefficient=0.1)], ids=repr)
+def test_one_expert_whose_weight_is_always_one_is_said_to_teach_the_router_nothing(balance, caplog):
+    """With a bias alone, the router and its trained bias have no gradient; with a loss they have that of the loss."""
     mixture._warn_of_constant_weights.cache_clear()
-    _built(top_k=1, renormalise=False)
+    changes = {"top_k": 1, "balances": (balance,), "router": Softmax(bias=True)}
+    _built(**changes, renormalise=False)
     assert not caplog.records
-    _built(top_k=1)
+    graph, model = split(_built(**changes))
     assert "top_k=1" in caplog.text and "renormalise" in caplog.text
+    taught = isinstance(balance, RowLoss)
+    assert ("balances alone" in caplog.text) == taught and ("none at all" in caplog.text) != taught
+
+    def loss(params):
+        out = merge(graph, model._replace(params=params))(X, CONTEXT)
+        return jnp.sum(out.y**2) + sum(out.sums.terms.values())
+
+    gradient = jax.jit(jax.grad(loss))(model.params)
+    for name in ("router", "router_bias"):
+        assert (np.abs(gradient[name]).max() > 1e-3) == taught
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"selection": ExpertChoice(), "balances": (RouterBias(rate=0.1),)}, "RouterBias(rate=0.1)"),
+        ({"selection": ExpertChoice(), "balances": (LoadLoss(coefficient=0.1),)}, "LoadLoss(coefficient=0.1)"),
+        ({"selection": Hash(), "balances": (RowLoss(coefficient=0.1),)}, "RowLoss(coefficient=0.1)"),
+        ({"router": Equal(), "selection": Hash(), "balances": (ZLoss(coefficient=0.1),)}, "Equal()"),
+        ({"balances": (LoadLoss(coefficient=0.1), LoadLoss(coefficient=0.2))}, "LoadLoss(coefficient=0.2)"),
+        (
+            {"zero_experts": 1, "balances": (RouterBias(rate=0.1), TargetBias(rate=0.1, per_token=1.5))},
+            "TargetBias(rate=0.1, per_token=1.5)",
+        ),
+    ],
+    ids=str,
+)
+def test_balances_that_could_change_nothing_or_stand_twice_are_refused(changes, fact):
+    with refused(ValueError, "balances", fact):
+        _built(**changes)
 
 
 def test_a_shared_layer_with_buffers_or_sums_is_refused():
@@ -223,8 +265,8 @@ def test_identical_experts_are_one_layer(router):
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        ({"selection": GroupLimited(groups=3, kept=1)}, ("groups=3", "experts=4")),
-        ({"selection": GroupLimited(groups=4, kept=1)}, ("judged_by=2", "experts=4")),
+        ({"selection": GroupLimited(groups=3, kept=1)}, ("groups=3", 4)),
+        ({"selection": GroupLimited(groups=4, kept=1)}, ("judged_by=2", 4)),
         ({"selection": GroupLimited(groups=2, kept=1), "top_k": 3}, ("top_k=3", "kept=1")),
         ({"zero_experts": -1}, ("zero_experts=-1",)),
         ({"scale": 0.0}, ("scale=0.0",)),

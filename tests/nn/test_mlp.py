@@ -10,6 +10,8 @@ from flax import nnx
 from messages import refused
 from tolerances import CLOSED_FORM_LAYER, assert_close
 
+from jaxtrain.nn.feed_forward import gated_mlp
+from jaxtrain.nn.feed_forward.activations import ACTIVATIONS
 from jaxtrain.nn.feed_forward.clamped_gated_mlp import ClampedGatedMLPConfig
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
@@ -53,6 +55,17 @@ def test_gated_feed_forward_is_its_formula(x, activation):
     hidden = FORMULAS[activation](x @ w["gate"]["kernel"]) * (x @ w["up"]["kernel"])
     desired = hidden @ w["down"]["kernel"]
     assert_close(layer(x, CONTEXT).y, desired, CLOSED_FORM_LAYER)
+
+
+@pytest.mark.parametrize("on_tpu", [False, True])
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_gradients_of_the_gated_product_have_the_bits_of_automatic_differentiation(on_tpu, activation, monkeypatch):
+    monkeypatch.setattr(gated_mlp, "on_tpu", lambda: on_tpu)
+    gate, up, dh = np.random.default_rng(0).standard_normal((3, 2, 3, 12)).astype(np.float32)
+    _, plain = jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate, up)
+    _, ordered = jax.vjp(lambda gate, up: gated_mlp.gated(gate, up, activation), gate, up)
+    for desired, found in zip(plain(dh), ordered(dh), strict=True):
+        np.testing.assert_array_equal(found, desired)
 
 
 def test_clamped_feed_forward_is_its_formula(x):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxpr_dots import equations
 from messages import check, refused
@@ -21,12 +22,14 @@ from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
-from jaxtrain.nn.moe.dispatch import Auto, Capacity, Dropless, Exchange
+from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
+from jaxtrain.nn.moe.dispatch import Auto, Capacity, Dropless, Exchange, Materialise
 from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
 from jaxtrain.nn.moe.dispatch.region import Load, load_of
 from jaxtrain.nn.param import merge, split
 from jaxtrain.nn.remat import FullRemat, NoRemat, SaveExchanged
 from jaxtrain.planning.collectives import collectives
+from jaxtrain.planning.topology import compile_ahead_of_time, devices_of
 from jaxtrain.sharding import constrain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -69,6 +72,24 @@ def test_an_exchange_sends_each_chosen_token_once_each_way_and_nothing_for_exper
     in_loops = [item for item in moved if item.unbounded]
     # Forward; backward the same again, and two of gradients.
     assert {item.kind for item in in_loops} == {"all-to-all"} and len(in_loops) == 2 + 4
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x4", "h100:1x8"])
+def test_compiled_for_accelerators_it_moves_the_bytes_of_the_closed_form(topology):
+    config = dataclasses.replace(MIXTURE, dispatch=Exchange(factor=1.0), shared=MLPConfig(hidden=8))
+    layer, arguments = _layer(config, LENGTH)
+    mesh = MeshConfig(expert=8, fsdp=1).build(devices_of(topology))
+    whole = NamedSharding(mesh, P())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), arguments)
+    gradient = jax.grad(lambda *of: jnp.sum(layer(*of) ** 2), argnums=(0, 1))
+    with jax.set_mesh(mesh):
+        text = compile_ahead_of_time(jax.jit(gradient).lower(*shapes)).as_text()
+    moved = [item for item in collectives(text).items if item.group > 1 and not item.unbounded]
+    tokens = [item for item in moved if item.kind == "all-to-all" and "bf16" in item.shape]
+    n, held = ROWS * LENGTH // 8, sum(item.bytes for item in tokens)
+    assert len(tokens) == 4 and {item.group for item in tokens} == {8}
+    assert held * 7 // 8 == 2 * (2 * n * TOP_K * WIDTH * 7 // 8 * 2)  # 2 n k d (X - 1) / X values each way
+    assert "collective-permute" not in {item.kind for item in moved}
 
 
 def test_hops_by_the_speed_of_links_bring_the_same_as_one():
@@ -148,7 +169,7 @@ def test_what_dispatches_say_they_send_is_that_of_the_closed_forms():
     assert Exchange().sent(alike) == Dropless().sent(alike) == 2 * 64 * 8 * 3 // 4
     both = over_16._replace(apart=4, alike=2)
     assert Exchange(factor=1.0).sent(both) == 2 * (64 * 2 // 2) * 8 * 3 // 4 + 64 * 8
-    assert Dropless().sent(both) == 2 * 64 * 8 * 3 + 4 * 64 * 8
+    assert Dropless().sent(both) == 2 * 64 * 8 * 3 + 64 * 8
 
 
 def test_the_way_that_sends_less_is_taken():
@@ -168,9 +189,47 @@ def test_a_run_says_which_way_it_takes_and_why():
     check(remark, "dispatch=@Auto()", "Exchange(factor=1.25, pieces=1, near=1)")
 
 
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        (["mesh.expert=8", "model.pattern[0].mlp.experts=6"], ("experts=6", "mesh.expert=8")),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Exchange(near=3)"], ("near=3", "mesh.expert=8")),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Materialise(slots=1,rest=@Exchange(near=5))"], ("near=5",)),
+        (["mesh.expert=8", "model.pattern[0].mlp.dispatch=@Auto(ways=(@Exchange(near=6),))"], ("near=6",)),
+        (["mesh.expert=8", "model.pattern[0].mlp=@FastFeedForwardConfig(levels=2,hardening=0.1)"], ("levels=2", 4)),
+    ],
+    ids=["experts", "near", "near of the rest", "near of a choice", "leaves"],
+)
+def test_experts_that_a_mesh_cannot_split_are_refused_before_anything_is_built(changes, facts, monkeypatch):
+    monkeypatch.delattr("jaxtrain.config.abstract_model")
+    if "FastFeedForward" in changes[1]:
+        changes = [*changes, "model.pattern[0].mlp.leaf=@GatedMLPConfig(hidden=8)"]
+    with refused(ValueError, "model.pattern[0].mlp", *facts):
+        load(CONFIGS / "moe_tiny.gin", changes).config.check_devices(8)
+
+
+def test_axes_that_do_not_divide_the_width_together_are_refused_by_their_keys():
+    """Each of them divides it."""
+    config = load(CONFIGS / "moe_tiny.gin", ["mesh.expert=8", "model.d_model=32", "phases[0].batch_size=64"]).config
+    with refused(ValueError, "model.d_model=32", "mesh.fsdp=8", "mesh.expert=8"):
+        config.check_devices(64)
+
+
+def test_a_run_says_what_of_an_exchange_is_unused_where_nothing_is_exchanged():
+    """On one device, and behind a gate as well; without such numbers, and over devices with experts, nothing."""
+    way, shape = Exchange(pieces=2, near=4), (8, 16, 8)
+    mixture = dataclasses.replace(MIXTURE, dispatch=way)
+    for layer in (mixture, SigmoidGatedConfig(layer=mixture)):
+        check(layer.remark(shape, _mesh(fsdp=2), 4) or "", "dispatch=@Exchange()", "pieces=2", "near=4")
+        assert layer.remark(shape, _mesh(expert=4), 4) is None
+    assert dataclasses.replace(MIXTURE, dispatch=Exchange()).remark(shape, _mesh(fsdp=2), 4) is None
+
+
 def test_a_choice_that_would_change_the_result_is_refused():
     with refused(ValueError, "Capacity(factor=1.25)", "ways"):
         Auto(ways=(Dropless(), Capacity()))
+    with refused(ValueError, "Materialise(slots=2", "ways"):
+        Auto(ways=(Dropless(), Materialise(slots=2)))
     with refused(ValueError, "ways=()"):
         Auto(ways=())
 

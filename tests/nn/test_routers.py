@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,25 @@ from messages import refused
 from tiny import training_batch, variant
 from tolerances import CLOSED_FORM, EXACT, SAME_SUMS, assert_close
 
+from jaxtrain.cli.config_types import subclasses
 from jaxtrain.models.decoder import context_of
+from jaxtrain.nn.depth import Depth, ExpertChoiceRecursion, MixtureOfDepths, TokenChoiceRecursion
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
-from jaxtrain.nn.layer import Keys
+from jaxtrain.nn.layer import Keys, Out
 from jaxtrain.nn.moe.dispatch import EveryExpert
-from jaxtrain.nn.moe.routers import ByTask, Equal, Fixed, InputDropout, Jitter, ProductKeys, Router, Stable
+from jaxtrain.nn.moe.routers import (
+    ByTask,
+    Equal,
+    Fixed,
+    InputDropout,
+    Jitter,
+    ProductKeys,
+    Router,
+    Sigmoid,
+    Softmax,
+    Stable,
+)
 from jaxtrain.nn.moe.routers.product_keys import beam_search
 from jaxtrain.nn.moe.routing import Scores
 from jaxtrain.nn.param import merge, split
@@ -108,10 +122,54 @@ def test_product_keys_weigh_experts_by_the_softmax_of_sums_over_the_cells_that_a
     logits = np.stack([keys[..., a] + keys[..., 3 + b] + keys[..., 5 + c] for a, b, c in cells], axis=-1)
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert_close(module.scores(X, CONTEXT).weights, weights.astype(np.float32), CLOSED_FORM)
-    searched = dataclasses.replace(config, router=dataclasses.replace(router, beam=1))
-    searched = searched.build(WIDTH, rngs=nnx.Rngs(0))  # a beam of one finds one expert
-    chosen = searched.routing(searched.scores(X, CONTEXT), CONTEXT).chosen
-    np.testing.assert_array_equal(chosen.sum(-1), np.asarray(BATCH.segment_ids) > 0)
+    searched = dataclasses.replace(config, router=dataclasses.replace(router, beam=2))
+    searched = searched.build(WIDTH, rngs=nnx.Rngs(0))
+    scores = searched.scores(X, CONTEXT)
+    np.testing.assert_array_equal((np.asarray(scores.chosen_by) > -np.inf).sum(-1), 2)
+    chosen = searched.routing(scores, CONTEXT).chosen
+    np.testing.assert_array_equal(chosen.sum(-1), 2 * (np.asarray(BATCH.segment_ids) > 0))
+
+
+BUILT = {
+    "router": (
+        Softmax(bias=True),
+        Sigmoid(),
+        ByTask(tasks=2),
+        ProductKeys(grid=(2, 2), beam=2),
+        Stable(vocab_size=64, switch_step=2),
+        Jitter(router=InputDropout()),
+    ),
+    "depth": (
+        MixtureOfDepths(capacity=0.5, predictor=4),
+        ExpertChoiceRecursion(capacities=(1.0, 0.5)),
+        TokenChoiceRecursion(times=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("router", (*BUILT["router"], *BUILT["depth"]), ids=lambda router: type(router).__name__)
+def test_no_product_of_a_router_is_rounded_on_matrix_units(router):
+    """In the program of a model in bfloat16: by default TPUs would multiply in bfloat16, and GPUs in TF32."""
+    sizes = () if router in BUILT["depth"] else (4,)
+    own = router.build(WIDTH, *sizes, rngs=nnx.Rngs(0))
+
+    def called(x):
+        if sizes:
+            return router(x, CONTEXT, own)
+        return router(lambda few, context, state: Out(2 * few), x, CONTEXT, None, own)
+
+    text = jax.jit(called).lower(jnp.asarray(X, jnp.bfloat16)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    for product in products:
+        assert "precision = [HIGHEST, HIGHEST]" in product and "bf16" not in product
+
+
+def test_every_router_with_parameters_is_among_them():
+    names = {name for kind in BUILT.values() for router in kind for name in re.findall(r"(\w+)\(", repr(router))}
+    for base, without in ((Router, {"Equal", "Fixed"}), (Depth, set())):
+        found = {name for name, cls in subclasses(base).items() if cls.__module__.startswith("jaxtrain.")}
+        assert found - without <= names
 
 
 def test_jitter_multiplies_what_the_router_reads_within_its_bounds_and_in_training_alone():
@@ -138,8 +196,9 @@ def test_a_wrapper_has_the_tasks_the_parameters_and_the_rules_of_the_router_in_i
         stable = wrap(router=Stable(vocab_size=64, switch_step=2))
         assert not stable.takes_bias
         block = dataclasses.replace(variant().pattern[0], mlp=dataclasses.replace(MIXTURE, router=stable))
-        with refused(ValueError, "vocab_size=64", "vocab_size=65"):
-            variant(pattern=(block,), vocab_size=65)
+        for blocks in ({"pattern": (block,)}, {"first": (block,)}):
+            with refused(ValueError, "vocab_size=64", "vocab_size=65"):
+                variant(**blocks, vocab_size=65)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +207,7 @@ def test_a_wrapper_has_the_tasks_the_parameters_and_the_rules_of_the_router_in_i
         ({"router": Equal()}, ("router=Equal()", "@Hash()")),
         ({"router": Fixed()}, ("router=Fixed()", "@Hash()")),
         ({"router": ProductKeys(grid=(2, 3))}, ("grid=(2, 3)", 6, 4)),
+        ({"router": Jitter(router=ProductKeys(grid=(2, 2), beam=1))}, ("beam=1", "top_k=2")),
     ],
     ids=str,
 )

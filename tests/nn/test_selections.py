@@ -18,7 +18,7 @@ from jaxtrain.nn.layer import Keys
 from jaxtrain.nn.moe.balances import RouterBias
 from jaxtrain.nn.moe.dispatch import Dropless, EveryExpert
 from jaxtrain.nn.moe.routers import Equal, Softmax
-from jaxtrain.nn.moe.selections import BySkills, ClusterDropout, Hash
+from jaxtrain.nn.moe.selections import BySkills, ClusterDropout, GroupLimited, Hash
 from jaxtrain.nn.param import is_variable, merge, split
 
 WIDTH, EXPERT = 16, GatedMLPConfig(hidden=24)
@@ -76,12 +76,36 @@ def test_a_hash_gives_a_token_the_same_experts_wherever_it_stands_and_all_expert
     assert 0.2 < (chosen * other).sum(-1).mean() / 2 < 0.3, "another table"
 
 
+def test_a_balanced_hash_gives_all_experts_as_many_tokens_of_a_text():
+    """Frequencies as in a text, 1/rank; each token takes the emptiest experts, the most frequent one first."""
+    random, words = np.random.default_rng(0), 512
+    counts = [(token, 10**6 // rank) for rank, token in enumerate(random.permutation(words).tolist(), 1)]
+    load = np.zeros(4)
+    desired = {}
+    for token, count in counts:
+        desired[token] = np.argsort(load, kind="stable")[:2]
+        load[desired[token]] += count
+    tokens = np.arange(2 * words, dtype=np.int32).reshape(2, words)
+    context, scores = CONTEXT._replace(tokens=tokens), jnp.zeros((2, words, 4))
+    balanced = np.asarray(Hash(counts=tuple(counts[:256][::-1]))(scores, 2, context))
+    plain = np.asarray(Hash()(scores, 2, context))
+    for token, _ in counts[:256]:
+        assert_close(np.flatnonzero(balanced[0, token]), np.sort(desired[token]), EXACT)
+    rare = [token for token, _ in counts[256:]]
+    assert_close(balanced[0, rare], plain[0, rare], EXACT)
+    assert_close(balanced[1], plain[1], EXACT)  # behind the last token that is counted
+    often = np.array([count for _, count in sorted(counts)])
+    loads = [(chosen[0] * often[:, None]).sum(0) for chosen in (balanced, plain)]
+    fullest = [load.max() / load.mean() for load in loads]
+    assert fullest[0] < 1.05 < 1.1 < fullest[1]
+
+
 def test_the_experts_of_a_hash_are_averaged_and_read_by_no_bias():
     module = _built(dataclasses.replace(SKILLS, selection=Hash()))
     assert not {"router", "bias"} & nnx.state(module).keys()
     chosen = np.asarray(module.routing(module.scores(X, CONTEXT), CONTEXT).chosen)
     assert_close(_found(module).y, np.einsum("EBLD,BLE->BLD", _each(module), chosen) / 2, CLOSED_FORM_LAYER)
-    with refused(ValueError, "RouterBias(rate=0.1)", "Hash(seed=0)"):
+    with refused(ValueError, "RouterBias(rate=0.1)", "Hash(seed=0, counts=())"):
         dataclasses.replace(SKILLS, selection=Hash(), balances=(RouterBias(rate=0.1),))
 
 
@@ -143,7 +167,27 @@ def test_experts_that_a_step_drops_have_no_token_and_no_gradient_and_each_cluste
     assert not np.asarray(_found(module, CONTEXT._replace(keys=keys)).sums.counts["load"])[out].any()
     for leaf in jax.tree.leaves(_gradient(module, CONTEXT._replace(keys=keys))["experts"]):
         assert not np.asarray(leaf)[out].any()
+    many = ClusterDropout(clusters=1, rate=0.29)(jnp.ones((1, 1, 100)), 71, CONTEXT)
+    assert many.sum() == 71, "29 of 100, though 100 * 0.29 is 28.999999999999996"
     assert config.selection(jnp.ones((1, 1, 6)), 6, CONTEXT._replace(keys=None)).all(), "only in training"
+
+
+@pytest.mark.parametrize("selection", [ClusterDropout(clusters=2, rate=0.5), GroupLimited(groups=2, kept=1)], ids=repr)
+def test_experts_that_a_step_or_a_group_leaves_out_have_no_token_though_no_other_was_found(selection):
+    """A router found the first expert alone, as a beam search may; of the others every score is -inf."""
+    scores = jnp.full((1, 2, 4), -jnp.inf).at[..., 0].set(0.5)
+    for step in range(8):
+        keys = Keys(CONTEXT.keys.rows, jax.random.key(step))
+        chosen = np.asarray(selection(scores, 2, CONTEXT._replace(keys=keys)))[0, 0]
+        allowed = np.asarray(selection(jnp.ones((1, 1, 4)), 2, CONTEXT._replace(keys=keys)))[0, 0]
+        assert not (chosen > allowed).any()
+
+
+def test_groups_come_first_of_which_a_router_found_more():
+    """Of three groups of three, judged by two, the last has two experts that were found, and the first one."""
+    scores = jnp.full((1, 1, 9), -jnp.inf).at[0, 0, jnp.array([0, 6, 8])].set(jnp.array([0.9, 0.1, 0.2]))
+    chosen = GroupLimited(groups=3, kept=1)(scores, 2, CONTEXT)
+    assert np.flatnonzero(chosen[0, 0]).tolist() == [6, 8]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +195,7 @@ def test_experts_that_a_step_drops_have_no_token_and_no_gradient_and_each_cluste
     [
         ({"selection": BySkills(skills=((0, 4), (1,)))}, ("skills[0]=(0, 4)", 3)),
         ({"top_k": 3}, ("top_k=3", "top_k=2")),
-        ({"selection": ClusterDropout(clusters=3, rate=0.0), "router": Softmax()}, ("clusters=3", "experts=4")),
+        ({"selection": ClusterDropout(clusters=3, rate=0.0), "router": Softmax()}, ("clusters=3", 4)),
         ({"selection": ClusterDropout(clusters=2, rate=0.1), "router": Softmax()}, ("rate=0.1", "0")),
         ({"selection": ClusterDropout(clusters=1, rate=0.75), "router": Softmax()}, ("top_k=2", "rate=0.75", "1")),
     ],
@@ -166,6 +210,8 @@ def test_selections_that_do_not_fit_are_refused(changes, facts):
     ("selection", "changes", "facts"),
     [
         (Hash, {"seed": -1}, ("seed=-1",)),
+        (Hash, {"counts": ((3, 5), (4, 0))}, ("counts[1]=(4, 0)",)),
+        (Hash, {"counts": ((3, 5), (3, 2))}, ("counts", 2)),
         (BySkills, {"skills": ()}, ("skills=()",)),
         (BySkills, {"skills": ((0, 0),)}, ("skills[0]=(0, 0)",)),
         (ClusterDropout, {"clusters": 0, "rate": 0.5}, ("clusters=0",)),

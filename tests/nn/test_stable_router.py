@@ -15,7 +15,7 @@ from tolerances import EXACT, assert_close
 from jaxtrain.models.decoder import context_of
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
-from jaxtrain.nn.moe.balances import RouterBias, RowLoss
+from jaxtrain.nn.moe.balances import ExcessLoss, RouterBias, RowLoss
 from jaxtrain.nn.moe.dispatch import EveryExpert
 from jaxtrain.nn.moe.routers import Stable
 from jaxtrain.nn.param import merge, split
@@ -47,6 +47,12 @@ def _terms(model):
 def _chosen(model) -> np.ndarray:
     module = merge(GRAPH, model)
     return np.asarray(module.routing(module.scores(X, CONTEXT), CONTEXT).chosen)[REAL]
+
+
+def _whole_loss(graph, model):
+    """The loss of the task, here a sum of squares, and the terms of the layer."""
+    out = merge(graph, model)(X, CONTEXT)
+    return jnp.sum((out.y - 1) ** 2) + sum(out.sums.terms.values())
 
 
 @jax.jit
@@ -92,6 +98,30 @@ def test_the_loss_of_the_first_stage_is_balance_and_the_cross_entropy_of_the_lig
     found = _terms(START)
     assert float(found["distilled_router"]) == pytest.approx(of_tokens[REAL].sum(), rel=1e-6)
     assert float(found["balance"]) == pytest.approx(balance, rel=1e-6)
+
+
+def test_the_loss_of_the_first_stage_with_the_balance_of_the_paper_is_the_sum_of_its_three_parts():
+    """Task, balance by the loads of the step before, and cross-entropy of the light router, in float64."""
+    config = dataclasses.replace(MIXTURE, balances=(ExcessLoss(coefficient=0.3),))
+    module = config.build(WIDTH, rngs=nnx.Rngs(0))
+    module.update_buffers({"load": jnp.array([10.0, 70.0, 90.0, 30.0])})
+    graph, model = split(module)
+    loss, x = jax.jit(lambda model: _whole_loss(graph, model))(model), X.astype(np.float64)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
+    gates = 1 / (1 + np.exp(-x @ params["router"]))
+    chosen = np.argmax(gates, axis=-1)
+    weight = np.take_along_axis(gates, chosen[..., None], axis=-1)[..., 0]
+    gate, up, down = (params["experts"][name]["kernel"][chosen] for name in ("gate", "up", "down"))
+    h = np.einsum("BLD,BLDF->BLF", x, gate)
+    y = np.einsum("BLF,BLFD->BLD", h / (1 + np.exp(-h)) * np.einsum("BLD,BLDF->BLF", x, up), down)
+    task = ((REAL[..., None] * weight[..., None] * y - 1) ** 2).sum()
+    balance = 0.3 * sum(
+        (load - 50) / 50 * weight[REAL & (chosen == expert)].sum() for expert, load in enumerate((10, 70, 90, 30))
+    )
+    light = params["light_table"][BATCH.tokens] @ params["light_centroids"]
+    of_tokens = np.log(np.exp(light).sum(-1)) - np.take_along_axis(light, chosen[..., None], axis=-1)[..., 0]
+    assert abs(balance) > 1
+    assert float(loss) == pytest.approx(task + balance + of_tokens[REAL].sum(), rel=1e-6)
 
 
 def test_the_light_router_agrees_with_what_it_learned_from_and_keeps_its_balance(trained):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_cases import ALL, LARGE_FACTS, build, draw_large, every, follow
+from optimizer_cases import ALL, LARGE_FACTS, ONE_RATE, build, draw_large, every, follow
 from tolerances import EXACT, SAME_BATCHED_UPDATE, assert_close
 
 from jaxtrain.axes import Axes
@@ -28,7 +28,7 @@ def _alone(tree: dict, index: int) -> dict:
     return jax.tree.map(one, LARGE_FACTS, tree)
 
 
-@every(ALL + VARIANTS)
+@every([optimizer for optimizer in ALL + VARIANTS if not isinstance(optimizer, ONE_RATE)])
 def test_every_optimizer_moves_the_layers_of_a_stack_and_their_experts_as_each_alone(optimizer):
     tx, params, gradients = build(optimizer, axes=LARGE_FACTS), draw_large(0), [draw_large(seed) for seed in (1, 2, 3)]
 

@@ -10,8 +10,10 @@ from tiny import program_of, variant
 from jaxtrain.mesh import MeshConfig
 from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.mixers.attention import AttentionConfig
+from jaxtrain.nn.moe.dispatch import Exchange
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Cosine
@@ -44,8 +46,20 @@ ROWS = 16  # of a microbatch
 KERNELS = ("flash_attention_forward", "flash_attention_dq", "flash_attention_dkv")
 
 
+def _with_experts() -> DecoderConfig:
+    """A decoder whose tokens are exchanged between the devices of a stage, in as many rounds as its loads need."""
+    mixture = MixtureConfig(experts=8, top_k=2, expert=MLPConfig(hidden=128), dispatch=Exchange())
+    block = BlockConfig(mixer=AttentionConfig(heads=2, kv_heads=2, head_dim=64), mlp=mixture)
+    return variant(repeats=4, d_model=128, pattern=(block,), max_length=128, compute_dtype="bfloat16")
+
+
+BY_TENSOR, BY_EXPERTS = MeshConfig(stage=4, fsdp=1, tensor=2), MeshConfig(stage=2, fsdp=1, expert=4)
+
+
 @functools.cache
-def _compiled(schedule: Schedule, microbatches: int, topology: str, model: DecoderConfig) -> jax.stages.Compiled:
+def _compiled(
+    schedule: Schedule, microbatches: int, topology: str, model: DecoderConfig, mesh_config: MeshConfig = BY_TENSOR
+) -> jax.stages.Compiled:
     """The train step on eight devices."""
     recipe = Recipe(
         model=model,
@@ -55,22 +69,23 @@ def _compiled(schedule: Schedule, microbatches: int, topology: str, model: Decod
         clip_norm=1.0,
         phases=(Phase(steps=2, batch_size=ROWS * microbatches, sequence_length=model.max_length),),
     )
-    mesh = MeshConfig(stage=4, fsdp=1, tensor=2).build(devices_of(topology))
+    mesh = mesh_config.build(devices_of(topology))
     return program_of(recipe, mesh).compile(QUICKLY if topology.startswith("h100") else None)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "topology", "model"),
+    ("schedule", "topology", "model", "mesh"),
     [
-        (DEFAULT, "v5e:2x4", LARGE),
-        (ZBH1(), "v5e:2x4", _by_kernel("tpu")),
-        (WHOLE_STAGES, "h100:1x8", _by_kernel("gpu")),
+        (DEFAULT, "v5e:2x4", LARGE, BY_TENSOR),
+        (ZBH1(), "v5e:2x4", _by_kernel("tpu"), BY_TENSOR),
+        (WHOLE_STAGES, "h100:1x8", _by_kernel("gpu"), BY_TENSOR),
+        (ZBH1(), "v5e:2x4", _with_experts(), BY_EXPERTS),
     ],
 )
-def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch(schedule, topology, model):
-    compiled = _compiled(schedule, 8, topology, model)
+def test_one_loop_over_ticks_with_two_exchanges_in_it_and_none_in_a_branch(schedule, topology, model, mesh):
+    compiled = _compiled(schedule, 8, topology, model, mesh)
     text = compiled.as_text()
-    ticks = lower(schedule.table(4, 8)).ticks
+    ticks = lower(schedule.table(mesh.stage, 8)).ticks
     program = parse(text)
     bodies = [
         instruction.attribute(r"\bbody=%?([\w.\-]+)")

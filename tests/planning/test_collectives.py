@@ -156,6 +156,31 @@ def test_collectives_that_the_tpu_compiler_disguises_are_seen_for_what_they_are(
     assert (found["all-gather"].bytes, found["all-gather"].times, found["all-gather"].group) == (16 * 8 * 2, 1, 4)
 
 
+# As XLA writes them for GPUs: operands in a tuple of their own, then the results.
+GPU_FORMS = """HloModule step
+
+ENTRY %main (a: f32[8,4], b: f32[4], c: bf16[32]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  %c = bf16[32]{0} parameter(2)
+  %swap = ((f32[8,4]{1,0}), f32[8,4]{1,0}) all-to-all-start(%a), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  %swapped = f32[8,4]{1,0} all-to-all-done(%swap)
+  %sum = ((f32[8,4]{1,0}, f32[4]{0}), (f32[8,4]{1,0}, f32[4]{0})) all-reduce-start(%swapped, %b), channel_id=2, \
+replica_groups={{0,1}}, to_apply=%add
+  %part = ((bf16[32]{0}), bf16[16]{0}) reduce-scatter-start(%c), channel_id=3, replica_groups={{0,1}}, dimensions={0}
+  %plain = (f32[8,4]{1,0}, f32[4]{0}) all-reduce-start(%swapped, %b), channel_id=4, replica_groups={{0,1}}
+  ROOT %summed = f32[8,4]{1,0} all-reduce-done(%sum)
+}
+"""
+
+
+def test_operands_of_what_the_gpu_compiler_begins_are_not_counted_beside_results():
+    swap, sum_, part, plain = collectives(GPU_FORMS).items
+    assert (swap.kind, swap.bytes) == ("all-to-all", 8 * 4 * 4)
+    assert sum_.bytes == plain.bytes == 2 * (8 * 4 + 4) * 4
+    assert (part.kind, part.bytes) == ("reduce-scatter", 32 * 2)
+
+
 def test_a_loop_by_twos_to_a_carried_limit_is_multiplied_out():
     permute = [item for item in collectives(TPU_FORMS).items if item.kind == "collective-permute"][0]
     assert (permute.times, permute.bytes, permute.unbounded) == (4, 4 * 8 * 4, False)  # counters 1, 3, 5, 7

@@ -62,7 +62,7 @@ def main(folder):
     with open_params(folder / "0", shapes, layout=LAYOUT) as params:
         print(most_above_now(lambda: export_folder(config, params, folder / "back")))
         merge = Assembly(weights=(0.25, 0.5, 0.25), threshold=1e-9)  # reads each tensor of every parent twice
-        print(most_above_now(lambda: write_params(folder / "1", merged(merge, [params] * 3, axes))))
+        print(most_above_now(lambda: write_params(folder / "1", merged(merge, [params] * 3, axes, shapes))))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Adapters of peft: its logits here, its bits there and back, and another base's are refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from messages import check, refusal, refused
 from safetensors.numpy import load_file, save_file
+from tiny import random_model
+from tolerances import SAME_LOGITS, assert_close
 
 from jaxtrain.cli.config_file import load
 from jaxtrain.cli.main import main
@@ -17,6 +20,7 @@ from jaxtrain.nn.linear.dora import DoRA
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.linear.some import Some
 from jaxtrain.nn.param import merge
+from jaxtrain.nn.trainable import Adapters
 from jaxtrain.shapes import Batch, ModelState
 from jaxtrain.surgery.huggingface import import_folder
 from jaxtrain.surgery.huggingface.adapters import CONFIG, WEIGHTS, export_adapter, read_adapter
@@ -137,6 +141,69 @@ def test_what_an_adapter_cannot_be_read_with_is_refused(runs, tmp_path, settings
     base = load(runs / "base").config.model
     with refused(ValueError, *facts):
         read_adapter(folder, base, {})
+
+
+def _of_mixture(family: str, ends: tuple[str, ...], folder):
+    """Write an adapter of some linears of a recorded mixture, and return the tensors of its base and its own."""
+    rng, base = np.random.default_rng(0), goldens.tensors(goldens.GOLDENS / family)
+    own = {}
+    for name, array in base.items():
+        if name.endswith(tuple(f"{end}.weight" for end in ends)):
+            site = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+            own[f"{site}A.weight"] = rng.standard_normal((2, array.shape[1])).astype(np.float32)
+            own[f"{site}B.weight"] = rng.standard_normal((array.shape[0], 2)).astype(np.float32)
+    save_file(own, folder / WEIGHTS)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": list(ends)}
+    (folder / CONFIG).write_text(json.dumps(settings))
+    return base, own
+
+
+def _exported(config, adapters, folder):
+    folder.mkdir()
+    export_adapter(config, adapters, folder)
+    return load_file(folder / WEIGHTS)
+
+
+def test_adapters_of_a_mixture_s_attention_and_shared_expert_are_its_merged_weights(tmp_path):
+    """In, against the weights with their updates added; and out, bit for bit."""
+    base, own = _of_mixture("qwen2_moe", ("q_proj", "o_proj", "shared_expert.up_proj"), tmp_path)
+    merged, weights = goldens.copy("qwen2_moe", tmp_path), dict(base)
+    for name in base:
+        site = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{site}A.weight" in own:
+            weights[name] = base[name] + own[f"{site}B.weight"] @ own[f"{site}A.weight"]
+    goldens.save(weights, merged)
+    source, params = import_folder(goldens.GOLDENS / "qwen2_moe")
+    config, adapters = read_adapter(tmp_path, source, params)
+    around = jax.jit(converted, static_argnums=(1, 2))
+    model = around(ModelState(params), source, config, initial_model(config, jax.random.key(0)))
+    tokens, _ = goldens.golden("qwen2_moe")
+    found = _logits(config, model._replace(params=adapters), tokens)
+    assert_close(found, goldens.logits(*import_folder(merged), tokens), SAME_LOGITS)
+    back = _exported(config, adapters, tmp_path / "back")
+    assert back.keys() == own.keys() and all(np.array_equal(back[name], own[name]) for name in own)
+
+
+def test_adapters_of_dense_layers_before_mixtures_come_back_bit_for_bit(tmp_path):
+    """And of latent attention, in both stacks."""
+    _, own = _of_mixture("deepseek_v2", ("mlp.down_proj", "o_proj", "shared_experts.down_proj"), tmp_path)
+    config, adapters = read_adapter(tmp_path, *import_folder(goldens.GOLDENS / "deepseek_v2"))
+    assert config.first and adapters["stacks"].keys() == {"first", "blocks"}
+    back = _exported(config, adapters, tmp_path / "back")
+    assert back.keys() == own.keys() and all(np.array_equal(back[name], own[name]) for name in own)
+
+
+def test_adapters_of_single_experts_are_refused_in_both_directions(tmp_path):
+    _of_mixture("qwen2_moe", ("experts.1.up_proj",), tmp_path)
+    source, params = import_folder(goldens.GOLDENS / "qwen2_moe")
+    with refused(ValueError, tmp_path / WEIGHTS, "model.layers.0.mlp.experts.1.up_proj", "peft"):
+        read_adapter(tmp_path, source, params)
+    block = source.pattern[0]
+    expert = dataclasses.replace(block.mlp.expert, linear=LoRA(rank=2))
+    pattern = (dataclasses.replace(block, mlp=dataclasses.replace(block.mlp, expert=expert)),)
+    adapted = dataclasses.replace(source, pattern=pattern, trainable=Adapters())
+    with refused(ValueError, "--adapter", "experts"):
+        export_adapter(adapted, random_model(adapted).params, tmp_path)
 
 
 OTHERS = {

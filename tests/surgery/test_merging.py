@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from messages import check, refusal, refused
-from tiny import random_model, variant
+from tiny import random_model, random_params, variant
 from tolerances import AVERAGE, assert_close
 
 from jaxtrain.cli.config_file import load
@@ -25,7 +25,7 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.schedules import Constant
 from jaxtrain.record.files import RunFiles
 from jaxtrain.sharding import shardings
-from jaxtrain.surgery.merging import Assembly, merged
+from jaxtrain.surgery.merging import Assembly, WeightEnsemble, merged
 from jaxtrain.train.checkpoint import Checkpoints, Snapshot
 from jaxtrain.train.folder import RunFolder
 from jaxtrain.train.phases import Phase
@@ -34,7 +34,7 @@ from jaxtrain.train.state import state_of
 EXPERTS = ("*.experts.*",)
 MIXTURE = MixtureConfig(experts=4, top_k=2, expert=GatedMLPConfig(hidden=16), balances=(RouterBias(rate=1e-3),))
 MODEL = variant(vocab_size=320, pattern=(dataclasses.replace(variant().pattern[0], mlp=MIXTURE),))
-AXES = abstract_model(MODEL).axes.params
+SHAPES, AXES = (trees.params for trees in abstract_model(MODEL)[1:])
 CONFIG = TrainConfig(
     model=MODEL,
     data=DataConfig(source=StandardLibrary()),
@@ -67,6 +67,36 @@ def by_name(tree):
     return {".".join(map(str, path)): np.asarray(leaf) for path, leaf in flatten_dict(tree).items()}
 
 
+def restored(run, model):
+    """Return the arrays of checkpoint 0 of a run, on two devices."""
+    mesh = MeshConfig(fsdp=1, data=2).build(jax.devices()[:2])
+    _, shapes, axes = abstract_model(model)
+    target = jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+        shapes,
+        shardings(axes, shapes, mesh),
+    )
+    checkpoints = Checkpoints(run / "checkpoints")
+    assert checkpoints.latest_valid() == 0
+    return checkpoints.restore_model(0, target)
+
+
+def test_a_weight_ensemble_is_a_run_of_its_own_model(tmp_path):
+    dense = variant(vocab_size=320)
+    runs = [tmp_path / name for name in ("base", "task")]
+    for seed, run in enumerate(runs):
+        write_run(run, seed, dataclasses.replace(CONFIG, model=dense, mesh=MeshConfig(fsdp=2, data=4)))
+    assert main(["merge", *map(str, runs), "--by", "WeightEnsemble()", "--out", str(tmp_path / "child")]) == 0
+    model = load(tmp_path / "child").config.model
+    assert model == WeightEnsemble().model(dense, 2)
+    child, base, task = map(
+        by_name, (restored(tmp_path / "child", model).params, *(random_params(dense, i) for i in (0, 1)))
+    )
+    up = "stacks.blocks.blocks.0.mlp.up.kernel"
+    np.testing.assert_array_equal(child[up.replace("up", "base.up")], base[up])
+    np.testing.assert_array_equal(child[up.replace("up", "tasks.0.up")], task[up] - base[up])
+
+
 def test_a_child_with_the_experts_of_another_run_is_theirs_bit_for_bit(runs, tmp_path, capsys):
     """The checkpoints are of shards on eight devices; nothing is compiled, so there are no collectives."""
     compiled = []
@@ -77,16 +107,7 @@ def test_a_child_with_the_experts_of_another_run_is_theirs_bit_for_bit(runs, tmp
     assert str(tmp_path / "child") in capsys.readouterr().out
     config = load(tmp_path / "child").config
     assert config == CONFIG
-    mesh = MeshConfig(fsdp=1, data=2).build(jax.devices()[:2])
-    _, shapes, axes = abstract_model(MODEL)
-    target = jax.tree.map(
-        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
-        shapes,
-        shardings(axes, shapes, mesh),
-    )
-    checkpoints = Checkpoints(tmp_path / "child" / "checkpoints")
-    assert checkpoints.latest_valid() == 0
-    child, a, b = checkpoints.restore_model(0, target), random_model(MODEL, 0), random_model(MODEL, 1)
+    child, a, b = restored(tmp_path / "child", MODEL), random_model(MODEL, 0), random_model(MODEL, 1)
     jax.tree.map(np.testing.assert_array_equal, child.buffers, a.buffers)
     leaves = by_name(child.params)
     assert sum("experts" in name for name in leaves) == 3
@@ -95,7 +116,7 @@ def test_a_child_with_the_experts_of_another_run_is_theirs_bit_for_bit(runs, tmp
 
 
 def assembled(parents, **how):
-    return by_name(jax.tree.map(lambda leaf: leaf.read(), merged(Assembly(**how), parents, AXES)))
+    return by_name(jax.tree.map(lambda leaf: leaf.read(), merged(Assembly(**how), parents, AXES, SHAPES)))
 
 
 def test_the_first_parent_comes_back_and_weights_interpolate():
@@ -138,7 +159,7 @@ def test_only_tensors_that_differ_by_more_than_the_threshold_are_taken():
 def test_what_cannot_be_assembled_is_refused(how, facts):
     a = random_model(MODEL).params
     with refused(ValueError, *facts):
-        merged(Assembly(**how), [a, a], AXES)
+        merged(Assembly(**how), [a, a], AXES, SHAPES)
 
 
 def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, capsys):

@@ -14,6 +14,7 @@ from jaxtrain.cli.main import main
 from jaxtrain.config import TrainConfig
 from jaxtrain.data import DataConfig, Mixture, TextFiles, Weighted, open_rows
 from jaxtrain.models.decoder import abstract_model
+from jaxtrain.models.sharing import SharedLayers
 from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.moe.balances import RouterBias
@@ -52,17 +53,36 @@ def _logits(config, model, batch):
 
 @pytest.mark.parametrize("task", [0, 1])
 def test_its_logits_are_those_of_the_whole_model_and_its_parameters_the_shared_ones_and_its_experts(task):
-    """Task 0 has two skills in the second block, and task 1 has one."""
-    config = _decoder(TASKS, SKILLS)
+    """Task 0 has two skills in the second block of the pattern, and task 1 has one. Another block comes before it."""
+    config = _decoder(TASKS, SKILLS, first=(dataclasses.replace(BLOCK, mlp=TASKS),))
     model = random_model(config)
     batch = BATCH._replace(tasks=np.full((3, 12), task, np.int32))
     small, state = of_task(config, model, task)
-    assert small.task_count is None and small.pattern[1].mlp.experts == 2 - task
+    assert small.task_count is None and small.first[0].mlp.experts == 2 and small.pattern[1].mlp.experts == 2 - task
     assert jax.tree.map(np.shape, state) == jax.tree.map(lambda leaf: leaf.shape, abstract_model(small).shapes)
     assert_close(_logits(small, state, BATCH._replace(tasks=None)), _logits(config, model, batch), EXACT)
-    of_expert, chosen = 3 * 32 * 24, 2 + small.pattern[1].mlp.experts
-    routing = 2 * (3 * 4)  # the rows of the tasks, of both repeats
-    assert size_of(model.params) - size_of(state.params) == 2 * (8 - chosen) * of_expert + routing - 2 * chosen
+    of_expert, chosen = 3 * 32 * 24, 3 * 2 + 2 * small.pattern[1].mlp.experts
+    routing = 3 * (3 * 4)  # the rows of the tasks, of the first block and of both repeats
+    assert size_of(model.params) - size_of(state.params) == (5 * 4 - chosen) * of_expert + routing - chosen
+
+
+def test_tasks_of_blocks_before_the_pattern_are_known():
+    first = dataclasses.replace(BLOCK, mlp=dataclasses.replace(TASKS, router=ByTask(tasks=2)))
+    assert variant(first=(BLOCK, first)).task_count == _decoder(TASKS, first=(first,)).task_count == 2
+
+
+def test_blocks_before_the_pattern_have_the_experts_of_the_task_as_well():
+    """Two of them, which differ in nothing but in how experts are chosen, so they are repeats of one afterwards."""
+    others = dataclasses.replace(TASKS, router=Equal(), selection=BySkills(skills=((0, 3), (1, 2))), balances=())
+    first = tuple(dataclasses.replace(BLOCK, mlp=layer) for layer in (TASKS, others))
+    config = variant(first=first)
+    assert config.task_count == 2 and variant(first=first[:1]).task_count == 3
+    model = random_model(config)
+    small, state = of_task(config, model, 1)
+    assert small.task_count is None and small.stacks["first"].repeats == 2
+    assert jax.tree.map(np.shape, state) == jax.tree.map(lambda leaf: leaf.shape, abstract_model(small).shapes)
+    batch = BATCH._replace(tasks=np.full((3, 12), 1, np.int32))
+    assert_close(_logits(small, state, BATCH._replace(tasks=None)), _logits(config, model, batch), EXACT)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +91,9 @@ def test_its_logits_are_those_of_the_whole_model_and_its_parameters_the_shared_o
         (variant(), 0, ("task=0",)),
         (_decoder(TASKS), 3, ("task=3", 2)),
         (_decoder(dataclasses.replace(SKILLS, router=Softmax())), 0, ("model.pattern[0].mlp", "@ByTask()")),
+        (_decoder(TASKS, sharing=SharedLayers()), 0, ("task=0", "model.sharing=SharedLayers()")),
     ],
-    ids=["none", "number", "by tokens"],
+    ids=["none", "number", "by tokens", "shared"],
 )
 def test_a_model_without_such_a_task_is_refused(config, task, facts):
     with refused(ValueError, *facts):

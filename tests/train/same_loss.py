@@ -3,6 +3,7 @@ processes, told who it is by the variables of `jaxtrain.train.distributed`, and 
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import Optimizer, transformation, used_rate
 from jaxtrain.optim.schedules import Cosine
+from jaxtrain.shapes import Batch, ParamTree
 from jaxtrain.train.distributed import start
 from jaxtrain.train.feed import Layout
 from jaxtrain.train.gradients import Accumulate, Strategy
@@ -28,7 +30,19 @@ OBJECTIVE = NextToken(z_loss=1e-3)
 TWO_PROCESSES = MeshConfig(data=2, fsdp=2, tensor=2)  # `data` goes across the processes
 
 
-def losses(
+class Run(NamedTuple):
+    """The loss of every step, and the buffers behind the last one."""
+
+    losses: list[float]
+    buffers: ParamTree
+
+
+def losses(mesh_config: MeshConfig, **options) -> list[float]:
+    """Return the loss of every step of `run`."""
+    return run(mesh_config, **options).losses
+
+
+def run(
     mesh_config: MeshConfig,
     *,
     dropout: float,
@@ -38,8 +52,8 @@ def losses(
     objective: Objective = OBJECTIVE,
     optimizer: Optimizer = OPTIMIZER,
     steps: int = STEPS,
-) -> list[float]:
-    """Return the loss of every step. The same initial values are laid out over whatever mesh is asked for.
+) -> Run:
+    """Train. The same initial values are laid out over whatever mesh is asked for.
 
     What devices hold copies of must be the same on all of them at the end.
     """
@@ -55,12 +69,16 @@ def losses(
     with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0)
         for seed in range(steps):
-            batch = training_batch(ROWS, LENGTH, vocab_size=64, seed=seed)
+            batch = batch_of(seed)
             own_rows = jax.tree.map(lambda leaf: leaf[list(layout.rows)], batch)
             state, metrics = step(state, layout.globalise(own_rows), jax.random.key(7))
             found.append(metrics["loss"])
     jax.tree.map(_check_copies, state)
-    return [float(loss) for loss in found]
+    return Run([float(loss) for loss in found], jax.device_get(state.model.buffers))
+
+
+def batch_of(step: int) -> Batch:
+    return training_batch(ROWS, LENGTH, vocab_size=64, seed=step)
 
 
 def _check_copies(x: jax.Array) -> None:

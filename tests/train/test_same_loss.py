@@ -29,6 +29,7 @@ from jaxtrain.nn.feed_forward.gated_mlp import GatedMLPConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.nn.feed_forward.mlp import MLPConfig
 from jaxtrain.nn.feed_forward.sigmoid_gated import SigmoidGatedConfig
+from jaxtrain.nn.feed_forward.weight_ensemble import WeightEnsembleConfig
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dora import DoRA
 from jaxtrain.nn.linear.int8 import Int8
@@ -46,6 +47,7 @@ from jaxtrain.nn.moe.balances import RowLoss
 from jaxtrain.nn.norms.rms_norm import RMSNormConfig
 from jaxtrain.nn.trainable import Adapters, Everything
 from jaxtrain.objectives.base import Objective
+from jaxtrain.objectives.entropy import Entropy
 from jaxtrain.objectives.next_token import NextToken
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.base import Optimizer
@@ -123,6 +125,7 @@ TECHNIQUES = {  # a new one is a line here
         "MixtureConfig": MixtureConfig(
             experts=4, top_k=2, expert=GatedMLPConfig(hidden=32), balances=(RowLoss(coefficient=0.1),)
         ),
+        "WeightEnsembleConfig": WeightEnsembleConfig(base=GatedMLPConfig(hidden=64), tasks=2),
     },
     LinearConfig: {
         "DoRA": DoRA(rank=4),
@@ -130,7 +133,7 @@ TECHNIQUES = {  # a new one is a line here
         "LoRA": LoRA(rank=4, base=NF4(block=16)),
         "LowRank": LowRank(rank=8),
     },
-    Objective: {"NextToken": NextToken(z_loss=1e-3)},
+    Objective: {"Entropy": Entropy(), "NextToken": NextToken(z_loss=1e-3)},
     Optimizer: {
         "AdamW": AdamW(learning_rate=RATE),
         "SAM": SAM(optimizer=AdamW(learning_rate=RATE)),
@@ -154,6 +157,7 @@ TOGETHER = [  # of different keys, in one run
     ("MixtureOfDepths", "FastFeedForwardConfig"),
     ("ExpertChoiceRecursion", "LowRank"),
     ("TokenChoiceRecursion", "SigmoidGatedConfig"),
+    ("Entropy", "WeightEnsembleConfig"),
     ("LoRA", "DoRA"),  # in the mixer, and in the feed-forward layer
 ]
 RUNS = [*TOGETHER, *((name,) for name in OWN if not any(name in names for names in TOGETHER))]
@@ -201,9 +205,12 @@ def test_the_loss_with_every_technique_is_that_of_one_device(names):
     assert_close(np.array(_run_with(names, TWO_PROCESSES)), np.array(_alone(names)), tolerance)
 
 
-def test_a_pipeline_chooses_the_tokens_that_one_device_chooses():
-    """And its leaves are weighed in microbatches."""
-    names, mesh = ("MixtureOfDepths", "FastFeedForwardConfig"), MeshConfig(stage=2, data=2, fsdp=2)
+@pytest.mark.parametrize(
+    "names", [names for names in RUNS if OWN[names[0]] in TECHNIQUES[Depth].values()], ids=" ".join
+)
+def test_a_pipeline_chooses_the_tokens_that_one_device_chooses(names):
+    """And leaves of trees are weighed in microbatches."""
+    mesh = MeshConfig(stage=2, data=2, fsdp=2)
     found = _run_with(names, mesh, gradients=Pipelined(schedule=GPipe(), microbatches=2))
     assert_close(np.array(found), np.array(_alone(names)), SAME_LOSS_ON_ANY_MESH)
 

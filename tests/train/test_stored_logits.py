@@ -80,8 +80,8 @@ def _check_rows_of_other_batches(config, folder: Path, path: str) -> None:
         phase = Phase(steps=steps, batch_size=rows, sequence_length=16)
         return dataclasses.replace(config, phases=(phase,)).trainer(folder, devices=jax.devices()[:1])
 
-    trainer(3, 16).check_hints(2)  # as a new run it would take 48
-    trainer(6, 4).check_hints(2)
+    trainer(3, 16).check_start(2)  # as a new run it would take 48
+    trainer(6, 4).check_start(2)
     with refused(ValueError, f"path={path!r}", 32, 16 + 5 * 4):
         trainer(7, 4).train()  # as a new run it would take 28
 

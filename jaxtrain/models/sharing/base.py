@@ -30,7 +30,7 @@ def share(stack: nnx.Module, sharing: Sharing, repeats: int) -> None:
     for at, module in list(nnx.iter_modules(stack)):
         for name, value in list(vars(module).items()):
             if isinstance(value, nnx.Param | Frozen) and sharing.selects(".".join(map(str, (*at, name))), value):
-                axes = replace(value.axes, shared=True, used=value.axes.used * repeats)
+                axes = replace(value.axes, shared=True, passes=value.axes.passes * repeats)
                 setattr(module, name, type(value)(value[...][0], axes=axes))
 
 

@@ -1,5 +1,6 @@
 """The base class of depths: how often each token passes through a block."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
@@ -36,12 +38,20 @@ class Depth(Technique):
     def passes(self) -> float:
         """How often a token passes in the mean, in training."""
 
-    def check(self, mixer: MixerConfig, join: Join) -> None:
+    def check(self, mixer: MixerConfig, mlp: FeedForwardConfig, join: Join) -> None:
         """Raise ValueError for a block that some tokens cannot leave out."""
         mixer.check_gaps()
         if join.normalises_stream:
             raise ValueError(
                 f"join={join!r}: tokens that leave out the block would not be normalised; take another, such as PreNorm"
+            )
+
+    def check_choice(self, mlp: FeedForwardConfig) -> None:
+        """Raise ValueError for a layer in which the tokens that training chooses, and no others, would compete."""
+        if mlp.competition:
+            raise ValueError(
+                f"mlp: {mlp.competition}: the tokens of a row compete, and with depth={self!r} other tokens of it pass "
+                "in evaluation than in training; take dispatch=@Dropless() and selection=@TopK()"
             )
 
     @abstractmethod
@@ -77,6 +87,20 @@ def added_at(
 ) -> Shaped[Array, "B L *rest"]:
     """Return `x` with `y` added to the tokens at some places, which are all different."""
     return jax.vmap(lambda row, at, new: row.at[at].add(new, unique_indices=True))(x, places, y)
+
+
+def tokens_of(length: int, share: float) -> int:
+    """Return the number of tokens that are a share of a row, rounded up: 7 for 0.07 of 100, which floats put above."""
+    return math.ceil(round(length * share, 6))
+
+
+def weighed(context: TokenContext, part: TokenContext) -> TokenContext:
+    """Return the context of a part of each row's tokens, with weights with which they stand for the whole row.
+
+    So a loss of the block's layers is a mean over the tokens that pass, as it is one over all in other blocks.
+    """
+    all_B, few_B = (jnp.sum(tokens.real, axis=1) for tokens in (context, part))
+    return part._replace(row_weight=all_B / jnp.maximum(few_B, 1.0))
 
 
 def best_places(scores: Float[Array, "B L"], count: int) -> Int[Array, "B K"]:

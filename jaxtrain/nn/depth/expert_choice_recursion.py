@@ -6,7 +6,6 @@ by that sign, which no later token changes. Here a router's weight multiplies wh
 weight of 1 a pass is the block as it is.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,11 +16,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, taken
+from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, taken, tokens_of, weighed
 from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
 from jaxtrain.nn.depth.passes import Passes, all_computed, initial_passes
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
+from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, Sums, TokenContext, added
 from jaxtrain.nn.mixers.base import Keep, MixerConfig
+from jaxtrain.nn.moe.routing import in_float32
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_positive
 from jaxtrain.sharding import constrain
@@ -55,17 +57,23 @@ class ExpertChoiceRecursion(Depth):
             )
         check_positive(self, "coefficient")
 
+    def check(self, mixer: MixerConfig, mlp: FeedForwardConfig, join: Join) -> None:
+        Depth.check(self, mixer, mlp, join)
+        self.check_choice(mlp)
+
     @property
     def passes(self) -> float:
         return sum(self.capacities)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Variable]:
         drawn = normal(rngs.params(), (d_model, len(self.capacities)), ("embed", None), fan_in=d_model)
-        return {"router": nnx.Param(drawn[...], axes=Axes(("embed", None), Kind.MATRIX, cast=False))}
+        read = (1.0, *self.capacities[:-1])  # a pass scores the tokens of the one before it
+        axes = Axes(("embed", None), Kind.MATRIX, cast=False, used=sum(read) / len(read))
+        return {"router": nnx.Param(drawn[...], axes=axes)}
 
     def tokens(self, length: int) -> list[int]:
         """Return how many tokens of a row each pass takes in training."""
-        return [math.ceil(length * capacity) for capacity in self.capacities]
+        return [tokens_of(length, capacity) for capacity in self.capacities]
 
     def mixing_flops(self, mixer: MixerConfig, length: int) -> float:
         keys = [length if self.shared_keys else tokens for tokens in self.tokens(length)]
@@ -95,13 +103,15 @@ class ExpertChoiceRecursion(Depth):
         keys = Keep.KEYS if self.shared_keys else None
         sums: list[Sums] = []
         learned: list[Sums] = []
+        before = context
         for number, tokens in enumerate(self.tokens(x.shape[1])):
-            before_BKD, real_BK = taken(x, places_BK), taken(context.real, places_BK)
+            before_BKD = taken(x, places_BK)
             logits_BK = _logits(before_BKD, own, number)
-            best_BK = best_places(jnp.where(real_BK > 0, logits_BK, -jnp.inf), tokens)
-            learned.append(membership(logits_BK, best_BK, real_BK, self.coefficient))
+            best_BK = best_places(jnp.where(before.real > 0, logits_BK, -jnp.inf), tokens)
+            learned.append(membership(logits_BK, best_BK, before, self.coefficient))
             places_BK, few_BKD = taken(places_BK, best_BK), taken(before_BKD, best_BK)
-            own_context = context.in_layer(number).at(places_BK)
+            before = weighed(context, context.at(places_BK))
+            own_context = before.in_layer(number)
             if self.shared_keys:
                 own_context = own_context._replace(key_segment_ids=context.key_segment_ids)
             out = layers(constrain(few_BKD, "batch", "residual_length", None), own_context, keys)
@@ -117,4 +127,4 @@ class ExpertChoiceRecursion(Depth):
 
 
 def _logits(x: Float[Array, "B L D"], own: Mapping[str, Any], number: int) -> Float[Array, "B L"]:
-    return x.astype(jnp.float32) @ own["router"][...][:, number]
+    return in_float32(x, own["router"][...][:, number, None])[..., 0]

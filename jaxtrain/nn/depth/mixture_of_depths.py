@@ -6,7 +6,6 @@ on later tokens. So a second, small network learns to say of a token by itself w
 whole, with the other tokens hidden.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -17,11 +16,23 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.depth.base import Depth, Layers, added_at, best_places, only, taken, written
+from jaxtrain.nn.depth.base import (
+    Depth,
+    Layers,
+    added_at,
+    best_places,
+    only,
+    taken,
+    tokens_of,
+    weighed,
+    written,
+)
 from jaxtrain.nn.depth.membership import membership, mispredicted, with_own
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.joins.base import Join
 from jaxtrain.nn.layer import Out, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
+from jaxtrain.nn.moe.routing import in_float32
 from jaxtrain.nn.param import normal, vector
 from jaxtrain.ranges import check_at_least_one, check_positive
 from jaxtrain.sharding import constrain
@@ -52,8 +63,10 @@ class MixtureOfDepths(Depth):
     def passes(self) -> float:
         return self.capacity
 
-    def check(self, mixer: MixerConfig, join: Join) -> None:
-        Depth.check(self, mixer, join)
+    def check(self, mixer: MixerConfig, mlp: FeedForwardConfig, join: Join) -> None:
+        Depth.check(self, mixer, mlp, join)
+        if self.predictor is not None:
+            self.check_choice(mlp)
         if mixer.causal and self.predictor is None:
             raise ValueError(
                 "predictor=None: the best tokens of a row are known at its end alone, so a causal model could neither "
@@ -70,7 +83,7 @@ class MixtureOfDepths(Depth):
 
     def tokens(self, length: int) -> int:
         """Return how many tokens of a row pass in training."""
-        return math.ceil(length * self.capacity)
+        return tokens_of(length, self.capacity)
 
     def mixing_flops(self, mixer: MixerConfig, length: int) -> float:
         tokens = self.tokens(length)
@@ -83,19 +96,19 @@ class MixtureOfDepths(Depth):
         self, layers: Layers, x: Float[Array, "B L D"], context: TokenContext, state: Any, own: Mapping[str, Any]
     ) -> Out:
         x = constrain(x, "batch", None, None)  # tokens are taken from anywhere in a row
-        score_BL = (x.astype(jnp.float32) @ own["router"][...])[..., 0]
+        score_BL = in_float32(x, own["router"][...])[..., 0]
         if context.keys is None and self.predictor is not None:
             return self._predicted(layers, x, context, state, score_BL, own)
         of_real_BL = jnp.where(context.real > 0, score_BL, -jnp.inf)
         places_BK = best_places(of_real_BL, self.tokens(x.shape[1]))
         few_BKD = constrain(taken(x, places_BK), "batch", "residual_length", None)
-        out = layers(few_BKD, context.at(places_BK), None)
+        out = layers(few_BKD, weighed(context, context.at(places_BK)), None)
         added_BKD = (out.y - few_BKD) * taken(score_BL, places_BK)[..., None].astype(x.dtype)
         y = added_at(x, places_BK, constrain(added_BKD, "batch", None, None))
         sums = out.sums
         if self.predictor is not None:
             logit_BL = _prediction(jax.lax.stop_gradient(x), own)
-            sums = with_own(sums, membership(logit_BL, places_BK, context.real, self.coefficient))
+            sums = with_own(sums, membership(logit_BL, places_BK, context, self.coefficient))
         return Out(constrain(y, "batch", "residual_length", None), sums=sums)
 
     def _predicted(self, layers: Layers, x, context: TokenContext, state: Any, score: Float[Array, "B L"], own) -> Out:
@@ -128,5 +141,5 @@ def _matrix(rngs: nnx.Rngs, shape: tuple[int, int], names: tuple[str | None, ...
 
 def _prediction(x: Float[Array, "B L D"], own: Mapping[str, Any]) -> Float[Array, "B L"]:
     """Return the logit of every token's passing, in float32."""
-    hidden_BLP = jax.nn.relu(x.astype(jnp.float32) @ own["predictor_up"][...])
-    return (hidden_BLP @ own["predictor_down"][...])[..., 0] + own["predictor_bias"][...][None]
+    hidden_BLP = jax.nn.relu(in_float32(x, own["predictor_up"][...]))
+    return in_float32(hidden_BLP, own["predictor_down"][...])[..., 0] + own["predictor_bias"][...][None]

@@ -21,7 +21,7 @@ from jaxtrain.nn.depth.passes import Passes, all_computed, initial_passes
 from jaxtrain.nn.layer import Out, Sums, TokenContext
 from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.moe.balances.row_loss import RowLoss
-from jaxtrain.nn.moe.routing import TINY, Scores
+from jaxtrain.nn.moe.routing import TINY, Scores, in_float32
 from jaxtrain.nn.param import normal
 from jaxtrain.ranges import check_at_least_one, check_positive
 
@@ -61,7 +61,7 @@ class TokenChoiceRecursion(Depth):
     def __call__(
         self, layers: Layers, x: Float[Array, "B L D"], context: TokenContext, state: Any, own: Mapping[str, Any]
     ) -> Out:
-        logits_BLE = x.astype(jnp.float32) @ own["router"][...]
+        logits_BLE = in_float32(x, own["router"][...])
         scores = Scores(logits_BLE, jax.nn.softmax(logits_BLE, axis=-1))
         last_BL = jnp.argmax(logits_BLE, axis=-1)
         weight_BL = jnp.max(scores.weights, axis=-1)
@@ -71,8 +71,9 @@ class TokenChoiceRecursion(Depth):
 
         out = all_computed(layers, x, context, state, until_last, times=self.times, shared_keys=self.shared_keys)
         chosen_BLE = jax.nn.one_hot(last_BL, self.times) * context.real[..., None]
-        balance = RowLoss(coefficient=self.coefficient).loss(scores, chosen_BLE, context.real, {})
-        return out._replace(sums=with_own(out.sums, Sums(balance, {"load": jnp.sum(chosen_BLE, axis=(0, 1))})))
+        (balance,) = RowLoss(coefficient=self.coefficient).loss(scores, chosen_BLE, context.real, {}).values()
+        own_sums = Sums({"depth_balance": balance}, {"load": jnp.sum(chosen_BLE, axis=(0, 1))})
+        return out._replace(sums=with_own(out.sums, own_sums))
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
         """Return how many times the mean number of tokens stopped after the pass after which most did."""

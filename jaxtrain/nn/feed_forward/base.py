@@ -24,6 +24,21 @@ class FeedForwardConfig(Technique):
         """The number of tasks that it tells apart; None where it reads no task."""
         return None
 
+    @property
+    def neurons(self) -> int | None:
+        """The number of its hidden neurons; None where it does not say."""
+        return None
+
+    @property
+    def evaluated_neurons(self) -> int | None:
+        """How many of them a token computes in evaluation and generation; by default all."""
+        return self.neurons
+
+    @property
+    def competition(self) -> str | None:
+        """The key by which tokens of a row compete, so that one's result depends on which others there are, or None."""
+        return None
+
     def check_vocab(self, vocab_size: int) -> None:
         """Raise ValueError where it cannot have all tokens of a vocabulary."""
 
@@ -32,6 +47,9 @@ class FeedForwardConfig(Technique):
 
     def check_alone(self) -> None:
         """Raise ValueError where a token's result depends on others of its row, those of other documents among them."""
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        """Raise ValueError where the mesh cannot split it as it would have to."""
 
     def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
         """Return what a user should know before a run with activations of this shape, of values so large; or None."""

@@ -31,6 +31,10 @@ class ClampedGatedMLPConfig(FeedForwardConfig):
         check_at_least_one(self, "hidden")
         check_positive(self, "alpha", "limit")
 
+    @property
+    def neurons(self) -> int:
+        return self.hidden
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "ClampedGatedMLP":
         return ClampedGatedMLP(self, d_model, rngs=rngs)
 

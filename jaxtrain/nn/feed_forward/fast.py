@@ -14,14 +14,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.dispatch import Dropless, EveryExpert
+from jaxtrain.nn.moe.dispatch.region import check_experts
 from jaxtrain.nn.moe.experts import Experts, build_experts
-from jaxtrain.nn.moe.routing import TINY, Routing
+from jaxtrain.nn.moe.routing import TINY, Routing, in_float32
 from jaxtrain.nn.param import normal, vector
 from jaxtrain.ranges import check_at_least_one, check_not_negative
 
@@ -47,6 +49,20 @@ class FastFeedForwardConfig(FeedForwardConfig):
     def leaves(self) -> int:
         return 1 << self.levels
 
+    @property
+    def neurons(self) -> int | None:
+        of_leaf = self.leaf.neurons
+        return None if of_leaf is None else self.leaves - 1 + self.leaves * of_leaf
+
+    @property
+    def evaluated_neurons(self) -> int | None:
+        """A gate a level and one leaf, d + l neurons of 2^d - 1 + 2^d l."""
+        of_leaf = self.leaf.neurons
+        return None if of_leaf is None else self.levels + of_leaf
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        check_experts(self.leaves, f"levels={self.levels}: its number of leaves, {self.leaves},", mesh)
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "FastFeedForward":
         return FastFeedForward(self, d_model, rngs=rngs)
 
@@ -69,18 +85,18 @@ class FastFeedForward(Layer):
         logits_BLN = self._logits(x)
         weights_BLE = self.chances(jax.nn.sigmoid(logits_BLN))
         routing = Routing(jnp.ones_like(weights_BLE), weights_BLE, top_k=leaves, most=leaves)
-        entropy = jnp.sum(_entropy(logits_BLN) * context.real[..., None])
-        sums = Sums(
-            {"hardening": self.config.hardening * entropy}, {"entropy": entropy, "tokens": jnp.sum(context.real)}
-        )
-        return Out(EveryExpert()(x, routing, experts), sums=sums)
+        entropy_BL = jnp.sum(_entropy(logits_BLN), axis=-1)
+        hardening = self.config.hardening * jnp.sum(entropy_BL * context.loss_weights)
+        counts = {"entropy": jnp.sum(entropy_BL * context.real), "tokens": jnp.sum(context.real)}
+        return Out(EveryExpert()(x, routing, experts), sums=Sums({"hardening": hardening}, counts))
 
     def reached(self, x: Float[Array, "B L D"]) -> Int[Array, "B L"]:
         """Return the number of the leaf that each token reaches. Only the gates on its path are computed."""
         x, gates_ND, bias_N = x.astype(jnp.float32), self.gates[...], self.gate_bias[...]
         node_BL = jnp.zeros(x.shape[:2], jnp.int32)
         for _ in range(self.config.levels):
-            logit_BL = jnp.einsum("BLD,BLD->BL", x, gates_ND[node_BL]) + bias_N[node_BL]
+            logit_BL = jnp.einsum("BLD,BLD->BL", x, gates_ND[node_BL], precision=jax.lax.Precision.HIGHEST)
+            logit_BL = logit_BL + bias_N[node_BL]
             node_BL = 2 * node_BL + 1 + (logit_BL >= 0)
         return node_BL - (self.config.leaves - 1)
 
@@ -110,7 +126,7 @@ class FastFeedForward(Layer):
         return {"undecided": counts["entropy"] / jnp.maximum(gates, TINY)} if counts else {}
 
     def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L N"]:
-        return x.astype(jnp.float32) @ self.gates[...].T + self.gate_bias[...][None, None]
+        return in_float32(x, self.gates[...].T) + self.gate_bias[...][None, None]
 
 
 def _entropy(logits: Float[Array, "B L N"]) -> Float[Array, "B L N"]:

@@ -1,5 +1,6 @@
 """Gated feed-forward layers: Shazeer (2020), arXiv:2002.05202."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from jaxtrain.nn.layer import Layer, Out, TokenContext
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.ranges import check_at_least_one
-from jaxtrain.sharding import constrain
+from jaxtrain.sharding import constrain, on_tpu
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,10 @@ class GatedMLPConfig(FeedForwardConfig):
         check_at_least_one(self, "hidden")
         check_activation(self.activation)
 
+    @property
+    def neurons(self) -> int:
+        return self.hidden
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "GatedMLP":
         return GatedMLP(self, d_model, rngs=rngs)
 
@@ -44,20 +49,33 @@ class GatedMLP(Layer):
         self.down = linears["down"].build(hidden, width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], context: TokenContext) -> Out:
-        gate_BLF, up_BLF = _materialise_gradients(self.gate(x), self.up(x))
-        h_BLF = constrain(ACTIVATIONS[self.config.activation](gate_BLF) * up_BLF, "batch", "length", "mlp")
-        return Out(self.down(h_BLF))
+        h_BLF = gated(self.gate(x), self.up(x), self.config.activation)
+        return Out(self.down(constrain(h_BLF, "batch", "length", "mlp")))
 
 
-@jax.custom_vjp
-def _materialise_gradients(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]):
-    """Return both unchanged. Their gradients, the widest values of a layer, are computed once, before their use.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def gated(gate: Float[Array, "B L F"], up: Float[Array, "B L F"], activation: str) -> Float[Array, "B L F"]:
+    """Return activation(gate) * up. Its gradients, the widest values of a layer, are computed once, before their use.
 
     Otherwise XLA recomputes each gradient for every matrix product that reads it, and keeps all that this needs.
     """
-    return gate, up
+    return ACTIVATIONS[activation](gate) * up
 
 
-_materialise_gradients.defvjp(
-    lambda gate, up: ((gate, up), None), lambda _, gradients: jax.lax.optimization_barrier(gradients)
-)
+def _gated_forward(gate, up, activation):
+    return gated(gate, up, activation), (gate, up)
+
+
+def _gated_backward(activation, residuals, dh):
+    gate, up = residuals
+    activated, vjp = jax.vjp(ACTIVATIONS[activation], gate)
+    (dgate,) = vjp(dh * up)
+    if on_tpu():
+        # XLA for TPU writes an output over an operand only where there is no other output. So the gradient of up is
+        # computed alone, after that of gate: four values of this size are alive at once, not five.
+        dgate, dh, gate = jax.lax.optimization_barrier((dgate, dh, gate))
+        activated = ACTIVATIONS[activation](gate)
+    return jax.lax.optimization_barrier((dgate, dh * activated))
+
+
+gated.defvjp(_gated_forward, _gated_backward)

@@ -20,9 +20,9 @@ from jaxtyping import Array, Float
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, Sums, TokenContext
 from jaxtrain.nn.moe.balances import Balance
-from jaxtrain.nn.moe.balances.base import Numbers
+from jaxtrain.nn.moe.balances.base import BiasAlone, Numbers
 from jaxtrain.nn.moe.dispatch import Dispatch, Dropless
-from jaxtrain.nn.moe.dispatch.region import load_of
+from jaxtrain.nn.moe.dispatch.region import check_experts, load_of
 from jaxtrain.nn.moe.experts import Experts, build_experts, check_no_buffers, output_alone
 from jaxtrain.nn.moe.observed import ROUTING, observed, scores_in_bfloat16
 from jaxtrain.nn.moe.routers import Router, Softmax
@@ -64,14 +64,24 @@ class MixtureConfig(FeedForwardConfig):
         if self.top_k > self.routed:
             more = f" and zero_experts={self.zero_experts}" if self.zero_experts else ""
             raise ValueError(f"top_k={self.top_k}: there are only experts={self.experts}{more}")
-        self.router.check(self.routed)
+        self.router.check(self.routed, self.top_k)
         self.selection.check(self.routed, self.top_k)
         for balance in self.balances:
             balance.check(self.numbers)
             for part in (self.router, self.selection):
                 if balance.chooses and not part.takes_bias:
                     raise ValueError(f"balances: {balance!r} moves a bias, which {part!r} does not read; leave it out")
-        tells_apart = self.router.reads_tokens or self.task_count is not None or not self.selection.takes_bias
+            if balance.evens and not self.selection.takes_bias:
+                raise ValueError(
+                    f"balances: {balance!r} evens loads that {self.selection!r} does not take from the scores of "
+                    "experts; leave it out"
+                )
+            if not self.router.reads_tokens and self.router.task_count is None:
+                raise ValueError(
+                    f"balances: {balance!r} has nothing to change, {self.router!r} says the same of all tokens; "
+                    "leave it out"
+                )
+        tells_apart = self.router.reads_tokens or self.task_count is not None or not self.selection.reads_scores
         if self.top_k < self.routed and not tells_apart:
             raise ValueError(
                 f"router={self.router!r}: it gives all tokens the same {self.top_k} experts of {self.routed}; choose "
@@ -104,6 +114,12 @@ class MixtureConfig(FeedForwardConfig):
         if not self.selection.causal:
             raise ValueError(f"selection={self.selection!r}: it chooses by later tokens, so the model cannot generate")
 
+    @property
+    def competition(self) -> str | None:
+        if not self.selection.causal:
+            return f"selection={self.selection!r}"
+        return f"dispatch={self.dispatch!r}" if self.dispatch.drops else None
+
     def check_alone(self) -> None:
         self.check_decoding()
         if self.dispatch.drops:
@@ -111,6 +127,10 @@ class MixtureConfig(FeedForwardConfig):
                 f"dispatch={self.dispatch!r}: the tokens of a row compete, so what one document is worth depends on "
                 "others; take dispatch=@Dropless()"
             )
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        check_experts(self.experts, f"experts={self.experts}", mesh)
+        self.dispatch.check_mesh(mesh)
 
     def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
         text = self.dispatch.remark(load_of(shape, self.experts, self.top_k, mesh), value_bytes)
@@ -121,10 +141,12 @@ class MixtureConfig(FeedForwardConfig):
 
 
 @functools.cache
-def _warn_of_constant_weights() -> None:
+def _warn_of_constant_weights(has_losses: bool) -> None:
+    left = "that of balances alone" if has_losses else "none at all"
     log.warning(
-        "top_k=1 and renormalise=True: the one expert of a token has weight 1, so no gradient reaches the router; "
-        "set renormalise to False"
+        "top_k=1 and renormalise=True: the one expert of a token has weight 1, so no gradient of what it predicts "
+        "reaches the router, but %s; set renormalise to False",
+        left,
     )
 
 
@@ -133,9 +155,9 @@ class Mixture(Layer):
         self.config = c = config
         self.of_router = attach(self, c.router.build(d_model, c.routed, rngs=rngs))
         if self.of_router and c.top_k == 1 and c.renormalise and c.selection.most(c.routed, 1) == 1:
-            _warn_of_constant_weights()
+            _warn_of_constant_weights(any(type(balance).loss is not BiasAlone.loss for balance in c.balances))
         self.experts = build_experts(c.expert, c.experts, d_model, used=c.top_k / c.routed, rngs=rngs)
-        self.of_balances = tuple(attach(self, balance.build(c.routed)) for balance in c.balances)
+        self.of_balances = tuple(self._attached(balance) for balance in c.balances)
         self.shared = c.shared.build(d_model, rngs=rngs) if c.shared else None
         if self.shared is not None:
             check_no_buffers(self.shared, f"shared={c.shared!r}")
@@ -155,7 +177,7 @@ class Mixture(Layer):
             y = y + x * jnp.sum(routing.weights[..., c.experts :], axis=-1, keepdims=True).astype(x.dtype)
         if self.shared is not None:
             y = y + output_alone(self.shared(x, context), "shared")
-        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.real)
+        sums = self._sums(scores, routing.chosen, dispatch.kept(computed), context.loss_weights)
         if ROUTING in context.taps:
             own = attached(self, self.of_router)
             rounded = self.routing(scores_in_bfloat16(c.router, x, context, own).of_each(c.routed), context)
@@ -208,12 +230,26 @@ class Mixture(Layer):
         self.config.router.update(attached(self, self.of_router))
 
     def report(self, counts: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-        """Return how many times the mean load the fullest expert has, and the share of choices that were dropped."""
+        """Return how many times the mean load the fullest expert has, and the share of choices that were dropped.
+
+        Zero experts have no part in the first.
+        """
         load, dropped = counts["load"], jnp.sum(counts["dropped"])
+        computing = load[: self.config.experts]
         return {
-            "fullest_expert": jnp.max(load) / jnp.maximum(jnp.mean(load), TINY),
+            "fullest_expert": jnp.max(computing) / jnp.maximum(jnp.mean(computing), TINY),
             "dropped": dropped / jnp.maximum(jnp.sum(load), TINY),
         }
+
+    def _attached(self, balance: Balance) -> tuple[str, ...]:
+        """Attach the buffers of a balance. Return their names."""
+        built = balance.build(self.config.routed)
+        if taken := sorted(built.keys() & vars(self).keys()):
+            raise ValueError(
+                f"balances: {balance!r} has a buffer {taken[0]!r}, and another part of the mixture has one of this "
+                "name; leave one of them out"
+            )
+        return attach(self, built)
 
     def _balances(self) -> list[tuple[Balance, dict[str, Any]]]:
         return [(b, attached(self, names)) for b, names in zip(self.config.balances, self.of_balances, strict=True)]

@@ -29,6 +29,10 @@ class MLPConfig(FeedForwardConfig):
         check_at_least_one(self, "hidden")
         check_activation(self.activation)
 
+    @property
+    def neurons(self) -> int:
+        return self.hidden
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "MLP":
         return MLP(self, d_model, rngs=rngs)
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
@@ -24,6 +25,10 @@ class SigmoidGatedConfig(FeedForwardConfig):
     def task_count(self) -> int | None:
         return self.layer.task_count
 
+    @property
+    def competition(self) -> str | None:
+        return self.layer.competition
+
     def check_vocab(self, vocab_size: int) -> None:
         self.layer.check_vocab(vocab_size)
 
@@ -32,6 +37,12 @@ class SigmoidGatedConfig(FeedForwardConfig):
 
     def check_alone(self) -> None:
         self.layer.check_alone()
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        self.layer.check_mesh(mesh)
+
+    def remark(self, shape: tuple[int, int, int], mesh: AbstractMesh, value_bytes: int) -> str | None:
+        return self.layer.remark(shape, mesh, value_bytes)
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> "SigmoidGated":
         return SigmoidGated(self, d_model, rngs=rngs)

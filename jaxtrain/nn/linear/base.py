@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,17 @@ class LinearConfig(Technique):
         """Raise ValueError if the head of a model cannot be such a linear: it multiplies with `dense()`, in tiles."""
 
 
+def grouped_product() -> Callable[..., Array]:
+    """Return `grouped_matmul`, which imports Pallas: not at the top, since that takes a second or more.
+
+    Pallas adds a setting to those that JAX keeps traces by. A function in whose trace it is imported is traced and
+    compiled again when it is next called. So what uses grouped products calls this when it is built.
+    """
+    from jaxtrain_kernels.grouped_matmul import grouped_matmul
+
+    return grouped_matmul
+
+
 class Linear(nnx.Module):
     """A linear map of every token. Its variables carry their facts (`Axes`); they are gathered before the call."""
 
@@ -61,14 +72,11 @@ class Linear(nnx.Module):
 
         The variables of `self` have a leading axis: they are those of all linears. `sizes` are those of the groups.
         """
-        # Not at the top: this imports Pallas, which takes a second or more.
-        from jaxtrain_kernels.grouped_matmul import grouped_matmul
-
         graph, stacked = split(self)
         matrices = jax.vmap(lambda own: merge(graph, own).dense())(stacked)
         inputs = x.ndim - 1
         flat_EIO = matrices.reshape(len(matrices), math.prod(x.shape[1:]), -1)
-        y = grouped_matmul(x.reshape(len(x), -1), flat_EIO.astype(x.dtype), sizes)
+        y = grouped_product()(x.reshape(len(x), -1), flat_EIO.astype(x.dtype), sizes)
         y = y.reshape(len(x), *matrices.shape[1 + inputs :])
         if self.bias is None:
             return y

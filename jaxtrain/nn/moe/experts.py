@@ -3,8 +3,6 @@
 Experts are split as wholes, over the mesh axes `tensor` and `expert`: no expert is computed in parts.
 """
 
-import functools
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import jax
@@ -15,13 +13,15 @@ from jaxtyping import Array, Float, Int
 from jaxtrain.axes import EXPERTS
 from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.layer import Layer, Out, TokenContext
-from jaxtrain.nn.linear.base import Linear
+from jaxtrain.nn.linear.base import Linear, grouped_product
+from jaxtrain.nn.linear.of_layer import linears_of, outside_of, put
 from jaxtrain.nn.param import axes_of, is_variable, merge, split
 from jaxtrain.shapes import ModelState
 
 
 def build_experts(config: FeedForwardConfig, experts: int, d_model: int, *, used: float, rngs: nnx.Rngs) -> Layer:
     """Return the layers as one module, with the variables of all of them. A token has the share `used` of them."""
+    grouped_product()
     built = nnx.vmap(lambda r: config.build(d_model, rngs=r))(rngs.split(experts))
     for variable in jax.tree.leaves(nnx.state(built), is_leaf=is_variable):
         variable.set_metadata(axes=replace(variable.axes, used=variable.axes.used * used).stacked(EXPERTS))
@@ -61,25 +61,16 @@ class Experts:
             ValueError: the layer has variables outside of its linears, which grouped products do not serve.
         """
         layer = merge(self.graph, arrays)
-        linears = {path: module for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)}
-        for path, _ in nnx.to_flat_state(nnx.state(layer)):
-            if not _within(linears, path):
-                name = ".".join(map(str, path))
-                raise ValueError(
-                    f"expert: {name} is in none of its linears, which alone multiply sorted rows; "
-                    "take dispatch=@EveryExpert() or @Capacity()"
-                )
+        linears = linears_of(layer)
+        if (name := outside_of(linears, layer)) is not None:
+            raise ValueError(
+                f"expert: {name} is in none of its linears, which alone multiply sorted rows; "
+                "take dispatch=@EveryExpert() or @Capacity()"
+            )
         for path, linear in linears.items():
-            if not _within(linears, path):
-                *above, name = map(str, path)
-                setattr(functools.reduce(getattr, above, layer), name, _Grouped(linear, sizes))
+            put(layer, path, _Grouped(linear, sizes))
         y = output_alone(layer(x[None], _context(x[None])), "expert")[0]
         return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], y, 0)
-
-
-def _within(linears: Collection[tuple[nnx.graph.Key, ...]], path: Sequence[nnx.graph.Key]) -> bool:
-    """Tell whether a path leads into one of the linears."""
-    return any(tuple(path[:end]) in linears for end in range(len(path)))
 
 
 class _Grouped(nnx.Module):

@@ -59,6 +59,11 @@ class Routing(NamedTuple):
         return experts, jnp.take_along_axis(self.weights, experts, axis=-1), there
 
 
+def in_float32(x: Float[Array, "*B D"], weights: Float[Array, "D *E"]) -> Float[Array, "..."]:
+    """Return `x @ weights` in float32. By default matrix units would round both to bfloat16 or TF32."""
+    return jnp.matmul(x.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
+
+
 TINY = 2.0**-60  # what a sum of weights is at least, where it divides
 
 

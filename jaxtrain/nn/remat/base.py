@@ -17,11 +17,13 @@ policies = jax.checkpoint_policies
 class RematPolicy(Technique):
     """Which residuals a block saves for its backward pass; it recomputes the others.
 
-    `recomputes`: the backward pass recomputes the whole forward of a block.
+    `recomputes`: the backward pass recomputes the whole forward of a block. `needs_scan`: without a scan around blocks
+    XLA would undo the remat.
     """
 
     __slots__ = ()
     recomputes: ClassVar[bool] = False
+    needs_scan: ClassVar[bool] = True
 
     @property
     def offload(self) -> bool:

@@ -13,6 +13,7 @@ class NoRemat(RematPolicy):
     """Save all residuals; in a scan on one device, recompute those that are elementwise in others."""
 
     paper: ClassVar[str] = "common practice"
+    needs_scan: ClassVar[bool] = False
 
     def wrap(self, body: Callable) -> Callable:
         return body

@@ -18,14 +18,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jaxtrain.axes import EXPERTS
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
 from jaxtrain.nn.block import BlockConfig
+from jaxtrain.nn.feed_forward.base import FeedForwardConfig
 from jaxtrain.nn.linear.adapted import Adapted
 from jaxtrain.nn.linear.base import LinearConfig
 from jaxtrain.nn.linear.dense import Dense
 from jaxtrain.nn.linear.dora import DoRA
 from jaxtrain.nn.linear.lora import LoRA
 from jaxtrain.nn.linear.some import Some
+from jaxtrain.nn.mixers.base import MixerConfig
 from jaxtrain.nn.param import merge
 from jaxtrain.nn.trainable import Adapters
 from jaxtrain.shapes import ParamTree
@@ -84,6 +87,7 @@ def export_adapter(
         if len(site.parts) > 1 and any(part.path[:-1] in kinds for part in site.parts):
             raise ValueError(f"--adapter: {site.module} of {chosen.model_type} is several linears here: merge them")
         if (path := site.parts[0].path[:-1]) in kinds:
+            _check_no_expert("--adapter", site, "merge them")
             tensors |= _written(site, {name: leaf for name, leaf in _leaves_of(leaves, path)})
     modules = sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors})
     settings = {
@@ -129,6 +133,7 @@ def read_adapter(
             continue
         if len(site.parts) > 1:
             raise ValueError(f"{folder / WEIGHTS}: {site.module} is several linears here: merge the adapter with peft")
+        _check_no_expert(folder / WEIGHTS, site, "merge the adapter with peft")
         _check_base(folder / WEIGHTS, site, tensors.pop(f"{PREFIX}{site.module}.base_layer.weight", None), leaves)
         read[site.parts[0].path[:-1], site.repeat] = _taken(folder / WEIGHTS, site, tensors)
     if tensors:
@@ -170,6 +175,12 @@ def _adapted(config: DecoderConfig) -> Iterator[tuple[LeafPath, AdapterConfig]]:
 
 def _leaves_of(leaves: Mapping[LeafPath, Any], path: LeafPath) -> Iterator[tuple[str | int, Any]]:
     return ((own[-1], leaf) for own, leaf in leaves.items() if own[: len(path)] == path)
+
+
+def _check_no_expert(where: Path | str, site: Site, remedy: str) -> None:
+    """Raise ValueError for a linear of one expert. Here an adapter of experts is one stack of adapters of them all."""
+    if EXPERTS in site.parts[0].path:
+        raise ValueError(f"{where}: {site.module} is that of an expert, and experts are one stack here: {remedy}")
 
 
 def _written(site: Site, leaves: Mapping[Any, jax.Array]) -> dict[str, np.ndarray]:
@@ -214,18 +225,26 @@ def _with_adapters(config: DecoderConfig, kind: AdapterConfig, paths: set[LeafPa
         own = dataclasses.replace(kind, base=linear)
         return own if names == all_names else Some(names=tuple(sorted(names)), linear=own, others=linear)
 
+    def with_adapters[Layer: MixerConfig | FeedForwardConfig](layer: Layer, at: LeafPath) -> Layer:
+        """Return a layer with adapters around its linears, and around those of the layers that it has."""
+        changed: dict[str, Any] = {}
+        for name in (field.name for field in dataclasses.fields(layer)):
+            value = getattr(layer, name)
+            if isinstance(value, LinearConfig):
+                names, of_layer = ({path[-1] for path in some if path[:-1] == at} for some in (paths, linears))
+                changed[name] = around(value, names, of_layer)
+            elif isinstance(value, FeedForwardConfig):
+                changed[name] = with_adapters(value, (*at, name))
+        return dataclasses.replace(layer, **changed)
+
     patterns: dict[str, tuple[BlockConfig, ...]] = {"first": ()}
     linears = {path[:-1] for path in flatten_dict(abstract_model(plain(config)).shapes.params) if path[-1] == "kernel"}
     for stack, (blocks, repeats) in config.stacks.items():
         adapted = []
         for position, block in enumerate(blocks):
-            layers = {}
-            for layer in ("mixer", "mlp"):
-                at = ("stacks", stack, "blocks", position, layer)
-                names, of_layer = ({path[-1] for path in some if path[:-1] == at} for some in (paths, linears))
-                before = getattr(block, layer)
-                layers[layer] = dataclasses.replace(before, linear=around(before.linear, names, of_layer))
-            adapted.append(dataclasses.replace(block, **layers))
+            at = ("stacks", stack, "blocks", position)
+            mixer, mlp = with_adapters(block.mixer, (*at, "mixer")), with_adapters(block.mlp, (*at, "mlp"))
+            adapted.append(dataclasses.replace(block, mixer=mixer, mlp=mlp))
         patterns[stack] = tuple(adapted) if stack == "blocks" else tuple(adapted) * repeats
     head = config.head
     if head.linear and ("output",) in paths:

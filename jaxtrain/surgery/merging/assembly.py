@@ -15,11 +15,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.axes import Axes
 from jaxtrain.nn.trainable.base import check_patterns
 from jaxtrain.surgery.checkpoint_item import boxes
 from jaxtrain.surgery.lazy import Box, LazyLeaf
-from jaxtrain.surgery.merging.base import Merge, Merged
+from jaxtrain.surgery.merging.base import Merge, Merged, Own, Parameters
 
 ELEMENTS = 1 << 18  # of a tensor that are compared at once
 
@@ -48,15 +47,15 @@ class Assembly(Merge):
         if len(self.weights) != parents:
             raise ValueError(f"weights={self.weights}: there are {parents} parents; give one weight for each")
 
-    def leaf(self, name: str, parents: Sequence[LazyLeaf], axes: Axes) -> LazyLeaf:
-        base, *others = parents
+    def leaf(self, name: str, parents: Sequence[Parameters], own: Own) -> LazyLeaf:
+        base, *others = each = [parent[name] for parent in parents]
         meant = any(fnmatchcase(name, pattern) for pattern in self.names)
         if self.threshold == math.inf or not meant or not jnp.issubdtype(base.dtype, jnp.floating):
             return base
-        dtype = functools.reduce(jnp.promote_types, (parent.dtype for parent in parents))
-        whole = next((parent for parent, weight in zip(parents, self.weights, strict=True) if weight == 1), None)
+        dtype = functools.reduce(jnp.promote_types, (parent.dtype for parent in each))
+        whole = next((parent for parent, weight in zip(each, self.weights, strict=True) if weight == 1), None)
 
-        depth = axes.leading if self.threshold else 0
+        depth = own.axes.leading if self.threshold else 0
         is_near = functools.cache(lambda: self._is_near(base, others, depth))
 
         def mixed(box: Box) -> np.ndarray:

@@ -1,19 +1,32 @@
 """The base class of merging: the parameters of one model, the child, from those of several of one architecture.
 
-A merge goes one parameter at a time. Parents and child are LazyLeafs, so a child is written while its parents are read,
-chunk by chunk. Nothing runs on devices: a checkpoint that was written from shards is read from its files.
+The child may have layers of another kind. A merge goes one parameter at a time. Parents and child are LazyLeafs, so a
+child is written while its parents are read, chunk by chunk. Nothing runs on devices: a checkpoint that was written from
+shards is read from its files.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxtrain.axes import Axes
+from jaxtrain.models.decoder import DecoderConfig
 from jaxtrain.shapes import ParamTree
 from jaxtrain.surgery.lazy import Box, LazyLeaf, Rows
 from jaxtrain.technique import Technique
+
+Parameters = Mapping[str, LazyLeaf]  # of one model, by name
+
+
+class Own(NamedTuple):
+    """The facts about a parameter of the child, and its shape and dtype."""
+
+    axes: Axes
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Merge(Technique):
@@ -21,16 +34,23 @@ class Merge(Technique):
 
     __slots__ = ()
 
-    @abstractmethod
     def check(self, names: list[str], parents: int) -> None:
         """Raise ValueError where it cannot merge so many models, whose parameters have these names."""
 
+    def model(self, config: DecoderConfig, parents: int) -> DecoderConfig:
+        """Return the configuration of the child of so many models of one configuration.
+
+        Raises:
+            ValueError: they are too few, or have a layer that it cannot merge.
+        """
+        return config
+
     @abstractmethod
-    def leaf(self, name: str, parents: Sequence[LazyLeaf], axes: Axes) -> LazyLeaf:
+    def leaf(self, name: str, parents: Sequence[Parameters], own: Own) -> LazyLeaf:
         """Return a parameter of the child, which reads those of the parents when it is read.
 
-        `name` is such as `stacks.blocks.blocks.0.mlp.experts.up.kernel`. The first `axes.leading` axes count tensors:
-        repeats, and experts of a repeat.
+        `name` is such as `stacks.blocks.blocks.0.mlp.experts.up.kernel`. The first `own.axes.leading` axes count
+        tensors: repeats, and experts of a repeat.
         """
 
 
@@ -61,22 +81,24 @@ class InMemory(LazyLeaf):
         return lambda repeat: self._array if repeat is None else self._array[repeat]
 
 
-def merged(merge: Merge, parents: Sequence[ParamTree], axes: ParamTree) -> ParamTree:
+def merged(merge: Merge, parents: Sequence[ParamTree], axes: ParamTree, shapes: ParamTree) -> ParamTree:
     """Return the parameters of the child of some models.
 
-    Leaves of `parents` are LazyLeafs or arrays; `axes` are the facts about them.
+    Leaves of `parents` are LazyLeafs or arrays; `axes` and `shapes` are those of the child, `merge.model(...)`.
 
     Raises:
         ValueError: the merge does not fit the models.
     """
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(axes)]
-    merge.check(names, len(parents))
+    named = [
+        {_name(path): leaf if isinstance(leaf, LazyLeaf) else InMemory(np.asarray(leaf)) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, parents)
+    ]
+    merge.check(list(named[0]), len(parents))
 
-    def leaf(path, own: Axes, *of_parents) -> LazyLeaf:
-        lazy = [one if isinstance(one, LazyLeaf) else InMemory(np.asarray(one)) for one in of_parents]
-        return merge.leaf(_name(path), lazy, own)
+    def leaf(path, facts: Axes, like: jax.ShapeDtypeStruct) -> LazyLeaf:
+        return merge.leaf(_name(path), named, Own(facts, like.shape, like.dtype))
 
-    return jax.tree_util.tree_map_with_path(leaf, axes, *parents)
+    return jax.tree_util.tree_map_with_path(leaf, axes, shapes)
 
 
 def _name(path: tuple) -> str:

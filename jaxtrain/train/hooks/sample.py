@@ -51,7 +51,9 @@ class Sample(Hook):
         try:
             check_decoding(model, shortest=prompt, longest=prompt, tokens=self.tokens)
         except ValueError as error:
-            raise ValueError(f"{where}.tokens={self.tokens} after a prompt of {prompt}: {error}") from error
+            raise ValueError(
+                f"{where}.tokens={self.tokens} after a prompt of {prompt}: {error}; or remove the hook"
+            ) from error
 
     def after_step(self, run: RunView, state: TrainState, hook_state: ParamTree) -> tuple[TrainState, ParamTree]:
         if due(run, self.every_steps):

@@ -23,6 +23,9 @@ class Initial(Technique):
 
     __slots__ = ()
 
+    def check(self, config: DecoderConfig) -> None:
+        """Raise ValueError where a model cannot have these weights, as far as that shows before they are read."""
+
     @abstractmethod
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
         """Return the arrays of a model, laid out over the mesh. The values do not depend on the mesh."""

@@ -34,14 +34,21 @@ class FromHuggingFace(Initial):
     changed: tuple[str, ...] = ()
     paper: ClassVar[str] = "common practice"
 
+    def check(self, config: DecoderConfig) -> None:
+        if self.model is not None:
+            self._check_serves(plain(self.model), config)
+
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
         source, arrays = import_folder(self.path, mesh)
         if self.model is not None and plain(self.model) != source:
             raise ValueError(f"path={self.path!r}: its config.json is not the one any more that `model` was read from")
-        check_same_architecture(source, config, path=self.path, what="a model")
-        check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)
+        self._check_serves(source, config)
         shapes = abstract_model(source).shapes
         model = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), apart(arrays, shapes), shapes)
         trees = zip(abstract_model(config).shapes, shapes, strict=True)
         same = all(flatten_dict(ours).keys() == flatten_dict(theirs).keys() for ours, theirs in trees)
         return model if same and has_plain_linears(config) else taken_over(model, source, config, mesh, key)
+
+    def _check_serves(self, source: DecoderConfig, config: DecoderConfig) -> None:
+        check_same_architecture(source, config, path=self.path, what="a model")
+        check_same_function(source, config, path=self.path, owner="the folder", changed=self.changed)

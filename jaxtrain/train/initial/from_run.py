@@ -40,6 +40,10 @@ class FromRun(Initial):
     changed: tuple[str, ...] = ()
     paper: ClassVar[str] = "common practice"
 
+    def check(self, config: DecoderConfig) -> None:
+        if self.model is not None:
+            self._model_for(config)
+
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
         source = self._model_for(config)
         model = self.restored(source, mesh)

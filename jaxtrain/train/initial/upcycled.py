@@ -4,7 +4,9 @@ Komatsuzaki et al. (2022), arXiv:2212.05055. Every expert begins as a copy of th
 A token's weights add up to 1, so the mixture computes what the dense layer did.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ from jaxtyping import Array, Key
 
 from jaxtrain.axes import EXPERTS
 from jaxtrain.models.decoder import DecoderConfig, abstract_model
-from jaxtrain.models.trees import apart, together
+from jaxtrain.models.trees import apart, in_stacks, of_stack, regrouped, together
 from jaxtrain.nn.block import BlockConfig
 from jaxtrain.nn.feed_forward.mixture import MixtureConfig
 from jaxtrain.shapes import ModelState
@@ -36,9 +38,17 @@ class Upcycled(Initial):
     weights: Initial
     paper: ClassVar[str] = "arXiv:2212.05055"
 
+    def check(self, config: DecoderConfig) -> None:
+        source = dense(config)
+        with _of_dense():
+            self.weights.check(source)
+
     def __call__(self, config: DecoderConfig, mesh: Mesh, key: Key[Array, ""]) -> ModelState:
         source = dense(config)
-        model = self.weights(source, mesh, key)
+        with _of_dense():
+            model = self.weights(source, mesh, key)
+        stacks = {name: (of_stack(model, name), source.stacks[name], own) for name, own in config.stacks.items()}
+        model = in_stacks(model, {name: regrouped(*of_both) for name, of_both in stacks.items()})
         shapes = abstract_model(config).shapes
         mixtures = {
             ("stacks", stack, "blocks", position, "mlp")
@@ -60,6 +70,18 @@ class Upcycled(Initial):
 
         with jax.set_mesh(mesh):
             return jax.jit(copied, out_shardings=layout(config, mesh))(model, key)
+
+
+@contextlib.contextmanager
+def _of_dense() -> Iterator[None]:
+    """Say in the errors of the weights which model they should be of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"initial=Upcycled(...): {error}; the dense model has the expert in place of each mixture, so make the "
+            "expert (mlp.expert) the layer of these weights"
+        ) from error
 
 
 def dense(config: DecoderConfig) -> DecoderConfig:
@@ -94,6 +116,11 @@ def _check_adds_to_one(key: str, mixture: MixtureConfig) -> None:
                 f"{key}.{name}={found!r}: with it, copies of a dense layer add up to something else; for "
                 f"initial=Upcycled(...) set it to {value!r}"
             )
+    if mixture.top_k == 1:
+        raise ValueError(
+            f"{key}.top_k=1: with renormalise=True the one expert of a token has weight 1, so no gradient reaches the "
+            "router; for initial=Upcycled(...) take at least 2"
+        )
     if mixture.selection.most(mixture.routed, mixture.top_k) != mixture.top_k:
         raise ValueError(
             f"{key}.selection={mixture.selection!r}: a token may have no expert, and the dense layer is lost for it; "

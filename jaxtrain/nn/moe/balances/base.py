@@ -1,12 +1,16 @@
 """The base class of balances: what keeps the loads of experts alike, and routers well-behaved."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.nn.moe.routing import Scores
+from jaxtrain.axes import Axes, Kind
+from jaxtrain.nn.moe.routing import TINY, Scores
+from jaxtrain.nn.param import Buffer
 from jaxtrain.technique import Technique
 
 Own = Mapping[str, Any]  # the buffers that a balance built, by their names
@@ -32,6 +36,7 @@ class Balance(Technique):
     """
 
     __slots__ = ()
+    evens: ClassVar[bool] = False  # whether its loss evens the loads, so that a choice by scores must be there
 
     @property
     def chooses(self) -> bool:
@@ -54,14 +59,43 @@ class Balance(Technique):
         """Return what is added to the scores where experts are chosen; it has no part in the weights."""
         return None
 
+    @abstractmethod
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
     ) -> dict[str, Float[Array, ""]]:
-        """Return the losses by name, each summed over the real tokens. `chosen` is 0 in padding."""
-        return {}
+        """Return the losses by name, each summed over the tokens, weighed by `real`. `chosen` is 0 in padding.
+
+        `real` is 0 in padding and 1 elsewhere; where a part of a row passes the block, it is what a token of that part
+        stands for, one number a row.
+        """
 
     def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:
         """Replace the buffers. `load` is the number of tokens of each expert in a whole step."""
+
+
+class BiasAlone(Balance):
+    """A balance by a bias in the choice of experts, without a loss."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def bias(self, own: Own) -> Float[Array, " E"]:
+        """Return what is added to the scores where experts are chosen."""
+
+    def loss(
+        self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
+    ) -> dict[str, Float[Array, ""]]:
+        return {}
+
+
+def even_shares(experts: int) -> Buffer:
+    """Return the shares of the experts in the choices, times their number, as if all loads were alike."""
+    return Buffer(jnp.ones(experts), axes=Axes((None,), Kind.VECTOR, cast=False))
+
+
+def shares(load: Float[Array, " E"]) -> Float[Array, " E"]:
+    """Return the shares of the experts in the choices of a step, times their number: 1 where all are alike."""
+    return load * len(load) / jnp.maximum(jnp.sum(load), TINY)
 
 
 def choosing(balances: Iterable[Any]) -> tuple:

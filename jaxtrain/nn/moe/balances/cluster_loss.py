@@ -32,7 +32,9 @@ class ClusterLoss(Balance):
 
     def check(self, numbers: Numbers) -> None:
         if numbers.routed % self.clusters:
-            raise ValueError(f"clusters={self.clusters} does not divide experts={numbers.routed}")
+            raise ValueError(
+                f"clusters={self.clusters} does not divide the {numbers.routed} experts that are scored; take a divisor"
+            )
 
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own

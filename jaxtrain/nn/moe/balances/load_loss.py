@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own
-from jaxtrain.nn.moe.routing import TINY, Scores
-from jaxtrain.nn.param import Buffer
+from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own, even_shares, shares
+from jaxtrain.nn.moe.routing import Scores
 from jaxtrain.ranges import check_positive
 
 
@@ -25,6 +23,7 @@ class LoadLoss(Balance):
 
     coefficient: float
     paper: ClassVar[str] = "arXiv:2101.03961"
+    evens: ClassVar[bool] = True
 
     def __post_init__(self):
         check_positive(self, "coefficient")
@@ -34,7 +33,7 @@ class LoadLoss(Balance):
         return self.coefficient
 
     def build(self, experts: int) -> dict[str, nnx.Variable]:
-        return {"shares": Buffer(jnp.ones(experts), axes=Axes((None,), Kind.VECTOR, cast=False))}
+        return {"shares": even_shares(experts)}
 
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
@@ -43,4 +42,4 @@ class LoadLoss(Balance):
         return {"balance": self.coefficient * jnp.sum(own["shares"][...] * summed_E)}
 
     def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:
-        own["shares"][...] = load * len(load) / jnp.maximum(jnp.sum(load), TINY)
+        own["shares"][...] = shares(load)

@@ -25,6 +25,7 @@ class MutualInformation(Balance):
 
     coefficient: float
     paper: ClassVar[str] = "arXiv:2404.05567"
+    evens: ClassVar[bool] = True
 
     def __post_init__(self):
         check_positive(self, "coefficient")

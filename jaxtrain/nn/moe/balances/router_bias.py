@@ -8,13 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own
+from jaxtrain.nn.moe.balances.base import BiasAlone, Numbers, Own
 from jaxtrain.nn.param import Buffer
 from jaxtrain.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RouterBias(Balance):
+class RouterBias(BiasAlone):
     """A bias in the choice alone. A step moves it by `rate`: up for experts below the mean load, down above."""
 
     rate: float
@@ -27,7 +27,7 @@ class RouterBias(Balance):
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         return {"bias": Buffer(jnp.zeros(experts), axes=Axes((None,), Kind.VECTOR, cast=False))}
 
-    def bias(self, own: Own) -> Float[Array, " E"] | None:
+    def bias(self, own: Own) -> Float[Array, " E"]:
         return own["bias"][...]
 
     def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:

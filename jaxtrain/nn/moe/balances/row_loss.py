@@ -23,6 +23,7 @@ class RowLoss(Balance):
 
     coefficient: float
     paper: ClassVar[str] = "arXiv:2412.19437"
+    evens: ClassVar[bool] = True
 
     def __post_init__(self):
         check_positive(self, "coefficient")

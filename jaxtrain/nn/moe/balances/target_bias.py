@@ -8,14 +8,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
-from jaxtrain.nn.moe.balances.base import Balance, Numbers, Own
+from jaxtrain.nn.moe.balances.base import BiasAlone, Numbers, Own
 from jaxtrain.nn.moe.routing import TINY
 from jaxtrain.nn.param import Buffer
 from jaxtrain.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TargetBias(Balance):
+class TargetBias(BiasAlone):
     """A bias in the choice alone, so that a token has `per_token` computing experts in the mean, with like loads.
 
     A step moves the bias of an expert by rate * (per_token / (top_k * experts) - its share of all choices). Zero
@@ -40,7 +40,7 @@ class TargetBias(Balance):
     def build(self, experts: int) -> dict[str, nnx.Variable]:
         return {"bias": Buffer(jnp.zeros(experts), axes=Axes((None,), Kind.VECTOR, cast=False))}
 
-    def bias(self, own: Own) -> Float[Array, " E"] | None:
+    def bias(self, own: Own) -> Float[Array, " E"]:
         return own["bias"][...]
 
     def update(self, load: Float[Array, " E"], own: Own, numbers: Numbers) -> None:

@@ -9,6 +9,12 @@ import jax
 from jaxtyping import Array, Shaped
 
 
+def check_near(near: int, axis: str, size: int) -> None:
+    """Raise ValueError if a mesh axis of several devices has no groups of so many."""
+    if size > 1 and size % near:
+        raise ValueError(f"near={near}: does not divide mesh.{axis}={size}; choose a divisor of {size}")
+
+
 def all_to_all(parts: Shaped[Array, "X ..."], axes: tuple[str, ...], near: int = 1) -> Shaped[Array, "X ..."]:
     """Return the part that each device of the mesh axes has for this one, from one part for each of them.
 
@@ -18,12 +24,11 @@ def all_to_all(parts: Shaped[Array, "X ..."], axes: tuple[str, ...], near: int =
     Raises:
         ValueError: `near` does not divide the last axis.
     """
-    if near == 1:
-        return jax.lax.all_to_all(parts, axes, 0, 0)
     *others, last = axes
     size = jax.lax.axis_size(last)
-    if size % near:
-        raise ValueError(f"near={near}: does not divide mesh.{last}={size}; choose a divisor of {size}")
+    check_near(near, last, size)
+    if near == 1 or size == 1:
+        return jax.lax.all_to_all(parts, axes, 0, 0)
     neighbours = [[first + at for at in range(near)] for first in range(0, size, near)]
     sizes = [*map(jax.lax.axis_size, others), size // near, near]
     assert math.prod(sizes) == len(parts)

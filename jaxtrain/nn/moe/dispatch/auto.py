@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.moe.dispatch.base import Dispatch
@@ -30,6 +31,12 @@ class Auto(Dispatch):
         for way in self.ways:
             if way.drops:
                 raise ValueError(f"ways: {way!r} drops tokens, so the choice would change the result; leave it out")
+            if type(way).sent is Dispatch.sent:
+                raise ValueError(f"ways: {way!r} does not say how many bytes it sends; leave it out")
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        for way in self.ways:
+            way.check_mesh(mesh)
 
     def chosen(self, load: Load) -> Dispatch:
         """Return the way for a layer with this load."""

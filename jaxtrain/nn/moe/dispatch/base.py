@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from jaxtrain.nn.moe.dispatch.region import Load
@@ -23,6 +24,9 @@ class Dispatch(Technique):
     def kept(self, routing: Routing) -> Float[Array, "B L E"]:
         """Return 1 for the chosen experts that do compute the token: all of them, where none is dropped."""
         return routing.chosen
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        """Raise ValueError where it cannot bring tokens to experts over the axes of the mesh."""
 
     def sent(self, load: Load) -> int:
         """Return how many values a device sends in the forward pass of a layer. The backward pass sends as many.

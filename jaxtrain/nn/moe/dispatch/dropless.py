@@ -48,8 +48,8 @@ class Dropless(Dispatch):
         return in_region_of_tokens(of_device, x, routing, experts)
 
     def sent(self, load: Load) -> int:
-        gathered = load.apart * load.tokens * load.width
-        return 2 * gathered * (load.apart - 1) // load.apart + 2 * gathered * (load.alike - 1) // load.alike
+        values = load.tokens * load.width
+        return 2 * values * (load.apart - 1) + 2 * values * (load.alike - 1) // load.alike
 
 
 def sum_over_devices(
@@ -65,8 +65,8 @@ def sum_over_devices(
     first = jax.lax.axis_index(split.experts) * count if split.experts else 0
     tokens, numbers, weights = (_gather(part, gathered) for part in (x, numbers, weights))
     y_TD = _sum_of_own(experts, arrays, tokens, numbers - first, weights, count)
-    y_TD = jax.lax.psum(y_TD, summed) if summed else y_TD
-    return jax.lax.psum_scatter(y_TD, gathered, scatter_dimension=0, tiled=True) if gathered else y_TD
+    y_TD = jax.lax.psum_scatter(y_TD, gathered, scatter_dimension=0, tiled=True) if gathered else y_TD
+    return jax.lax.psum(y_TD, summed) if summed else y_TD
 
 
 def _gather(rows: Shaped[Array, "T *S"], over: tuple[str, ...]) -> Shaped[Array, "U *S"]:

@@ -19,10 +19,12 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh
 from jaxtrain_kernels.varying import vary, varying
 from jaxtyping import Array, Float, Int
 
-from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all
+from jaxtrain.axes import EXPERTS
+from jaxtrain.nn.moe.dispatch.all_to_all import all_to_all, check_near
 from jaxtrain.nn.moe.dispatch.base import Dispatch
 from jaxtrain.nn.moe.dispatch.dropless import Dropless, sum_over_devices
 from jaxtrain.nn.moe.dispatch.region import Load, Split, in_region_of_tokens
@@ -32,6 +34,7 @@ from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
 from jaxtrain.ranges import check_at_least_one
 from jaxtrain.shapes import ModelState
+from jaxtrain.sharding import RULES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +60,10 @@ class Exchange(Dispatch):
         function = functools.partial(of_device, self, experts, routing.top_k)
         return in_region_of_tokens(function, x, routing, experts)
 
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        last = RULES[EXPERTS][-1]
+        check_near(self.near, last, mesh.shape[last])
+
     def room(self, tokens: int, top_k: int, devices: int) -> int:
         """Return how many rows a device can send another in a round."""
         return math.ceil(tokens * top_k / devices * self.factor)
@@ -67,6 +74,12 @@ class Exchange(Dispatch):
         pieces = math.gcd(self.pieces, load.tokens)
         room = pieces * self.room(load.tokens // pieces, load.top_k, load.apart * load.alike)
         return 2 * (load.apart - 1) * room * load.width + 2 * load.tokens * load.width * (load.alike - 1) // load.alike
+
+    def remark(self, load: Load, value_bytes: int) -> str | None:
+        idle = [f"{name}={getattr(self, name)}" for name in ("pieces", "near") if getattr(self, name) > 1]
+        if load.apart > 1 or not idle:
+            return None
+        return f"exchanges nothing on this mesh, where tokens have their experts beside them: {', '.join(idle)} unused"
 
 
 EXCHANGED = "exchanged"  # the name of what came from other devices, for remat policies

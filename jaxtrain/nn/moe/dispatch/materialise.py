@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from jaxtrain.nn.moe.dispatch.base import Dispatch
@@ -37,6 +38,9 @@ class Materialise(Dispatch):
 
     def __post_init__(self):
         check_at_least_one(self, "slots")
+
+    def check_mesh(self, mesh: AbstractMesh) -> None:
+        self.rest.check_mesh(mesh)
 
     def __call__(self, x: Float[Array, "B L D"], routing: Routing, experts: Experts) -> Float[Array, "B L D"]:
         function = functools.partial(_of_device, self, experts, routing.top_k)

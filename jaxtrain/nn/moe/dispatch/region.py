@@ -12,7 +12,7 @@ from jaxtrain.axes import EXPERTS
 from jaxtrain.fully_sharded import GATHERED
 from jaxtrain.nn.moe.experts import Experts
 from jaxtrain.nn.moe.routing import Routing
-from jaxtrain.sharding import activation_spec, parameter_spec
+from jaxtrain.sharding import IndivisibleError, activation_spec, parameter_spec
 
 Named = tuple[jax.Array, Sequence[str | None]]
 TOKENS = ("batch", "residual_length", None)  # each token on one device, as between layers
@@ -39,6 +39,14 @@ def split_of(experts: int, shape: Sequence[int], names: Sequence[str | None], me
     """Return how a mesh splits a number of experts, and an array with these names of its axes."""
     own = parameter_spec((EXPERTS,), (experts,), mesh, drop=GATHERED)
     return Split(_axes_of(own[0]), sum(map(_axes_of, activation_spec(names, shape, mesh)), ()))
+
+
+def check_experts(experts: int, what: str, mesh) -> None:
+    """Raise ValueError if a mesh cannot split a number of experts, of which the text says that it is `what`."""
+    try:
+        split_of(experts, (), (), mesh)
+    except IndivisibleError as error:
+        raise ValueError(error.text(what)) from error
 
 
 def in_region(function: Callable[..., jax.Array], experts: Experts, *named: Named) -> jax.Array:

@@ -4,14 +4,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.nn.layer import TokenContext
-from jaxtrain.nn.moe.routing import Scores
+from jaxtrain.nn.moe.routing import Scores, in_float32
 from jaxtrain.nn.param import normal
 from jaxtrain.technique import Technique
 
@@ -41,8 +39,8 @@ class Router(Technique):
         """Whether the biases of balances may have a part in the choice."""
         return True
 
-    def check(self, experts: int) -> None:
-        """Raise ValueError where it cannot score so many experts."""
+    def check(self, experts: int, top_k: int) -> None:
+        """Raise ValueError where it cannot score so many experts, or so many cannot be chosen by it."""
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise ValueError where it cannot have all tokens of a vocabulary."""
@@ -58,7 +56,7 @@ class Router(Technique):
     def loss(
         self, scores: Scores, chosen: Float[Array, "B L E"], real: Float[Array, "B L"], own: Own
     ) -> dict[str, Float[Array, ""]]:
-        """Return losses of its own by name, each summed over the real tokens. `chosen` is 0 in padding."""
+        """Return losses of its own by name, as those of a balance."""
         return {}
 
     def balanced(self, own: Own) -> Float[Array, ""] | float:
@@ -76,5 +74,5 @@ def matrix(d_model: int, outputs: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def linear_logits(x: Float[Array, "B L D"], own: Own) -> Float[Array, "B L E"]:
-    """Return `x` times the router's matrix, in float32. By default matrix units would round to bfloat16 or TF32."""
-    return jnp.matmul(x.astype(jnp.float32), own["router"][...], precision=jax.lax.Precision.HIGHEST)
+    """Return `x` times the router's matrix, in float32."""
+    return in_float32(x, own["router"][...])

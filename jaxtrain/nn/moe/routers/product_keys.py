@@ -43,11 +43,13 @@ class ProductKeys(Router):
         if self.beam is not None:
             check_at_least_one(self, "beam")
 
-    def check(self, experts: int) -> None:
+    def check(self, experts: int, top_k: int) -> None:
         if experts != (living := math.prod(self.grid) - len(self.holes)):
             raise ValueError(
                 f"grid={self.grid} has room for {living} experts, and there are {experts}: give it as many"
             )
+        if self.beam is not None and self.beam < top_k:
+            raise ValueError(f"beam={self.beam}: it finds fewer experts than top_k={top_k}; set beam={top_k} or more")
 
     def build(self, d_model: int, experts: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Variable]:
         return {"router": matrix(d_model, sum(self.grid), rngs)}

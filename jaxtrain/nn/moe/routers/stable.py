@@ -13,7 +13,7 @@ from jaxtrain.nn.layer import TokenContext
 from jaxtrain.nn.moe.routers.base import Own, Router
 from jaxtrain.nn.moe.routers.sigmoid import Sigmoid
 from jaxtrain.nn.moe.routers.wrapper import RouterWrapper
-from jaxtrain.nn.moe.routing import TINY, Scores, told
+from jaxtrain.nn.moe.routing import TINY, Scores, in_float32, told
 from jaxtrain.nn.param import Buffer, normal
 from jaxtrain.ranges import check_at_least_one, check_positive
 
@@ -70,7 +70,7 @@ class Stable(RouterWrapper):
         table, centroids = (
             jnp.where(self._settled(own), own[f"settled_{name}"][...], own[f"light_{name}"][...]) for name in LIGHT
         )
-        light_BLE = table[told(context.tokens, "tokens", self)] @ centroids
+        light_BLE = in_float32(table[told(context.tokens, "tokens", self)], centroids)
         scores = self.router(x, context, own)
         judged_BLE = jnp.where(self._settled(own), light_BLE, scores.judged)
         return scores._replace(chosen_by=judged_BLE, aside=light_BLE)
@@ -80,7 +80,7 @@ class Stable(RouterWrapper):
     ) -> dict[str, Float[Array, ""]]:
         assert scores.aside is not None
         share_BLE = chosen / jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), TINY)
-        entropy = -jnp.sum(share_BLE * jax.nn.log_softmax(scores.aside, axis=-1))
+        entropy = -jnp.sum(share_BLE * jax.nn.log_softmax(scores.aside, axis=-1) * real[..., None])
         light = {"distilled_router": self.coefficient * self.balanced(own) * entropy}
         return self.router.loss(scores, chosen, real, own) | light
 

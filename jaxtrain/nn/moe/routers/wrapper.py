@@ -25,8 +25,8 @@ class RouterWrapper(Router):
     def takes_bias(self) -> bool:
         return self.router.takes_bias
 
-    def check(self, experts: int) -> None:
-        self.router.check(experts)
+    def check(self, experts: int, top_k: int) -> None:
+        self.router.check(experts, top_k)
 
     def check_vocab(self, vocab_size: int) -> None:
         self.router.check_vocab(vocab_size)

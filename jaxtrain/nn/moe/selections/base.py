@@ -27,9 +27,14 @@ class Selection(Technique):
         return None
 
     @property
-    def takes_bias(self) -> bool:
-        """Whether scores, and so the biases of balances, have a part in the choice."""
+    def reads_scores(self) -> bool:
+        """Whether scores have a part in the choice."""
         return True
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the loads follow from a bias of each expert, so that balances have something to do."""
+        return self.reads_scores
 
     def check(self, experts: int, top_k: int) -> None:
         """Raise ValueError where the numbers do not fit."""

@@ -34,7 +34,7 @@ class BySkills(Selection):
         return len(self.skills)
 
     @property
-    def takes_bias(self) -> bool:
+    def reads_scores(self) -> bool:
         return False
 
     def check(self, experts: int, top_k: int) -> None:

@@ -25,6 +25,10 @@ class ExpertChoice(Selection):
     def causal(self) -> bool:
         return False
 
+    @property
+    def takes_bias(self) -> bool:
+        return False
+
     def most(self, experts: int, top_k: int) -> int:
         return experts
 
