@@ -45,21 +45,24 @@ def attach_rates(tree: Node) -> None:
     if not isinstance(source, Node) or source.cls is not initial.FromRun:
         return
     for node in _nodes(tree):
-        if issubclass(node.cls, Continuing) and _is_none(node.children.get("begin")):
-            node.children["begin"] = Leaf(value=_last_rate(source), origin=f"the run of {source.origin}")
+        asks = issubclass(node.cls, Continuing) and _is_none(node.children.get("begin"))
+        if asks and (rate := _last_rate(source)):
+            node.children["begin"] = rate
 
 
-def _last_rate(source: Node) -> float:
+def _last_rate(source: Node) -> Leaf | None:
+    """Return the last rate of a run; None where its keys are wrong, which is said when they are built."""
     from jaxtrain.train.initial import FromRun
 
-    run = Node(
-        cls=FromRun,
-        children={name: of for name, of in source.children.items() if name != "model"},
-        origin=source.origin,
-    )
-    built = build(run, {})
-    assert isinstance(built, FromRun)
-    return built.last_rate()
+    given = source.children.get("step")
+    step = given.value if isinstance(given, Leaf) else None
+    match source.children.get("path"):
+        case Leaf(value=str() as path, origin=origin) if step is None or isinstance(step, int):
+            try:
+                return Leaf(value=FromRun(path=path, step=step).last_rate(), origin=origin)
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from error
+    return None
 
 
 def attach_own_model(tree: Node, read: Read) -> None:
