@@ -39,7 +39,7 @@ def files(tmp_path_factory):
 # Changes to a configuration that is right, and what the line must name: the key or file, the value, the remedy.
 CONFIGURATIONS = {
     "unknown key": ({"model.d_modle": 64}, ("model.d_modle=64", "d_model")),
-    "unknown class": ({"optimizer": "@AdanW()"}, ("optimizer", "AdanW", "AdamW")),
+    "unknown class": ({"optimizer": "@ScheduledFree()"}, ("optimizer", "ScheduledFree", "'ScheduleFree'")),
     "wrong type": ({"model.d_model": "wide"}, ("model.d_model='wide'", "int")),
     "wrong type in a tuple": ({"phases[0].steps": 1.5}, ("phases[0].steps=1.5", "int")),
     "value out of range": ({"phases[0].steps": 0}, ("phases[0]", "steps=0", 1)),
@@ -97,8 +97,8 @@ CONFIGURATIONS = {
     "sample at a negative temperature": ({"hooks[1].temperature": -1.0}, ("hooks[1]", "temperature=-1.0", 0)),
     "seed that is too large": ({"seed": 2**63}, ("seed=9223372036854775808", "2^63")),
     "class of another key": (
-        {"optimizer": "@Cosine(peak=1e-3)"},
-        ("optimizer=@schedules.Cosine()", "AdamW8bit", "ScheduleFree"),
+        {"optimizer": "@jaxtrain.optim.schedules.Cosine(peak=1e-3)"},
+        ("optimizer=@cosine.Cosine()", "AdamW8bit", "ScheduleFree"),
     ),
     "gradients without a range": (
         {"model.compute_dtype": "'float16'"},
