@@ -10,6 +10,7 @@ from tolerances import EXACT, SAME_BATCHED_UPDATE, assert_close
 
 from jaxtrain.axes import Axes
 from jaxtrain.optim.adamw_8bit import AdamW8bit
+from jaxtrain.optim.gradient_noise import GradientNoise
 from jaxtrain.optim.moments.float8 import Float8Moments
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.per_layer import per_layer
@@ -28,7 +29,10 @@ def _alone(tree: dict, index: int) -> dict:
     return jax.tree.map(one, LARGE_FACTS, tree)
 
 
-@every([optimizer for optimizer in ALL + VARIANTS if not isinstance(optimizer, ONE_RATE)])
+APART = [optimizer for optimizer in ALL + VARIANTS if not isinstance(optimizer, (*ONE_RATE, GradientNoise))]
+
+
+@every(APART)  # without those that join parameters by one rate, and without noise, which each element has of its own
 def test_every_optimizer_moves_the_layers_of_a_stack_and_their_experts_as_each_alone(optimizer):
     tx, params, gradients = build(optimizer, axes=LARGE_FACTS), draw_large(0), [draw_large(seed) for seed in (1, 2, 3)]
 
