@@ -77,7 +77,8 @@ def batch(phase: Phase, where: str, model: DecoderConfig, microbatches: int) -> 
     tokens = phase.tokens_per_step // microbatches
     hidden = tokens * model.d_model * jnp.dtype(model.compute_dtype).itemsize
     logits = tokens * min(model.vocab_size, TILE) * _BYTES
-    of_token = len(Batch._fields[:-1]) * _BYTES + (_size(dict(model.teacher.given)) if model.teacher else 0)
+    fields = set(Batch._fields) - {"hints"} - ({"tasks"} if model.task_count is None else set())
+    of_token = len(fields) * _BYTES + (_size(dict(model.teacher.given)) if model.teacher else 0)
     return [
         Need(of_token * phase.tokens_per_step, f"a batch {key}", on_host=True),
         Need(hidden + logits, f"hidden states and logits of a microbatch {key}"),

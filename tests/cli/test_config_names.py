@@ -34,7 +34,7 @@ def test_nothing_is_said_where_nothing_is_near(capsys, key):
 
 def test_what_fits_a_key_is_listed_where_no_class_is_near(capsys):
     line = refusal(capsys, "config", "show", QUICKSTART, "--set", "objective=@Contrastive()")
-    assert line.endswith("there is no class 'Contrastive'; objective takes Distill, NextToken")
+    assert line.endswith("there is no class 'Contrastive'; objective takes Distill, Entropy, NextToken")
 
 
 def test_other_words_stand_for_keys_that_exist():
@@ -46,7 +46,8 @@ def test_other_words_stand_for_keys_that_exist():
         classes = list({cls for key in found for cls in key.classes} - seen)
     assert set(config_names._OTHER_WORDS) <= keys
     words = {word for words in config_names._OTHER_WORDS.values() for word in words.split()}
-    assert words & keys == {"learning_rate"}, "which a number is not: that is its peak"
+    # A number is no learning_rate: that is its peak. Blocks have a `depth`, and convolutions a `width`.
+    assert words & keys == {"learning_rate", "depth", "width"}
 
 
 def test_a_name_is_itself_before_it_stands_for_another():

@@ -48,7 +48,8 @@ def events(folder):
 
 
 def test_the_quickstart_has_few_keys():
-    assert leaf_count(load(QUICKSTART).config) <= 59
+    """Those of doors that are shut, such as `model.sharing`, are among them."""
+    assert leaf_count(load(QUICKSTART).config) <= 64
 
 
 def test_training_says_how_good_it_is_where_it_is_and_what_is_next(tiny_run):
