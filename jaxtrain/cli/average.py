@@ -18,6 +18,7 @@ from jaxtrain.cli.finished import load_run
 from jaxtrain.cli.merge import check_is_new, parent, write
 from jaxtrain.models.decoder import abstract_model
 from jaxtrain.shapes import ParamTree
+from jaxtrain.surgery.linears import has_plain_linears
 from jaxtrain.surgery.merging import Combination, evolved, moving_average
 from jaxtrain.train.checkpoint import Checkpoints
 from jaxtrain.train.evaluation import HELD_OUT, Evaluation, evaluate
@@ -75,6 +76,14 @@ def beginning(checkpoints: int, decay: float | None) -> Coefficients:
 def searched(arguments: argparse.Namespace, steps: list[int]) -> Coefficients:
     """Return the coefficients with the lowest validation loss of so many combinations, and print what they gain."""
     count = len(steps)
+    if count < 2:
+        raise ValueError(f"--search={arguments.search}: there is one checkpoint, and a search combines two or more")
+    model = parent(Path(arguments.run), arguments.import_from).config.model
+    if abstract_model(model).shapes.buffers or not has_plain_linears(model):
+        raise ValueError(
+            f"--search={arguments.search}: the model has buffers, adapters or quantized weights, which are not "
+            "combined as its parameters are; leave --search out, or search the merged run of `jaxtrain convert`"
+        )
     seeds = [(0.0,) * (count - 1) + (1.0,), beginning(count, None)]
     seeds += [beginning(count, decay) for decay in (arguments.decay, 0.5, 0.9) if decay is not None]
     if arguments.search < len(seeds):

@@ -78,7 +78,7 @@ def within_block(path: tuple, axes: Axes) -> tuple[int, ...]:
     inner: Iterable[int]
     names, keys = axes.names[axes.leading :], {getattr(key, "key", None) for key in path}
     if axes.kind is Kind.VECTOR:
-        inner: Iterable[int] = () if "bias" in keys else range(len(names))
+        inner = () if "bias" in keys else range(len(names))
     elif "vocab" in names:
         inner = (axis for axis, name in enumerate(names) if name != "vocab")
     elif keys & BY_HEAD and HEADS & set(names):

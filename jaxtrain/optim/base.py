@@ -41,6 +41,16 @@ class Optimizer(Technique):
         return 1
 
     @property
+    def anchored(self) -> bool:
+        """Whether an update goes to a point that the state keeps, so that none may take a part of it."""
+        return False
+
+    @property
+    def changes_decay(self) -> bool:
+        """Whether it makes less of a step, weight decay included, so that decay cannot be taken out of it."""
+        return False
+
+    @property
     def momentum_key(self) -> str | None:
         """The key of the decay of the first moment, which a schedule may give; None where it cannot."""
         return None
@@ -55,8 +65,9 @@ class Optimizer(Technique):
         """Return the transformation for parameters that have the facts `axes`.
 
         `rate` is the learning rate of the phase, by the number of updates made. A transformation with extra arguments
-        (`optax.GradientTransformationExtraArgs`) gets `value`, the loss, and `grad_fn`: parameters to their gradient on
-        the same batch, with the same noise. `grad_fn` is called outside of loops and branches of JAX.
+        (`optax.GradientTransformationExtraArgs`) gets `value`, the loss, `gradient_norm`, the norm of the gradient
+        before clipping (where there is clipping), and `grad_fn`: parameters to their gradient on the same batch, with
+        the same noise. `grad_fn` is called outside of loops and branches of JAX.
         """
 
     def with_momentum(self, value: Float[Array, ""]) -> "Optimizer":
@@ -153,13 +164,20 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """Return clipping by the gradient's global norm (Pascanu et al., 2013, arXiv:1211.5063), then the optimizer.
 
-    Gradients that the optimizer asks of `grad_fn` are clipped as well. `momentum` is that of the schedule.
+    Gradients that the optimizer asks of `grad_fn` are clipped as well. `momentum` is that of the schedule. The
+    optimizer gets `gradient_norm`, the norm before clipping.
     """
     tx = optimizer.build(rate, axes) if momentum is None else _following(optimizer, rate, momentum, axes)
     if clip_norm is None:
         return optax.chain(optax.identity(), tx)
     clip = optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0]))
+    clipped = with_grad_fn(tx, lambda gradient: clip.update(gradient, optax.EmptyState())[0])
+    both = optax.chain(clip, clipped)
+
+    def update(gradient: dict, state: optax.OptState, params: dict | None = None, **extra) -> tuple:
+        return both.update(gradient, state, params, gradient_norm=optax.tree.norm(gradient), **extra)
+
+    return optax.GradientTransformationExtraArgs(both.init, update)
 
 
 def with_grad_fn(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxtrain.axes import Axes
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.wrapper import Wrapper
+from jaxtrain.optim.wrapper import Wrapper, check_takes_parts
 
 LEAST_SHARE = 1e-3  # of the elements of a tensor: the rest of the update is scaled up by at most 1000
 
@@ -31,6 +31,12 @@ class Cautious(Wrapper):
     def __post_init__(self):
         name = type(self.optimizer).__name__
         self.optimizer.undecayed()  # raises where its decay cannot be told from its update
+        check_takes_parts(self.optimizer, "Cautious")
+        if self.optimizer.changes_decay:
+            raise ValueError(
+                f"optimizer={name}: it makes less of a step, weight decay included, which Cautious would add again; "
+                f"write {name}(optimizer=Cautious(...))"
+            )
         if self.optimizer.averages:
             raise ValueError(f"optimizer={name}: its average is found from whole updates; Cautious takes another one")
         if self.optimizer.gradients_per_step > 1:

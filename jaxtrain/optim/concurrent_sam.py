@@ -1,8 +1,9 @@
 """Sharpness-aware minimization along a gradient at older parameters. Liu et al. (2021), arXiv:2106.01221, algorithm 1.
 
-ConAdv perturbs inputs by a gradient at the weights of `delay` steps before, so that it waits for no other gradient of
-its step. Here the weights are perturbed, as in SAM: the optimizer gets the gradient at w + rho g' / |g'|, where g' is
-that of this batch at the older weights. Where there are none yet, they are the first ones.
+ConAdv perturbs inputs by a gradient at the weights of `delay` steps before, which could be computed while the step
+before is made. Here the weights are perturbed, as in SAM, and all gradients are computed in their step: the optimizer
+gets the gradient at w + rho g' / |g'|, where g' is that of this batch at the older weights. Where there are none yet,
+they are the first ones.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class ConcurrentSAMState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConcurrentSAM(Wrapper):
-    """SAM whose perturbation waits for no other gradient of its step, and keeps the parameters of `delay` steps."""
+    """SAM with a perturbation by a gradient at the parameters of `delay` steps before, which it keeps."""
 
     optimizer: Optimizer
     rho: float = 0.05

@@ -18,7 +18,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from jaxtrain.axes import Axes, Kind
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.wrapper import Wrapper
+from jaxtrain.optim.wrapper import Wrapper, check_takes_parts
 from jaxtrain.ranges import check_positive
 
 Layers = dict[tuple[str, str], np.ndarray]
@@ -35,11 +35,19 @@ class LayerRates(Wrapper):
 
     def __post_init__(self):
         check_positive(self, "by_depth")
+        for pattern, factor in self.factors:
+            if not 0 <= factor < float("inf"):
+                raise ValueError(f"factors: {pattern!r} has {factor}, which must be finite and at least 0")
+        check_takes_parts(self.optimizer, "LayerRates")
         if self.optimizer.averages:
             name = type(self.optimizer).__name__
             raise ValueError(
                 f"optimizer={name}: its average is found from whole updates; LayerRates takes parts of them"
             )
+
+    @property
+    def changes_decay(self) -> bool:
+        return True
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         inner = optax.with_extra_args_support(self.optimizer.build(rate, axes))

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.wrapper import Wrapper
+from jaxtrain.optim.wrapper import Wrapper, check_takes_parts
 from jaxtrain.ranges import check_at_least_one, check_share
 
 
@@ -36,6 +36,7 @@ class Lookahead(Wrapper):
     def __post_init__(self):
         check_at_least_one(self, "period")
         check_share(self, "share")
+        check_takes_parts(self.optimizer, "Lookahead")
         if self.optimizer.averages:
             name = type(self.optimizer).__name__
             raise ValueError(

@@ -36,6 +36,10 @@ class MADGRAD(Optimizer):
         check_positive(self, "epsilon")
         check_not_negative(self, "weight_decay")
 
+    @property
+    def anchored(self) -> bool:
+        return True
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         def summed_rate(count):
             """Return the rate to which optax adds epsilon: less by that where it is 0, as in a warm-up's first step."""

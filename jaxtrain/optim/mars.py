@@ -42,8 +42,13 @@ class MARS(Wrapper):
         name = type(self.optimizer).__name__
         if self.optimizer.gradients_per_step > 1:
             raise ValueError(f"optimizer={name}: it follows another gradient; write {name}(optimizer=MARS(...))")
-        if not hasattr(self.optimizer, "b1"):
-            raise ValueError(f"optimizer={name}: MARS corrects momentum, and it has no decay `b1` of one")
+        if isinstance(self.optimizer, Wrapper):
+            raise ValueError(f"optimizer={name}: MARS corrects the momentum within; write {name}(optimizer=MARS(...))")
+        if self.optimizer.momentum_key != "b1":
+            raise ValueError(
+                f"optimizer={name}: MARS corrects the momentum of all parameters, whose decay is `b1`; take AdamW, "
+                "LAMB or Lion"
+            )
 
     @property
     def gradients_per_step(self) -> int:
@@ -51,7 +56,7 @@ class MARS(Wrapper):
 
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         inner = optax.with_extra_args_support(self.optimizer.build(rate, axes))
-        b1: float = self.optimizer.b1  # type: ignore[attr-defined]  # checked above
+        b1: float = self.optimizer.b1  # type: ignore[attr-defined]  # at `momentum_key`
         share = self.gamma * b1 / (1 - b1)
 
         def init(params: dict) -> MARSState:

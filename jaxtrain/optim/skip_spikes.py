@@ -42,6 +42,10 @@ class SkipSpikes(Wrapper):
         if self.window < 4:
             raise ValueError(f"window={self.window}: a standard deviation of half of it needs at least 4")
 
+    @property
+    def changes_decay(self) -> bool:
+        return True
+
     def build(self, rate: optax.Schedule, axes: dict) -> optax.GradientTransformation:
         inner = optax.with_extra_args_support(self.optimizer.build(rate, axes))
 
@@ -49,10 +53,13 @@ class SkipSpikes(Wrapper):
             zero = jnp.zeros((), jnp.int32)
             return SkipSpikesState(zero, zero, jnp.zeros((2, self.window), jnp.float32), inner.init(params))
 
-        def update(gradient: dict, state: SkipSpikesState, params: dict, *, value, **extra) -> tuple:
-            now = jnp.stack([value, optax.tree.norm(gradient)]).astype(jnp.float32)
+        def update(
+            gradient: dict, state: SkipSpikesState, params: dict, *, value, gradient_norm=None, **extra
+        ) -> tuple:
+            norm = optax.tree.norm(gradient) if gradient_norm is None else gradient_norm
+            now = jnp.stack([value, norm]).astype(jnp.float32)
             skipped = self._is_spike(now, state)
-            updates, within = inner.update(gradient, state.inner, params, value=value, **extra)
+            updates, within = inner.update(gradient, state.inner, params, value=value, gradient_norm=norm, **extra)
             updates = jax.tree.map(lambda u: jnp.where(skipped, jnp.zeros_like(u), u), updates)
             within = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), within, state.inner)
             recorded = state.recorded.at[:, state.seen % self.window].set(now)

@@ -36,6 +36,14 @@ class Wrapper(Optimizer):
         return self.optimizer.averages
 
     @property
+    def anchored(self) -> bool:
+        return self.optimizer.anchored
+
+    @property
+    def changes_decay(self) -> bool:
+        return self.optimizer.changes_decay
+
+    @property
     def gradients_per_step(self) -> int:
         return self.optimizer.gradients_per_step
 
@@ -62,3 +70,12 @@ class Wrapper(Optimizer):
 
     def evaluation_params(self, opt_state: optax.OptState, params: dict) -> dict:
         return self.optimizer.evaluation_params(self.within(opt_state), params)
+
+
+def check_takes_parts(optimizer: Optimizer, wrapper: str) -> None:
+    """Raise ValueError for an optimizer that goes to a point which it keeps, where a wrapper takes parts of updates."""
+    if optimizer.anchored:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__}: an update goes to a point that it keeps, and {wrapper} takes a "
+            "part of it; take another optimizer, such as AdamW"
+        )

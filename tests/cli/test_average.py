@@ -39,6 +39,7 @@ def test_what_is_not_there_is_refused(tiny_run, tmp_path, capsys):
         (("--window", 0), ("--window=0", "at least 1")),
         (("--steps", 1, 2), ("--steps=1", "2, 3")),
         (("--decay", 1.0), ("--decay=1.0", "[0, 1)")),
+        (("--window", 1, "--search", 9), ("--search=9", "one checkpoint")),
         (("--search", 2), ("--search=2", "at least 4")),
     ]:
         check(refusal(capsys, "average", run, "--out", out, *options), *facts)

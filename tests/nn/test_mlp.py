@@ -91,3 +91,12 @@ def test_gated_feed_forward_has_biases(x):
 def test_an_unknown_activation_is_refused_with_the_known_ones(config):
     with refused(ValueError, "activation='swish'", "silu, gelu, gelu_tanh, relu"):
         config(hidden=4, activation="swish")
+
+
+def test_a_gradient_is_differentiated_in_forward_mode():
+    """As products with the Hessian are made."""
+    gate, up = np.random.default_rng(0).standard_normal((2, 1, 3, 4)).astype(np.float32)
+    gradient = jax.grad(lambda g: jnp.sum(jnp.square(gated_mlp.gated(g, up, "silu"))))
+    plain = jax.grad(lambda g: jnp.sum(jnp.square(jax.nn.silu(g) * up)))
+    (_, found), (_, desired) = (jax.jvp(f, (gate,), (up,)) for f in (gradient, plain))
+    assert_close(found, desired, CLOSED_FORM_LAYER)

@@ -13,10 +13,14 @@ from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.adamw_8bit import AdamW8bit
 from jaxtrain.optim.cautious import Cautious
 from jaxtrain.optim.lamb import LAMB
+from jaxtrain.optim.layer_rates import LayerRates
 from jaxtrain.optim.lion import Lion
+from jaxtrain.optim.lookahead import Lookahead
+from jaxtrain.optim.madgrad import MADGRAD
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.sam import SAM
 from jaxtrain.optim.schedule_free import ScheduleFree
+from jaxtrain.optim.skip_spikes import SkipSpikes
 
 ADAMW = AdamW(learning_rate=RATES, weight_decay=DECAY)
 
@@ -113,3 +117,15 @@ def test_twice_cautious_decays_once():
     [seen] = follow(tx, params, [jax.tree.map(np.zeros_like, params)], lambda _, params: params)
     assert_close(seen["up"], params["up"] * np.float32(1 - RATE * DECAY), CLOSED_FORM)
     assert_close(seen["scale"], params["scale"], EXACT)
+
+
+@pytest.mark.parametrize("wrapper", [LayerRates, SkipSpikes], ids=lambda cls: cls.__name__)
+def test_what_makes_less_of_a_step_goes_around_it(wrapper):
+    with refused(ValueError, f"optimizer={wrapper.__name__}", f"{wrapper.__name__}(optimizer=Cautious(...))"):
+        Cautious(optimizer=wrapper(optimizer=ADAMW))
+
+
+@pytest.mark.parametrize("wrapper", [Cautious, LayerRates, Lookahead], ids=lambda cls: cls.__name__)
+def test_no_part_is_taken_of_an_update_to_a_point_that_is_kept(wrapper):
+    with refused(ValueError, "optimizer=MADGRAD", wrapper.__name__):
+        wrapper(optimizer=MADGRAD(learning_rate=RATES))

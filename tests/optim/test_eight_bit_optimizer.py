@@ -120,7 +120,7 @@ def test_scales_are_sharded_as_their_codes():
     state = jax.eval_shape(lambda p: state_of(ModelState(p), _transformation(MOMENTS[0])), SHAPES)
     layout = state_shardings(state, ModelState(FACTS), mesh).opt_state.m
     query = layout["stacks"]["blocks"]["blocks"][0]["mixer"]["query"]["kernel"]
-    assert query.scales.spec == query.codes.spec == P("stage", "fsdp", "tensor", None), query.codes.spec
+    assert query.scales.spec == query.codes.spec == P("stage", ("fsdp", "expert"), "tensor", None)
 
 
 def test_state_is_restored_on_another_mesh(tmp_path):

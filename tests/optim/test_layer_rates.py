@@ -88,3 +88,5 @@ def test_what_cannot_be_is_refused():
         LayerRates(optimizer=ScheduleFree(learning_rate=RATES))
     with pytest.raises(ValueError, match="by_depth=0.0: must be above 0"):
         LayerRates(optimizer=INNER, by_depth=0.0)
+    with refused(ValueError, "factors: '*' has -1.0", "at least 0"):
+        LayerRates(optimizer=INNER, factors=(("*", -1.0),))

@@ -10,7 +10,9 @@ from tolerances import CLOSED_FORM, assert_close
 
 from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.clip_by_block import ClipByBlock
 from jaxtrain.optim.mars import MARS
+from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.sam import SAM
 
 
@@ -83,3 +85,7 @@ def test_what_has_no_momentum_or_another_gradient_is_refused():
         MARS(optimizer=Adafactor(learning_rate=RATES))
     with refused(ValueError, "optimizer=SAM", "SAM(optimizer=MARS(...))"):
         MARS(optimizer=SAM(optimizer=AdamW(learning_rate=RATES)))
+    with refused(ValueError, "optimizer=Muon", "AdamW"):
+        MARS(optimizer=Muon(learning_rate=RATES))
+    with refused(ValueError, "optimizer=ClipByBlock", "ClipByBlock(optimizer=MARS(...))"):
+        MARS(optimizer=ClipByBlock(optimizer=INNER))

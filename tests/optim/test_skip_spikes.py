@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 from messages import refused
-from optimizer_cases import RATES, build, draw_tree
+from optimizer_cases import FACTS, RATES, build, draw_tree
 from tolerances import EXACT, assert_close
 
 from jaxtrain.optim.adamw import AdamW
+from jaxtrain.optim.base import transformation
 from jaxtrain.optim.skip_spikes import SkipSpikes
 
 ADAMW = AdamW(learning_rate=RATES)
@@ -51,6 +52,17 @@ def test_steps_are_those_of_the_definition_by_loss_or_by_norm():
     found = _skipped(SkipSpikes(optimizer=ADAMW, deviations=2.5, window=8), losses, norms)
     assert found == _by_definition([losses, norms], window=8, deviations=2.5)
     assert found[20] and found[30] and not found[2] and not found[33] and not found[39]
+
+
+def test_the_norm_is_that_before_clipping():
+    """Behind clipping all norms are alike, and none is a spike."""
+    tx = transformation(SkipSpikes(optimizer=ADAMW, window=4), RATES.build(10), FACTS, clip_norm=0.1)
+    params = draw_tree(0)
+    step = jax.jit(lambda gradient, state: tx.update(gradient, state, params, value=np.float32(1.0)))
+    state = tx.init(params)
+    for norm in (1.0, 1.5, 1.2, 1.3, 90.0):
+        _, state = step(jax.tree.map(lambda g, n=norm: np.float32(n) * g, UNIT), state)
+    assert int(state[1].left_out) == 1
 
 
 def test_a_window_that_has_no_deviation_is_refused():

@@ -1,5 +1,7 @@
 """Linear combinations of checkpoints: cases that are known, and a search."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -74,3 +76,14 @@ def test_a_search_beats_the_last_iterate_and_every_average_it_begins_with(seed):
 def test_a_search_of_nothing_but_its_seeds_takes_the_best_of_them():
     seeds = [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]
     assert evolved(lambda own: abs(own[0] - 0.4), seeds, evaluations=3) == (0.5, 0.5)
+
+
+def test_a_loss_that_is_no_number_is_the_worst():
+    seeds = [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]
+    best = evolved(lambda own: math.nan if own == (0.0, 1.0) else abs(own[0] - 0.4), seeds, evaluations=3)
+    assert best == (0.5, 0.5)
+
+
+def test_a_search_of_one_checkpoint_is_refused():
+    with refused(ValueError, "two checkpoints or more"):
+        evolved(lambda _: 0.0, [(1.0,)], evaluations=5)

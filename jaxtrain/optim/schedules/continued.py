@@ -28,7 +28,8 @@ class Continued(Continuing):
 
     @property
     def peak(self) -> float:  # type: ignore[override]  # a field elsewhere, which nothing assigns
-        assert self.begin is not None, "`build` has refused it"
+        if self.begin is None:
+            raise ValueError("begin=None: there is no run to continue; set initial=@FromRun(path=...), or begin")
         return self.begin
 
     @property

@@ -68,8 +68,15 @@ def evolved(
     what it returns is at least as good. A child has each coefficient of one of two parents among the best, and noise;
     what then lacks to a sum of 1 is added to the last checkpoint's.
     """
+    if len(seeds[0]) < 2:
+        raise ValueError("a search combines two checkpoints or more")
+
+    def measured(own: tuple[float, ...]) -> float:
+        found = loss(own)
+        return math.inf if math.isnan(found) else found
+
     random = np.random.default_rng(seed)
-    known = {own: loss(own) for own in dict.fromkeys(seeds)}
+    known = {own: measured(own) for own in dict.fromkeys(seeds)}
     while len(known) < evaluations:
         best = sorted(known, key=lambda own: known[own])[:PARENTS]
         first, second = (np.array(best[i]) for i in random.integers(len(best), size=2))
@@ -77,5 +84,5 @@ def evolved(
         child = child + random.normal(size=child.size) * random.choice(NOISE) / child.size
         child[-1] += 1 - child.sum()
         own = tuple(map(float, child))
-        known[own] = loss(own)
+        known[own] = measured(own)
     return min(known, key=lambda own: known[own])
