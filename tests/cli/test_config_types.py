@@ -31,7 +31,8 @@ def test_a_class_from_elsewhere_is_taken_where_its_base_is_asked_for():
 
 
 def test_a_base_stands_for_its_classes_where_it_is_described():
-    schedules = "Constant | Cosine | InverseSquareRoot | Linear | WarmupStableDecay"
-    assert describe_hint(Schedule) == schedules and describe_hint(Schedule | None) == f"{schedules} | None"
+    schedules = describe_hint(Schedule)
+    assert {"Constant", "Cosine", "WarmupStableDecay"} <= set(schedules.split(" | ")) and "Schedule" not in schedules
+    assert describe_hint(Schedule | None) == f"{schedules} | None"
     found = set(describe_hint(Optimizer).split(" | "))
     assert {"AdamW", "AdamW8bit", "Adafactor", "Lion", "Muon", "ScheduleFree"} <= found and "Optimizer" not in found
