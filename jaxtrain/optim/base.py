@@ -46,6 +46,11 @@ class Optimizer(Technique):
         return False
 
     @property
+    def compares_gradients(self) -> bool:
+        """Whether it compares gradients at the parameters of two steps, which must then be at these parameters."""
+        return False
+
+    @property
     def changes_decay(self) -> bool:
         """Whether it makes less of a step, weight decay included, so that decay cannot be taken out of it."""
         return False

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.optim.base import Optimizer
-from jaxtrain.optim.sam import worst_point
+from jaxtrain.optim.sam import check_own_gradient, worst_point
 from jaxtrain.optim.wrapper import Wrapper
 from jaxtrain.ranges import check_at_least_one, check_positive
 
@@ -37,6 +37,7 @@ class ConcurrentSAM(Wrapper):
 
     def __post_init__(self):
         check_positive(self, "rho")
+        check_own_gradient(self.optimizer)
         check_at_least_one(self, "delay")
 
     @property

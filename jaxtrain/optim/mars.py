@@ -51,6 +51,10 @@ class MARS(Wrapper):
             )
 
     @property
+    def compares_gradients(self) -> bool:
+        return self.exact
+
+    @property
     def gradients_per_step(self) -> int:
         return 2 if self.exact else 1
 

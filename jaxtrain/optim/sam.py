@@ -27,6 +27,7 @@ class SAM(Wrapper):
 
     def __post_init__(self):
         check_positive(self, "rho")
+        check_own_gradient(self.optimizer)
 
     @property
     def gradients_per_step(self) -> int:
@@ -47,3 +48,12 @@ def worst_point(params: dict, gradient: dict, rho: float) -> dict:
     norm = optax.tree.norm(gradient)
     unit = jnp.where(norm > 0, norm, 1.0)
     return jax.tree.map(lambda w, g: w + (rho * (g / unit)).astype(w.dtype), params, gradient)
+
+
+def check_own_gradient(optimizer: Optimizer) -> None:
+    """Raise ValueError for an optimizer that would compare gradients at perturbed and at other parameters."""
+    if optimizer.compares_gradients:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__}: it compares the gradient with one at older parameters, "
+            "which are not perturbed; take exact=False"
+        )

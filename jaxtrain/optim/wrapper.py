@@ -40,6 +40,10 @@ class Wrapper(Optimizer):
         return self.optimizer.anchored
 
     @property
+    def compares_gradients(self) -> bool:
+        return self.optimizer.compares_gradients
+
+    @property
     def changes_decay(self) -> bool:
         return self.optimizer.changes_decay
 

@@ -11,6 +11,7 @@ from tolerances import CLOSED_FORM, assert_close
 from jaxtrain.optim.adafactor import Adafactor
 from jaxtrain.optim.adamw import AdamW
 from jaxtrain.optim.clip_by_block import ClipByBlock
+from jaxtrain.optim.concurrent_sam import ConcurrentSAM
 from jaxtrain.optim.mars import MARS
 from jaxtrain.optim.muon import Muon
 from jaxtrain.optim.sam import SAM
@@ -89,3 +90,10 @@ def test_what_has_no_momentum_or_another_gradient_is_refused():
         MARS(optimizer=Muon(learning_rate=RATES))
     with refused(ValueError, "optimizer=ClipByBlock", "ClipByBlock(optimizer=MARS(...))"):
         MARS(optimizer=ClipByBlock(optimizer=INNER))
+
+
+@pytest.mark.parametrize("outer", [SAM, ConcurrentSAM], ids=lambda cls: cls.__name__)
+def test_gradients_at_unlike_points_are_not_compared(outer):
+    with refused(ValueError, "optimizer=MARS", "exact=False"):
+        outer(optimizer=MARS(optimizer=INNER, exact=True))
+    assert outer(optimizer=MARS(optimizer=INNER)).gradients_per_step > 1

@@ -127,4 +127,4 @@ class ExpertChoiceRecursion(Depth):
 
 
 def _logits(x: Float[Array, "B L D"], own: Mapping[str, Any], number: int) -> Float[Array, "B L"]:
-    return in_float32(x, own["router"][...][:, number, None])[..., 0]
+    return in_float32(x, own["router"][...][:, number])
